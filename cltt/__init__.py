@@ -1,0 +1,52 @@
+"""cltt: data pipeline and trainer for contrastive learning through time.
+
+Importing this package needs neither torch nor DALI: each public name is loaded when first touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "build_shards": "cltt.indexer",
+    "BuildReport": "cltt.indexer",
+    "ShardDataset": "cltt.reader",
+    "WindowIndex": "cltt.windows",
+    "EpochPlan": "cltt.sampler",
+    "WindowLoader": "cltt.loader",
+    "TemporalInfoNCE": "cltt.loss",
+    "positive_mask": "cltt.loss",
+}
+__all__ = [
+    "BuildReport",
+    "EpochPlan",
+    "ShardDataset",
+    "TemporalInfoNCE",
+    "WindowIndex",
+    "WindowLoader",
+    "build_shards",
+    "positive_mask",
+]
+
+if TYPE_CHECKING:
+    from cltt.indexer import BuildReport, build_shards
+    from cltt.loader import WindowLoader
+    from cltt.loss import TemporalInfoNCE, positive_mask
+    from cltt.reader import ShardDataset
+    from cltt.sampler import EpochPlan
+    from cltt.windows import WindowIndex
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cltt' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

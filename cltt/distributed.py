@@ -1,0 +1,130 @@
+"""Rank facts, process-group start and stop, and the collectives the other modules need.
+
+Rank facts come from torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``) or, under plain ``srun``, from
+Slurm's (``SLURM_PROCID``, ``SLURM_NTASKS``, ``SLURM_LOCALID``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from cltt.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+_SOURCES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """Who this process is: ``0 <= rank < world_size``; ``local_rank`` counts within the node."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
+    """Read the rank facts of this process from the environment; a lone process is rank 0 of 1."""
+    environ = os.environ if environ is None else environ
+    for names in _SOURCES:
+        if all(name in environ for name in names):
+            # An interactive `salloc` shell or a batch script has SLURM_NTASKS but is no task: only srun sets STEP_ID.
+            if names[0].startswith("SLURM") and "SLURM_STEP_ID" not in environ:
+                continue
+            rank, world_size, local_rank = (int(environ[name]) for name in names)
+            if not 0 <= rank < world_size:
+                raise SettingsError(f"{names[0]}={rank} does not lie in 0..{names[1]}-1 = {world_size - 1}")
+            return RankFacts(rank, world_size, local_rank)
+    return RankFacts()
+
+
+def start(facts: RankFacts, device: torch.device, *, timeout_minutes: float = 30) -> None:
+    """Start the default process group (nccl for CUDA, else gloo) if there are several ranks.
+
+    Needs ``MASTER_ADDR`` and ``MASTER_PORT``. Raises SettingsError if they are missing.
+    """
+    import torch.distributed as dist
+
+    if facts.world_size == 1 or dist.is_initialized():
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise SettingsError(f"{facts.world_size} ranks but {' and '.join(missing)} not set; see slurm/train.sbatch")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        rank=facts.rank,
+        world_size=facts.world_size,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
+
+
+def stop() -> None:
+    """Leave the process group if there is one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world() -> RankFacts:
+    """Rank and size of the process group that runs now (rank 0 of 1 without one); ``local_rank`` from the environment."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return RankFacts()
+    return RankFacts(dist.get_rank(), dist.get_world_size(), rank_facts().local_rank)
+
+
+def all_gather_rows(x: torch.Tensor) -> torch.Tensor:
+    """Concatenate ``x`` [n, ...] of all ranks in rank order -> [world_size * n, ...]; no gradient. n is equal on all."""
+    import torch
+    import torch.distributed as dist
+
+    size = world().world_size
+    if size == 1:
+        return x
+    x = x.contiguous()
+    parts = [torch.empty_like(x) for _ in range(size)]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """The picklable ``value`` of every rank, in rank order."""
+    import torch.distributed as dist
+
+    size = world().world_size
+    if size == 1:
+        return [value]
+    parts: list[Any] = [None] * size
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's picklable ``value`` on every rank."""
+    import torch.distributed as dist
+
+    if world().world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    import torch.distributed as dist
+
+    if world().world_size > 1:
+        dist.barrier()
