@@ -77,7 +77,7 @@ def stop() -> None:
 
 
 def world() -> RankFacts:
-    """Rank and size of the process group that runs now (rank 0 of 1 without one); ``local_rank`` from the environment."""
+    """Rank and size of the process group that runs now (rank 0 of 1 without one)."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -86,7 +86,7 @@ def world() -> RankFacts:
 
 
 def all_gather_rows(x: torch.Tensor) -> torch.Tensor:
-    """Concatenate ``x`` [n, ...] of all ranks in rank order -> [world_size * n, ...]; no gradient. n is equal on all."""
+    """Concatenate ``x`` [n, ...] of all ranks in rank order -> [world_size * n, ...]; no gradient; n equal on all."""
     import torch
     import torch.distributed as dist
 
