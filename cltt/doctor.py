@@ -1,0 +1,197 @@
+"""``python -m cltt.doctor``: what this machine can do for a run, one line each, with what to do about it.
+
+Exit status 0 if shards can be built and an encoder trained here, 1 if something needed for that is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cltt import cli
+
+GIB = 1 << 30
+MIN_OPEN_FILES = 4096
+MIN_SHM_BYTES = 1 * GIB
+NVJPEG_BACKEND_HARDWARE = 3  # nvjpegBackend_t in nvjpeg.h
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``status``: ``ok``, ``note`` (works, could be better) or ``bad`` (a run will fail)."""
+
+    status: str
+    subject: str
+    fact: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.status:<6}{self.subject:<24}{self.fact}"
+        return f"{line} -> {self.advice}" if self.advice else line
+
+
+def version_of(distribution: str) -> str | None:
+    """Installed version of a distribution, None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def dali_version() -> str | None:
+    """Version of DALI, whichever CUDA build of it is installed; None without DALI."""
+    names = (f"nvidia-dali-cuda{cuda}" for cuda in ("120", "130", "110"))
+    return next(filter(None, map(version_of, names)), None)
+
+
+def nvjpeg_library() -> Path | None:
+    """The nvJPEG shared library that came with DALI's packages."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    return next((path for root in roots for path in sorted(Path(root).glob("nvjpeg/lib/libnvjpeg.so*"))), None)
+
+
+def hardware_jpeg_engines() -> int | None:
+    """Number of hardware JPEG engines of the current GPU (0: none); None if nvJPEG cannot be asked here.
+
+    Asks nvJPEG itself: creating a handle on the hardware backend fails where the chip has no such engine
+    (https://docs.nvidia.com/cuda/nvjpeg/index.html, ``nvjpegGetHardwareDecoderInfo``).
+    """
+    library = nvjpeg_library()
+    if library is None:
+        return None
+    try:
+        nvjpeg = ctypes.CDLL(str(library))
+    except OSError:
+        return None
+    handle = ctypes.c_void_p()
+    if nvjpeg.nvjpegCreateEx(NVJPEG_BACKEND_HARDWARE, None, None, 0, ctypes.byref(handle)) != 0:
+        return 0
+    engines, cores = ctypes.c_uint(), ctypes.c_uint()
+    status = nvjpeg.nvjpegGetHardwareDecoderInfo(handle, ctypes.byref(engines), ctypes.byref(cores))
+    nvjpeg.nvjpegDestroy(handle)
+    return int(engines.value) if status == 0 else None
+
+
+def python_and_libraries() -> Iterator[Finding]:
+    """Interpreter and the packages a run needs."""
+    fact = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    old = sys.version_info < (3, 10)
+    yield Finding("bad" if old else "ok", "python", fact, "install Python 3.10 or newer" if old else "")
+    for name in ("numpy", "opencv-python-headless", "simplejpeg", "webdataset", "matplotlib"):
+        version = version_of(name)
+        if version:
+            yield Finding("ok", name, version)
+        elif name == "opencv-python-headless" and importlib.util.find_spec("cv2"):
+            yield Finding("note", "opencv", "cv2 comes from another package", "fine unless it fails to find libGL")
+        else:
+            yield Finding("bad", name, "not installed", f"pip install {name}")
+    if version_of("opencv-python") and version_of("opencv-python-headless"):
+        advice = "pip uninstall both, then pip install opencv-python-headless"
+        yield Finding("bad", "opencv", "opencv-python and opencv-python-headless overwrite each other", advice)
+
+
+def torch_and_device() -> Iterator[Finding]:
+    """torch, the device ``--device auto`` takes, and the loss backend ``auto`` takes."""
+    if not version_of("torch"):
+        yield Finding("bad", "torch", "not installed", "pip install torch")
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda}")
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            free, total = torch.cuda.mem_get_info(index)
+            yield Finding("ok", f"cuda:{index}", f"{facts.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
+        triton = version_of("triton")
+        advice = "" if triton else "pip install triton for the fused kernels; the chunked loss is used"
+        yield Finding("ok" if triton else "note", "triton", triton or "not installed", advice)
+        return
+    built = torch.version.cuda
+    advice = "check nvidia-smi and the driver" if built else "install a CUDA build of torch if this node has a GPU"
+    yield Finding("note", "torch", f"{torch.__version__}, no CUDA device", advice)
+    mps = torch.backends.mps.is_available()
+    yield Finding("ok", "device", "mps" if mps else f"cpu, {torch.get_num_threads()} threads")
+
+
+def decode_path() -> Iterator[Finding]:
+    """Which decoder the loader will use."""
+    dali = dali_version()
+    cuda = False
+    if version_of("torch"):
+        import torch
+
+        cuda = torch.cuda.is_available()
+    if not dali:
+        advice = "pip install nvidia-dali-cuda120 to decode on the GPU" if platform.system() == "Linux" else ""
+        yield Finding("note" if cuda else "ok", "DALI", "not installed", advice)
+        yield Finding("ok", "decode path", "libjpeg-turbo and OpenCV on CPU threads")
+        return
+    yield Finding("ok", "DALI", dali)
+    if not cuda:
+        yield Finding("ok", "decode path", "libjpeg-turbo and OpenCV on CPU threads (no CUDA device for DALI)")
+        return
+    engines = hardware_jpeg_engines()
+    found = {None: "could not be asked for", 0: "not found"}.get(engines, f"found ({engines} engines)")
+    advice = "" if engines else "decoding shares the GPU's cores with training; A100, H100 and H200 have the engine"
+    yield Finding("ok" if engines else "note", "JPEG hardware", found, advice)
+    yield Finding("ok", "decode path", "DALI mixed: JPEG hardware and CUDA" if engines else "DALI mixed: CUDA")
+
+
+def memory_and_limits() -> Iterator[Finding]:
+    """Free memory, /dev/shm and the open-file limit."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free, total = (int(rows[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
+        low = free < 4 * GIB
+        advice = "use a smaller --cache-gb or ask for more memory" if low else ""
+        yield Finding("note" if low else "ok", "memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free", advice)
+    if os.path.isdir("/dev/shm"):
+        shm = shutil.disk_usage("/dev/shm").free
+        small = shm < MIN_SHM_BYTES
+        advice = "other people's DataLoaders need it, cltt does not; containers: --shm-size=8g" if small else ""
+        yield Finding("note" if small else "ok", "/dev/shm", f"{shm / GIB:.1f} GiB free", advice)
+    import resource  # not on Windows, where neither DALI nor Slurm are
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = soft != resource.RLIM_INFINITY and soft < MIN_OPEN_FILES
+    advice = f"ulimit -n {min(hard, 65536) if hard > 0 else 65536} before building or training on many shards"
+    yield Finding("note" if low else "ok", "open files", f"limit {soft}", advice if low else "")
+
+
+def slurm() -> Iterator[Finding]:
+    """Whether jobs can be submitted, and whether this is one."""
+    if "SLURM_JOB_ID" in os.environ:
+        gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+        yield Finding("ok", "slurm", f"inside job {os.environ['SLURM_JOB_ID']} ({gpus} GPUs on this node)")
+    elif shutil.which("sbatch"):
+        yield Finding("ok", "slurm", "sbatch found", "sbatch slurm/train.sbatch")
+    else:
+        yield Finding("note", "slurm", "sbatch not found", "slurm/local.sh trains here; submit from a login node")
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order they are printed."""
+    parts = (python_and_libraries, torch_and_device, decode_path, memory_and_limits, slurm)
+    return [finding for part in parts for finding in part()]
+
+
+def main() -> int:
+    cli.Parser(prog="cltt.doctor", description="Say what this machine can do, and what to do about it.").parse_args()
+    findings = examine()
+    print("\n".join(map(str, findings)))
+    return 1 if any(finding.status == "bad" for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "cltt.doctor")
