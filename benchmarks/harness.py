@@ -31,8 +31,17 @@ from cltt.cli import Parser
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("numpy", "torch", "triton", "nvidia-dali-cuda120", "opencv-python-headless", "simplejpeg", "pillow")
-LIBRARIES += ("webdataset", "pytorch-metric-learning")
+LIBRARIES: tuple[str, ...] = (
+    "numpy",
+    "torch",
+    "triton",
+    "nvidia-dali-cuda120",
+    "opencv-python-headless",
+    "simplejpeg",
+    "pillow",
+    "webdataset",
+    "pytorch-metric-learning",
+)
 Row = Mapping[str, Any]
 
 
