@@ -18,12 +18,19 @@ EXIT_USAGE = 2
 S = TypeVar("S")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, but not those that say nothing (None, and the False of a switch)."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser with one-sentence errors and no abbreviated flags (a new flag must not change an old command)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -35,7 +42,7 @@ def setting(default: Any, help: str, **argparse_options: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options})
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: type, *, skip: tuple[str, ...] = ()) -> None:
+def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tuple[str, ...] = ()) -> None:
     """Add ``--field-name`` for every field of ``settings`` declared with :func:`setting`.
 
     The argument type is that of the default; a boolean default becomes a store-true switch; a ``None`` default needs an

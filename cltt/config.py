@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from cltt.cli import setting
 from cltt.errors import SettingsError
@@ -36,3 +38,236 @@ class WindowSettings:
     def span(self) -> int:
         """Frames from the first to the last of a window, both included."""
         return (self.window_size - 1) * self.frame_step + 1
+
+
+def _positive(name: str, value: float) -> None:
+    require(value > 0, f"{name} is {value}; it must be more than 0")
+
+
+def _not_negative(name: str, value: float) -> None:
+    require(value >= 0, f"{name} is {value}; it must be 0 or more")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    require(value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+AUGMENTATIONS = ("none", "crop", "simclr")
+AUGMENT_SCOPES = ("frame", "window")
+BACKBONES = ("resnet18", "resnet34", "resnet50")
+SPLITS = ("train", "val", "test", "all")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+AMP_MODES = ("auto", "bf16", "off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which frames are trained on and how they become batches."""
+
+    root_dir: str | None = setting(
+        None, "folder of clip folders; shards are built from it under shards/ on first use", type=str
+    )
+    shards: str | None = setting(None, "folder of built shards (instead of --root-dir)", type=str)
+    rescan: bool = setting(False, "with --root-dir: compare every file with the one built, not only the folders")
+    stage_to: str | None = setting(
+        None, "copy the shards to this node-local folder first, once a node, verified", type=str
+    )
+    split: str | None = setting(
+        None, "clips to train on (default: train if the shards have splits, else all)", type=str, choices=SPLITS
+    )
+    batch_size: int = setting(64, "windows a step, over all ranks (B)")
+    image_size: int = setting(224, "side of the square frames the network sees, in pixels")
+    num_workers: int = setting(4, "reading and decoding threads of a rank")
+    augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
+    augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
+    min_gap: int = setting(0, "frames that must lie between two windows of one clip in a batch, at least")
+    depth: int | None = setting(
+        None, "steps of a block: frames are decoded once a block (default: by the data)", type=int
+    )
+    cache_gb: float | None = setting(
+        None, "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)", type=float
+    )
+    max_bad_frames: int = setting(100, "stop when more frames than this could not be read or decoded")
+
+    def __post_init__(self) -> None:
+        require(
+            (self.root_dir is None) != (self.shards is None),
+            "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
+        )
+        for name in ("batch_size", "image_size", "num_workers"):
+            _positive(name, getattr(self, name))
+        for name in ("min_gap", "max_bad_frames"):
+            _not_negative(name, getattr(self, name))
+        for name in ("depth", "cache_gb"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        if self.split is not None:
+            _one_of("split", self.split, SPLITS)
+        _one_of("augment", self.augment, AUGMENTATIONS)
+        _one_of("augment_scope", self.augment_scope, AUGMENT_SCOPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Encoder, projection head and loss."""
+
+    backbone: str = setting("resnet18", "encoder", choices=BACKBONES)
+    proj_dim: int = setting(128, "numbers a frame is projected to for the loss (D)")
+    temperature: float = setting(0.5, "temperature of the loss")
+    mask_overlaps: bool = setting(False, "leave pairs of one clip whose windows overlap out of the negatives")
+
+    def __post_init__(self) -> None:
+        _one_of("backbone", self.backbone, BACKBONES)
+        _positive("proj_dim", self.proj_dim)
+        _positive("temperature", self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """Adam, a cosine schedule over epochs, and how a step is made."""
+
+    epochs: int = setting(25, "epochs of the run; the cosine schedule ends with the last")
+    max_batches_per_epoch: int = setting(0, "end an epoch after this many batches (0: all)")
+    lr: float = setting(1e-3, "learning rate of the first epoch")
+    weight_decay: float = setting(1e-4, "L2 penalty added to the gradient (torch.optim.Adam's, not decoupled)")
+    max_grad_norm: float = setting(1.0, "clip the gradient to this norm (0: never)")
+    sub_batch_size: int = setting(
+        0,
+        "windows a rank embeds at a time (0: all); the loss and its gradient are still those of the whole batch, but "
+        "BatchNorm in training takes its statistics from each sub-batch",
+    )
+
+    def __post_init__(self) -> None:
+        _positive("epochs", self.epochs)
+        _positive("lr", self.lr)
+        for name in ("max_batches_per_epoch", "weight_decay", "max_grad_norm", "sub_batch_size"):
+            _not_negative(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What the run is computed with."""
+
+    seed: int = setting(0, "seed of the weights, the order and the augmentation")
+    device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
+    amp: str = setting(
+        "auto", "bfloat16 autocast: auto is bf16 on CUDA and off elsewhere", choices=AMP_MODES, nargs="?", const="bf16"
+    )
+    compile: bool = setting(False, "compile the model with torch.compile")
+    deterministic: bool = setting(False, "use only deterministic kernels on the GPU (slower; the CPU ones always are)")
+
+    def __post_init__(self) -> None:
+        _not_negative("seed", self.seed)
+        _one_of("device", self.device, DEVICES)
+        _one_of("amp", self.amp, AMP_MODES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """Where the run is saved, how often, and what it starts from."""
+
+    checkpoint_dir: str | None = setting(
+        None, "folder of this run (default: checkpoints/ws<T>_fs<step>_wstr<stride>)", type=str
+    )
+    resume: bool = setting(False, "go on from the latest checkpoint in --checkpoint-dir; start fresh if there is none")
+    checkpoint_path: str | None = setting(None, "start a new run from the weights of this checkpoint", type=str)
+    checkpoint_minutes: float = setting(30.0, "save within an epoch after this many minutes (0: at epoch ends only)")
+    keep_last: int = setting(3, "checkpoints kept, the newest first")
+    keep_every: int = setting(10, "also keep the checkpoint of every n-th epoch (0: none)")
+
+    def __post_init__(self) -> None:
+        _positive("keep_last", self.keep_last)
+        for name in ("checkpoint_minutes", "keep_every"):
+            _not_negative(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """What is written down while training."""
+
+    csv_log: bool = setting(False, "write metrics.csv and metrics_eval.csv")
+    csv_log_path: str | None = setting(
+        None, "file for the training metrics, with --csv-log (default: metrics.csv in the checkpoint folder)", type=str
+    )
+    eval_csv_log_path: str | None = setting(
+        None, "file for the evaluation metrics (default: --csv-log-path with _eval before the extension)", type=str
+    )
+    eval_data: str | None = setting(
+        None, "labelled images to evaluate on: a folder a class, flat COIL files, CIFAR archives, or shards", type=str
+    )
+    eval_every: int = setting(1, "evaluate after every n-th epoch, and after the last")
+    tensorboard: bool = setting(False, "also write TensorBoard files to the checkpoint folder (extra: tensorboard)")
+
+    def __post_init__(self) -> None:
+        _positive("eval_every", self.eval_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything ``train.py`` can be told; one group a topic."""
+
+    windows: WindowSettings
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    optim: OptimSettings = OptimSettings()
+    run: RunSettings = RunSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    @staticmethod
+    def groups() -> dict[str, type]:
+        """Settings class of every group, by field name."""
+        return {
+            "windows": WindowSettings,
+            "data": DataSettings,
+            "model": ModelSettings,
+            "optim": OptimSettings,
+            "run": RunSettings,
+            "checkpoint": CheckpointSettings,
+            "log": LogSettings,
+        }
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain dictionaries, one a group: what settings.json and every checkpoint hold."""
+        return asdict(self)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run's checkpoints and records."""
+        if self.checkpoint.checkpoint_dir is not None:
+            return Path(self.checkpoint.checkpoint_dir)
+        w = self.windows
+        return Path("checkpoints") / f"ws{w.window_size}_fs{w.frame_step}_wstr{w.window_stride}"
+
+    @property
+    def csv_path(self) -> Path:
+        """File of the training metrics."""
+        return Path(self.log.csv_log_path) if self.log.csv_log_path else self.run_dir / "metrics.csv"
+
+    @property
+    def eval_csv_path(self) -> Path:
+        """File of the evaluation metrics."""
+        if self.log.eval_csv_log_path:
+            return Path(self.log.eval_csv_log_path)
+        return self.csv_path.with_name(f"{self.csv_path.stem}_eval{self.csv_path.suffix}")
+
+
+# Settings a resumed run may be given anew: where things lie, how fast it runs and what is written down. The data is
+# compared by its content. All others, with the number of epochs (the schedule ends with them), must be as they were.
+FREE_ON_RESUME = {
+    "data": {"root_dir", "shards", "rescan", "stage_to", "num_workers", "cache_gb", "max_bad_frames"},
+    "run": {"device", "compile", "deterministic"},
+    "checkpoint": {field.name for field in fields(CheckpointSettings)},
+    "log": {field.name for field in fields(LogSettings)},
+}
+
+
+def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out."""
+    found = []
+    for group, values in now.items():
+        for name, value in values.items():
+            before = saved.get(group, {}).get(name, "unknown")
+            if name not in FREE_ON_RESUME.get(group, set()) and before != value:
+                found.append(f"{name} is {value} and was {before}")
+    return found
