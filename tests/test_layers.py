@@ -21,7 +21,9 @@ LAYERS = {
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 # Private modules live with the one public module that may import them.
-OWNER: dict[str, str] = {}
+OWNER: dict[str, str] = {
+    "_render": "demo",
+}
 HEAVY = {"torch", "nvidia", "triton", "cv2"}
 LIGHT = ["errors", "cli", "config", "format", "indexer", "windows", "reader", "sampler"]
 MAX_LINES = 420
