@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cltt"
-LAYERS = {
+LAYERS: dict[float, list[str]] = {
     -2: ["errors"],
     -1: ["cli"],
     0: ["config", "format", "distributed"],
+    0.5: ["source"],
     1: ["indexer", "windows", "reader", "loss", "models", "checkpoint"],
     2: ["sampler", "pipeline"],
     3: ["loader"],
@@ -22,6 +23,8 @@ LAYERS = {
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 # Private modules live with the one public module that may import them.
 OWNER: dict[str, str] = {
+    "_permutation": "sampler",
+    "_runs": "sampler",
     "_render": "demo",
 }
 HEAVY = {"torch", "nvidia", "triton", "cv2"}
