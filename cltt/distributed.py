@@ -7,7 +7,7 @@ Slurm's (``SLURM_PROCID``, ``SLURM_NTASKS``, ``SLURM_LOCALID``).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,33 @@ def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
     return RankFacts()
 
 
+def pick_device(name: str, facts: RankFacts) -> torch.device:
+    """The device of a rank: ``auto`` takes CUDA, else Apple's MPS, else the CPU; on CUDA one GPU a local rank.
+
+    Raises SettingsError if the device asked for is not there, or if a node has fewer GPUs than ranks.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(kind for kind in there if there[kind]) if name == "auto" else name
+    if not there.get(kind, False):
+        found = ", ".join(kind for kind in there if there[kind])
+        raise SettingsError(f"device {name} asked for, but torch finds only: {found}; try --device auto")
+    if kind == "mps" and facts.world_size > 1:
+        raise SettingsError("several ranks cannot share Apple's MPS device; start one process, or use --device cpu")
+    if kind != "cuda":
+        return torch.device(kind)
+    if facts.local_rank >= torch.cuda.device_count():
+        raise SettingsError(
+            f"local rank {facts.local_rank} has no GPU of its own: torch finds {torch.cuda.device_count()} on this "
+            "node; start one process a GPU"
+        )
+    torch.cuda.set_device(facts.local_rank)
+    return torch.device("cuda", facts.local_rank)
+
+
 def start(facts: RankFacts, device: torch.device, *, timeout_minutes: float = 30) -> None:
-    """Start the default process group (nccl for CUDA, else gloo) if there are several ranks.
+    """Start the default process group if there are several ranks: gloo, and nccl beside it for CUDA tensors.
 
     Needs ``MASTER_ADDR`` and ``MASTER_PORT``. Raises SettingsError if they are missing.
     """
@@ -61,7 +86,7 @@ def start(facts: RankFacts, device: torch.device, *, timeout_minutes: float = 30
     if missing:
         raise SettingsError(f"{facts.world_size} ranks but {' and '.join(missing)} not set; see slurm/train.sbatch")
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         rank=facts.rank,
         world_size=facts.world_size,
         timeout=timedelta(minutes=timeout_minutes),
@@ -99,6 +124,21 @@ def all_gather_rows(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def all_gather_integers(values: Sequence[int]) -> list[tuple[int, ...]]:
+    """The integers of every rank, in rank order; the same number of them on all ranks.
+
+    They go through gloo where it runs beside nccl, so that the device need not be waited for.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if world().world_size == 1:
+        return [tuple(values)]
+    device = "cpu" if "cpu" in dist.get_backend_config() else "cuda"
+    row = torch.tensor([list(values)], dtype=torch.int64, device=device)
+    return [tuple(numbers) for numbers in all_gather_rows(row).tolist()]
+
+
 def all_gather_objects(value: Any) -> list[Any]:
     """The picklable ``value`` of every rank, in rank order."""
     import torch.distributed as dist
@@ -128,3 +168,14 @@ def barrier() -> None:
 
     if world().world_size > 1:
         dist.barrier()
+
+
+def all_max(value: int, device: torch.device) -> torch.Tensor:
+    """The largest ``value`` of all ranks, as an int32 scalar tensor on ``device``; nothing waits for the device."""
+    import torch
+    import torch.distributed as dist
+
+    x = torch.full((), value, dtype=torch.int32, device=device)
+    if world().world_size > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x

@@ -23,6 +23,8 @@ LAYERS: dict[float, list[str]] = {
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 # Private modules live with the one public module that may import them.
 OWNER: dict[str, str] = {
+    "_loss_chunked": "loss",
+    "_loss_triton": "loss",
     "_permutation": "sampler",
     "_runs": "sampler",
     "_render": "demo",

@@ -1,0 +1,318 @@
+"""The objective: InfoNCE in which the frames of one window are positives of each other.
+
+z [B, T, D] -> unit length -> S = z z^T / temperature, and with P = same window, not self,
+
+    loss = mean over P_ij = 1 of  -(S_ij - logsumexp over k != i of S_ik).
+
+The matrix S has N x N entries, N = B*T; only :func:`reference_loss` holds it. The fused backends visit it a tile at a
+time and keep the row log-sum-exps. The positive term needs each window's sum of z alone, and because S is symmetric,
+
+    dS + dS^T = (exp(S_ij - lse_i) + exp(S_ij - lse_j)) / N  -  2 P_ij / (N (T-1))       (off the diagonal)
+
+needs the row log-sum-exps alone, so that one more pass over the tiles gives the gradient.
+
+Over ranks, z is gathered, then the row log-sum-exps; each rank then has the whole gradient of its own rows:
+
+              columns = frames of all ranks
+    rank 0    [ own | rank 1's | rank 2's ]    its rows against all columns
+    rank 1    [ ... | own      | ...      ]
+
+The loss is that of SupCon (Khosla et al. 2020, https://arxiv.org/abs/2004.11362, L_out) with windows as classes. The
+log-sum-exp over tiles follows FlashAttention (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from cltt import _loss_chunked as chunked
+from cltt.config import require
+from cltt.distributed import RankFacts, all_gather_integers, all_gather_rows, world
+from cltt.errors import SettingsError
+
+BACKENDS = ("auto", "reference", "chunked", "triton")
+EPS = 1e-6  # a row is divided by max(length, EPS), in every backend
+
+
+def positive_mask(B: int, T: int) -> torch.Tensor:
+    """Which pairs of frames are positives: same window, not self -> bool [B*T, B*T].
+
+    ``positive_mask(2, 3)``::
+
+        . 1 1 . . .
+        1 . 1 . . .
+        1 1 . . . .
+        . . . . 1 1
+        . . . 1 . 1
+        . . . 1 1 .
+    """
+    window = torch.arange(B * T) // T
+    return (window[:, None] == window) & ~torch.eye(B * T, dtype=torch.bool)
+
+
+def reference_loss(
+    z: torch.Tensor, temperature: float = 0.5, ignored: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula as it stands, N x N matrices and all: what every other backend is held to.
+
+    Args:
+        z: float [B, T, D].
+        temperature: divides the cosine similarities.
+        ignored: bool [N, N], pairs that are left out of the denominators.
+
+    Returns:
+        loss (scalar of z's dtype) and retrieval accuracy (see :class:`TemporalInfoNCE`).
+    """
+    v = _unit_rows(z, temperature)
+    logits = v @ v.T
+    positive = positive_mask(z.shape[0], z.shape[1]).to(z.device)
+    hidden = torch.eye(len(v), dtype=torch.bool, device=z.device)
+    if ignored is not None:
+        hidden = hidden | ignored
+    visible = logits.masked_fill(hidden, -torch.inf)
+    loss = -(logits - visible.logsumexp(1, keepdim=True))[positive].mean()
+    best_positive = visible.detach().masked_fill(~positive, -torch.inf).amax(1)
+    best_negative = visible.detach().masked_fill(positive, -torch.inf).amax(1)
+    return loss, (best_positive > best_negative).to(loss.dtype).mean()
+
+
+class TemporalInfoNCE(torch.nn.Module):
+    """InfoNCE over windows, without the N x N matrix, over one process or all ranks.
+
+    Args:
+        temperature: divides the cosine similarities; above 0.
+        backend: ``reference`` (dense, for checks), ``chunked`` (plain torch, any device), ``triton`` (CUDA kernels), or
+            ``auto``: triton where it can run, else chunked.
+        gather: take the frames of all ranks as negatives; False keeps to this rank's own, with its own loss.
+        ignore_gap: with ids given, pairs of windows of one clip at most this many frames apart are ignored, too.
+
+    Called with ``z`` [b, T, D] (fp64, fp32, bf16 or fp16; any strides), it returns an fp32 scalar (fp64 for fp64). Half
+    inputs are normalised in fp32, and only ``triton`` multiplies them in half precision; autocast is off inside.
+
+    With ``clip_ids`` [b] and ``frame_ids`` [b, T] (integers, any device), pairs of frames from two windows of one clip
+    are neither positive nor negative if the windows overlap in time: if ``start_i <= end_j + ignore_gap`` and
+    ``start_j <= end_i + ignore_gap``, a window's start and end being its lowest and highest frame id.
+
+    With ``return_accuracy=True`` the retrieval accuracy comes with the loss: the share of anchors whose most similar
+    other frame is of the same window, ignored pairs aside. A tie with a frame of another window is a miss, so that a
+    collapsed encoder scores 0. No gradient flows through it.
+
+    Over W ranks every rank returns the loss of the joined batch, and z.grad is W times the rank's rows of its gradient,
+    so that DistributedDataParallel's mean over ranks is the gradient of one process.
+
+    NaN in any row gives a NaN loss and a NaN accuracy.
+
+    Raises SettingsError, on every rank, for a wrong shape or type, ids that do not fit, ranks whose shapes differ, and
+    a backend that cannot run there.
+    """
+
+    def __init__(
+        self, temperature: float = 0.5, backend: str = "auto", gather: bool = True, ignore_gap: int = 0
+    ) -> None:
+        super().__init__()
+        require(
+            0 < temperature < math.inf,
+            f"temperature is {temperature}; it must be above 0 and finite (0.05 to 1 is usual)",
+        )
+        require(backend in BACKENDS, f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+        require(ignore_gap >= 0, f"ignore_gap is {ignore_gap}; it must be 0 or more frames")
+        self.temperature = temperature
+        self.backend = backend
+        self.gather = gather
+        self.ignore_gap = ignore_gap
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        clip_ids: torch.Tensor | None = None,
+        frame_ids: torch.Tensor | None = None,
+        *,
+        return_accuracy: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The loss of ``z`` [b, T, D], and the retrieval accuracy if asked for; see the class."""
+        facts = world() if self.gather else RankFacts()
+        _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids), _signature(z, clip_ids), facts)
+        with torch.autocast(z.device.type, enabled=False):
+            spans = self._spans(z, clip_ids, frame_ids, facts)
+            loss, accuracy = self._evaluate(z, spans, facts, return_accuracy)
+        # NaN * 0 is NaN: a broken embedding must not come with a clean accuracy.
+        return (loss, accuracy + 0 * loss.detach()) if return_accuracy else loss
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, backend={self.backend!r}, gather={self.gather}, ignore_gap={self.ignore_gap}"
+
+    def _spans(
+        self, z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, facts: RankFacts
+    ) -> torch.Tensor | None:
+        """Clip, first and last frame (plus the gap) of the windows of all ranks: int64 [B, 3] on z's device."""
+        if clip_ids is None or frame_ids is None:
+            return None
+        columns = [clip_ids.to(frame_ids.device), frame_ids.amin(1), frame_ids.amax(1) + self.ignore_gap]
+        spans = torch.stack([column.long() for column in columns], 1).to(z.device)
+        return all_gather_rows(spans) if facts.world_size > 1 else spans
+
+    def _evaluate(
+        self, z: torch.Tensor, spans: torch.Tensor | None, facts: RankFacts, with_accuracy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        backend = resolve_backend(self.backend, z)
+        if backend == "reference":
+            ignored = None if spans is None else _dense_overlaps(spans, z.shape[1])
+            return reference_loss(_gather_with_own_gradient(z, facts), self.temperature, ignored)
+        rows = chunked.Rows(
+            window_size=z.shape[1],
+            first=facts.rank * z.shape[0] * z.shape[1],
+            count=z.shape[0] * z.shape[1],
+            bound=1 / self.temperature,
+            spans=spans,
+        )
+        engine, dtype = _engine(backend, z)
+        return _FusedLoss.apply(_unit_rows(z, self.temperature), rows, engine, dtype, facts.world_size, with_accuracy)
+
+
+class _FusedLoss(torch.autograd.Function):
+    """The loss of this rank's rows ``v`` [n, D] against the rows of all ranks; v holds unit rows / sqrt(temperature)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        v: torch.Tensor,
+        rows: chunked.Rows,
+        engine: ModuleType,
+        dtype: torch.dtype,
+        world_size: int,
+        with_accuracy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        gather: Callable[[torch.Tensor], torch.Tensor] = all_gather_rows if world_size > 1 else lambda x: x
+        v = gather(v.to(dtype))
+        lse, hits = engine.row_logsumexp(v, rows, with_hits=with_accuracy)
+        accuracy = lse.new_zeros(()) if hits is None else gather(hits).to(lse.dtype).mean()
+        lse = gather(lse)
+        ctx.save_for_backward(v, lse)
+        ctx.rows, ctx.engine, ctx.world_size = rows, engine, world_size
+        ctx.mark_non_differentiable(accuracy)
+        return lse.mean() - _mean_positive(v.to(lse.dtype), rows.window_size), accuracy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        v, lse = ctx.saved_tensors
+        rows, size = ctx.rows, ctx.rows.window_size
+        with torch.autocast(v.device.type, enabled=False):
+            grad = ctx.engine.weighted_rows(v, lse, rows) / len(v)
+            own = v[rows.first : rows.first + rows.count].to(grad.dtype)
+            others = own.view(-1, size, own.shape[1]).sum(1, keepdim=True).expand(-1, size, -1).flatten(0, 1) - own
+            grad.sub_(others, alpha=2 / (len(v) * (size - 1)))
+            return grad.mul_(grad_loss * ctx.world_size), None, None, None, None, None
+
+
+def resolve_backend(backend: str, z: torch.Tensor) -> str:
+    """The backend that computes the loss of ``z``: ``backend`` itself, or what ``auto`` stands for there.
+
+    Raises SettingsError if ``triton`` is asked for and cannot run.
+    """
+    if backend not in ("auto", "triton"):
+        return backend
+    reason = _why_no_triton(z)
+    if reason and backend == "triton":
+        raise SettingsError(f"backend 'triton' {reason}; use backend 'auto' or 'chunked'")
+    return "chunked" if reason else "triton"
+
+
+def _why_no_triton(z: torch.Tensor) -> str:
+    """Why the kernels cannot take ``z``; empty if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs the package triton, which is not installed"
+    return "is not there yet"
+
+
+def _engine(backend: str, z: torch.Tensor) -> tuple[ModuleType, torch.dtype]:
+    """The module that visits the tiles, and the type in which it multiplies."""
+    return chunked, _working_dtype(z)
+
+
+def _working_dtype(z: torch.Tensor) -> torch.dtype:
+    return torch.float64 if z.dtype == torch.float64 else torch.float32
+
+
+def _unit_rows(z: torch.Tensor, temperature: float) -> torch.Tensor:
+    """z [B, T, D] -> v [B*T, D] with rows of length temperature**-0.5, so that v v^T are the logits."""
+    rows = z.to(_working_dtype(z)).flatten(0, 1)
+    return F.normalize(rows, dim=1, eps=EPS) * temperature**-0.5
+
+
+def _mean_positive(v: torch.Tensor, size: int) -> torch.Tensor:
+    """Mean logit of the positive pairs: per window, the squared length of its sum less those of its parts."""
+    sums = v.view(-1, size, v.shape[1]).sum(1)
+    return (sums.square().sum() - v.square().sum()) / (len(v) * (size - 1))
+
+
+def _dense_overlaps(spans: torch.Tensor, size: int) -> torch.Tensor:
+    """The ignored pairs of frames as a matrix: bool [N, N]."""
+    ignored = chunked.overlapping(spans, spans).fill_diagonal_(False)
+    return ignored.repeat_interleave(size, 0).repeat_interleave(size, 1)
+
+
+def _gather_with_own_gradient(z: torch.Tensor, facts: RankFacts) -> torch.Tensor:
+    """The windows of all ranks in rank order; the gradient reaches this rank's own, times the number of ranks."""
+    if facts.world_size == 1:
+        return z
+    parts = list(all_gather_rows(z.detach()).chunk(facts.world_size))
+    own = z.clone()
+    if own.requires_grad:
+        own.register_hook(lambda grad: grad * facts.world_size)
+    parts[facts.rank] = own
+    return torch.cat(parts)
+
+
+def _check(z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None) -> None:
+    """Raise SettingsError unless the arguments fit each other."""
+    given = f"z has shape {tuple(z.shape)}"
+    require(z.ndim == 3 and z.numel() > 0, f"{given}; expected [B, T, D], none of them 0")
+    require(
+        z.shape[1] >= 2, f"{given}; T = {z.shape[1]}, but a frame needs at least one positive, so T >= 2 is expected"
+    )
+    require(z.is_floating_point(), f"z is of type {z.dtype}; a floating-point type is expected")
+    if clip_ids is None and frame_ids is None:
+        return
+    clips, frames = (None if ids is None else tuple(ids.shape) for ids in (clip_ids, frame_ids))
+    expected = (z.shape[0],), tuple(z.shape[:2])
+    require(
+        (clips, frames) == expected,
+        f"clip_ids and frame_ids have shapes {clips} and {frames}; expected {expected[0]} and {expected[1]}, as {given}",
+    )
+
+
+def _signature(z: torch.Tensor, clip_ids: torch.Tensor | None) -> tuple[int, ...]:
+    """What must be the same on all ranks before their rows are gathered; always 5 numbers."""
+    shape = (*z.shape, 0, 0, 0)[:3]
+    return (*shape, z.element_size(), int(clip_ids is not None))
+
+
+def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], facts: RankFacts) -> None:
+    """Run ``check`` here, and compare the ranks' signatures; if anything is wrong anywhere, every rank raises.
+
+    A rank that raised alone would leave the others waiting in the next collective.
+    """
+    error = None
+    try:
+        check()
+    except SettingsError as raised:
+        error = raised
+    if facts.world_size > 1:
+        everyone = all_gather_integers((*signature, int(error is not None)))
+        if error is None and len(set(everyone)) > 1:
+            shapes = ", ".join(f"rank {rank} {numbers[:3]}" for rank, numbers in enumerate(everyone))
+            error = SettingsError(
+                f"the ranks do not agree on the loss's input: z has shape {shapes}; every rank needs the same number of "
+                "windows (choose a batch size that the number of ranks divides), the same type, and ids on all or none"
+            )
+    if error is not None:
+        raise error
