@@ -162,7 +162,7 @@ def make_background(rng: np.random.Generator) -> np.ndarray:
     image = np.clip(cv2.resize(ground, (CANVAS, CANVAS)), 0, 255).astype(np.uint8)
     for _ in range(90):
         draw_clutter(image, rng)
-    grain = rng.normal(0, 6, image.shape)
+    grain = np.tile(rng.normal(0, 6, (CANVAS // 4, CANVAS // 4, 3)), (4, 4, 1))
     return np.clip(image + grain, 0, 255).astype(np.uint8)
 
 
