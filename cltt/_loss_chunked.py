@@ -33,8 +33,8 @@ class Rows:
         window_size: T; rows w*T to (w+1)*T - 1 are the frames of window w.
         first: index of the first row; ``count`` rows follow. Both are multiples of T.
         bound: upper bound of |S|, which is 1/temperature.
-        spans: int64 [N/T, 3], the clip, first and last frame of each window (the gap added to the last); None if no pair
-            is ignored.
+        spans: int64 [N/T, 3], clip, first and last frame of each window (the gap added to the last); None: nothing is
+            ignored.
     """
 
     window_size: int

@@ -147,7 +147,8 @@ class TemporalInfoNCE(torch.nn.Module):
         return (loss, accuracy + 0 * loss.detach()) if return_accuracy else loss
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, backend={self.backend!r}, gather={self.gather}, ignore_gap={self.ignore_gap}"
+        names = ("temperature", "backend", "gather", "ignore_gap")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _spans(
         self, z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, facts: RankFacts
@@ -178,7 +179,7 @@ class TemporalInfoNCE(torch.nn.Module):
 
 
 class _FusedLoss(torch.autograd.Function):
-    """The loss of this rank's rows ``v`` [n, D] against the rows of all ranks; v holds unit rows / sqrt(temperature)."""
+    """The loss of the joined batch from this rank's ``v`` [n, D], its unit rows divided by sqrt(temperature)."""
 
     @staticmethod
     def forward(
@@ -286,7 +287,7 @@ def _check(z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tens
     expected = (z.shape[0],), tuple(z.shape[:2])
     require(
         (clips, frames) == expected,
-        f"clip_ids and frame_ids have shapes {clips} and {frames}; expected {expected[0]} and {expected[1]}, as {given}",
+        f"clip_ids, frame_ids have shapes {clips}, {frames}; expected {expected[0]}, {expected[1]} because {given}",
     )
 
 
@@ -311,8 +312,8 @@ def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], f
         if error is None and len(set(everyone)) > 1:
             shapes = ", ".join(f"rank {rank} {numbers[:3]}" for rank, numbers in enumerate(everyone))
             error = SettingsError(
-                f"the ranks do not agree on the loss's input: z has shape {shapes}; every rank needs the same number of "
-                "windows (choose a batch size that the number of ranks divides), the same type, and ids on all or none"
+                f"the ranks do not agree on the loss's input: z has shape {shapes}; every rank needs the same number "
+                "of windows (choose a batch size that the number of ranks divides), one type, and ids on all or none"
             )
     if error is not None:
         raise error
