@@ -1,4 +1,8 @@
-"""Random numbers of the order: streams mixed from (seed, epoch, purpose), and a permutation that needs no table."""
+"""Random permutations mixed from (seed, epoch, purpose): one as a table, one computed element by element.
+
+Both are made of the raw words of numpy's bit generators and seed sequences, which numpy promises never to change, so
+that a saved run goes on with the same order under another numpy (NEP 19: ``Generator.permutation`` may change).
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,20 @@ def seed_sequence(*numbers: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(words)
 
 
-def generator(*numbers: int) -> np.random.Generator:
-    """A generator of its own for these numbers (see :func:`seed_sequence`)."""
-    return np.random.Generator(np.random.PCG64(seed_sequence(*numbers)))
+def shuffled(size: int, seeds: np.random.SeedSequence) -> np.ndarray:
+    """The numbers 0..size-1 in random order: int64 [size].
+
+    Sorts random words that carry their number in the lowest bits: several times faster than a stable argsort, and
+    every word differs, so that the outcome does not hang on the sorting algorithm.
+    """
+    bits = np.uint64((size - 1).bit_length())
+    words = np.random.PCG64(seeds).random_raw(size)
+    words >>= bits
+    words <<= bits
+    words |= np.arange(size, dtype=np.uint64)
+    words.sort()
+    words &= (np.uint64(1) << bits) - np.uint64(1)
+    return words.astype(np.int64)
 
 
 class KeyedPermutation:

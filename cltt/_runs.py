@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cltt._permutation import KeyedPermutation
+from cltt._permutation import KeyedPermutation, shuffled
 from cltt.windows import WindowIndex
 
 
@@ -34,7 +34,7 @@ class SingleWindows:
 class ShuffledRuns:
     """Runs of unequal length (clips end): a table of the runs in shuffled order and of where each ends."""
 
-    def __init__(self, index: WindowIndex, run: int, random: np.random.Generator) -> None:
+    def __init__(self, index: WindowIndex, run: int, seeds: np.random.SeedSequence) -> None:
         counts = index.windows_per_clip
         self._run = run
         self._first_window = np.concatenate([[0], np.cumsum(counts)])
@@ -43,7 +43,7 @@ class ShuffledRuns:
         lengths = np.full(num_runs, run, dtype=np.int64)
         held = counts > 0
         lengths[self._first_run[1:][held] - 1] = (counts[held] - 1) % run + 1
-        self._runs = random.permutation(num_runs)
+        self._runs = shuffled(num_runs, seeds)
         self._ends = np.cumsum(lengths[self._runs])
 
     def segments(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +65,7 @@ class Block:
     """
 
     def __init__(
-        self, index: WindowIndex, layout: Layout, low: int, high: int, gap: int, random: np.random.Generator
+        self, index: WindowIndex, layout: Layout, low: int, high: int, gap: int, seeds: np.random.SeedSequence
     ) -> None:
         first, count = layout.segments(low, high)
         order = np.argsort(first)
@@ -75,7 +75,7 @@ class Block:
         begins_chain = np.ones(len(first), dtype=bool)
         begins_chain[1:] = (clip[1:] != clip[:-1]) | (start[1:] - last_start[:-1] >= gap)
         chain = np.cumsum(begins_chain) - 1
-        order = np.argsort(random.permutation(int(chain[-1]) + 1)[chain], kind="stable")
+        order = np.argsort(shuffled(int(chain[-1]) + 1, seeds)[chain], kind="stable")
         self._first = first[order]
         self._place = np.concatenate([[0], np.cumsum(count[order])])
 

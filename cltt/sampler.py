@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from cltt._permutation import MAX_SEED, generator, seed_sequence
+from cltt._permutation import MAX_SEED, seed_sequence, shuffled
 from cltt._runs import Block, FreeBlock, ShuffledRuns, SingleWindows
 from cltt.config import require
 from cltt.errors import SettingsError
@@ -222,8 +222,11 @@ class EpochPlan:
 
     def _shuffled(self) -> SingleWindows | ShuffledRuns:
         if self.run == 1:
-            return SingleWindows(len(self.index), seed_sequence(self.seed, self.epoch, _LAYOUT))
-        return ShuffledRuns(self.index, self.run, generator(self.seed, self.epoch, _LAYOUT))
+            return SingleWindows(len(self.index), self._seeds(_LAYOUT))
+        return ShuffledRuns(self.index, self.run, self._seeds(_LAYOUT))
+
+    def _seeds(self, purpose: int, block: int = 0) -> np.random.SeedSequence:
+        return seed_sequence(self.seed, self.epoch, purpose, block)
 
     def _rows(self, rank: int, world_size: int) -> np.ndarray:
         world_size = _whole("world_size", world_size, 1)
@@ -243,12 +246,11 @@ class EpochPlan:
     def _build_block(self, block: int) -> tuple[np.ndarray, Block | FreeBlock]:
         """The order in which the block's steps take places 0..K-1 (plus K a row), and the windows at the places."""
         steps = self.block_steps(block)
-        place = generator(self.seed, self.epoch, _STEPS, block).permutation(len(steps))
+        place = shuffled(len(steps), self._seeds(_STEPS, block))
         low, high = steps.start * self.batch_size, steps.stop * self.batch_size
         if self._steps_needed == 1 and isinstance(self._layout, SingleWindows):
             return place, FreeBlock(self._layout, low)
-        random = generator(self.seed, self.epoch, _CHAINS, block)
-        return place, Block(self.index, self._layout, low, high, self._gap, random)
+        return place, Block(self.index, self._layout, low, high, self._gap, self._seeds(_CHAINS, block))
 
     def _build_first_use(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Distinct frames of a rank's block by first step, then id, and where each step's begin: int64, int64 [K+1]."""
