@@ -1,0 +1,128 @@
+# shellcheck shell=bash
+# Functions that the batch scripts of this folder share. Sourced, never run.
+
+EXIT_USAGE=2 # the settings were refused: starting again would change nothing
+
+say() { printf '%(%F %T)T slurm: %s\n' -1 "$*"; }
+die() { say "$@" >&2; exit "$EXIT_USAGE"; }
+
+# Modules named in MODULES, without `set -eu`: module systems read unset variables and return what they like.
+load_modules() {
+    [ -n "${MODULES:-}" ] || return 0
+    local -a names
+    read -r -a names <<<"$MODULES"
+    set +eu
+    # shellcheck source=/dev/null
+    type module >/dev/null 2>&1 || . /etc/profile
+    module load "${names[@]}"
+    set -eu
+}
+
+# Replace this shell by the training "$@" (a Python and its arguments) in $1 processes on this machine.
+run_here() {
+    local processes=$1
+    shift
+    mkdir -p "$CHECKPOINT_DIR"
+    if [ "$processes" = 1 ]; then exec "$@"; fi
+    exec "$1" -m torch.distributed.run --standalone --nproc-per-node "$processes" "${@:2}"
+}
+
+# One process drives one GPU: a wrong pair of sbatch options would leave GPUs idle, or make processes share them.
+check_gpus() {
+    [ -n "${SLURM_GPUS_ON_NODE:-}" ] || return 0
+    [ "$SLURM_GPUS_ON_NODE" = "${SLURM_NTASKS_PER_NODE:-1}" ] ||
+        die "$SLURM_GPUS_ON_NODE GPUs but ${SLURM_NTASKS_PER_NODE:-1} processes a node:" \
+            "give --gpus-per-node and --ntasks-per-node the same number"
+}
+
+# --- rendezvous -------------------------------------------------------------------------------
+is_address() { [[ $1 =~ ^[0-9]+(\.[0-9]+){3}$ || $1 == *:*:* ]]; }
+
+# An address at which every node reaches this one, the first of the job. A number and not a name, since names of nodes
+# may not resolve inside a job; and not what /etc/hosts says of this node alone (127.0.1.1 on Debian).
+master_address() {
+    local node_address
+    if [ "${SLURM_JOB_NUM_NODES:-1}" = 1 ]; then echo 127.0.0.1; return; fi
+    node_address=$(scontrol show node "${SLURMD_NODENAME:-}" 2>/dev/null | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+    if ! is_address "$node_address"; then
+        node_address=$(getent ahostsv4 "$node_address" | awk '$1 !~ /^127\./ {print $1; exit}') || true
+    fi
+    if ! is_address "$node_address"; then node_address=$(hostname -I | awk '{print $1}'); fi
+    is_address "$node_address" || die "found no address of node ${SLURMD_NODENAME:-}; set MASTER_ADDR"
+    echo "$node_address"
+}
+
+# Between the ports of the system and those handed out to clients; two jobs on one node seldom share it.
+master_port() { echo $((10000 + SLURM_JOB_ID % 20000)); }
+
+# --- signals ----------------------------------------------------------------------------------
+step_pid=""
+signal_seen=""
+
+hand_on() { # the signal's name
+    signal_seen=$1
+    say "got SIG$1: asking the training for a checkpoint"
+    if [ -n "$step_pid" ]; then kill -USR1 "$step_pid" 2>/dev/null || true; fi
+}
+
+# Exit status of process $1. A trap ends `wait` early with a status of its own, so wait again until none interfered.
+wait_through_signals() {
+    local status
+    while :; do
+        signal_seen=""
+        status=0
+        wait "$1" || status=$?
+        [ -n "$signal_seen" ] || return "$status"
+    done
+}
+
+# --- requeue ----------------------------------------------------------------------------------
+# CHECKPOINT_DIR/requeues holds "COUNT PROGRESS": restarts in a row without a newer checkpoint, and the newest one then.
+progress() { cat "$CHECKPOINT_DIR/latest" 2>/dev/null || echo none; }
+
+restarts_without_progress() { # what the file should say if the job started again now
+    local count=0 before=""
+    if [ -f "$CHECKPOINT_DIR/requeues" ]; then read -r count before <"$CHECKPOINT_DIR/requeues" || true; fi
+    if [ "$(progress)" = "$before" ]; then echo $((count + 1)); else echo 0; fi
+}
+
+# Count this start, and stop here if Slurm has restarted the job (node failures, preemption) again and again in vain.
+count_start() {
+    local count=0
+    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then count=$(restarts_without_progress); fi
+    if [ "$count" -gt "$MAX_REQUEUES" ]; then
+        say "restarted $count times without a newer checkpoint (MAX_REQUEUES=$MAX_REQUEUES): giving up" >&2
+        exit 1
+    fi
+    printf '%s %s\n' "$count" "$(progress)" >"$CHECKPOINT_DIR/requeues.tmp"
+    mv "$CHECKPOINT_DIR/requeues.tmp" "$CHECKPOINT_DIR/requeues"
+}
+
+# The id of this job for scontrol. In an array SLURM_JOB_ID of the last task is the id of the whole array.
+job_id() {
+    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
+        echo "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+    else
+        echo "$SLURM_JOB_ID"
+    fi
+}
+
+# Requeue this job unless it is cancelled, requeued by Slurm already, or got nowhere too often. Exits with status $1.
+requeue_and_exit() {
+    local status=$1 id state count
+    id=$(job_id)
+    trap '' USR1 TERM # Slurm stops the rest of this script once the job is requeued
+    state=$(squeue --noheader --jobs="$id" --format=%T 2>/dev/null) || true
+    if [ "$state" != RUNNING ]; then
+        say "job $id is ${state:-gone}, so it was cancelled or Slurm requeues it: nothing to do"
+        exit "$status"
+    fi
+    count=$(restarts_without_progress)
+    if [ "$count" -gt "$MAX_REQUEUES" ]; then
+        say "no newer checkpoint after $MAX_REQUEUES restarts: not requeued" >&2
+        exit "$status"
+    fi
+    say "requeueing job $id (restarts without a newer checkpoint: $count of at most $MAX_REQUEUES)"
+    scontrol requeue "$id" || say "scontrol requeue failed: submit the same command again to go on" >&2
+    exit "$status"
+}

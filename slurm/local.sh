@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The training of train.sbatch on a machine without Slurm: the same variables, and further train.py flags at the end.
+# Stopped and started again, it goes on from its last checkpoint.
+#
+#   WINDOW_STRIDE=10 slurm/local.sh --amp
+#   PROCESSES=2 slurm/local.sh              one process a GPU; default: as many as there are GPUs, else one
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || true
+export LOCAL_PROCESSES=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
+export CLTT_HOME=${CLTT_HOME:-${here%/*}}
+exec bash "$here/train.sbatch" "$@"

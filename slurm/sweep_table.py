@@ -1,0 +1,131 @@
+"""Read a sweep table: a header with flag names of train.py, then one run a line.
+
+    python slurm/sweep_table.py check TABLE [FLAG...]   check every line with train.py's own parser; print their number
+    python slurm/sweep_table.py line TABLE I            name and flags of run I (from 0), each ended by a NUL byte
+
+Blank lines and `#` comments are skipped; values are separated by blanks and quoted as in a shell. `-` leaves a flag at
+its default, `yes` gives a flag without a value, `no` leaves it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from cltt import cli
+from cltt.config import TrainSettings
+from cltt.errors import SettingsError
+
+Row = dict[str, str]  # flag name without dashes -> value as written
+
+
+def read_table(path: Path) -> list[tuple[int, Row]]:
+    """Line number and values of every run in the table.
+
+    Raises SettingsError, naming the line, for a table that is missing, has no run, or has a line that doesn't fit.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise SettingsError(f"cannot read the sweep table {path}: {error.strerror}") from error
+    lines = [(number, split_line(path, number, line)) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, values) for number, values in lines if values]
+    if len(lines) < 2:
+        raise SettingsError(f"the sweep table {path} needs a header with flag names and at least one line below it")
+    header = check_header(path, *lines[0])
+    return [(number, make_row(path, number, header, values)) for number, values in lines[1:]]
+
+
+def split_line(path: Path, number: int, line: str) -> list[str]:
+    """The values of one line, without comments."""
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError as error:
+        raise SettingsError(f"{path} line {number}: {error}") from error
+
+
+def check_header(path: Path, number: int, names: list[str]) -> list[str]:
+    """The flag names of the header, without leading dashes."""
+    names = [name.removeprefix("--") for name in names]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SettingsError(f"{path} line {number}: column {repeated[0]} is there twice")
+    return names
+
+
+def make_row(path: Path, number: int, header: list[str], values: list[str]) -> Row:
+    """One run's values under the header's names."""
+    if len(values) != len(header):
+        raise SettingsError(
+            f"{path} line {number}: {len(values)} values for {len(header)} columns ({' '.join(header)})"
+        )
+    return dict(zip(header, values, strict=True))
+
+
+def row_flags(row: Row) -> list[str]:
+    """The row as arguments of train.py."""
+    flags = []
+    for name, value in row.items():
+        if value == "yes":
+            flags.append(f"--{name}")
+        elif value not in ("no", "-"):
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def row_name(row: Row) -> str:
+    """The run's folder name: its settings, e.g. ``window-size=5,frame-step=2``."""
+    settings = [f"{name}={value}" for name, value in row.items() if value != "-"]
+    return re.sub(r"[^\w.,=+-]", "_", ",".join(settings)) or "default"
+
+
+def check_table(path: Path, extra: list[str]) -> int:
+    """Number of runs in the table; SettingsError, naming the line, for one that train.py refuses or that is repeated."""
+    seen: dict[str, int] = {}
+    for number, row in read_table(path):
+        name = row_name(row)
+        if name in seen:
+            raise SettingsError(f"{path} line {number}: the same run as line {seen[name]} ({name})")
+        seen[name] = number
+        try:
+            parse_flags([*extra, *row_flags(row)])
+        except SettingsError as error:
+            raise SettingsError(f"{path} line {number}: {error}") from error
+    return len(seen)
+
+
+def parse_flags(argv: list[str]) -> None:
+    """Raise SettingsError for arguments that train.py would refuse."""
+    parser = cli.Parser(prog="train.py")
+    groups = TrainSettings.groups()
+    for group in groups.values():
+        cli.add_settings(parser, group)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            args = parser.parse_args(argv)
+    except SystemExit as error:
+        raise SettingsError(complaint.getvalue().strip().removeprefix("train.py: error: ")) from error
+    TrainSettings(**{name: cli.settings_from(args, group) for name, group in groups.items()})
+
+
+def main(argv: list[str]) -> None:
+    """Run the command in ``argv`` (see the module's docstring)."""
+    if len(argv) >= 2 and argv[0] == "check":
+        print(check_table(Path(argv[1]), argv[2:]))
+    elif len(argv) == 3 and argv[0] == "line":
+        rows = read_table(Path(argv[1]))
+        if int(argv[2]) >= len(rows):
+            raise SettingsError(f"run {argv[2]} was asked for, but {argv[1]} has {len(rows)} (counted from 0)")
+        _, row = rows[int(argv[2])]
+        sys.stdout.write("".join(item + "\0" for item in [row_name(row), *row_flags(row)]))
+    else:
+        raise SettingsError("usage: sweep_table.py check TABLE [FLAG...] | line TABLE I")
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]), prog="sweep")

@@ -1,0 +1,357 @@
+"""The batch scripts against stand-ins for Slurm: signals, requeueing, ids, limits, paths with spaces."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.fakes import REPOSITORY, Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def value(run: dict, flag: str) -> str:
+    return run["argv"][run["argv"].index(flag) + 1]
+
+
+# --- what becomes of an exit status -----------------------------------------------------------
+
+
+def test_a_complete_run_is_not_requeued(bench: Bench) -> None:
+    status, output = bench.train(STEPS="exit 0")
+    assert (status, bench.requeued()) == (0, [])
+    assert "complete" in output
+
+
+@pytest.mark.parametrize("status", [85, 1, 137])
+def test_a_preempted_or_crashed_run_is_requeued(bench: Bench, status: int) -> None:
+    assert bench.train(STEPS=f"exit {status}")[0] == status
+    assert bench.requeued() == ["41"]
+
+
+def test_refused_settings_are_not_tried_again(bench: Bench) -> None:
+    assert bench.train(STEPS="exit 2")[0] == 2
+    assert bench.requeued() == []
+
+
+def test_an_array_task_requeues_itself_and_not_the_array(bench: Bench) -> None:
+    # Slurm gives the last task of an array the array's own id.
+    bench.train(STEPS="exit 85", SLURM_ARRAY_JOB_ID="41", SLURM_ARRAY_TASK_ID="3")
+    assert bench.requeued() == ["41_3"]
+    assert "--jobs=41_3" in bench.calls("squeue")[0]
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PENDING", ""])
+def test_a_cancelled_or_requeued_job_is_left_alone(bench: Bench, state: str) -> None:
+    status, output = bench.train(STEPS="exit 85", FAKE_STATE=state)
+    assert (status, bench.requeued()) == (85, [])
+    assert "nothing to do" in output
+
+
+# --- the limit on requeues --------------------------------------------------------------------
+
+
+def starts_until_left_alone(bench: Bench, steps: list[str], **env: str) -> int:
+    """Play Slurm: start the job again whenever it asked for it; ``steps`` cycle if there are fewer."""
+    for start in range(30):
+        before = len(bench.requeued())
+        bench.train(STEPS=steps[start % len(steps)], SLURM_RESTART_COUNT=str(start), **env)
+        if len(bench.requeued()) == before:
+            return start + 1
+    return 30
+
+
+@pytest.mark.parametrize("status", [85, 1])
+@pytest.mark.parametrize("limit", [0, 2])
+def test_requeues_without_progress_end(bench: Bench, status: int, limit: int) -> None:
+    assert starts_until_left_alone(bench, [f"exit {status}"], MAX_REQUEUES=str(limit)) == limit + 1
+
+
+def test_progress_starts_the_count_anew(bench: Bench) -> None:
+    steps = ["exit 1", "save epoch-0001.pt, exit 1", "exit 1", "save epoch-0002.pt, exit 1", *["exit 1"] * 26]
+    # Four starts to the last checkpoint, one that finds it, two that find nothing newer.
+    assert starts_until_left_alone(bench, steps, MAX_REQUEUES="2") == 4 + 1 + 2
+
+
+def test_saving_the_same_checkpoint_again_is_no_progress(bench: Bench) -> None:
+    assert starts_until_left_alone(bench, ["save epoch-0001.pt, exit 1"], MAX_REQUEUES="2") == 4
+
+
+def test_restarts_by_slurm_itself_are_counted_too(bench: Bench) -> None:
+    # A node that dies takes the script with it: nothing but the count at the start can stop this.
+    outcomes = []
+    for start in range(4):
+        env = {"SLURM_RESTART_COUNT": str(start), "FAKE_STATE": "PENDING", "MAX_REQUEUES": "2"}
+        outcomes.append(bench.train(STEPS="exit 1", **env)[1])
+    assert [("giving up" in output) for output in outcomes] == [False, False, False, True]
+    assert len(bench.runs()) == 3
+
+
+def test_submitting_again_by_hand_starts_the_count_anew(bench: Bench) -> None:
+    starts_until_left_alone(bench, ["exit 1"], MAX_REQUEUES="1")
+    assert starts_until_left_alone(bench, ["exit 1"], MAX_REQUEUES="1") == 2
+
+
+# --- signals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_reaches_the_training_and_its_checkpoint_is_waited_for(bench: Bench, name: str) -> None:
+    process = bench.start("train.sbatch", STEPS="wait, save epoch-0001.pt, exit 85", **bench.job)
+    bench.wait_until_ready()
+    process.send_signal(signal.Signals[name])
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 85, output
+    assert (bench.home / "checkpoints/ws5_fs10_wstr1/latest").read_text() == "epoch-0001.pt\n"
+    assert bench.requeued() == ["41"]
+
+
+def test_a_second_signal_does_not_hide_the_exit_status(bench: Bench) -> None:
+    process = bench.start("train.sbatch", STEPS="wait, save epoch-0001.pt, exit 85", **bench.job)
+    bench.wait_until_ready()
+    for name in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(name)
+        time.sleep(0.05)
+    process.communicate(timeout=20)
+    assert process.returncode == 85
+    assert bench.requeued() == ["41"]
+
+
+def test_a_run_that_completes_in_spite_of_a_signal_is_complete(bench: Bench) -> None:
+    process = bench.start("train.sbatch", STEPS="wait, exit 0", **bench.job)
+    bench.wait_until_ready()
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert (process.returncode, bench.requeued()) == (0, [])
+
+
+def test_a_signal_before_the_training_starts_requeues_at_once(bench: Bench) -> None:
+    env = {"MODULES": "slow", "BASH_FUNC_module%%": "() { kill -USR1 $$; }"}
+    assert bench.train(**env)[0] == 85
+    assert (bench.requeued(), bench.runs()) == (["41"], [])
+
+
+# --- variables, paths, modules ----------------------------------------------------------------
+
+VARIABLES = {
+    "SHARDS": "--shards",
+    "WINDOW_SIZE": "--window-size",
+    "FRAME_STEP": "--frame-step",
+    "WINDOW_STRIDE": "--window-stride",
+    "BATCH_SIZE": "--batch-size",
+    "EPOCHS": "--epochs",
+    "IMAGE_SIZE": "--image-size",
+    "BACKBONE": "--backbone",
+    "NUM_WORKERS": "--num-workers",
+    "SEED": "--seed",
+    "CHECKPOINT_DIR": "--checkpoint-dir",
+    "STAGE_TO": "--stage-to",
+}
+
+
+def test_every_variable_comes_from_the_environment(bench: Bench) -> None:
+    bench.train(**{name: f"some {name}" for name in VARIABLES})
+    (run,) = bench.runs()
+    assert {name: value(run, flag) for name, flag in VARIABLES.items()} == {name: f"some {name}" for name in VARIABLES}
+
+
+def test_a_folder_of_clips_replaces_the_shards(bench: Bench) -> None:
+    bench.train(ROOT_DIR="/Volumes/Some Disk/cropped_images")
+    (run,) = bench.runs()
+    assert value(run, "--root-dir") == "/Volumes/Some Disk/cropped_images"
+    assert "--shards" not in run["argv"]
+
+
+def test_flags_after_the_script_come_last_and_whole(bench: Bench) -> None:
+    bench.train("--eval-data", "some where/a*b", "--compile", "")
+    assert bench.runs()[0]["argv"][-4:] == ["--eval-data", "some where/a*b", "--compile", ""]
+
+
+def test_the_run_folder_is_named_by_its_windows(bench: Bench) -> None:
+    bench.train(WINDOW_STRIDE="10", FRAME_STEP="2")
+    assert value(bench.runs()[0], "--checkpoint-dir") == "checkpoints/ws5_fs2_wstr10"
+
+
+def test_staging_expands_tmpdir_on_the_node(bench: Bench) -> None:
+    bench.train(STAGE_TO="$TMPDIR/cltt", TMPDIR="/local scratch/41")
+    assert value(bench.runs()[0], "--stage-to") == "/local scratch/41/cltt"
+
+
+def test_modules_may_read_unset_variables_and_fail(bench: Bench) -> None:
+    body = '() { export FROM_MODULE="$3 $LMOD_NEVER_SET"; false; }'
+    status, output = bench.train(MODULES="python/3.11  cuda/12.4", **{"BASH_FUNC_module%%": body})
+    assert status == 0, output
+    assert bench.runs()[0]["env"]["FROM_MODULE"] == "cuda/12.4 "
+
+
+def test_the_scripts_own_flags_pass_train_py(bench: Bench) -> None:
+    bench.train("--compile", STAGE_TO="/tmp")
+    table = bench.home / "one.txt"
+    table.write_text("keep-last\n2\n")
+    command = [bench.env["PYTHON"], str(bench.home / "slurm/sweep_table.py"), "check", str(table)]
+    for argv in (bench.runs()[0]["argv"], ["--no-such-flag", *bench.runs()[0]["argv"]]):
+        done = subprocess.run([*command, *argv], env={**os.environ, **bench.env}, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == ((2, "") if "--no-such-flag" in argv else (0, "1\n")), done.stderr
+
+
+# --- where the processes meet -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nodes", "node_address", "resolves_to", "expected"),
+    [
+        ("1", "node1", "10.0.0.3", "127.0.0.1"),
+        ("2", "10.0.0.2", "10.0.0.3", "10.0.0.2"),
+        ("2", "fd00::2", "10.0.0.3", "fd00::2"),
+        ("2", "node1", "10.0.0.3", "10.0.0.3"),
+        ("2", "node1", "127.0.1.1", "10.0.0.7"),
+    ],
+)
+def test_the_address_is_a_number_other_nodes_can_reach(
+    bench: Bench, nodes: str, node_address: str, resolves_to: str, expected: str
+) -> None:
+    bench.train(SLURM_JOB_NUM_NODES=nodes, FAKE_NODE_ADDRESS=node_address, FAKE_RESOLVES_TO=resolves_to)
+    assert bench.runs()[0]["env"]["MASTER_ADDR"] == expected
+
+
+def test_address_and_port_can_be_given(bench: Bench) -> None:
+    bench.train(MASTER_ADDR="10.9.9.9", MASTER_PORT="4000")
+    bench.train(SLURM_JOB_ID="123456")
+    first, second = (run["env"] for run in bench.runs())
+    assert (first["MASTER_ADDR"], first["MASTER_PORT"]) == ("10.9.9.9", "4000")
+    assert second["MASTER_PORT"] == str(10000 + 123456 % 20000)
+
+
+def test_srun_is_told_what_it_does_not_take_over(bench: Bench) -> None:
+    bench.train(SLURM_CPUS_PER_TASK="6")
+    options = bench.calls("srun")[0]
+    assert "--cpus-per-task=6" in options and "--kill-on-bad-exit=0" in options
+    assert bench.runs()[0]["env"]["OMP_NUM_THREADS"] == "6"
+    assert value(bench.runs()[0], "--num-workers") == "6"
+
+
+def test_gpus_and_processes_must_match(bench: Bench) -> None:
+    status, output = bench.train(SLURM_GPUS_ON_NODE="4", SLURM_NTASKS_PER_NODE="1")
+    assert (status, bench.runs(), bench.requeued()) == (2, [], [])
+    assert "4 GPUs but 1 processes a node" in output
+    assert bench.train(SLURM_GPUS_ON_NODE="4", SLURM_NTASKS_PER_NODE="4")[0] == 0
+
+
+# --- used in the wrong place ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "sweep.sbatch", "build_shards.sbatch"])
+def test_a_wrong_folder_is_named(bench: Bench, script: str) -> None:
+    status, output = bench.run(script, "table", CLTT_HOME="/some where", **bench.job)
+    assert status == 2
+    assert "/some where is not the repository" in output
+
+
+def test_the_batch_script_does_not_train_on_a_login_node(bench: Bench) -> None:
+    status, output = bench.run("train.sbatch")
+    assert (status, bench.runs()) == (2, [])
+    assert "slurm/local.sh" in output
+
+
+# --- without Slurm ----------------------------------------------------------------------------
+
+
+def test_local_training_is_the_same_training(bench: Bench) -> None:
+    bench.train("--compile", WINDOW_STRIDE="10")
+    assert bench.run("local.sh", "--compile", WINDOW_STRIDE="10")[0] == 0
+    slurm, local = bench.runs()
+    assert local["argv"] == slurm["argv"]
+
+
+def test_local_exit_status_arrives(bench: Bench) -> None:
+    assert bench.run("local.sh", STEPS="exit 85")[0] == 85
+    assert bench.requeued() == []
+
+
+def test_local_training_in_several_processes(bench: Bench) -> None:
+    python = bench.fakes / "python"
+    python.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" >'{bench.fakes}/argv'\n")
+    python.chmod(0o755)
+    assert bench.run("local.sh", "--compile", PYTHON=str(python), PROCESSES="3")[0] == 0
+    argv = (bench.fakes / "argv").read_text().splitlines()
+    assert argv[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    assert argv[5] == str(bench.home / "train.py") and argv[-1] == "--compile"
+
+
+# --- submitting -------------------------------------------------------------------------------
+
+
+def test_build_submits_an_array_and_a_merge_after_it(bench: Bench) -> None:
+    root = bench.home / "my clips"
+    root.mkdir()
+    status, output = bench.run(
+        "submit_build.sh", "--partition=cpu", str(root), "shards/my set", "5", "--resize-short", "256"
+    )
+    assert status == 0, output
+    script = str(bench.home / "slurm/build_shards.sbatch")
+    tail = ["--partition=cpu", script, str(root), "shards/my set", "5", "--resize-short", "256"]
+    array, merge = bench.calls("sbatch")
+    assert array == ["--parsable", "--array=0-4", *tail]
+    assert merge[:3] == ["--parsable", "--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
+    assert merge[-len(tail) :] == tail
+    assert (bench.home / "logs").is_dir()
+
+
+def test_one_failed_part_can_be_built_again(bench: Bench) -> None:
+    assert bench.run("submit_build.sh", str(bench.home), "out", "5", TASKS="3")[0] == 0
+    assert bench.calls("sbatch")[0][1] == "--array=3"
+
+
+@pytest.mark.parametrize("args", [[], ["root"], ["no such folder", "out"], [".", "out", "0"]])
+def test_a_bad_build_is_refused(bench: Bench, args: list[str]) -> None:
+    assert bench.run("submit_build.sh", *args)[0] == 2
+    assert bench.calls("sbatch") == []
+
+
+def test_sweep_submits_as_many_tasks_as_lines(bench: Bench) -> None:
+    table = bench.home / "my table.txt"
+    table.write_text("window-size frame-step\n5 2\n3 2\n\n# the last\n3 4\n")
+    status, output = bench.run("submit_sweep.sh", "--time=1:00:00", str(table), "--augment", "crop")
+    assert status == 0, output
+    (call,) = bench.calls("sbatch")
+    assert call[:3] == ["--array=0-2", "--time=1:00:00", str(bench.home / "slurm/sweep.sbatch")]
+    copy = Path(call[3])
+    assert copy != table and copy.read_text() == table.read_text()
+    assert call[4:] == ["--augment", "crop"]
+
+
+@pytest.mark.parametrize(
+    "table", ["", "window-size\n", "window-size frame-step\n5\n", "window-sise\n5\n", "epochs\nten\n"]
+)
+def test_a_sweep_with_a_bad_line_is_refused(bench: Bench, table: str) -> None:
+    (bench.home / "t.txt").write_text(table)
+    status, output = bench.run("submit_sweep.sh", "t.txt")
+    assert (status, bench.calls("sbatch")) == (2, [])
+    assert "t.txt" in output and "Traceback" not in output
+
+
+def test_a_sweep_task_runs_its_line_in_a_folder_of_its_own(bench: Bench) -> None:
+    (bench.home / "t.txt").write_text('window-size eval-data tensorboard\n5 - no\n3 "some where" yes\n')
+    env = {"SWEEP_DIR": "checkpoints/my sweep", "SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "1"}
+    assert bench.run("sweep.sbatch", "t.txt", "--compile", STEPS="exit 85", **bench.job, **env)[0] == 85
+    (run,) = bench.runs()
+    assert run["argv"][-4:] == ["--compile", "--window-size=3", "--eval-data=some where", "--tensorboard"]
+    assert value(run, "--checkpoint-dir") == "checkpoints/my sweep/window-size=3,eval-data=some_where,tensorboard=yes"
+    assert bench.requeued() == ["41_1"]
+
+
+def test_scripts_ask_slurm_for_what_they_rely_on() -> None:
+    for name in ("train.sbatch", "sweep.sbatch"):
+        options = [
+            line for line in (REPOSITORY / "slurm" / name).read_text().splitlines() if line.startswith("#SBATCH")
+        ]
+        for option in ("--requeue", "--signal=B:USR1@120", "--open-mode=append"):
+            assert f"#SBATCH {option}" in options, f"{name} lacks {option}"
