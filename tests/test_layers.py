@@ -28,6 +28,13 @@ OWNER: dict[str, str] = {
     "_permutation": "sampler",
     "_runs": "sampler",
     "_render": "demo",
+    "_curves": "visualize",
+    "_damage": "visualize",
+    "_figures": "visualize",
+    "_gallery": "visualize",
+    "_stats": "visualize",
+    "_stats_page": "visualize",
+    "_views": "visualize",
 }
 HEAVY = {"torch", "nvidia", "triton", "cv2"}
 LIGHT = ["errors", "cli", "config", "format", "indexer", "windows", "reader", "sampler"]

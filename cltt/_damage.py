@@ -1,0 +1,62 @@
+"""Reading every frame of a data set to find the damaged ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from cltt._views import Dataset, Ids
+from cltt.errors import FrameError
+
+PIECE = 256  # frames a thread reads at a time
+AHEAD = 4  # pieces in flight for each thread
+
+
+def damaged_frames(dataset: Dataset, clips: Ids, *, decode: bool = False, threads: int = 4) -> list[FrameError]:
+    """Read every frame of ``clips`` and check its CRC; with ``decode``, decode it too; the damaged, in data order."""
+    pieces = (
+        np.arange(first, min(first + PIECE, end), dtype=np.int64)
+        for clip in clips.tolist()
+        for end in [int(dataset.clip_offsets[clip + 1])]
+        for first in range(int(dataset.clip_offsets[clip]), end, PIECE)
+    )
+    total = int((dataset.clip_offsets[clips + 1] - dataset.clip_offsets[clips]).sum())
+    damaged: list[FrameError] = []
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=total, unit="frame", delay=2, leave=False) as bar:
+        for count, found in _in_flight(pool, dataset, pieces, decode, threads * AHEAD):
+            damaged += found
+            bar.update(count)
+    return damaged
+
+
+def _in_flight(
+    pool: ThreadPoolExecutor, dataset: Dataset, pieces: Iterator[Ids], decode: bool, ahead: int
+) -> Iterator[tuple[int, list[FrameError]]]:
+    """Results of the pieces in order; at most ``ahead`` pieces wait, so memory does not grow with the data set."""
+    waiting: deque[tuple[int, Future[list[FrameError]]]] = deque()
+    for ids in pieces:
+        waiting.append((len(ids), pool.submit(_check, dataset, ids, decode)))
+        if len(waiting) >= ahead:
+            count, future = waiting.popleft()
+            yield count, future.result()
+    for count, future in waiting:
+        yield count, future.result()
+
+
+def _check(dataset: Dataset, ids: Ids, decode: bool) -> list[FrameError]:
+    import simplejpeg
+
+    damaged = []
+    for frame, data in zip(ids.tolist(), dataset.read_each(ids), strict=True):
+        if isinstance(data, FrameError):
+            damaged.append(data)
+        elif decode:
+            try:
+                simplejpeg.decode_jpeg(data, "RGB")
+            except ValueError as error:
+                damaged.append(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
+    return damaged

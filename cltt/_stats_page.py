@@ -1,0 +1,134 @@
+"""The one-page picture of a data set's statistics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cltt._figures import GREY, INK, PALE, PALETTE, plain_axes, printable, shorten
+from cltt._stats import size_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BARS = 12  # bars of a panel before the rest is summed up
+BLUE, ORANGE = PALETTE[0], PALETTE[1]
+
+
+def draw_stats(stats: dict[str, Any], title: str) -> Figure:
+    """One page: totals, clip lengths, frame sizes, windows at other settings, splits and labels."""
+    from matplotlib.figure import Figure
+
+    groups = [kind for kind in ("splits", "labels") if stats[kind]]
+    figure = Figure(figsize=(12, 8 if groups else 6.6), facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]
+    figure.suptitle(printable(title), x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
+    panels = figure.subplots(2, 3)
+    _draw_totals(panels[0, 0], stats)
+    _draw_lengths(panels[0, 1], stats)
+    _draw_sizes(panels[0, 2], stats)
+    _draw_table(panels[1, 0], stats)
+    _draw_groups(panels[1, 1], "Splits (clips)", stats["splits"])
+    _draw_groups(panels[1, 2], "Labels (clips)", stats["labels"])
+    return figure
+
+
+def _draw_totals(axes: Axes, stats: dict[str, Any]) -> None:
+    """The numbers a person looks for first."""
+    settings, short, repeats = stats["window_settings"], stats["too_short"], stats["duplicates"]
+    lines = [
+        (f"{stats['clips']:,}", "clips"),
+        (f"{stats['frames']:,}", "frames"),
+        (size_text(stats["bytes"]), "of JPEG data"),
+        (f"{stats['windows']:,}", f"windows ({_short_settings(settings)})"),
+        (f"{short['clips']:,}", f"clips too short, with {short['frames']:,} frames"),
+        (f"{repeats['pairs']:,}", "frames repeat the one before"),
+    ]
+    axes.axis("off")
+    for number, (value, name) in enumerate(lines):
+        y = 0.95 - number * 0.165
+        axes.text(0, y, value, transform=axes.transAxes, fontsize=15, fontweight="bold", color=INK, va="center")
+        axes.text(0, y - 0.075, name, transform=axes.transAxes, fontsize=9.5, color=GREY, va="center")
+
+
+def _short_settings(settings: dict[str, int]) -> str:
+    return f"size {settings['window_size']}, step {settings['frame_step']}, stride {settings['window_stride']}"
+
+
+def _draw_lengths(axes: Axes, stats: dict[str, Any]) -> None:
+    """Histogram of clip lengths, with the span below which a clip has no window."""
+    histogram, span = stats["clip_lengths"]["histogram"], stats["window_settings"]["span"]
+    edges = np.array(histogram["edges"])
+    axes.bar(edges[:-1], histogram["clips"], np.diff(edges), align="edge", color=BLUE, edgecolor="white", linewidth=0.5)
+    axes.axvline(span, color=ORANGE, linewidth=1.6)
+    axes.set_ylim(0, 1.12 * max(histogram["clips"], default=1))
+    axes.annotate(
+        f" span {span}", (span, 1), xycoords=("data", "axes fraction"), color=ORANGE, fontsize=9.5, ha="left", va="top"
+    )
+    plain_axes(axes, "Clip lengths", "frames in a clip", "clips")
+
+
+def _draw_sizes(axes: Axes, stats: dict[str, Any]) -> None:
+    sizes = [(f"{size['width']} x {size['height']}", size["frames"]) for size in stats["frame_sizes"]]
+    _bars(axes, sizes)
+    plain_axes(axes, "Frame sizes (frames)", "", "")
+    axes.grid(False)
+
+
+def _draw_groups(axes: Axes, title: str, groups: list[dict[str, Any]]) -> None:
+    plain_axes(axes, title, "", "")
+    axes.grid(False)
+    _bars(axes, [(shorten(printable(group["name"]), 18), group["clips"]) for group in groups])
+    if not groups:
+        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=GREY)
+
+
+def _bars(axes: Axes, values: list[tuple[str, int]]) -> None:
+    """Horizontal bars with their number; the smallest are summed up in a last one when there are many."""
+    if len(values) > BARS:
+        ordered = sorted(values, key=lambda value: -value[1])
+        rest = ordered[BARS - 1 :]
+        values = [*ordered[: BARS - 1], (f"{len(rest)} others", sum(count for _, count in rest))]
+    places = np.arange(len(values))
+    axes.barh(places, [count for _, count in values], color=BLUE, height=0.7)
+    axes.set_yticks(places, [name for name, _ in values], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xticks([])
+    longest = max((count for _, count in values), default=1)
+    axes.set_xlim(0, 1.28 * longest)
+    for place, (_, count) in zip(places, values, strict=True):
+        axes.text(count + 0.02 * longest, place, f"{count:,}", va="center", fontsize=9, color=GREY)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _draw_table(axes: Axes, stats: dict[str, Any]) -> None:
+    """Windows at other steps and strides; the settings in use are framed."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    table, settings = stats["windows_at"], stats["window_settings"]
+    counts = np.array(table["windows"])
+    norm = LogNorm(1, max(2, counts.max()))
+    axes.imshow(np.maximum(counts, 1), cmap="Blues", norm=norm, aspect="auto")
+    for row, column in np.ndindex(*counts.shape):
+        color = "white" if norm(max(1, counts[row, column])) > 0.6 else INK
+        axes.text(column, row, _compact(int(counts[row, column])), ha="center", va="center", fontsize=8.5, color=color)
+    place = table["window_strides"].index(settings["window_stride"]), table["frame_steps"].index(settings["frame_step"])
+    axes.add_patch(Rectangle((place[0] - 0.5, place[1] - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.4))
+    axes.set_xticks(range(counts.shape[1]), table["window_strides"])
+    axes.set_yticks(range(counts.shape[0]), table["frame_steps"])
+    plain_axes(axes, "Windows at other settings", "window stride", "frame step")
+    axes.grid(False)
+    axes.spines[:].set_color(PALE)
+
+
+def _compact(count: int) -> str:
+    """A count in at most five letters."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= 10 * size:
+            return f"{count / size:.0f}{unit}"
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)

@@ -1,0 +1,159 @@
+"""What a picture of windows shows: ids, names and decoded frames, and how the windows of a batch are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cltt.errors import FrameError, SettingsError
+from cltt.windows import WindowIndex
+
+Ids = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
+
+class Dataset(Protocol):
+    """What the pictures need of :class:`cltt.ShardDataset` and of :class:`cltt.reader.FolderDataset`."""
+
+    num_clips: int
+    num_frames: int
+    clip_offsets: Ids
+
+    def clip_of(self, frame_ids: Ids) -> Ids: ...
+    def clip_key(self, clip: int) -> str: ...
+    def clip_part(self, clip: int) -> int: ...
+    def frame_name(self, frame_id: int) -> str: ...
+    def read_each(self, frame_ids: Ids) -> list[bytes | FrameError]: ...
+
+
+@dataclass(frozen=True)
+class WindowView:
+    """Some windows with everything a picture of them says; b windows of T frames, S pixels square.
+
+    Attributes:
+        window_ids: int64 [b].
+        clip_ids: int64 [b].
+        frame_ids: int64 [b, T], dataset-wide.
+        times: int64 [b, T], each frame's number within its clip, counted from 0.
+        frames: uint8 [b, T, S, S, 3], RGB; a frame that cannot be read or decoded is grey.
+        clip_names: [b], the clip's folder, with its part where a damaged frame cut the clip in two.
+        frame_names: [b][T], source files relative to the root folder.
+        damaged: one sentence for each frame id that cannot be shown.
+    """
+
+    window_ids: Ids
+    clip_ids: Ids
+    frame_ids: Ids
+    times: Ids
+    frames: Pixels
+    clip_names: list[str]
+    frame_names: list[list[str]]
+    damaged: dict[int, str]
+
+    @property
+    def distinct_frames(self) -> int:
+        return len(np.unique(self.frame_ids))
+
+    def facts(self) -> dict[str, Any]:
+        """The view without its pixels, as JSON values."""
+        count, size = self.frame_ids.shape
+        channels_first = (count, size, 3, *self.frames.shape[2:4])
+        return {
+            "window_ids": self.window_ids.tolist(),
+            "clip_ids": self.clip_ids.tolist(),
+            "clips_shown": self.clip_names,
+            "frame_ids": self.frame_ids.tolist(),
+            "times": self.times.tolist(),
+            "frame_names": self.frame_names,
+            "shape": list(channels_first),
+            "distinct_frames": self.distinct_frames,
+            "damaged": list(self.damaged.values()),
+        }
+
+
+def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int) -> WindowView:
+    """Read and decode the windows ``window_ids`` [b]; each distinct frame once."""
+    frame_ids = index.frames(window_ids)
+    clips, _ = index.locate(window_ids)
+    clips = np.asarray(clips, dtype=np.int64)
+    distinct, position = np.unique(frame_ids, return_inverse=True)
+    pictures, damaged = decode_frames(dataset, distinct, image_size)
+    names = [dataset.frame_name(int(frame)) for frame in distinct]
+    return WindowView(
+        window_ids=window_ids,
+        clip_ids=clips,
+        frame_ids=frame_ids,
+        times=frame_ids - dataset.clip_offsets[clips][:, None],
+        frames=pictures[position.reshape(frame_ids.shape)],
+        clip_names=[clip_name(dataset, int(clip)) for clip in clips],
+        frame_names=[[names[place] for place in row] for row in position.reshape(frame_ids.shape)],
+        damaged=damaged,
+    )
+
+
+def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pixels, dict[int, str]]:
+    """Pictures uint8 [n, S, S, 3] of ``frame_ids`` [n] and, for those left grey, a sentence saying why."""
+    pictures = np.full((len(frame_ids), image_size, image_size, 3), 128, dtype=np.uint8)
+    damaged: dict[int, str] = {}
+    for place, (frame, data) in enumerate(zip(frame_ids.tolist(), dataset.read_each(frame_ids), strict=True)):
+        if isinstance(data, FrameError):
+            damaged[frame] = str(data)
+            continue
+        try:
+            pictures[place] = decode_square(data, image_size)
+        except ValueError as error:
+            damaged[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
+    return pictures, damaged
+
+
+def decode_square(data: bytes, image_size: int) -> Pixels:
+    """The central square of a JPEG as the loader decodes it on a CPU [S, S, 3]; ValueError if it cannot be decoded."""
+    from cltt.pipeline import CpuDecoder, Framing
+
+    square = np.empty((image_size, image_size, 3), dtype=np.uint8)
+    CpuDecoder(Framing(image_size=image_size))._decode_one(data, square.reshape(-1))
+    return square
+
+
+def clip_name(dataset: Dataset, clip: int) -> str:
+    """The clip's key; the second and later parts of a clip cut at a damaged frame say so."""
+    part = dataset.clip_part(clip)
+    return dataset.clip_key(clip) + (f" (part {part})" if part else "")
+
+
+def sample_id(index: WindowIndex, sample_idx: int) -> Ids:
+    """``sample_idx`` as window ids [1]; SettingsError outside 0..N-1."""
+    if not 0 <= sample_idx < len(index):
+        raise SettingsError(f"--sample-idx is {sample_idx}; these settings give windows 0 to {len(index) - 1}")
+    return np.array([sample_idx], dtype=np.int64)
+
+
+def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
+    """Windows ``batch_idx * batch_size ...`` in data order [B]: what a loader that does not shuffle gives."""
+    batches = len(index) // batch_size
+    if not 0 <= batch_idx < batches:
+        raise SettingsError(f"--batch-idx is {batch_idx}; {len(index)} windows give batches 0 to {batches - 1}")
+    return np.arange(batch_idx * batch_size, (batch_idx + 1) * batch_size, dtype=np.int64)
+
+
+def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -> Ids:
+    """``batch_size`` different windows drawn from all alike [B], a function of ``(seed, batch_idx)``."""
+    if batch_idx < 0:
+        raise SettingsError(f"--batch-idx is {batch_idx}; it must be 0 or more")
+    generator = np.random.default_rng(np.random.SeedSequence([seed, batch_idx]))
+    return generator.choice(len(index), batch_size, replace=False).astype(np.int64)
+
+
+def windows_text(facts: dict[str, Any]) -> str:
+    """What :meth:`WindowView.facts` and the size of the data set say, as lines to read."""
+    lines = [
+        f"{facts['clips']:,} clips, {facts['frames']:,} frames, {facts['windows']:,} windows (split: {facts['split']})",
+        f"{facts['showing']}: {' x '.join(map(str, facts['shape']))} ([B, T, C, H, W]), "
+        f"{facts['distinct_frames']} distinct frames",
+    ]
+    for window, clip, names in zip(facts["window_ids"], facts["clips_shown"], facts["frame_names"], strict=True):
+        lines.append(f"window {window}, clip {clip}: " + ", ".join(names))
+    return "\n".join([*lines, *(f"damaged: {sentence}" for sentence in facts["damaged"])])

@@ -1,0 +1,232 @@
+"""Pictures of windows, of a data set's statistics, and of training runs. Everything drawn arrives built.
+
+``python -m cltt.visualize curves RUN [RUN ...] --save-path F`` draws any set of runs over each other;
+``inspect_windows.py`` draws windows and statistics.
+
+Pixel arrays are uint8 RGB; b windows of T frames, S pixels square, as the network gets them before normalisation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cltt._curves import draw_curves, name_runs, read_run
+from cltt._damage import damaged_frames
+from cltt._figures import (
+    GREY,
+    check_save_path,
+    pixel_figure,
+    printable_lines,
+    require_window,
+    save_figure,
+    shorten,
+    show_figure,
+    write,
+)
+from cltt._gallery import write_gallery
+from cltt._stats import dataset_stats, stats_text
+from cltt._stats_page import draw_stats
+from cltt._views import (
+    Pixels,
+    WindowView,
+    contiguous_ids,
+    random_ids,
+    sample_id,
+    view_windows,
+    windows_text,
+)
+from cltt.cli import Parser, run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "WindowView",
+    "check_save_path",
+    "contiguous_ids",
+    "damaged_frames",
+    "dataset_stats",
+    "draw_curves",
+    "draw_stats",
+    "draw_windows",
+    "plot_run",
+    "printable_lines",
+    "random_ids",
+    "require_window",
+    "sample_id",
+    "save_figure",
+    "show_figure",
+    "stats_text",
+    "view_windows",
+    "windows_text",
+    "write_gallery",
+]
+
+MARGIN, GAP, HEADER = 16, 6, 56  # pixels round the picture, between frames, above the first row
+LABEL_WIDTH, CAPTION_HEIGHT = 200, 34  # pixels left of a row, under a row of frames
+LETTER = 6.2  # pixels a letter of a caption takes, about
+DIFFERENCE_GAIN = 3
+
+
+def draw_windows(
+    view: WindowView,
+    title: str,
+    *,
+    difference: bool = False,
+    augmented: Pixels | None = None,
+    frames_per_second: float | None = None,
+) -> Figure:
+    """One row of frames a window, with clip, frame names and times.
+
+    Args:
+        view: the windows.
+        title: the first line of the picture.
+        difference: add a row of absolute differences to the frame before, white where nothing changed.
+        augmented: uint8 [b, T, S, S, 3], the same frames after augmentation; adds a row.
+        frames_per_second: gives times in seconds beside frame numbers.
+    """
+    rows = [view.frames]
+    if difference:
+        rows.append(differences(view.frames))
+    if augmented is not None:
+        rows.append(augmented)
+    grid = np.stack(rows, axis=1)  # [b, rows a window, T, S, S, 3]
+    layout = Layout(grid.shape[0], grid.shape[1], grid.shape[2], grid.shape[3])
+    figure, axes = pixel_figure(layout.width, layout.height)
+    axes.imshow(layout.paste(grid), extent=(0, layout.width, layout.height, 0), interpolation="none", aspect="auto")
+    write(axes, MARGIN, MARGIN + 8, title, size=17, weight="bold")
+    write(axes, MARGIN, MARGIN + 28, _shape_line(view), size=12, color=GREY)
+    for row in range(layout.windows):
+        _label_window(axes, layout, view, row, frames_per_second)
+        names = ["difference\nto the frame before" if difference else "", "augmented" if augmented is not None else ""]
+        for number, name in enumerate(filter(None, names), start=1):
+            write(axes, MARGIN, layout.top(row, number) + layout.cell / 2, name, size=12, color=GREY)
+    return figure
+
+
+def differences(frames: Pixels) -> Pixels:
+    """255 minus three times the largest channel's absolute difference to the frame before [b, T, S, S, 3].
+
+    The first frame of a window has none and stays white.
+    """
+    shown = np.full_like(frames, 255)
+    change = np.abs(np.diff(frames.astype(np.int16), axis=1)).max(axis=-1, keepdims=True)
+    shown[:, 1:] = 255 - np.minimum(255, change * DIFFERENCE_GAIN)
+    return shown
+
+
+class Layout:
+    """Where the frames of a picture lie, in pixels: ``windows`` groups of ``rows`` rows of ``columns`` square cells."""
+
+    def __init__(self, windows: int, rows: int, columns: int, image_size: int) -> None:
+        self.windows, self.rows, self.columns = windows, rows, columns
+        self.cell = cell_size(windows * rows, columns, image_size)
+        self.group_height = rows * (self.cell + GAP) + CAPTION_HEIGHT
+        self.width = max(640, 2 * MARGIN + LABEL_WIDTH + columns * (self.cell + GAP))
+        self.height = HEADER + MARGIN + windows * self.group_height
+
+    def left(self, column: int) -> int:
+        return MARGIN + LABEL_WIDTH + column * (self.cell + GAP)
+
+    def top(self, window: int, row: int) -> int:
+        return HEADER + window * self.group_height + row * (self.cell + GAP)
+
+    def paste(self, grid: Pixels) -> Pixels:
+        """The white page [height, width, 3] with the frames of ``grid`` [windows, rows, columns, S, S, 3] on it."""
+        page = np.full((self.height, self.width, 3), 255, dtype=np.uint8)
+        for window, row, column in np.ndindex(*grid.shape[:3]):
+            top, left = self.top(window, row), self.left(column)
+            page[top : top + self.cell, left : left + self.cell] = resize(grid[window, row, column], self.cell)
+        return page
+
+
+def cell_size(rows: int, columns: int, image_size: int) -> int:
+    """Side of a drawn frame: what fits a page about 1,200 wide and 9,000 high, never under 48 pixels.
+
+    Small frames are enlarged by a whole number, so that every pixel of the frame is a square of the same size.
+    """
+    room = max(48, min(224, 1200 // columns, 9000 // rows if rows > 3 else 224))
+    return image_size * (room // image_size) if image_size <= room else room
+
+
+def resize(image: Pixels, side: int) -> Pixels:
+    """``image`` [S, S, 3] at ``side`` pixels: averaged when smaller, repeated when larger."""
+    if image.shape[0] == side:
+        return image
+    if side > image.shape[0]:
+        times = side // image.shape[0]
+        return image.repeat(times, axis=0).repeat(times, axis=1)
+    import cv2
+
+    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _shape_line(view: WindowView) -> str:
+    count, size = view.frame_ids.shape
+    side = view.frames.shape[2]
+    line = (
+        f"{count} x {size} frames of {side} x {side} pixels, {view.distinct_frames} of {count * size} frames distinct"
+    )
+    return line + (f", {len(view.damaged)} damaged (grey)" if view.damaged else "")
+
+
+def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames_per_second: float | None) -> None:
+    """Window and clip left of the row, name and time under each frame."""
+    top = layout.top(row, 0)
+    wide = int((LABEL_WIDTH - 8) / LETTER)
+    write(axes, MARGIN, top + 10, f"window {view.window_ids[row]}", size=13, weight="bold")
+    write(axes, MARGIN, top + 28, shorten(view.clip_names[row], wide), size=11, color=GREY)
+    bottom = top + layout.rows * (layout.cell + GAP) - GAP
+    for column in range(layout.columns):
+        name = shorten(Path(view.frame_names[row][column]).stem, int(layout.cell / LETTER))
+        middle = layout.left(column) + layout.cell / 2
+        write(axes, middle, bottom + 9, name, size=11, ha="center")
+        write(
+            axes,
+            middle,
+            bottom + 22,
+            time_text(int(view.times[row, column]), frames_per_second),
+            size=10,
+            color=GREY,
+            ha="center",
+        )
+
+
+def time_text(number: int, frames_per_second: float | None) -> str:
+    """A frame's time in its clip: its number, and seconds where the frame rate is known."""
+    return f"t = {number}" if frames_per_second is None else f"t = {number / frames_per_second:.2f} s"
+
+
+def plot_run(run_dir: Path, save_path: Path) -> None:
+    """Save loss, learning rate and evaluation of one run (``metrics.csv`` and ``metrics_eval.csv`` of its folder).
+
+    Raises DataError if the metrics are missing or cannot be read.
+    """
+    save_figure(draw_curves({run_dir.name or str(run_dir): read_run(run_dir)}), save_path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m cltt.visualize``."""
+    parser = Parser(prog="python -m cltt.visualize", description="Draw the curves of training runs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    curves = commands.add_parser("curves", help="draw runs over each other: loss, learning rate, evaluation")
+    curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its metrics CSV")
+    curves.add_argument("--save-path", type=Path, help="picture to write; without it a window opens")
+    args = parser.parse_args(argv)
+    if args.save_path:
+        check_save_path(args.save_path)
+    figure = draw_curves({name: read_run(path) for name, path in name_runs(args.runs).items()})
+    if args.save_path is None:
+        show_figure(figure)
+        return 0
+    save_figure(figure, args.save_path)
+    print(f"wrote {args.save_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, "python -m cltt.visualize")
