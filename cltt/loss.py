@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -219,24 +220,39 @@ def resolve_backend(backend: str, z: torch.Tensor) -> str:
 
     Raises SettingsError if ``triton`` is asked for and cannot run.
     """
-    if backend not in ("auto", "triton"):
-        return backend
-    reason = _why_no_triton(z)
-    if reason and backend == "triton":
-        raise SettingsError(f"backend 'triton' {reason}; use backend 'auto' or 'chunked'")
-    return "chunked" if reason else "triton"
+    if backend == "triton":
+        reason = "" if _interpreted(z) else _why_no_triton(z)
+        require(not reason, f"backend 'triton' {reason}; use backend 'auto' or 'chunked'")
+    if backend == "auto":
+        return "chunked" if _why_no_triton(z) else "triton"
+    return backend
 
 
 def _why_no_triton(z: torch.Tensor) -> str:
     """Why the kernels cannot take ``z``; empty if they can."""
+    if z.dtype == torch.float64:
+        return "works in fp32 at most, but z is fp64"
+    if z.device.type != "cuda":
+        return f"needs a CUDA device, but z is on {z.device}"
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton, which is not installed"
-    return "is not there yet"
+    if torch.cuda.get_device_capability(z.device) < (8, 0):
+        return f"needs compute capability 8.0, but {torch.cuda.get_device_name(z.device)} is older"
+    return ""
+
+
+def _interpreted(z: torch.Tensor) -> bool:
+    """Whether the kernels run in Triton's interpreter, slowly and on the CPU, as the tests have it."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and z.device.type == "cpu" and z.dtype != torch.float64
 
 
 def _engine(backend: str, z: torch.Tensor) -> tuple[ModuleType, torch.dtype]:
     """The module that visits the tiles, and the type in which it multiplies."""
-    return chunked, _working_dtype(z)
+    if backend == "chunked":
+        return chunked, _working_dtype(z)
+    from cltt import _loss_triton  # triton is an optional package and slow to import
+
+    return _loss_triton, z.dtype
 
 
 def _working_dtype(z: torch.Tensor) -> torch.dtype:
