@@ -84,7 +84,7 @@ def row_name(row: Row) -> str:
 
 
 def check_table(path: Path, extra: list[str]) -> int:
-    """Number of runs in the table; SettingsError, naming the line, for one that train.py refuses or that is repeated."""
+    """Number of runs in the table; SettingsError, naming the line, for one that train.py refuses or a repeated one."""
     seen: dict[str, int] = {}
     for number, row in read_table(path):
         name = row_name(row)

@@ -1,0 +1,161 @@
+"""The batch scripts on a real Slurm with two nodes: build, train, preempt, requeue, resume, sweep, crash.
+
+Training runs on CPU with gloo: ResNet-18, 32 pixels, a few seconds an unbroken run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import data
+from tests.slurm.conftest import Cluster
+from tests.slurm.fakes import REPOSITORY
+
+pytestmark = pytest.mark.slow
+TRAIN = str(REPOSITORY / "slurm/train.sbatch")
+SMALL = {
+    "PYTHON": sys.executable,
+    "OMP_NUM_THREADS": "1",
+    "NUM_WORKERS": "1",
+    "WINDOW_SIZE": "3",
+    "FRAME_STEP": "2",
+    "WINDOW_STRIDE": "2",
+    "BATCH_SIZE": "8",
+    "EPOCHS": "5",
+    "IMAGE_SIZE": "32",
+}
+EPOCHS = int(SMALL["EPOCHS"])
+STEPS = ["--max-batches-per-epoch", "12"]  # an epoch of about two seconds on two processes
+ONE_CPU = "--cpus-per-task=1"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("source") / "my clips"
+    return data.make_clips(root, {f"day {k}/clip_{k:03d}": 60 for k in range(6)})
+
+
+@pytest.fixture(scope="module")
+def shards(clips: Path) -> Path:
+    """The clips, built in one piece without Slurm."""
+    out = clips.parent / "my shards"
+    build = [sys.executable, str(REPOSITORY / "tools/build_shards.py"), "--root-dir", str(clips), "--out-dir", str(out)]
+    subprocess.run([*build, *BUILD_FLAGS], check=True, capture_output=True)
+    return out
+
+
+BUILD_FLAGS = ["--shard-size", "200000"]  # several shards, so that every task has one
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def metrics(run: Path) -> tuple[str, str]:
+    """The text of both CSV files of a run."""
+    return (run / "metrics.csv").read_text(), (run / "metrics_eval.csv").read_text()
+
+
+def train(cluster: Cluster, shards: Path, run: str) -> str:
+    """Submit the training on two nodes, one process each; the job's id."""
+    env = {**SMALL, "SHARDS": str(shards), "CHECKPOINT_DIR": run}
+    return cluster.submit("--nodes=2", ONE_CPU, TRAIN, *STEPS, **env)
+
+
+@pytest.fixture(scope="module")
+def unbroken(slurm: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """CSV files of a run that nothing interrupted."""
+    cluster = Cluster(tmp_path_factory.mktemp("unbroken") / "my project")
+    facts = cluster.wait(train(cluster, shards, "a run"))
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), cluster.logs()
+    return metrics(cluster.folder / "a run")
+
+
+def test_two_nodes_train_together(unbroken: tuple[str, str]) -> None:
+    rows = unbroken[0].splitlines()
+    assert rows[0] == "epoch,loss,learning_rate,decay_rate"
+    assert [row.split(",")[0] for row in rows[1:]] == [str(epoch) for epoch in range(1, EPOCHS + 1)]
+
+
+@pytest.mark.parametrize("how", ["USR1", "urgent"])
+def test_a_preempted_run_ends_as_if_nothing_had_happened(
+    cluster: Cluster, shards: Path, unbroken: tuple[str, str], how: str
+) -> None:
+    job = train(cluster, shards, "a run")
+    cluster.wait_for("the first epoch", cluster.folder / "a run/metrics.csv", 2)
+    if how == "USR1":
+        cluster.call("scancel", "--signal=USR1", "--batch", job)
+    else:
+        urgent = cluster.submit(
+            "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
+        )
+        assert cluster.wait(urgent)["JobState"] == "COMPLETED"
+    facts = cluster.wait(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
+    assert metrics(cluster.folder / "a run") == unbroken
+    (log,) = (cluster.folder / "logs").glob("*.out")  # one file, appended to
+    assert [log.read_text().count(words) for words in ("start 1 on", "start 2 on", "slurm: complete")] == [1, 1, 1]
+
+
+def test_a_cancelled_run_stays_cancelled(cluster: Cluster, shards: Path) -> None:
+    job = train(cluster, shards, "a run")
+    cluster.wait_for("the first epoch", cluster.folder / "a run/metrics.csv", 2)
+    cluster.call("scancel", job)
+    facts = cluster.wait(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0"), cluster.logs()
+
+
+def test_a_run_that_crashes_is_not_requeued_for_ever(cluster: Cluster, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho this crashes\nexit 1\n")
+    python.chmod(0o755)
+    job = cluster.submit("--nodes=2", ONE_CPU, TRAIN, MAX_REQUEUES="1", **{**SMALL, "PYTHON": str(python)})
+    facts = cluster.wait(job)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "1:0", "1"), cluster.logs()
+    assert "not requeued" in cluster.logs()
+
+
+def test_a_sweep_of_two_lines(cluster: Cluster, shards: Path) -> None:
+    """One task is told to stop: it alone is requeued, and both end complete."""
+    (cluster.folder / "my table.txt").write_text("window-size frame-step\n3 2\n2 4\n")
+    env = {**SMALL, "SHARDS": str(shards), "SWEEP_DIR": "my sweep", "CHECKPOINT_DIR": "must not be used"}
+    output = cluster.call(str(REPOSITORY / "slurm/submit_sweep.sh"), ONE_CPU, "my table.txt", *STEPS, **env)
+    job = output.split()[3]
+    runs = [cluster.folder / "my sweep" / name for name in ("window-size=3,frame-step=2", "window-size=2,frame-step=4")]
+    # The last task is the one whose SLURM_JOB_ID is the id of the whole array.
+    cluster.wait_for("the first epoch", runs[1] / "metrics.csv", 2)
+    cluster.call("scancel", "--signal=USR1", "--batch", f"{job}_1")
+    facts = [cluster.wait(f"{job}_{task}") for task in (0, 1)]
+    assert [fact["JobState"] for fact in facts] == ["COMPLETED", "COMPLETED"], cluster.logs()
+    assert [fact["Restarts"] for fact in facts] == ["0", "1"], cluster.logs()
+    for run, window_size in zip(runs, (3, 2), strict=True):
+        assert len(metrics(run)[0].splitlines()) == 1 + EPOCHS
+        assert json.loads((run / "settings.json").read_text())["windows"]["window_size"] == window_size
+    assert not (cluster.folder / "must not be used").exists()
+
+
+def test_a_build_with_a_killed_task(cluster: Cluster, clips: Path, shards: Path) -> None:
+    """Nothing is published; that task built again alone, the shards are byte for byte those of one process."""
+    submit = [str(REPOSITORY / "slurm/submit_build.sh"), ONE_CPU, str(clips), "my shards", "3", *BUILD_FLAGS]
+    array, merge = job_ids(cluster.call(*submit, PYTHON=sys.executable))
+    while cluster.state(f"{array}_1") == "PENDING":
+        pass
+    cluster.call("scancel", "--full", "--signal=KILL", f"{array}_1")
+    states = [cluster.wait(f"{array}_{task}")["JobState"] for task in range(3)]
+    assert states == ["COMPLETED", "FAILED", "COMPLETED"], cluster.logs()
+    assert cluster.wait(merge)["JobState"] == "CANCELLED"
+    assert not (cluster.folder / "my shards/index.json").exists()
+
+    array, merge = job_ids(cluster.call(*submit, PYTHON=sys.executable, TASKS="1"))
+    assert cluster.wait(merge)["JobState"] == "COMPLETED", cluster.logs()
+    assert contents(cluster.folder / "my shards") == contents(shards)
+
+
+def job_ids(output: str) -> list[str]:
+    """The ids of the array and of the merge job in what submit_build.sh says."""
+    return [word.rstrip(";") for word in output.split() if word.rstrip(";").isdigit()]
