@@ -44,7 +44,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(clips: Path) -> Path:
     """The clips, built in one piece without Slurm."""
     out = clips.parent / "my shards"
-    build = [sys.executable, str(REPOSITORY / "tools/build_shards.py"), "--root-dir", str(clips), "--out-dir", str(out)]
+    build = [sys.executable, str(REPOSITORY / "tools/build_shards.py"), "--root-dir", str(clips), "--out", str(out)]
     subprocess.run([*build, *BUILD_FLAGS], check=True, capture_output=True)
     return out
 
