@@ -137,7 +137,7 @@ def show_windows(look: Inspection) -> int:
         visualize.require_window()
     index = look.index()
     if args.mode == "sample":
-        ids, name = visualize.sample_id(index, args.sample_idx), f"window {args.sample_idx}"
+        ids, name = visualize.sample_id(index, args.sample_idx), f"window {args.sample_idx} of {len(index):,}"
     else:
         ids, name = look.batch_ids(index)
     view = look.view(index, ids)

@@ -131,4 +131,11 @@ def _line(axes: Axes, columns: Columns, name: str, color: str, style: str, label
 
 
 def _colors(count: int) -> list[str]:
-    return [PALETTE[number % len(PALETTE)] for number in range(count)]
+    """One colour a run; of more runs than the palette tells apart, shades from dark to light in their order."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    shades = matplotlib.colormaps["viridis"]
+    return [to_hex(shades(0.95 * number / (count - 1))) for number in range(count)]

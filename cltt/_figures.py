@@ -40,7 +40,7 @@ def pixel_figure(width: int, height: int) -> tuple[Figure, Axes]:
 def write(axes: Axes, x: float, y: float, text: str, *, size: float = 13, color: str = INK, **options: Any) -> None:
     """Write ``text`` with its baseline box at pixel ``(x, y)``; ``size`` in pixels; names may hold ``$`` or ``_``."""
     options.setdefault("va", "center")
-    axes.text(x, y, printable(text), fontsize=size * 72 / DPI, color=color, parse_math=False, **options)
+    axes.text(x, y, printable_lines(text), fontsize=size * 72 / DPI, color=color, parse_math=False, **options)
 
 
 def printable(text: str) -> str:

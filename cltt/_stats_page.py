@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEWEST_BARS = 7  # room for so many, that two bars don't become blocks
 BARS = 12  # bars of a panel before the rest is summed up
 BLUE, ORANGE = PALETTE[0], PALETTE[1]
 
@@ -59,6 +60,8 @@ def _short_settings(settings: dict[str, int]) -> str:
 
 def _draw_lengths(axes: Axes, stats: dict[str, Any]) -> None:
     """Histogram of clip lengths, with the span below which a clip has no window."""
+    from matplotlib.ticker import MaxNLocator
+
     histogram, span = stats["clip_lengths"]["histogram"], stats["window_settings"]["span"]
     edges = np.array(histogram["edges"])
     axes.bar(edges[:-1], histogram["clips"], np.diff(edges), align="edge", color=BLUE, edgecolor="white", linewidth=0.5)
@@ -67,6 +70,7 @@ def _draw_lengths(axes: Axes, stats: dict[str, Any]) -> None:
     axes.annotate(
         f" span {span}", (span, 1), xycoords=("data", "axes fraction"), color=ORANGE, fontsize=9.5, ha="left", va="top"
     )
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     plain_axes(axes, "Clip lengths", "frames in a clip", "clips")
 
 
@@ -94,7 +98,7 @@ def _bars(axes: Axes, values: list[tuple[str, int]]) -> None:
     places = np.arange(len(values))
     axes.barh(places, [count for _, count in values], color=BLUE, height=0.7)
     axes.set_yticks(places, [name for name, _ in values], parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(values), FEWEST_BARS) - 0.5, -0.5)
     axes.set_xticks([])
     longest = max((count for _, count in values), default=1)
     axes.set_xlim(0, 1.28 * longest)

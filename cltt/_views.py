@@ -57,6 +57,13 @@ class WindowView:
     def distinct_frames(self) -> int:
         return len(np.unique(self.frame_ids))
 
+    @property
+    def overlapping_pairs(self) -> int:
+        """Unordered pairs of windows of one clip of which one begins before the other has ended."""
+        first, last = self.frame_ids[:, 0], self.frame_ids[:, -1]
+        meets = (first[:, None] <= last) & (first <= last[:, None]) & (self.clip_ids[:, None] == self.clip_ids)
+        return int(np.triu(meets, 1).sum())
+
     def facts(self) -> dict[str, Any]:
         """The view without its pixels, as JSON values."""
         count, size = self.frame_ids.shape
@@ -70,6 +77,7 @@ class WindowView:
             "frame_names": self.frame_names,
             "shape": list(channels_first),
             "distinct_frames": self.distinct_frames,
+            "overlapping_pairs": self.overlapping_pairs,
             "damaged": list(self.damaged.values()),
         }
 
@@ -152,7 +160,7 @@ def windows_text(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['clips']:,} clips, {facts['frames']:,} frames, {facts['windows']:,} windows (split: {facts['split']})",
         f"{facts['showing']}: {' x '.join(map(str, facts['shape']))} ([B, T, C, H, W]), "
-        f"{facts['distinct_frames']} distinct frames",
+        f"{facts['distinct_frames']} distinct frames, {facts['overlapping_pairs']} pairs of windows overlap in time",
     ]
     for window, clip, names in zip(facts["window_ids"], facts["clips_shown"], facts["frame_names"], strict=True):
         lines.append(f"window {window}, clip {clip}: " + ", ".join(names))

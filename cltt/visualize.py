@@ -66,7 +66,7 @@ __all__ = [
     "write_gallery",
 ]
 
-MARGIN, GAP, HEADER = 16, 6, 56  # pixels round the picture, between frames, above the first row
+MARGIN, GAP, HEADER = 16, 6, 66  # pixels round the picture, between frames, above the first row
 LABEL_WIDTH, CAPTION_HEIGHT = 200, 34  # pixels left of a row, under a row of frames
 LETTER = 6.2  # pixels a letter of a caption takes, about
 DIFFERENCE_GAIN = 3
@@ -102,7 +102,10 @@ def draw_windows(
     write(axes, MARGIN, MARGIN + 28, _shape_line(view), size=12, color=GREY)
     for row in range(layout.windows):
         _label_window(axes, layout, view, row, frames_per_second)
-        names = ["difference\nto the frame before" if difference else "", "augmented" if augmented is not None else ""]
+        names = [
+            f"change since the\nframe before (x{DIFFERENCE_GAIN})" if difference else "",
+            "augmented" if augmented is not None else "",
+        ]
         for number, name in enumerate(filter(None, names), start=1):
             write(axes, MARGIN, layout.top(row, number) + layout.cell / 2, name, size=12, color=GREY)
     return figure
@@ -171,6 +174,8 @@ def _shape_line(view: WindowView) -> str:
     line = (
         f"{count} x {size} frames of {side} x {side} pixels, {view.distinct_frames} of {count * size} frames distinct"
     )
+    if count > 1:
+        line += f", {view.overlapping_pairs} of {count * (count - 1) // 2} pairs of windows overlap in time"
     return line + (f", {len(view.damaged)} damaged (grey)" if view.damaged else "")
 
 
