@@ -23,6 +23,12 @@ LAYERS: dict[float, list[str]] = {
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 # Private modules live with the one public module that may import them.
 OWNER: dict[str, str] = {
+    "_gradcache": "trainer",
+    "_history": "trainer",
+    "_progress": "app",
+    "_shards": "app",
+    "_probe": "evaluation",
+    "_eval_data": "evaluation",
     "_loss_chunked": "loss",
     "_loss_triton": "loss",
     "_permutation": "sampler",

@@ -1,0 +1,78 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, else a line a minute."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+LINE_SECONDS = 60.0
+
+
+class Progress:
+    """Shows loss, windows/s, data-wait share and GPU memory of a run.
+
+    Args:
+        total_steps: steps of the whole run.
+        done_steps: those made before (by a run that is resumed).
+        steps_per_epoch: for the epoch shown, which counts from 1.
+        batch_size: windows a step, over all ranks.
+        wait_share: share of the time that training waited for data, 0..1.
+        device: its memory is shown, if it is a GPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        done_steps: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        wait_share: Callable[[], float],
+        device: torch.device,
+    ) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
+        self._wait_share = wait_share
+        self._device = device
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = tqdm(total=total_steps, initial=done_steps, unit="step", disable=not self._terminal)
+        self._total, self._done, self._first = total_steps, done_steps, done_steps
+        self._start = time.monotonic()
+        self._next_line = self._start + LINE_SECONDS
+
+    def step(self, loss: float) -> None:
+        """Count a finished step."""
+        self._done += 1
+        if self._terminal:
+            self._bar.set_postfix_str(self._facts(loss), refresh=False)
+            self._bar.update()
+        elif time.monotonic() >= self._next_line:
+            self._next_line += LINE_SECONDS
+            epoch = (self._done - 1) // self._steps_per_epoch + 1
+            self.write(f"epoch {epoch} step {self._done}/{self._total} {self._facts(loss)}")
+
+    @property
+    def windows_per_second(self) -> float:
+        """Mean rate since this process began to train."""
+        return (self._done - self._first) * self._batch_size / max(time.monotonic() - self._start, 1e-9)
+
+    def write(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        if self._terminal:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _facts(self, loss: float) -> str:
+        facts = f"loss {loss:.4f} {self.windows_per_second:.1f} windows/s wait {100 * self._wait_share():.1f}%"
+        if self._device.type == "cuda":
+            facts += f" mem {torch.cuda.max_memory_allocated(self._device) / 1e9:.1f} GB"
+        return facts

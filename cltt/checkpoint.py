@@ -1,0 +1,206 @@
+"""Checkpoints: saved whole or not at all, the newest intact one restored.
+
+    RUN/epoch-0003.pt               after epoch 3
+    RUN/epoch-0003-step-000120.pt   120 steps into epoch 4
+    RUN/latest                      name of the newest, as text
+
+A file is written under a temporary name, flushed to disk and renamed; then ``latest`` is replaced the same way. A file
+holds tensors and plain values only, so ``torch.load(weights_only=True)`` reads it. It is a zip archive with a checksum
+a record: :func:`load` compares them all, which torch.load alone does not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cltt.errors import DataError
+
+VERSION = 1
+LATEST = "latest"
+_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")
+
+
+def checkpoint_name(epoch: int, step: int = 0) -> str:
+    """File name after ``epoch`` whole epochs and ``step`` steps of the next."""
+    return f"epoch-{epoch:04d}.pt" if step == 0 else f"epoch-{epoch:04d}-step-{step:06d}.pt"
+
+
+def position(path: Path) -> tuple[int, int]:
+    """``(epoch, step)`` written in a checkpoint's file name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise DataError(f"{path} is not named like a checkpoint (epoch-0003.pt or epoch-0003-step-000120.pt)")
+    return int(match[1]), int(match[2] or 0)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first."""
+    return sorted((path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name)), key=position)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` under ``path`` at once: a reader, or a kill at any moment, finds the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Save ``state`` under ``path``, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"version": VERSION, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; DataError if it is missing, damaged, or of another version."""
+    if not path.is_file():
+        raise DataError(f"no checkpoint at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise DataError(f"checkpoint {path} is damaged (checksum of {damaged})")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can fail in the zip, pickle and tensor readers alike
+        raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({error})") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, dict) else None
+        raise DataError(f"checkpoint {path} has version {found}; this program reads version {VERSION}")
+    return state
+
+
+def to_cpu(value: Any) -> Any:
+    """A copy of nested dictionaries, lists and tensors that later training steps cannot change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_cpu(item) for item in value]
+    return value
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    ``save`` copies the state and writes it in a thread, so that training goes on; the next ``save``, ``wait`` and the
+    end of a ``with`` block wait for it and raise what went wrong there.
+
+    Args:
+        folder: folder of the run; made if missing.
+        keep_last: checkpoints kept, the newest.
+        keep_every: also keep the checkpoint of every n-th epoch (0: none).
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int = 3, keep_every: int = 0) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".epoch-*.tmp"):  # of a run that was killed while it saved
+            leftover.unlink()
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def save(self, state: Mapping[str, Any], *, epoch: int, step: int = 0) -> Path:
+        """Save ``state`` as the newest checkpoint; returns its path at once, the file appears when it is whole."""
+        copy = to_cpu(state)
+        self.wait()
+        path = self.folder / checkpoint_name(epoch, step)
+        self._pending = self._writer.submit(self._write, path, copy)
+        return path
+
+    def wait(self) -> None:
+        """Return when the last ``save`` is on disk."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        write(path, state)
+        replace_file(self.folder / LATEST, f"{path.name}\n".encode())
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        for path in list_checkpoints(self.folder)[: -self.keep_last]:
+            epoch, step = position(path)
+            if not (self.keep_every and step == 0 and epoch % self.keep_every == 0):
+                path.unlink()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoint that ``latest`` names, then the others from the newest to the oldest."""
+    paths = list_checkpoints(folder)[::-1]
+    pointer = folder / LATEST
+    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    if named in paths:
+        paths.remove(named)
+        paths.insert(0, named)
+    return paths
+
+
+def find_latest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint of a run (None if there is none) and a warning for each damaged one passed over.
+
+    A damaged file is renamed to ``*.damaged``: out of the way of those to come, and there to be looked at. Raises
+    DataError if there are checkpoints but none is intact; then nothing is renamed.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in _newest_first(folder):
+        try:
+            load(path)
+        except DataError as error:
+            damaged.append((path, f"{error}; going back to the one before"))
+            continue
+        for bad, _ in damaged:
+            bad.rename(bad.with_name(f"{bad.name}.damaged"))
+        return path, [warning for _, warning in damaged]
+    if damaged:
+        raise DataError(f"none of the {len(damaged)} checkpoints in {folder} is intact; the newest: {damaged[0][1]}")
+    return None, []
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint meant by ``path``: itself, or the newest of a run folder. DataError if there is none."""
+    if not path.is_dir():
+        return path
+    paths = _newest_first(path)
+    if not paths:
+        raise DataError(f"{path} holds no checkpoints (epoch-*.pt)")
+    return paths[0]
