@@ -98,7 +98,10 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     if evaluated:
         _draw_evaluation(axes[2], axes[3], runs)
     if len(runs) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        handles, names = axes[0].get_legend_handles_labels()
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a run's name may hold $
     return figure
 
 

@@ -25,7 +25,7 @@ def draw_stats(stats: dict[str, Any], title: str) -> Figure:
     groups = [kind for kind in ("splits", "labels") if stats[kind]]
     figure = Figure(figsize=(12, 8 if groups else 6.6), facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]
-    figure.suptitle(printable(title), x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
+    figure.suptitle(printable(title), x=0.012, ha="left", fontsize=14, weight="bold", color=INK, parse_math=False)
     panels = figure.subplots(2, 3)
     _draw_totals(panels[0, 0], stats)
     _draw_lengths(panels[0, 1], stats)
