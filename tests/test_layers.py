@@ -23,6 +23,11 @@ LAYERS: dict[float, list[str]] = {
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 # Private modules live with the one public module that may import them.
 OWNER: dict[str, str] = {
+    "_picture": "source",
+    "_plan": "indexer",
+    "_pack": "indexer",
+    "_merge": "indexer",
+    "_verify": "indexer",
     "_gradcache": "trainer",
     "_history": "trainer",
     "_progress": "app",
