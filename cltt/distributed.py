@@ -7,16 +7,17 @@ Slurm's (``SLURM_PROCID``, ``SLURM_NTASKS``, ``SLURM_LOCALID``).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cltt.errors import SettingsError
+from cltt.errors import CLTTError, SettingsError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 _SOURCES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
 
 
@@ -179,3 +180,17 @@ def all_max(value: int, device: torch.device) -> torch.Tensor:
     if world().world_size > 1:
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What ``make`` returns on rank 0 (picklable), on every rank; its CLTTError, too, is raised on every rank."""
+    found: Any = None
+    if world().is_main:
+        try:
+            found = make()
+        except CLTTError as error:
+            found = error
+    found = broadcast_object(found)
+    if isinstance(found, CLTTError):
+        raise found
+    return found

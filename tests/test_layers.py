@@ -31,6 +31,7 @@ OWNER: dict[str, str] = {
     "_gradcache": "trainer",
     "_history": "trainer",
     "_progress": "app",
+    "_records": "app",
     "_shards": "app",
     "_probe": "evaluation",
     "_eval_data": "evaluation",

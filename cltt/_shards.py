@@ -1,0 +1,153 @@
+"""Which shards a run reads: built on first use, reused while the source is unchanged, copied to a node's disk."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cltt import distributed, format
+from cltt.checkpoint import replace_file
+from cltt.config import BuildSettings, DataSettings
+from cltt.distributed import RankFacts
+from cltt.errors import DataError, SettingsError
+from cltt.indexer import build_shards
+from cltt.source import check_root, scan_clips, scan_folders
+
+SHARDS_HOME = Path("shards")
+_THREADS = 16
+
+
+def locate_shards(data: DataSettings, facts: RankFacts) -> Path:
+    """The folder of shards that ``data`` asks for, built or staged if need be; says what it does.
+
+    Raises SettingsError if there are several ranks and nothing built, or if the folder of frames cannot be used.
+    """
+    path = Path(data.shards) if data.shards is not None else _shards_of_root(data, facts)
+    return path if data.stage_to is None else stage(path, Path(data.stage_to), facts)
+
+
+def _shards_of_root(data: DataSettings, facts: RankFacts) -> Path:
+    """Shards of ``--root-dir``: those of an earlier run if the folder is as it was, else built now."""
+    assert data.root_dir is not None
+    settings = BuildSettings()
+    root = os.path.realpath(os.fsdecode(check_root(data.root_dir)))
+    out = SHARDS_HOME / shards_name(root, settings)
+    record = out.with_name(f"{out.name}.source.json")
+    built = (out / format.INDEX).is_file()
+    if facts.world_size > 1 and not built:
+        command = ["python", "tools/build_shards.py", "--root-dir", data.root_dir, "--out", str(out)]
+        raise SettingsError(
+            f"{facts.world_size} ranks, but no shards of {root!r} yet; build them: {shlex.join(command)}"
+        )
+    now = describe_root(root, files=data.rescan or not built)
+    change = _change(record, now) if built else None
+    if built and change is None:
+        _say(facts, f"using the shards in {out}: {root} is as it was when they were built")
+        return out
+    if facts.world_size > 1:
+        command = ["python", "tools/build_shards.py", "--root-dir", data.root_dir, "--out", str(out), "--overwrite"]
+        raise SettingsError(f"{root!r} {change} since its shards were built; build them anew: {shlex.join(command)}")
+    _say(facts, f"building shards of {root} in {out}" + (f" again: the folder {change}" if built else ""))
+    record.unlink(missing_ok=True)
+    if "digest" not in now:
+        now = describe_root(root, files=True)
+    report = build_shards(root, out, overwrite=built, **asdict(settings))
+    replace_file(record, json.dumps(now).encode())
+    _say(facts, f"built {report.clips} clips, {report.frames} frames; left out: {sum(report.skipped.values())} files")
+    return out
+
+
+def shards_name(root: str, settings: BuildSettings) -> str:
+    """Folder name for the shards of ``root``: readable, and another one for another path or other build settings."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(root).name).strip("-").lower()[:40] or "root"
+    identity = json.dumps([root, asdict(settings)], sort_keys=True)
+    return f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+
+def describe_root(root: str, *, files: bool) -> dict[str, Any]:
+    """Folders under ``root`` with their modification times; with ``files`` a digest of all names, sizes and times."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        scan = scan_folders(os.fsencode(root), pool)
+        paths = [os.fsdecode(key) for key in scan.keys]
+        times = pool.map(lambda path: os.stat(os.path.join(root, path)).st_mtime_ns, paths)
+        found: dict[str, Any] = {"folders": dict(zip(paths, times, strict=True))}
+        if files:
+            digest = hashlib.sha256()
+            for clip in scan_clips(scan, pool):
+                digest.update(repr([clip.key, *((f.name, f.size, f.mtime_ns) for f in clip.frames)]).encode())
+            found["digest"] = digest.hexdigest()
+    return found
+
+
+def _change(record: Path, now: dict[str, Any]) -> str | None:
+    """What differs between the folder now and the ``record`` of when it was built; None: nothing that was compared.
+
+    Shards built by hand have no record: the folder as it is now becomes theirs.
+    """
+    if not record.is_file():
+        replace_file(record, json.dumps(now).encode())
+        return None
+    before = json.loads(record.read_text())
+    if set(before["folders"]) != set(now["folders"]):
+        return "has gained or lost clips"
+    if before["folders"] != now["folders"]:
+        return "has changed"
+    if "digest" in now and before.get("digest") != now["digest"]:
+        return "has changed files"
+    return None
+
+
+def stage(shards: Path, target: Path, facts: RankFacts) -> Path:
+    """Copy ``shards`` to ``target/NAME-FINGERPRINT``, once a node, each file held to its size and hash.
+
+    Local rank 0 copies; the other ranks wait for it. Jobs that share a node wait for each other's copy behind a lock.
+    What is there already is used if it is whole. Returns the copy's folder.
+    """
+    index = format.read_index(shards)
+    copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
+    if facts.local_rank == 0:
+        target.mkdir(parents=True, exist_ok=True)
+        with open(target / f".{copy.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _copy_missing(shards, copy, index)
+    distributed.barrier()
+    if not (copy / format.INDEX).is_file():
+        raise DataError(f"no shards in {copy} after staging; is --stage-to on this node's own disk?")
+    return copy
+
+
+def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
+    """Copy each file that is missing or of another size, compare its hash, and publish ``index.json`` last."""
+    if (copy / format.INDEX).is_file():
+        return
+    copy.mkdir(parents=True, exist_ok=True)
+    files = {shard["name"]: shard for shard in index["shards"]} | index["files"]
+    for name, expected in tqdm(files.items(), desc="stage", unit="file", disable=None):
+        target = copy / name
+        if not _is_whole(target, expected):
+            temporary = copy / f".{name}.tmp"
+            shutil.copyfile(shards / name, temporary)
+            if not _is_whole(temporary, expected):
+                raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
+            os.replace(temporary, target)
+    replace_file(copy / format.INDEX, (shards / format.INDEX).read_bytes())
+
+
+def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == expected["size"] and format.file_sha256(path) == expected["sha256"]
+
+
+def _say(facts: RankFacts, line: str) -> None:
+    if facts.is_main:
+        print(line, flush=True)

@@ -1,0 +1,278 @@
+"""Builds the objects of a run from its settings and lets them work; ``train.py`` is a thin face of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cltt import checkpoint, distributed
+from cltt._records import Records
+from cltt._shards import locate_shards
+from cltt.checkpoint import CheckpointStore, replace_file
+from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings, differences
+from cltt.distributed import RankFacts
+from cltt.errors import SettingsError
+from cltt.evaluation import Evaluator
+from cltt.loader import WindowLoader
+from cltt.loss import TemporalInfoNCE
+from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+from cltt.reader import ShardDataset
+from cltt.trainer import EXIT_REQUEUE, Saver, StopSignals, Trainer
+from cltt.windows import WindowIndex
+
+EVALUATION_FILE = "evaluation.json"
+
+
+def open_dataset(data: DataSettings, facts: RankFacts | None = None) -> ShardDataset:
+    """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet."""
+    return ShardDataset(locate_shards(data, facts or RankFacts()))
+
+
+def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
+    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all."""
+    w = settings.windows
+    split = settings.data.split or ("train" if dataset.split_names else "all")
+    if split != "all" and split not in dataset.split_names:
+        has = ", ".join(dataset.split_names) or "none"
+        raise SettingsError(f"split is {split!r}, but the shards' splits are: {has}; build them with --splits")
+    return WindowIndex(
+        dataset.clip_lengths,
+        window_size=w.window_size,
+        frame_step=w.frame_step,
+        window_stride=w.window_stride,
+        max_windows_per_clip=w.max_windows_per_clip,
+        clips=None if split == "all" else dataset.split_clips(split),
+    )
+
+
+def build_loader(
+    dataset: ShardDataset, index: WindowIndex, settings: TrainSettings, device: torch.device, facts: RankFacts
+) -> WindowLoader:
+    """Batches of this rank, in the type the model computes in."""
+    data = settings.data
+    return WindowLoader(
+        dataset,
+        index,
+        data.batch_size,
+        image_size=data.image_size,
+        device=device,
+        dtype=autocast_type(settings.run, device) or torch.float32,
+        augment=data.augment,
+        augment_scope=data.augment_scope,
+        seed=settings.run.seed,
+        min_gap=data.min_gap,
+        depth=data.depth,
+        rank=facts.rank,
+        world_size=facts.world_size,
+        cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
+        num_threads=data.num_workers,
+        channels_last=device.type == "cuda",
+        max_bad_frames=data.max_bad_frames,
+    )
+
+
+def build_model(settings: ModelSettings) -> ContrastiveModel:
+    """Encoder and head with weights drawn from torch's random state."""
+    encoder = build_encoder(settings.backbone)
+    return ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, settings.proj_dim))
+
+
+def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, facts: RankFacts) -> nn.Module:
+    """Put the model on its device, compile it if asked to, and tie it to the other ranks.
+
+    Rows of a rank come from few runs of neighbouring windows, so statistics of one rank alone would be biased:
+    BatchNorm is synchronised over ranks on CUDA. SyncBatchNorm refuses CPU tensors; gloo runs keep local BatchNorm and
+    say so.
+    """
+    if facts.world_size > 1 and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif facts.is_main and facts.world_size > 1 and any("BatchNorm" in type(m).__name__ for m in model.modules()):
+        print("several ranks on the CPU: each has BatchNorm statistics of its own (SyncBatchNorm needs CUDA)")
+    model = model.to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    if run.compile:
+        model.compile()
+    if facts.world_size == 1:
+        return model
+    # Buffers are the running statistics: equal on all ranks if synchronised, and unused in training anyway.
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def build_optimizer(
+    model: nn.Module, optim: OptimSettings, device: torch.device
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam, and a cosine from ``lr`` to 0 that moves once an epoch."""
+    fused = True if device.type == "cuda" else None
+    optimizer = torch.optim.Adam(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=optim.epochs)
+
+
+def autocast_type(run: RunSettings, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where ``--amp`` asks for it or, on ``auto``, on CUDA; else None."""
+    return torch.bfloat16 if run.amp == "bf16" or (run.amp == "auto" and device.type == "cuda") else None
+
+
+def train(settings: TrainSettings, *, on_step: Callable[[float], None] | None = None) -> int:
+    """Train from scratch, from weights or from where the run stopped -> exit status: 0, or 85 if asked to stop.
+
+    ``on_step`` is called with the loss after every step. Raises SettingsError and DataError for what the user can mend.
+    """
+    stop = StopSignals()
+    facts = distributed.rank_facts()
+    device = distributed.pick_device(settings.run.device, facts)
+    distributed.start(facts, device)
+    try:
+        return _train(settings, facts, device, stop, on_step)
+    finally:
+        distributed.stop()
+
+
+def _train(
+    settings: TrainSettings,
+    facts: RankFacts,
+    device: torch.device,
+    stop: StopSignals,
+    on_step: Callable[[float], None] | None,
+) -> int:
+    start_from = distributed.from_main(lambda: _find_start(settings))
+    dataset = open_dataset(settings.data, facts)
+    index = build_index(dataset, settings)
+    _prepare_torch(settings.run, device)
+    with ExitStack() as stack:
+        loader = stack.enter_context(build_loader(dataset, index, settings, device, facts))
+        store = stack.enter_context(_open_store(settings)) if facts.is_main else None
+        trainer = build_trainer(settings, loader, device, facts, store=store, stop=stop)
+        if start_from is not None:
+            _resume(trainer, start_from, settings, dataset)
+        if not facts.is_main:
+            return 0 if trainer.run() else EXIT_REQUEUE
+        records = stack.enter_context(Records(settings, trainer, loader, device))
+        trainer.on_step = records.on_step if on_step is None else _both(records.on_step, on_step)
+        trainer.on_epoch = records.on_epoch
+        done = trainer.run()
+        records.summarise(done)
+    return 0 if done else EXIT_REQUEUE
+
+
+def build_trainer(
+    settings: TrainSettings,
+    loader: WindowLoader,
+    device: torch.device,
+    facts: RankFacts,
+    *,
+    store: CheckpointStore | None,
+    stop: StopSignals,
+) -> Trainer:
+    """Model, loss, optimizer and schedule around ``loader``, at the start of the run."""
+    torch.manual_seed(settings.run.seed)
+    model = build_model(settings.model)
+    if settings.checkpoint.checkpoint_path is not None:
+        load_weights(model, Path(settings.checkpoint.checkpoint_path))
+    wrapped = prepare_model(model, settings.run, device, facts)
+    optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
+    facts_saved = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
+    return Trainer(
+        model=wrapped,
+        loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        loader=loader,
+        saver=Saver(store, minutes=settings.checkpoint.checkpoint_minutes, extra=facts_saved),
+        stop=stop,
+        device=device,
+        optim=settings.optim,
+        run_dir=settings.run_dir,
+        autocast=autocast_type(settings.run, device),
+        mask_overlaps=settings.model.mask_overlaps,
+        evaluate=_evaluation(settings, model.encoder, device) if facts.is_main else None,
+        eval_every=settings.log.eval_every,
+    )
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the weights of the checkpoint at ``path`` (a file, or a run's folder: its newest) into ``model``."""
+    state = checkpoint.load(checkpoint.resolve(path))
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        was = state["settings"]["model"]
+        raise SettingsError(
+            f"the weights in {path} are of backbone {was['backbone']} with proj_dim {was['proj_dim']}; give the same "
+            f"--backbone and --proj-dim ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _find_start(settings: TrainSettings) -> Path | None:
+    """The checkpoint to go on from; None: a fresh start. Without --resume, a folder that holds a run is refused."""
+    run_dir = settings.run_dir
+    if not settings.checkpoint.resume:
+        if checkpoint.list_checkpoints(run_dir):
+            raise SettingsError(
+                f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
+            )
+        return None
+    path, warnings = checkpoint.find_latest(run_dir)
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    print(f"resuming from {path}" if path else f"no checkpoint in {run_dir}: starting fresh", flush=True)
+    return path
+
+
+def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: ShardDataset) -> None:
+    """Put the trainer where ``path`` was saved. SettingsError, naming each difference, for other data or settings."""
+    state = checkpoint.load(path)
+    differ = differences(state["settings"], settings.to_dict())
+    if state["fingerprint"] != dataset.fingerprint:
+        differ.append(f"the shards' fingerprint is {dataset.fingerprint} and was {state['fingerprint']}")
+    if differ:
+        raise SettingsError(
+            f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
+            "with, or another --checkpoint-dir"
+        )
+    trainer.load_state_dict(state)
+
+
+def _open_store(settings: TrainSettings) -> CheckpointStore:
+    kept = settings.checkpoint
+    return CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every)
+
+
+def _prepare_torch(run: RunSettings, device: torch.device) -> None:
+    """Kernels: found by trial on CUDA, unless they are to be deterministic."""
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not run.deterministic
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+        torch.use_deterministic_algorithms(True)
+
+
+def _both(first: Callable[[float], None], second: Callable[[float], None]) -> Callable[[float], None]:
+    def call(loss: float) -> None:
+        first(loss)
+        second(loss)
+
+    return call
+
+
+def _evaluation(
+    settings: TrainSettings, encoder: nn.Module, device: torch.device
+) -> Callable[[], dict[str, float]] | None:
+    """Evaluates ``encoder`` on --eval-data and returns the row for the CSV; None without such data."""
+    if settings.log.eval_data is None:
+        return None
+    evaluator = Evaluator(settings.log.eval_data, image_size=settings.data.image_size, device=device)
+
+    def evaluate() -> dict[str, float]:
+        result = evaluator(encoder)
+        replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
+        print(result.describe(), flush=True)
+        return result.row()
+
+    return evaluate

@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Train an encoder by contrastive learning through time on a folder of clips; ``python train.py --help``.
+
+    python train.py --root-dir FRAMES --window-size 5 --frame-step 10 --checkpoint-dir checkpoints/run --csv-log
+    torchrun --nproc-per-node 4 train.py --shards shards/NAME --checkpoint-dir checkpoints/run --resume
+
+Exit status: 0 complete, 2 refused (one sentence says why), 85 stopped by SIGUSR1 or SIGTERM with a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from cltt import cli
+from cltt.config import TrainSettings
+
+
+def parse(argv: list[str] | None = None) -> TrainSettings:
+    """Settings from flags."""
+    assert __doc__ is not None
+    parser = cli.Parser(prog="train.py", description=__doc__.splitlines()[0])
+    for name, settings in TrainSettings.groups().items():
+        cli.add_settings(parser.add_argument_group(name), settings)
+    args = parser.parse_args(argv)
+    groups: dict[str, Any] = {name: cli.settings_from(args, settings) for name, settings in TrainSettings.groups().items()}
+    return TrainSettings(**groups)
+
+
+def main() -> int:
+    settings = parse()
+    from cltt import app  # torch takes seconds to import: --help and refused flags should not wait for it
+
+    return app.train(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, "train.py"))
