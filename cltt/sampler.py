@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from cltt._permutation import MAX_SEED, seed_sequence, shuffled
+from cltt._permutation import MAX_SEED, seed_sequence
 from cltt._runs import Block, FreeBlock, ShuffledRuns, SingleWindows
 from cltt.config import require
 from cltt.errors import SettingsError
@@ -28,9 +28,9 @@ DEFAULT_DEPTH = 128
 # One block in four runs: with one run a row, consecutive batches would show the same scenes.
 RUNS_PER_DEPTH = 4
 # What each random stream of an epoch is for.
-_LAYOUT, _CHAINS, _STEPS = range(3)
+_LAYOUT, _SHIFT, _BLOCK = range(3)
 # Frames an exact frames_per_block may go through.
-_EXACT_FRAMES = 4_000_000
+EXACT_FRAMES = 4_000_000
 T = TypeVar("T")
 
 
@@ -107,8 +107,7 @@ class EpochPlan:
         block = self.block_of(step)
         rows = self._rows(rank, world_size)
         steps = self.block_steps(block)
-        place, windows = self._blocks[block]
-        return windows.windows(place[step - steps.start] + rows * len(steps))
+        return self._blocks[block].windows(step - steps.start, rows)
 
     def fresh_frames(self, step: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Frames that ``batch(step)`` needs and no earlier step of its block does: sorted unique int64.
@@ -137,13 +136,14 @@ class EpochPlan:
         share a clip: frames that two runs of a block share are counted twice.
         """
         rows = self._rows(rank, world_size)
-        if len(self.index) * self.index.window_size <= _EXACT_FRAMES:
+        if len(self.index) * self.index.window_size <= EXACT_FRAMES:
             blocks = range(self.num_blocks)
             return max(len(self.block_frames(block, rank=rank, world_size=world_size)) for block in blocks)
         if self.run == 1:
             return len(rows) * -(-len(self) // self.num_blocks) * self.index.window_size
+        blocks = (self._build_block(block) for block in range(self.num_blocks))
         frames = self._frames_of_run()
-        return max(self._frames_bound(block, rows, frames) for block in range(self.num_blocks))
+        return max(int(frames[block.segment_lengths(rows)].sum()) for block in blocks if isinstance(block, Block))
 
     def block_of(self, step: int) -> int:
         """The block that ``step`` belongs to.
@@ -168,8 +168,8 @@ class EpochPlan:
 
     def state_dict(self, step: int = 0) -> dict[str, int | str]:
         """Where the epoch stands before ``step`` (0..len) and what its order depends on: integers and a string."""
-        require(0 <= step <= len(self), f"step is {step}; this epoch has steps 0 to {len(self)} (the end)")
-        return {"version": STATE_VERSION, "epoch": self.epoch, "step": operator.index(step), **self._identity()}
+        step = _whole("step", step, 0, len(self) + 1)
+        return {"version": STATE_VERSION, "epoch": self.epoch, "step": step, **self._identity()}
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Do nothing if ``state`` belongs to an order like this one, at any epoch and step.
@@ -195,6 +195,7 @@ class EpochPlan:
             f"the order cannot go on from this state, which differs in {', '.join(differences)}: "
             "resume with what it was saved with, or start a new run",
         )
+        _whole("step", state["step"], 0, len(self) + 1)
 
     def _identity(self) -> dict[str, int | str]:
         """What the order depends on, other than the epoch."""
@@ -223,7 +224,8 @@ class EpochPlan:
     def _shuffled(self) -> SingleWindows | ShuffledRuns:
         if self.run == 1:
             return SingleWindows(len(self.index), self._seeds(_LAYOUT))
-        return ShuffledRuns(self.index, self.run, self._seeds(_LAYOUT))
+        shift = int(self._seeds(_SHIFT).generate_state(1, np.uint64)[0]) % len(self.index)
+        return ShuffledRuns(self.index, self.run, self._seeds(_LAYOUT), shift)
 
     def _seeds(self, purpose: int, block: int = 0) -> np.random.SeedSequence:
         return seed_sequence(self.seed, self.epoch, purpose, block)
@@ -243,35 +245,28 @@ class EpochPlan:
         rows = self._rows(rank, world_size)
         return block, int(rows[0]), len(rows)
 
-    def _build_block(self, block: int) -> tuple[np.ndarray, Block | FreeBlock]:
-        """The order in which the block's steps take places 0..K-1 (plus K a row), and the windows at the places."""
+    def _build_block(self, block: int) -> Block | FreeBlock:
         steps = self.block_steps(block)
-        place = shuffled(len(steps), self._seeds(_STEPS, block))
-        low, high = steps.start * self.batch_size, steps.stop * self.batch_size
+        low, seeds = steps.start * self.batch_size, self._seeds(_BLOCK, block)
         if self._steps_needed == 1 and isinstance(self._layout, SingleWindows):
-            return place, FreeBlock(self._layout, low)
-        return place, Block(self.index, self._layout, low, high, self._gap, self._seeds(_CHAINS, block))
+            return FreeBlock(self._layout, low, len(steps), seeds)
+        shape = self.batch_size, len(steps)
+        return Block(self.index, self._layout, low, shape, gap=self._gap, needed=self._steps_needed, seeds=seeds)
 
     def _build_first_use(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Distinct frames of a rank's block by first step, then id, and where each step's begin: int64, int64 [K+1]."""
         block, first_row, num_rows = key
-        place, windows = self._blocks[block]
+        steps = np.arange(len(self.block_steps(block)))
         rows = np.arange(first_row, first_row + num_rows)
-        ids = windows.windows(place[:, None] + rows * len(place))  # [K, b]
-        frames = self.index.frames(ids).reshape(len(place), -1)  # [K, b*T]
+        ids = self._blocks[block].windows(steps[:, None], rows)  # [K, b]
+        frames = self.index.frames(ids).reshape(len(steps), -1)  # [K, b*T]
         # Frame and step in one integer: one sort brings each frame's first step in front.
-        uses = np.sort((frames * len(place) + np.arange(len(place))[:, None]).ravel())
-        frame, step = np.divmod(uses, len(place))
+        uses = np.sort((frames * len(steps) + steps[:, None]).ravel())
+        frame, step = np.divmod(uses, len(steps))
         first = np.flatnonzero(np.diff(frame, prepend=-1))
         frame, step = frame[first], step[first]
         order = np.argsort(step, kind="stable")
-        return frame[order], np.searchsorted(step[order], np.arange(len(place) + 1))
-
-    def _frames_bound(self, block: int, rows: np.ndarray, frames_of_run: np.ndarray) -> int:
-        """At least as many frames as the block holds for these rows."""
-        place, windows = self._blocks[block]
-        low, high = int(rows[0]) * len(place), (int(rows[-1]) + 1) * len(place)
-        return int(frames_of_run[windows.segment_lengths(low, high)].sum())
+        return frame[order], np.searchsorted(step[order], np.arange(len(steps) + 1))
 
     def _frames_of_run(self) -> np.ndarray:
         """Most frames in 0, 1, ... ``run`` consecutive windows of a clip: int64 [run + 1] (or fewer)."""
