@@ -23,8 +23,8 @@ def parse(argv: list[str] | None = None) -> TrainSettings:
     for name, settings in TrainSettings.groups().items():
         cli.add_settings(parser.add_argument_group(name), settings)
     args = parser.parse_args(argv)
-    groups: dict[str, Any] = {name: cli.settings_from(args, settings) for name, settings in TrainSettings.groups().items()}
-    return TrainSettings(**groups)
+    made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
+    return TrainSettings(**made)
 
 
 def main() -> int:

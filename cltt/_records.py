@@ -38,7 +38,7 @@ class Records:
             done_steps=trainer.history.total_steps,
             steps_per_epoch=steps,
             batch_size=settings.data.batch_size,
-            wait_share=lambda: loader.stats()["wait_share"],
+            wait_share=self._wait_share,
             device=device,
         )
 
@@ -62,7 +62,7 @@ class Records:
         row = history.train[-1]
         line = f"epoch {history.epoch}/{self.settings.optim.epochs} loss {row['loss']:.4f} "
         line += f"lr {row['learning_rate']:.2e} {self.progress.windows_per_second:.1f} windows/s "
-        line += f"wait {100 * self.loader.stats()['wait_share']:.1f}%"
+        line += f"wait {100 * self._wait_share():.1f}%"
         if history.evaluation and history.evaluation[-1]["epoch"] == history.epoch:
             line += _accuracies(history.evaluation[-1])
         self.progress.write(line)
@@ -83,6 +83,9 @@ class Records:
         bad = int(self.loader.stats()["frames_bad"])
         print(f"complete: {where}, loss {loss}{evaluation}, bad frames {bad}; run in {run_dir}", flush=True)
         self._plot(run_dir)
+
+    def _wait_share(self) -> float:
+        return self.loader.stats().get("wait_share", 0.0)
 
     def _write_csv(self) -> None:
         if self.settings.log.csv_log:
