@@ -52,6 +52,15 @@ def test_columns_split_among_programs(
     assert_matches_reference(make_case(60, 5, 8), temperature, "triton", torch.float32, with_ids=True)
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_rows_that_see_nothing_in_whole_tiles(temperature: float) -> None:
+    case = make_case(60, 3, 8)
+    case.clip_ids[:] = 0
+    case.frame_ids[:] = case.frame_ids[0]  # every window overlaps every other: only positives are left
+    case.clip_ids[59] = 1
+    assert_matches_reference(case, temperature, "triton", torch.float32, with_ids=True)
+
+
 def test_all_equal_embeddings_and_a_zero_vector() -> None:
     z = torch.ones(6, 3, 5)
     assert evaluate(z, 0.5, "triton")[0].item() == pytest.approx(math.log(17), rel=1e-5)
