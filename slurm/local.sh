@@ -7,7 +7,11 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || true
+if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+else
+    gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || true
+fi
 export LOCAL_PROCESSES=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 export CLTT_HOME=${CLTT_HOME:-${here%/*}}
 exec bash "$here/train.sbatch" "$@"

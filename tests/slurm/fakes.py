@@ -70,6 +70,8 @@ class Bench:
         self.fakes.mkdir()
         shutil.copytree(REPOSITORY / "slurm", self.home / "slurm")
         (self.home / "train.py").write_text(TRAIN)
+        (self.home / "tools").mkdir()
+        (self.home / "tools/build_shards.py").write_text(NOTE.format(python=sys.executable))
         for name, body in COMMANDS.items():
             (self.fakes / name).write_text(NOTE.format(python=sys.executable) + body + "\n")
             (self.fakes / name).chmod(0o755)

@@ -276,14 +276,19 @@ def test_local_exit_status_arrives(bench: Bench) -> None:
     assert bench.requeued() == []
 
 
-def test_local_training_in_several_processes(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("env", "processes"),
+    [({"PROCESSES": "3"}, "3"), ({"CUDA_VISIBLE_DEVICES": "2,5"}, "2"), ({"CUDA_VISIBLE_DEVICES": "2"}, "")],
+)
+def test_local_training_runs_one_process_a_gpu(bench: Bench, env: dict[str, str], processes: str) -> None:
     python = bench.fakes / "python"
     python.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" >'{bench.fakes}/argv'\n")
     python.chmod(0o755)
-    assert bench.run("local.sh", "--compile", PYTHON=str(python), PROCESSES="3")[0] == 0
+    assert bench.run("local.sh", "--compile", PYTHON=str(python), **env)[0] == 0
     argv = (bench.fakes / "argv").read_text().splitlines()
-    assert argv[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    assert argv[5] == str(bench.home / "train.py") and argv[-1] == "--compile"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes else []
+    assert argv[: len(torchrun) + 1] == [*torchrun, str(bench.home / "train.py")]
+    assert argv[-1] == "--compile"
 
 
 # --- submitting -------------------------------------------------------------------------------
@@ -303,6 +308,16 @@ def test_build_submits_an_array_and_a_merge_after_it(bench: Bench) -> None:
     assert merge[:3] == ["--parsable", "--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
     assert merge[-len(tail) :] == tail
     assert (bench.home / "logs").is_dir()
+
+
+@pytest.mark.parametrize(("task", "part"), [("3", ["--task", "3/5"]), ("", ["--finalize"])])
+def test_a_build_task_builds_its_part_and_the_job_after_it_merges(bench: Bench, task: str, part: list[str]) -> None:
+    args = ("/my clips", "shards/my set", "5", "--label-from", "regex:a b")
+    status, output = bench.run("build_shards.sbatch", *args, SLURM_ARRAY_TASK_ID=task, SLURM_CPUS_PER_TASK="6")
+    assert status == 0, output
+    (call,) = bench.calls("build_shards.py")
+    rest = ["--label-from", "regex:a b"]
+    assert call == ["--root-dir", "/my clips", "--out", "shards/my set", "--workers", "6", *part, *rest]
 
 
 def test_one_failed_part_can_be_built_again(bench: Bench) -> None:
