@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,7 @@ class Inspection:
         self.args = args
         self.windows = settings_from(args, WindowSettings)
         self.data = settings_from(args, DataSettings)
+        require(args.seed >= 0, f"--seed is {args.seed}; it must be 0 or more")
         require(args.fps is None or args.fps > 0, f"--fps is {args.fps}; it must be more than 0")
         if args.save_path:
             visualize.check_save_path(args.save_path)
@@ -111,12 +113,25 @@ class Inspection:
         if args.batch_sampling == "random":
             ids = visualize.random_ids(index, size, args.batch_idx, args.seed)
             return ids, f"random batch {args.batch_idx}, seed {args.seed}"
-        plan = EpochPlan(
-            index, size, seed=args.seed, epoch=args.epoch, min_gap=self.data.min_gap, depth=self.data.depth
-        )
+        plan = self._plan(index)
         steps = len(plan)
         require(0 <= args.step < steps, f"--step is {args.step}; the epoch has steps 0 to {steps - 1}")
         return plan.batch(args.step), f"training batch at epoch {args.epoch}, step {args.step}, seed {args.seed}"
+
+    def _plan(self, index: WindowIndex) -> EpochPlan:
+        """The order of the epoch; a warning of the plan becomes a line on stderr."""
+        order = {
+            "seed": self.args.seed,
+            "epoch": self.args.epoch,
+            "min_gap": self.data.min_gap,
+            "depth": self.data.depth,
+        }
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            plan = EpochPlan(index, self.data.batch_size, **order)
+        for warning in caught:
+            print(f"note: {warning.message}", file=sys.stderr)
+        return plan
 
     def size_facts(self) -> dict[str, Any]:
         return {

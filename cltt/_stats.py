@@ -17,7 +17,7 @@ from cltt.config import WindowSettings
 from cltt.errors import SettingsError
 from cltt.windows import WindowIndex
 
-PIECE = 1 << 20  # frames looked at together: bounds memory on data sets of any size
+PIECE = 1 << 14  # frames looked at together: bounds memory, and moves the progress bar while files are read
 STEPS = (1, 2, 5, 10, 20, 30)
 STRIDES = (1, 2, 5, 10, 20)
 EXAMPLES = 10  # clips named where there may be thousands
@@ -100,8 +100,8 @@ def _frame_stats(dataset: CountedDataset, clips: Ids) -> dict[str, Any]:
 def _pieces(dataset: CountedDataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
     """All frames in runs of PIECE: facts, clip ids, and whether a frame repeats the one before it in its clip."""
     last_clip, last_crc, last_size = -1, 0, 0
-    starts = range(0, dataset.num_frames, PIECE)
-    for start in tqdm(starts, desc="frames (millions)", delay=2, leave=False):
+    bar = tqdm(total=dataset.num_frames, unit="frame", unit_scale=True, delay=2, leave=False)
+    for start in range(0, dataset.num_frames, PIECE):
         ids = np.arange(start, min(start + PIECE, dataset.num_frames), dtype=np.int64)
         clips, facts = dataset.clip_of(ids), dataset.frame_facts(ids)
         repeats = np.empty(len(ids), dtype=bool)
@@ -109,7 +109,9 @@ def _pieces(dataset: CountedDataset) -> Iterator[tuple[NDArray[Any], Ids, NDArra
         repeats[1:] = (clips[1:] == clips[:-1]) & (facts["crc"][1:] == facts["crc"][:-1])
         repeats[1:] &= facts["size"][1:] == facts["size"][:-1]
         last_clip, last_crc, last_size = clips[-1], facts["crc"][-1], facts["size"][-1]
-        yield facts, clips, repeats
+        yield facts, clips, repeats & (facts["width"] > 0)  # a file that is no picture repeats nothing
+        bar.update(len(ids))
+    bar.close()
 
 
 def _counts(values: Ids) -> dict[int, int]:
@@ -212,9 +214,14 @@ def size_text(count: int) -> str:
 
 
 def sizes_text(sizes: list[dict[str, int]]) -> str:
-    shown = [f"{size['width']}x{size['height']} ({size['frames']:,})" for size in sizes[:EXAMPLES]]
+    shown = [f"{size_name(size)} ({size['frames']:,})" for size in sizes[:EXAMPLES]]
     rest = len(sizes) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def size_name(size: dict[str, int]) -> str:
+    """``width x height`` of an entry of ``frame_sizes``; files of a folder that are no whole picture have none."""
+    return f"{size['width']}x{size['height']}" if size["width"] else "no picture"
 
 
 def _table_lines(table: dict[str, Any]) -> list[str]:

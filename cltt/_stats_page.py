@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cltt._figures import GREY, INK, PALE, PALETTE, plain_axes, printable, shorten
-from cltt._stats import size_text
+from cltt._stats import size_name, size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def _draw_lengths(axes: Axes, stats: dict[str, Any]) -> None:
 
 
 def _draw_sizes(axes: Axes, stats: dict[str, Any]) -> None:
-    sizes = [(f"{size['width']} x {size['height']}", size["frames"]) for size in stats["frame_sizes"]]
+    sizes = [(size_name(size), size["frames"]) for size in stats["frame_sizes"]]
     _bars(axes, sizes)
     plain_axes(axes, "Frame sizes (frames)", "", "")
     axes.grid(False)

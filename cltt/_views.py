@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cltt.errors import FrameError, SettingsError
+from cltt.errors import DataError, FrameError, SettingsError
 from cltt.windows import WindowIndex
 
 Ids = NDArray[np.int64]
@@ -89,7 +89,7 @@ def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image
     clips = np.asarray(clips, dtype=np.int64)
     distinct, position = np.unique(frame_ids, return_inverse=True)
     pictures, damaged = decode_frames(dataset, distinct, image_size)
-    names = [dataset.frame_name(int(frame)) for frame in distinct]
+    names = [frame_name(dataset, int(frame)) for frame in distinct]
     return WindowView(
         window_ids=window_ids,
         clip_ids=clips,
@@ -121,9 +121,15 @@ def decode_square(data: bytes, image_size: int) -> Pixels:
     """The central square of a JPEG as the loader decodes it on a CPU [S, S, 3]; ValueError if it cannot be decoded."""
     from cltt.pipeline import CpuDecoder, Framing
 
-    square = np.empty((image_size, image_size, 3), dtype=np.uint8)
-    CpuDecoder(Framing(image_size=image_size))._decode_one(data, square.reshape(-1))
-    return square
+    return CpuDecoder(Framing(image_size=image_size)).frame(data)
+
+
+def frame_name(dataset: Dataset, frame_id: int) -> str:
+    """The source file, or the frame's id where a missing shard took the name with it."""
+    try:
+        return dataset.frame_name(frame_id)
+    except DataError:
+        return f"frame {frame_id}"
 
 
 def clip_name(dataset: Dataset, clip: int) -> str:

@@ -65,7 +65,7 @@ def test_a_line_being_written_is_left_out(tmp_path: Path) -> None:
 def test_other_files_are_refused_by_name(tmp_path: Path, content: str, says: str) -> None:
     run = make_run(tmp_path / "run")
     (run / "metrics.csv").write_text(content)
-    with pytest.raises(DataError, match="metrics.csv") as caught:
+    with pytest.raises(DataError, match=r"metrics\.csv") as caught:
         read_run(run)
     assert says in str(caught.value)
 

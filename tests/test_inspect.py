@@ -1,0 +1,480 @@
+"""inspect_windows.py: what it prints and draws is what training sees, and what it counts is what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import inspect_windows
+from cltt import WindowIndex, _stats, build_shards, visualize
+from cltt.cli import run
+from cltt.config import WindowSettings
+from cltt.reader import ShardDataset
+from tests import data
+
+ROOT = Path(__file__).parents[1]
+LENGTHS = {"a/one": 30, "a/two": 25, "b/one": 41, "b/two": 3, "c/one": 28}
+WINDOWS = ["--window-size", "3", "--frame-step", "4", "--window-stride", "2"]
+SMALL = [*WINDOWS, "--image-size", "32"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = data.make_clips(tmp_path_factory.mktemp("frames"), LENGTHS)
+    for number in (8, 9, 20):  # repeats of the frame before
+        (root / f"a/one/frame_{number:06d}.jpg").write_bytes((root / f"a/one/frame_{number - 1:06d}.jpg").read_bytes())
+    data.add_mac_clutter(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "s"
+    build_shards(folder, out, workers=1, label_from="parent")
+    return out
+
+
+@pytest.fixture(scope="module")
+def split_shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "split"
+    build_shards(folder, out, workers=1, splits="train=0.6,val=0.4")
+    return out
+
+
+def facts(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> dict[str, Any]:
+    """The JSON that the script prints; it must end with status 0."""
+    capsys.readouterr()
+    assert inspect_windows.main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    """The one sentence with which the script refuses; it must end with status 2 and print nothing else."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: inspect_windows.main([*map(str, argv)]), "inspect_windows.py")
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert printed.out == "" and printed.err.count("\n") == 1
+    return printed.err
+
+
+def obvious_windows() -> list[list[str]]:
+    """Frame names of every window, listed one by one."""
+    size, step, stride = 3, 4, 2
+    windows = []
+    for clip, length in sorted(LENGTHS.items()):
+        for start in range(0, length - (size - 1) * step, stride):
+            windows.append([f"{clip}/frame_{start + k * step:06d}.jpg" for k in range(size)])
+    return windows
+
+
+# ---- sample
+
+
+def test_every_sample_is_the_window_it_says(shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    windows = obvious_windows()
+    for window in (0, 1, 12, len(windows) - 1):
+        shown = facts(capsys, "--shards", shards, *SMALL, "--sample-idx", window, "--save-path", tmp_path / "w.png")
+        assert shown["window_ids"] == [window] and shown["windows"] == len(windows)
+        assert shown["frame_names"] == [windows[window]]
+        assert shown["clips_shown"] == [windows[window][0].rpartition("/")[0]]
+        assert shown["times"] == [[int(name[-10:-4]) for name in windows[window]]]
+        assert shown["shape"] == [1, 3, 3, 32, 32]
+
+
+def test_a_folder_shows_what_its_shards_show(
+    shards: Path, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = [*SMALL, "--mode", "batch", "--batch-size", "6", "--save-path"]
+    packed = facts(capsys, "--shards", shards, *argv, tmp_path / "shards.png")
+    plain = facts(capsys, "--root-dir", folder, *argv, tmp_path / "folder.png")
+    assert {**packed, "data": ""} == {**plain, "data": ""}
+    assert (tmp_path / "shards.png").read_bytes() == (tmp_path / "folder.png").read_bytes()
+
+
+def test_text_names_the_data_the_window_and_its_frames(
+    shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    inspect_windows.main(["--shards", str(shards), *SMALL, "--sample-idx", "2", "--save-path", str(tmp_path / "w.png")])
+    printed = capsys.readouterr().out
+    assert "5 clips, 127 frames, 47 windows" in printed
+    assert "1 x 3 x 3 x 32 x 32" in printed
+    assert all(name in printed for name in obvious_windows()[2])
+
+
+def drawn_frames(path: Path, layout: visualize.Layout, row: int) -> np.ndarray:
+    """The frames of one row of cells of a saved picture, uint8 [windows, columns, cell, cell, 3]."""
+    page = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(np.uint8)
+    assert page.shape == (layout.height, layout.width, 3)
+    cells = [
+        [
+            page[top : top + layout.cell, left : left + layout.cell]
+            for left in (layout.left(column) for column in range(layout.columns))
+        ]
+        for top in (layout.top(window, row) for window in range(layout.windows))
+    ]
+    return np.array(cells)
+
+
+def test_the_picture_holds_the_very_pixels(shards: Path, tmp_path: Path) -> None:
+    dataset = ShardDataset(shards)
+    index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
+    view = visualize.view_windows(dataset, index, np.array([3, 17]), image_size=32)
+    visualize.save_figure(visualize.draw_windows(view, "two", difference=True), tmp_path / "two.png")
+    layout = visualize.Layout(2, 2, 3, 32)
+    assert layout.cell % 32 == 0
+    times = layout.cell // 32
+    drawn = drawn_frames(tmp_path / "two.png", layout, 0)
+    assert np.array_equal(drawn[:, :, ::times, ::times], view.frames)
+    changes = drawn_frames(tmp_path / "two.png", layout, 1)
+    assert np.array_equal(changes[:, :, ::times, ::times], visualize.differences(view.frames))
+
+
+# ---- batches
+
+
+def test_contiguous_batches_are_neighbours_and_random_ones_are_not(
+    shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["--shards", shards, *SMALL, "--mode", "batch", "--batch-size", "6", "--save-path", tmp_path / "b.png"]
+    shown = facts(capsys, *argv, "--batch-sampling", "contiguous", "--batch-idx", "1")
+    windows = obvious_windows()
+    assert shown["window_ids"] == list(range(6, 12))
+    assert shown["overlapping_pairs"] == sum(
+        2 * (j - i) <= 8 and windows[i][0][:5] == windows[j][0][:5] for i in range(6, 12) for j in range(i + 1, 12)
+    )
+    drawn = facts(capsys, *argv, "--batch-idx", "2", "--seed", "9")["window_ids"]
+    assert len(set(drawn)) == 6 and np.ptp(drawn) > 12
+
+
+def test_random_batches_take_all_windows_alike(shards: Path) -> None:
+    index = WindowIndex(ShardDataset(shards).clip_lengths, 3, 4, 2)
+    batches = [visualize.random_ids(index, 20, number, 1) for number in range(1000)]
+    assert all(len(set(batch.tolist())) == 20 for batch in batches)
+    counts = np.bincount(np.concatenate(batches), minlength=47)
+    assert np.abs(counts - 1000 * 20 / 47).max() < 5 * np.sqrt(1000 * 20 / 47)
+
+
+def test_the_same_seed_gives_the_same_picture(shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def picture(name: str, *argv: str) -> bytes:
+        facts(
+            capsys,
+            "--shards",
+            shards,
+            *SMALL,
+            "--mode",
+            "batch",
+            "--batch-size",
+            "4",
+            "--save-path",
+            tmp_path / name,
+            *argv,
+        )
+        return (tmp_path / name).read_bytes()
+
+    first = picture("1.png", "--seed", "3")
+    assert picture("2.png", "--seed", "3") == first
+    assert picture("3.png", "--seed", "4") != first
+    assert picture("4.png", "--seed", "3", "--batch-idx", "1") != first
+
+
+@pytest.mark.parametrize("augment", ["none", "crop"])
+def test_a_plan_batch_is_the_batch_of_training(
+    split_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, augment: str
+) -> None:
+    """Ids, names and pixels, in several epochs and steps, of a loader that knows nothing of the script."""
+    import torch
+
+    from cltt import WindowLoader
+
+    dataset = ShardDataset(split_shards)
+    index = WindowIndex(dataset.clip_lengths, 3, 4, 2, clips=dataset.split_clips("train"))
+    loader = WindowLoader(
+        dataset, index, 4, image_size=32, device="cpu", dtype=torch.uint8, augment=augment, seed=5, min_gap=1, depth=6
+    )
+    argv = [*SMALL, "--shards", split_shards, "--mode", "batch", "--batch-sampling", "plan", "--batch-size", "4"]
+    argv += ["--seed", "5", "--min-gap", "1", "--depth", "6", "--augment", augment]
+    with loader:
+        for epoch in (0, 2):
+            loader.set_epoch(epoch)
+            for step, batch in enumerate(loader):
+                if step % 3:
+                    continue
+                save_path = tmp_path / f"{epoch}-{step}.png"
+                shown = facts(capsys, *argv, "--epoch", epoch, "--step", step, "--save-path", save_path)
+                assert shown["window_ids"] == batch.window_ids.tolist()
+                assert shown["clip_ids"] == batch.clip_ids.tolist()
+                assert shown["frame_ids"] == batch.frame_ids.tolist()
+                rows = 1 if augment == "none" else 2
+                layout = visualize.Layout(4, rows, 3, 32)
+                times = layout.cell // 32
+                drawn = drawn_frames(save_path, layout, rows - 1)[:, :, ::times, ::times]
+                assert np.array_equal(drawn, batch.frames.permute(0, 1, 3, 4, 2).numpy())
+
+
+def test_pictures_are_of_the_training_split_as_in_training(
+    split_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["--shards", split_shards, *SMALL, "--save-path", tmp_path / "w.png"]
+    dataset = ShardDataset(split_shards)
+    for split, clips in (("train", dataset.split_clips("train")), ("val", dataset.split_clips("val"))):
+        chosen = [] if split == "train" else ["--split", split]
+        assert facts(capsys, *argv, *chosen)["frames"] == int(dataset.clip_lengths[clips].sum())
+    assert facts(capsys, *argv, "--split", "all")["frames"] == 127
+    assert facts(capsys, "--shards", split_shards, "--mode", "stats")["frames"] == 127
+    assert "no such split" in refusal(capsys, *argv, "--split", "test")
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--sample-idx", "47"], "--sample-idx is 47; these settings give windows 0 to 46"),
+        (["--sample-idx", "-1"], "windows 0 to 46"),
+        (
+            ["--mode", "batch", "--batch-size", "8", "--batch-sampling", "contiguous", "--batch-idx", "6"],
+            "batches 0 to 4",
+        ),
+        (["--mode", "batch", "--batch-size", "8", "--batch-idx", "-1"], "--batch-idx is -1; it must be 0 or more"),
+        (["--mode", "batch", "--batch-size", "8", "--batch-sampling", "plan", "--step", "5"], "steps 0 to 4"),
+        (["--mode", "batch", "--batch-size", "48"], "there are only 47 windows"),
+        (["--mode", "batch", "--seed", "-1"], "--seed is -1"),
+        (["--window-size", "60"], "the longest of the 5 clips has 41"),
+        (["--fps", "0"], "--fps is 0.0"),
+        (["--mode", "html"], "--mode html needs --out DIR"),
+        (["--mode", "grid"], "invalid choice: 'grid'"),
+        (["--save-path", "picture.txt"], "its ending must be one of"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], says: str
+) -> None:
+    assert says in refusal(capsys, "--shards", shards, *SMALL, "--save-path", tmp_path / "w.png", *argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_are_not_there_get_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for flag in ("--shards", "--root-dir"):
+        assert "nowhere" in refusal(capsys, flag, tmp_path / "nowhere", "--mode", "stats")
+    assert "--root-dir" in refusal(capsys, "--mode", "stats")
+
+
+# ---- showing and saving
+
+
+def script(*argv: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The script as a person runs it, in an environment of ``env`` alone."""
+    command = [sys.executable, str(ROOT / "inspect_windows.py"), *map(str, argv)]
+    return subprocess.run(command, env=env or {}, capture_output=True, text=True)
+
+
+def test_without_display_and_path_it_says_to_pass_one(shards: Path) -> None:
+    done = script("--shards", shards, *SMALL)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "inspect_windows.py: error: there is no display to open a window on; pass --save-path FILE.png\n"
+    )
+
+
+def test_it_saves_without_any_environment_and_makes_the_folders(shards: Path, tmp_path: Path) -> None:
+    save_path = tmp_path / "new" / "folder" / "w.png"
+    done = script("--shards", shards, *SMALL, "--save-path", save_path)
+    assert done.returncode == 0, done.stderr
+    assert matplotlib.image.imread(save_path).ndim == 3
+
+
+BACKEND = """
+from matplotlib.backends.backend_agg import FigureCanvasAgg as FigureCanvas
+from matplotlib.backend_bases import FigureManagerBase as FigureManager, _Backend
+def show(*args, **kwargs):
+    from matplotlib import pyplot
+    pyplot.gcf().savefig({path!r})
+"""
+
+
+def test_with_a_display_it_opens_a_window(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "backend_of_test.py").write_text(BACKEND.format(path=str(tmp_path / "window.png")))
+    env = {"DISPLAY": ":77", "MPLBACKEND": "module://backend_of_test", "PYTHONPATH": str(tmp_path)}
+    done = script("--shards", shards, *SMALL, env=env)
+    assert done.returncode == 0, done.stderr
+    shown, saved = tmp_path / "window.png", tmp_path / "saved.png"
+    script("--shards", shards, *SMALL, "--save-path", saved)
+    assert np.allclose(matplotlib.image.imread(shown)[..., :3], matplotlib.image.imread(saved)[..., :3], atol=2 / 255)
+
+
+def test_looking_needs_neither_torch_nor_dali(shards: Path, tmp_path: Path) -> None:
+    modes = [
+        ["sample"],
+        ["batch", "--batch-size", "2"],
+        ["batch", "--batch-size", "2", "--batch-sampling", "plan"],
+        ["stats"],
+        ["verify", "--decode"],
+    ]
+    common = ["--shards", str(shards), *SMALL, "--save-path", str(tmp_path / "w.png"), "--mode"]
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import inspect_windows
+for mode in {modes!r}:
+    inspect_windows.main({common!r} + mode)
+    print("heavy:", [name for name in ("torch", "nvidia.dali") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True)
+    heavy = [line for line in done.stdout.splitlines() if line.startswith("heavy:")]
+    assert heavy == ["heavy: []"] * len(modes), done.stderr
+
+
+# ---- stats
+
+
+def obvious_stats(folder: Path) -> dict[str, Any]:
+    """Counted file by file."""
+    clips = {clip: sorted((folder / clip).glob("[!.]*.jpg")) for clip in sorted(LENGTHS)}
+    contents = {clip: [path.read_bytes() for path in paths] for clip, paths in clips.items()}
+    repeats = {clip: sum(a == b for a, b in pairwise(frames)) for clip, frames in contents.items()}
+    return {
+        "clips": len(clips),
+        "frames": sum(map(len, clips.values())),
+        "bytes": sum(len(frame) for frames in contents.values() for frame in frames),
+        "repeats": {clip: count for clip, count in repeats.items() if count},
+    }
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+def test_stats_count_what_is_there(
+    shards: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(_stats, "PIECE", piece)
+    expected = obvious_stats(folder)
+    for flag, path in (("--shards", shards), ("--root-dir", folder)):
+        stats = facts(capsys, flag, path, *WINDOWS, "--mode", "stats")
+        assert {key: stats[key] for key in ("clips", "frames", "bytes")} == {
+            key: expected[key] for key in ("clips", "frames", "bytes")
+        }
+        assert {item["clip"]: item["pairs"] for item in stats["duplicates"]["most"]} == expected["repeats"]
+        assert stats["duplicates"]["pairs"] == 3
+        assert stats["frame_sizes"] == [{"width": 64, "height": 48, "frames": 127}]
+        assert stats["windows"] == len(obvious_windows())
+        assert stats["too_short"] == {"clips": 1, "frames": 3, "examples": [{"clip": "b/two", "frames": 3}]}
+        assert sum(stats["clip_lengths"]["histogram"]["clips"]) == 5
+        assert [stats["clip_lengths"][key] for key in ("shortest", "median", "longest")] == [3, 28, 41]
+
+
+def test_windows_at_other_settings_are_counted_one_by_one() -> None:
+    lengths = np.array([0, 1, 9, 30, 100])
+    table = _stats._windows_at(lengths, WindowSettings(window_size=4, frame_step=7, window_stride=3))
+    assert 7 in table["frame_steps"] and 3 in table["window_strides"]
+    for step, row in zip(table["frame_steps"], table["windows"], strict=True):
+        for stride, count in zip(table["window_strides"], row, strict=True):
+            assert count == sum(len(range(0, length - 3 * step, stride)) for length in lengths.tolist())
+
+
+def test_stats_of_splits_and_labels_add_up(
+    shards: Path, split_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = facts(capsys, "--shards", shards, *WINDOWS, "--mode", "stats")["labels"]
+    assert {item["name"]: (item["clips"], item["frames"]) for item in labels} == {
+        "a": (2, 55),
+        "b": (2, 44),
+        "c": (1, 28),
+    }
+    stats = facts(capsys, "--shards", split_shards, *WINDOWS, "--mode", "stats")
+    for key in ("clips", "frames", "windows"):
+        assert sum(item[key] for item in stats["splits"]) == stats[key]
+    train = facts(capsys, "--shards", split_shards, *WINDOWS, "--mode", "stats", "--split", "train")
+    named = {item["name"]: item for item in stats["splits"]}
+    assert [train[key] for key in ("clips", "frames", "windows")] == [
+        named["train"][key] for key in ("clips", "frames", "windows")
+    ]
+
+
+def test_stats_in_text_and_as_a_page(shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    inspect_windows.main(
+        ["--shards", str(shards), *WINDOWS, "--mode", "stats", "--save-path", str(tmp_path / "new" / "s.png")]
+    )
+    printed = capsys.readouterr().out
+    for part in ("5 clips, 127 frames", "64x48 (127)", "b/two (3)", "a/one (3)", "label a: 2 clips", "step \\ stride"):
+        assert part in printed
+    assert matplotlib.image.imread(tmp_path / "new" / "s.png").shape == (800, 1200, 4)
+
+
+def test_stats_need_no_window_to_fit(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stats = facts(capsys, "--shards", shards, "--window-size", "60", "--mode", "stats")
+    assert stats["windows"] == 0 and stats["too_short"]["frames"] == 127
+
+
+# ---- damage
+
+
+def flip(shards: Path, dataset: ShardDataset, frame: int) -> None:
+    """Flip one bit in the middle of a frame."""
+    record = dataset.frame_facts([frame])[0]
+    with (shards / f"shard-{record['shard']:06d}.tar").open("r+b") as file:
+        file.seek(int(record["offset"]) + int(record["size"]) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.fixture
+def damaged_shards(folder: Path, tmp_path: Path) -> Path:
+    build_shards(folder, tmp_path / "s", workers=1)
+    for frame in (4, 70):
+        flip(tmp_path / "s", ShardDataset(tmp_path / "s"), frame)
+    return tmp_path / "s"
+
+
+def test_verify_names_every_damaged_frame(
+    shards: Path, damaged_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert facts(capsys, "--shards", shards, "--mode", "verify", "--decode")["damaged"] == []
+    assert inspect_windows.main(["--shards", str(damaged_shards), "--mode", "verify"]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    dataset = ShardDataset(damaged_shards)
+    assert [line.split(":")[0] for line in lines] == [
+        f"frame {frame} ({dataset.frame_name(frame)})" for frame in (4, 70)
+    ]
+    assert all("CRC mismatch" in line for line in lines)
+    assert last == "127 frames read, 2 damaged"
+
+
+def test_decoding_finds_what_a_crc_cannot(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture that was broken before it was packed, let through by a build that looks at headers only."""
+    root = data.make_clips(tmp_path / "frames", {"a": 12})
+    broken = bytearray((root / "a/frame_000005.jpg").read_bytes())
+    late = len(broken) * 9 // 10
+    broken[late : late + 20] = b"\xff\xd9" * 10
+    (root / "a/frame_000005.jpg").write_bytes(bytes(broken))
+    build_shards(root, tmp_path / "s", workers=1, verify="header")
+    argv = ["--shards", str(tmp_path / "s"), "--mode", "verify"]
+    assert inspect_windows.main(argv) == 0
+    assert inspect_windows.main([*argv, "--decode"]) == 1
+    assert "frame 5 (a/frame_000005.jpg): cannot be decoded" in capsys.readouterr().out
+
+
+def test_a_damaged_frame_is_shown_grey_and_named(
+    damaged_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["--shards", damaged_shards, *SMALL, "--sample-idx", "0", "--save-path", tmp_path / "w.png"]
+    shown = facts(capsys, *argv)
+    assert len(shown["damaged"]) == 1 and "a/one/frame_000004.jpg" in shown["damaged"][0]
+    drawn = drawn_frames(tmp_path / "w.png", visualize.Layout(1, 1, 3, 32), 0)[0]
+    assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()
+
+
+def test_a_missing_shard_is_damage_not_a_crash(damaged_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (damaged_shards / "shard-000000.tar").unlink()
+    assert inspect_windows.main(["--shards", str(damaged_shards), "--mode", "verify"]) == 1
+    assert "127 frames read, 127 damaged" in capsys.readouterr().out
