@@ -99,18 +99,18 @@ def labeller(label_from: str | None) -> Callable[[str], str | None]:
 
 
 class _Clips:
-    """Clips as they are found, in growing columns; a folder gives one clip, or several parts where frames are missing."""
+    """Clips as they are found, in growing columns: one a folder, or several parts of it where frames are missing."""
 
     def __init__(self) -> None:
         self.columns = [array("q") for _ in range(3)]  # first frame, key number, part
         self.keys: list[bytes] = []
         self._folder = -1
 
-    def start(self, frame: int, folder: int, key: Callable[[], bytes]) -> None:
+    def start(self, frame: int, folder: int, plan: Plan) -> None:
         """A clip begins at ``frame``; it is the next part of the last one if it is of the same ``folder``."""
         same = folder == self._folder
         if not same:
-            self.keys.append(key())
+            self.keys.append(plan.keys(folder, folder + 1)[0])
             self._folder = folder
         part = self.columns[2][-1] + 1 if same else 0
         for column, value in zip(self.columns, (frame, len(self.keys) - 1, part), strict=True):
@@ -133,7 +133,7 @@ def _frame_rows(plan: Plan, out: Path, clips: _Clips) -> Iterator[np.ndarray[Any
             starts[0] |= hole
             for k in np.flatnonzero(starts).tolist():
                 folder = int(folders[k])
-                clips.start(written + k, folder, lambda folder=folder: plan.keys(folder, folder + 1)[0])
+                clips.start(written + k, folder, plan)
             last_folder = int(folders[-1])
         hole = bool(hole and not len(good)) or bool(breaks[-1] > (at[-1] if len(good) else 0))
         written += len(good)

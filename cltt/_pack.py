@@ -1,12 +1,11 @@
 """Packing one planned shard: read the source files ahead, check each frame, write the tar and its part of the index.
 
-A shard is done when its part says so and the tar of that size lies under its final name; both appear whole or not at all.
+A shard is done when its part says so and a tar of that size lies under its final name; both appear whole or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import zlib
@@ -19,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from cltt import format, source
-from cltt._plan import PLAN, Plan
+from cltt._plan import Plan
 from cltt.errors import DataError
 
 READ_THREADS = 16
@@ -181,10 +180,3 @@ def pack_shard(plan: Plan, out: Path, shard: int, progress: Progress) -> None:
         with format.published(records) as part:
             np.save(part, np.array(writer.rows, PART_DTYPE))
         format.write_json(facts, writer.facts())
-
-
-def pack_shards(out: Path, shards: list[int], progress: Progress) -> None:
-    """Write those of ``shards`` that are not done."""
-    plan = Plan(out / format.BUILD / PLAN)
-    for shard in itertools.filterfalse(lambda shard: is_done(out, shard), shards):
-        pack_shard(plan, out, shard, progress)

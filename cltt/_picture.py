@@ -1,7 +1,7 @@
 """What a frame's bytes are, and the JPEG that goes into a shard for them.
 
 A frame is stored as it is unless a hardware JPEG decoder could not take it upright (PNG, CMYK, EXIF-rotated ...) or
-smaller frames are asked for. The marker layout is that of ITU-T T.81, Annex B; EXIF orientation that of Exif 2.3, tag 0x0112.
+smaller frames are asked for. Marker layout: ITU-T T.81, Annex B; EXIF orientation: Exif 2.3, tag 0x0112.
 """
 
 from __future__ import annotations
@@ -103,7 +103,10 @@ def _why_not_as_it_is(facts: JpegFacts) -> str:
 
 
 def check_every_bit(data: bytes) -> None:
-    """Decode a JPEG at an eighth of its size: the entropy decoder still reads every bit. BrokenPicture if it complains."""
+    """Decode a JPEG at an eighth of its size, for which the entropy decoder still reads every bit.
+
+    Raises BrokenPicture for anything libjpeg-turbo complains about, a warning included.
+    """
     import simplejpeg
 
     try:

@@ -8,6 +8,7 @@ no more memory than that of ten.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -175,4 +176,4 @@ def _cut(path: Path, offsets: np.ndarray[Any, Any]) -> list[bytes]:
         file.seek(int(offsets[0]))
         blob = file.read(int(offsets[-1] - offsets[0]))
     ends = (offsets - offsets[0]).tolist()
-    return [blob[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [blob[a:b] for a, b in itertools.pairwise(ends)]

@@ -40,7 +40,7 @@ class WindowSettings:
         return (self.window_size - 1) * self.frame_step + 1
 
 
-def _positive(name: str, value: float) -> None:
+def require_positive(name: str, value: float) -> None:
     require(value > 0, f"{name} is {value}; it must be more than 0")
 
 
@@ -95,12 +95,12 @@ class DataSettings:
             "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
         )
         for name in ("batch_size", "image_size", "num_workers"):
-            _positive(name, getattr(self, name))
+            require_positive(name, getattr(self, name))
         for name in ("min_gap", "max_bad_frames"):
             _not_negative(name, getattr(self, name))
         for name in ("depth", "cache_gb"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
+                require_positive(name, getattr(self, name))
         if self.split is not None:
             _one_of("split", self.split, SPLITS)
         _one_of("augment", self.augment, AUGMENTATIONS)
@@ -118,8 +118,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _one_of("backbone", self.backbone, BACKBONES)
-        _positive("proj_dim", self.proj_dim)
-        _positive("temperature", self.temperature)
+        require_positive("proj_dim", self.proj_dim)
+        require_positive("temperature", self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +138,8 @@ class OptimSettings:
     )
 
     def __post_init__(self) -> None:
-        _positive("epochs", self.epochs)
-        _positive("lr", self.lr)
+        require_positive("epochs", self.epochs)
+        require_positive("lr", self.lr)
         for name in ("max_batches_per_epoch", "weight_decay", "max_grad_norm", "sub_batch_size"):
             _not_negative(name, getattr(self, name))
 
@@ -176,7 +176,7 @@ class CheckpointSettings:
     keep_every: int = setting(10, "also keep the checkpoint of every n-th epoch (0: none)")
 
     def __post_init__(self) -> None:
-        _positive("keep_last", self.keep_last)
+        require_positive("keep_last", self.keep_last)
         for name in ("checkpoint_minutes", "keep_every"):
             _not_negative(name, getattr(self, name))
 
@@ -199,7 +199,7 @@ class LogSettings:
     tensorboard: bool = setting(False, "also write TensorBoard files to the checkpoint folder (extra: tensorboard)")
 
     def __post_init__(self) -> None:
-        _positive("eval_every", self.eval_every)
+        require_positive("eval_every", self.eval_every)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The shards on disk: file names, member names, tar headers, index layout, checksums and atomic publication.
 
-A set of shards is a folder: ``shard-000000.tar ...`` hold the frames, ``frames.npy`` one record a frame, ``clips.npy`` one
-column a clip, ``keys.bin`` and ``key_offsets.npy`` the clip keys, ``report.json`` what was left out or re-encoded, and
-``index.json``, written last, says that all of it is complete.
+A set of shards is a folder: ``shard-000000.tar ...`` hold the frames, ``frames.npy`` one record a frame, ``clips.npy``
+one column a clip, ``keys.bin`` and ``key_offsets.npy`` the clip keys, ``report.json`` what was left out or re-encoded,
+and ``index.json``, written last, says that all of it is complete.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _header(name: bytes, size: int, kind: bytes) -> bytes:
 
 
 def tar_header(name: bytes, size: int) -> bytes:
-    """What precedes ``size`` bytes of content under ``name``: fixed owner, mode and time, so equal input gives equal bytes."""
+    """What precedes ``size`` bytes of content under ``name``; owner, mode and time are fixed, so equal bytes result."""
     if len(name) <= _MAX_SHORT:
         return _header(name, size, b"0")
     long_name = name + b"\0"
@@ -179,19 +179,31 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write (disk full, quota, file size limit) into a DataError naming ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; make room and start again, the build goes on"
+        ) from error
+
+
+@contextlib.contextmanager
 def published(path: Path, temporary: Path | None = None) -> Iterator[Any]:
     """A file to write (binary) that appears under ``path`` only when whole and on disk."""
     temporary = temporary or path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -227,7 +239,7 @@ class NpyWriter:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The checked contents of ``index.json``; DataError if the shards are not there, not complete, or of another version."""
+    """The contents of ``index.json``; DataError if the shards are not there, not complete, or of another version."""
     try:
         index = json.loads((path / INDEX).read_text())
     except FileNotFoundError:
@@ -242,6 +254,12 @@ def read_index(path: Path) -> dict[str, Any]:
             "build the shards again with --overwrite, or use the program that wrote them"
         )
     return index
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """``report.json``: ``files``, a list of {file, what: skipped or reencoded, reason}, and ``counts`` by reason."""
+    report: dict[str, Any] = json.loads((path / REPORT).read_text())
+    return report
 
 
 def _why_no_index(path: Path) -> str:

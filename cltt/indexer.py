@@ -2,32 +2,52 @@
 
 ``build_shards`` does all of it on one machine. On many, each task of a job array packs its share of the shards of one
 common plan (``task="2/8"``), and a last call (``finalize=True``) merges and publishes. What lies in ``out_dir/.build``
-meanwhile is the plan, one part of the index per finished shard, and locks; it goes when ``index.json`` has been written.
+meanwhile is the plan, a part of the index for each finished shard, and locks; it goes when ``index.json`` is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
 from cltt import format
+from cltt._locks import locked
 from cltt._merge import labeller, merge, parse_splits
-from cltt._pack import pack_shards
+from cltt._pack import Progress, is_done
 from cltt._plan import PLAN, Plan, make_plan
+from cltt._verify import Damage, verify_shards
+from cltt._workers import pack_shards
 from cltt.config import BuildSettings
-from cltt.errors import SettingsError
+from cltt.errors import DataError, SettingsError
+
+__all__ = ["BuildReport", "Damage", "build_shards", "verify_shards"]
 
 PathLike = str | os.PathLike[str]
+LOCK = "build.lock"
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build gave: counts over the whole set, ``skipped`` and ``reencoded_for`` by reason, ``bytes`` of all shards."""
+    """What a build gave, over the whole set; after a task or a dry run, what is planned.
+
+    Attributes:
+        path: the folder of the shards.
+        clips, frames, bytes, shards: counts; bytes is the size of all shards (of all source files if only planned).
+        reencoded: frames that are not the source's bytes.
+        skipped: files left out, counted by reason.
+        clip_lengths: int64 [clips], frames of each clip.
+    """
 
     path: Path
     clips: int
@@ -36,25 +56,7 @@ class BuildReport:
     shards: int
     reencoded: int
     skipped: dict[str, int]
-
-
-def _report(out: Path, index: dict[str, Any]) -> BuildReport:
-    counts = index["counts"]
-    return BuildReport(
-        path=out,
-        clips=counts["clips"],
-        frames=counts["frames"],
-        bytes=counts["bytes"],
-        shards=len(index["shards"]),
-        reencoded=sum(counts["reencoded"].values()),
-        skipped=counts["skipped"],
-    )
-
-
-def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
-    if splits is None or isinstance(splits, str):
-        return splits
-    return ",".join(f"{name}={share}" for name, share in splits.items())
+    clip_lengths: np.ndarray[Any, Any] = dataclasses.field(repr=False, compare=False)
 
 
 def build_shards(
@@ -76,7 +78,28 @@ def build_shards(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> BuildReport:
-    settings = BuildSettings(
+    """Pack the frames under ``root_dir`` into shards in ``out_dir``, or go on with a build that was broken off.
+
+    Args:
+        workers: packing processes; None: as many as there are cores for this process.
+        verify: "decode" reads every bit of each frame, "header" only its markers and its end.
+        resize_short: store frames with this short side (pixels), as JPEG of ``quality``; None: store them as they are.
+        shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become.
+        splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
+            keeps the clips of one parent folder together; another ``split_seed`` gives another split.
+        label_from: "parent" (the folder that holds the clip; the clip itself if that is the root), "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
+        split_gaps: a jump in the frame numbers starts a new clip.
+        task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
+        finalize: packs nothing; merges and publishes what the tasks have packed.
+        overwrite: replace what an earlier build left in ``out_dir``.
+        dry_run: only scan; write nothing.
+
+    A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it with the files).
+    Raises SettingsError for settings that cannot work or are not those of what lies in ``out_dir``; DataError, naming
+    the file, for a source that cannot be read or has changed since the plan was made, for a disk that is full, and for
+    an ``out_dir`` that another process is building.
+    """
+    settings = _settings(
         verify=verify,
         resize_short=resize_short,
         quality=quality,
@@ -87,35 +110,210 @@ def build_shards(
         label_from=label_from,
         split_gaps=split_gaps,
     )
-    parse_splits(settings.splits)
-    labeller(settings.label_from)
-    out = Path(out_dir)
-    root = os.path.realpath(root_dir)
-    if overwrite:
-        remove_shards(out)
-    if (out / format.INDEX).exists():
-        index = format.read_index(out)
-        if index["root_dir"] != root or index["settings"] != dataclasses.asdict(settings):
-            raise SettingsError(
-                f"{out} holds shards of another source or other settings; use overwrite to replace them"
-            )
-        return _report(out, index)
-    build = out / format.BUILD
-    build.mkdir(parents=True, exist_ok=True)
-    if not (build / PLAN).exists():
-        make_plan(root, build / PLAN, dataclasses.asdict(settings))
-    plan = Plan(build / PLAN)
-    pack_shards(out, list(range(plan.num_shards)), lambda frames, bytes: None)
-    index = merge(plan, out)
-    shutil.rmtree(build)
+    part = _parse_task(task)
+    _check_modes(part is not None, finalize, overwrite, dry_run)
+    root, out = os.path.realpath(root_dir), Path(out_dir)
+    if dry_run:
+        return _dry_run(root, out, settings)
+    if not overwrite and (finished := _finished(root, out, settings)):
+        _tidy_up(out)
+        return finished
+    _check_out(out)
+    with locked(out / format.BUILD / LOCK, shared=part is not None):
+        if overwrite:
+            _remove_shards(out)
+        elif finished := _finished(root, out, settings):  # by another process, since we looked
+            shutil.rmtree(out / format.BUILD)
+            return finished
+        plan = _open_plan(root, out, settings, may_make=not finalize)
+        if part is not None:
+            with locked(out / format.BUILD / f"task-{part.start}-of-{part.step}.lock"):
+                _pack(plan, out, list(range(plan.num_shards)[part]), workers)
+            return _planned_report(plan, out)
+        if not finalize:
+            _pack(plan, out, list(range(plan.num_shards)), workers)
+        return _publish(plan, out)
+
+
+# ---- settings
+
+
+def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
+    if splits is None or isinstance(splits, str):
+        return splits
+    return ",".join(f"{name}={share}" for name, share in splits.items())
+
+
+def _settings(**given: Any) -> dict[str, Any]:
+    """The checked settings as they are kept with the shards; a table of labels counts by its contents."""
+    settings = dataclasses.asdict(BuildSettings(**given))
+    parse_splits(settings["splits"])
+    labeller(settings["label_from"])
+    kind, _, file = (settings["label_from"] or "").partition(":")
+    settings["label_table_sha256"] = format.file_sha256(Path(file)) if kind == "csv" else None
+    return settings
+
+
+def _parse_task(task: str | None) -> slice | None:
+    """``"I/N"`` as the slice I, I+N, ... of the shards."""
+    if task is None:
+        return None
+    number, slash, count = task.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise SettingsError(f"task is {task!r}; it must be I/N with I from 0 to N-1, as in 0/8")
+    return slice(int(number), None, int(count))
+
+
+def _check_modes(task: bool, finalize: bool, overwrite: bool, dry_run: bool) -> None:
+    if task + finalize + dry_run > 1:
+        raise SettingsError("task, finalize and dry_run exclude each other")
+    if overwrite and (task or finalize):
+        raise SettingsError(
+            "overwrite would remove what the other tasks build; remove the old shards before the tasks start"
+        )
+
+
+def _differences(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
+    """What differs between this build and the one that lies there, in words; empty if nothing does."""
+    found = [
+        f"{name} {theirs.get(name)!r} there, {value!r} here"
+        for name, value in settings.items()
+        if theirs.get(name) != value
+    ]
+    return "; ".join(([f"root_dir {their_root!r} there, {root!r} here"] if root != their_root else []) + found)
+
+
+# ---- what lies in out_dir
+
+
+def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | None:
+    """The report of the complete set in ``out``, None if there is none; SettingsError if it is of another kind."""
+    if not (out / format.INDEX).exists():
+        return None
+    index = format.read_index(out)
+    if differences := _differences(settings, root, index["settings"], index["root_dir"]):
+        raise SettingsError(f"{out} holds other shards ({differences}); use --overwrite or another folder")
     return _report(out, index)
 
 
-def remove_shards(out: Path) -> None:
-    """Remove what a build wrote into ``out``, ``index.json`` first, and nothing else."""
+def _tidy_up(out: Path) -> None:
+    """Remove what a build leaves that was killed after it had published."""
+    if (out / format.BUILD).exists():
+        with locked(out / format.BUILD / LOCK):
+            shutil.rmtree(out / format.BUILD)
+
+
+def _check_out(out: Path) -> None:
+    """SettingsError if ``out`` holds files that no build wrote."""
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"{out} is not a folder; give a folder for the shards")
+    if out.is_dir() and not (out / format.BUILD).exists():
+        strange = sorted(path.name for path in out.iterdir() if not format.is_our_file(path.name))
+        if strange:
+            raise SettingsError(
+                f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone"
+            )
+
+
+def _remove_shards(out: Path) -> None:
+    """Remove what a build wrote into ``out``, but no locks; ``index.json`` first: it must not speak of what is gone."""
     (out / format.INDEX).unlink(missing_ok=True)
-    if out.is_dir():
-        for path in out.iterdir():
-            if format.is_our_file(path.name):
-                path.unlink()
-    shutil.rmtree(out / format.BUILD, ignore_errors=True)
+    for path in out.iterdir():
+        if format.is_our_file(path.name):
+            path.unlink()
+    for path in (out / format.BUILD).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix != ".lock":
+            path.unlink()
+
+
+def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool) -> Plan:
+    """The plan in ``out``, made if it is not there: by one task, while the others wait for it."""
+    folder = out / format.BUILD / PLAN
+    with locked(out / format.BUILD / "plan.lock", wait=True):
+        if not folder.exists():
+            if not may_make:
+                raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
+            make_plan(root, folder, settings)
+    plan = Plan(folder)
+    if differences := _differences(settings, root, plan.settings, plan.root_dir):
+        raise SettingsError(f"{out} holds an unfinished build of another kind ({differences}); use --overwrite")
+    return plan
+
+
+# ---- the steps
+
+
+def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
+    with tempfile.TemporaryDirectory() as folder:
+        make_plan(root, Path(folder) / PLAN, settings)
+        return _planned_report(Plan(Path(folder) / PLAN), out)
+
+
+def _pack(plan: Plan, out: Path, shards: list[int], workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise SettingsError(f"workers is {workers}; it must be at least 1")
+    frames = sum(len(plan.shard_frames(shard)) for shard in shards)
+    with _progress_bar(frames) as progress:
+        pack_shards(out, shards, workers or _cores(), progress)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _progress_bar(frames: int) -> Iterator[Progress]:
+    """frames/s, MB/s and the time left, on a terminal; nothing in a log file."""
+    with tqdm(total=frames, unit=" frames", disable=None, smoothing=0.05) as bar:
+        packed = 0
+
+        def progress(count: int, size: int) -> None:
+            nonlocal packed
+            packed += size
+            bar.set_postfix_str(f"{packed / 1e6 / max(1e-3, bar.format_dict['elapsed']):.0f} MB/s", refresh=False)
+            bar.update(count)
+
+        yield progress
+
+
+def _publish(plan: Plan, out: Path) -> BuildReport:
+    missing = [format.shard_name(shard) for shard in range(plan.num_shards) if not is_done(out, shard)]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {plan.num_shards} shards are missing ({missing[0]} ...); run their tasks again"
+        )
+    index = merge(plan, out)
+    shutil.rmtree(out / format.BUILD)
+    return _report(out, index)
+
+
+# ---- reports
+
+
+def _report(out: Path, index: dict[str, Any]) -> BuildReport:
+    counts = index["counts"]
+    return BuildReport(
+        path=out,
+        clips=counts["clips"],
+        frames=counts["frames"],
+        bytes=counts["bytes"],
+        shards=len(index["shards"]),
+        reencoded=sum(counts["reencoded"].values()),
+        skipped=counts["skipped"],
+        clip_lengths=np.load(out / format.CLIPS)[format.CLIP_LENGTH],
+    )
+
+
+def _planned_report(plan: Plan, out: Path) -> BuildReport:
+    return BuildReport(
+        path=out,
+        clips=plan.num_clips,
+        frames=plan.num_frames,
+        bytes=plan.num_bytes,
+        shards=plan.num_shards,
+        reencoded=0,
+        skipped=dict(sorted(Counter(reason for _, reason in plan.skipped()).items())),
+        clip_lengths=np.bincount(plan.frames["clip"][:-1], minlength=plan.num_clips).astype(np.int64),
+    )

@@ -74,7 +74,7 @@ class _ClipTable:
 
     def _check_ids(self, frame_ids: Any) -> Array:
         ids = np.asarray(frame_ids, np.int64).reshape(-1)
-        if len(ids) and not (0 <= ids.min() and ids.max() < self.num_frames):
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.num_frames):
             raise IndexError(f"frame ids {ids.min()}..{ids.max()}; they must be in 0..{self.num_frames - 1}")
         return ids
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from cltt._picture import BrokenPicture, Stored, as_stored, is_image
+from cltt._picture import BrokenPicture, Stored, as_stored, check_every_bit, is_image
 from cltt.errors import DataError, SettingsError
 from cltt.format import IMAGE_EXTENSIONS
 
@@ -26,6 +26,7 @@ __all__ = [
     "SourceFrame",
     "Stored",
     "as_stored",
+    "check_every_bit",
     "is_image",
     "scan_clips",
     "scan_folders",
@@ -51,7 +52,7 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class SourceClip:
-    """A folder's frames in time order; ``key`` is the folder's path relative to the root (``b"."``: the root itself)."""
+    """A folder's frames in time order; ``key`` is the folder's path relative to the root (``b"."``: the root)."""
 
     key: bytes
     frames: list[SourceFrame]
@@ -126,7 +127,8 @@ class _Folder:
 def _list_folder(root: bytes, key: bytes) -> _Folder:
     """The sub-folders of one folder, real ones and those behind symbolic links."""
     path = os.path.join(root, key)
-    folders, links = [], []
+    folders: list[bytes] = []
+    links: list[bytes] = []
     try:
         facts = os.stat(path)
         with os.scandir(path) as entries:

@@ -7,16 +7,21 @@ python tools/build_shards.py verify shards/NAME [--decode] [--source DIR]
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
+import time
 
 from cltt.cli import Parser, add_settings, run, settings_from
-from cltt.config import BuildSettings
-from cltt.indexer import BuildReport, build_shards
+from cltt.config import BuildSettings, WindowSettings
+from cltt.indexer import BuildReport, build_shards, verify_shards
+from cltt.windows import WindowIndex
+
+DAMAGED = 1
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="build_shards.py", description=__doc__)
+    parser = Parser(prog="build_shards.py", description="Build shards; `build_shards.py verify --help`: verify them.")
     parser.add_argument("--root-dir", required=True, help="folder of clip folders, one image file a frame")
     parser.add_argument("--out", required=True, help="folder of the shards to build")
     parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")
@@ -25,16 +30,40 @@ def build_parser() -> Parser:
     parser.add_argument("--finalize", action="store_true", help="merge and publish what the tasks have built")
     parser.add_argument("--overwrite", action="store_true", help="replace what lies in OUT from an earlier build")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the window counts; write nothing")
+    windows = parser.add_argument_group("windows", "for the counts of --dry-run alone: shards hold for any window")
+    add_settings(windows, WindowSettings)
     return parser
 
 
-def summary(report: BuildReport) -> str:
-    return str(report)
+def verify_parser() -> Parser:
+    parser = Parser(prog="build_shards.py verify", description="Check sizes, hashes and every CRC; exit 1 if damaged.")
+    parser.add_argument("shards", help="folder of built shards")
+    parser.add_argument("--decode", action="store_true", help="also read every bit of every frame")
+    parser.add_argument("--source", metavar="DIR", help="also compare every frame with the file it was made from")
+    parser.add_argument("--workers", type=int, help="threads (default: the cores at hand)")
+    return parser
 
 
-def main() -> int:
-    args = build_parser().parse_args()
-    settings = dataclasses.asdict(settings_from(args, BuildSettings))
+def summary(report: BuildReport, what: str, seconds: float) -> str:
+    lines = [
+        f"{what} {report.path}: {report.clips:,} clips, {report.frames:,} frames, {report.bytes / 1e6:,.1f} MB "
+        f"in {report.shards:,} shards ({seconds:.1f} s)"
+    ]
+    lines += [f"  skipped {count:,}: {reason}" for reason, count in report.skipped.items()]
+    if report.reencoded:
+        lines.append(f"  re-encoded {report.reencoded:,} (see report.json)")
+    return "\n".join(lines)
+
+
+def window_counts(report: BuildReport, settings: WindowSettings) -> str:
+    index = WindowIndex(report.clip_lengths, **dataclasses.asdict(settings))
+    short = int((report.clip_lengths < settings.span).sum())
+    return f"  windows {len(index):,} (span {settings.span} frames); {short:,} clips are too short for one"
+
+
+def build(argv: list[str]) -> int:
+    args = build_parser().parse_args(argv)
+    start = time.perf_counter()
     report = build_shards(
         args.root_dir,
         args.out,
@@ -43,11 +72,28 @@ def main() -> int:
         finalize=args.finalize,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
-        **settings,
+        **dataclasses.asdict(settings_from(args, BuildSettings)),
     )
-    print(summary(report))
+    what = "plan of" if args.dry_run else f"task {args.task} of" if args.task else "built"
+    print(summary(report, what, time.perf_counter() - start))
+    if args.dry_run:
+        print(window_counts(report, settings_from(args, WindowSettings)))
     return 0
 
 
+def verify(argv: list[str]) -> int:
+    args: argparse.Namespace = verify_parser().parse_args(argv)
+    damages = verify_shards(args.shards, decode=args.decode, source_dir=args.source, workers=args.workers)
+    for damage in damages:
+        print(str(damage).encode(errors="surrogateescape").decode(errors="backslashreplace"))
+    print(f"{args.shards}: {f'{len(damages):,} damaged' if damages else 'whole'}")
+    return DAMAGED if damages else 0
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    return verify(argv[1:]) if argv[:1] == ["verify"] else build(argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, "build_shards.py"))
+    run(main, "build_shards.py")
