@@ -1,0 +1,240 @@
+"""Everything that only a GPU can show, in one command: ``python -m benchmarks.gpu [--out DIR]``.
+
+Makes its own data, checks, then measures: bare DALI decode, torchvision's GPU decode where installed, the loader, the
+loss, and training with the real loader against free data. Needs no network. Every figure is written the moment it is
+measured (``gpu.csv`` and ``gpu.json`` in DIR), so a time-out loses only what was not reached; a section that fails is
+written down as failed and the others go on. ``--device cpu --quick`` walks the same road at toy size on a CPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import gpu_data, harness
+from cltt import EpochPlan, ShardDataset, WindowIndex, WindowLoader, cli, doctor
+
+FIELDS = ("section", "case", "metric", "value", "p20", "p80", "unit")
+DECODE_LOADS = (0.0, 0.35, 0.65, 0.9, 1.0)
+DECODE_THREADS = (2, 4, 8)
+WINDOWS = ((5, 2, 1), (5, 10, 1), (5, 2, 10))
+
+
+@dataclass
+class Bench:
+    """What all sections share: sizes, data, and the growing record."""
+
+    device: torch.device
+    quick: bool
+    out: Path
+    work: Path
+    deadline: float
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def record(self, section: str, case: str, metric: str, values: Sequence[float] | float | str, unit: str) -> None:
+        """Add one figure (median and spread of ``values``), print it, and write all files anew."""
+        row: dict[str, Any] = {"section": section, "case": case, "metric": metric, "unit": unit, "p20": "", "p80": ""}
+        if isinstance(values, (str, float, int)):
+            row["value"] = values
+        else:
+            row["value"] = statistics.median(values)
+            row["p20"], row["p80"] = harness.percentile(values, 20), harness.percentile(values, 80)
+        self.records.append(row)
+        shown = f"{row['value']:.4g}" if isinstance(row["value"], float) else row["value"]
+        print(f"{section:<9} {case:<44} {metric:<22} {shown:>10} {unit}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        facts = {**harness.facts(), **device_facts(self.device)} if len(self.records) == 1 else self.facts
+        self.facts = facts
+        with (self.out / "gpu.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*FIELDS, *facts], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({**row, **facts} for row in self.records)
+        (self.out / "gpu.json").write_text(json.dumps({"machine": facts, "figures": self.records}, indent=1) + "\n")
+
+    def sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+def device_facts(device: torch.device) -> dict[str, str]:
+    """GPU name, CUDA version and JPEG engines, as strings."""
+    if device.type != "cuda":
+        return {"device": "cpu", "cuda": "none", "jpeg_engines": "none"}
+    engines = doctor.hardware_jpeg_engines()
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "cuda": str(torch.version.cuda),
+        "jpeg_engines": "unknown" if engines is None else str(engines),
+    }
+
+
+# --- checks
+def check(bench: Bench) -> None:
+    """The figures below mean nothing if the pixels or the loss are wrong."""
+    from cltt.loss import TemporalInfoNCE
+
+    shards = gpu_data.shards(bench.work, 256, bench.quick)
+    frames = []
+    for device in {bench.device.type, "cpu"}:
+        data = ShardDataset(shards)
+        with WindowLoader(data, WindowIndex(data.clip_lengths), 8, device=device, dtype=torch.uint8) as loader:
+            frames.append(next(iter(loader)).frames.float().cpu())
+    difference = float((frames[0] - frames[-1]).abs().mean())
+    bench.record("check", "decode on the device against the CPU path", "mean_difference", difference, "of 255")
+    assert difference < 2, f"pixels differ by {difference:.2f} of 255 on average; expected under 2"
+
+    z = torch.randn(67, 5, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = TemporalInfoNCE(0.1, backend="reference")(z)
+    got = TemporalInfoNCE(0.1)(z.float().to(bench.device))
+    error = abs(float(got) - float(want)) / abs(float(want))
+    bench.record("check", "loss against the fp64 reference", "relative_error", error, "")
+    assert error < 1e-5, f"the loss differs from the fp64 reference by {error:.1e}; expected under 1e-5"
+
+
+# --- decode
+def decode(bench: Bench) -> None:
+    """Bare decoders over JPEG bytes in memory: DALI at several settings, torchvision where it is installed."""
+    for height in (256, 480):
+        jpegs = gpu_data.jpegs(bench.work, height, bench.quick)
+        for load, threads in decode_settings(bench):
+            rates = [gpu_data.dali_frames_per_second(jpegs, bench.device, load, threads) for _ in range(3)]
+            bench.record("decode", f"DALI {height} lines, load {load}, {threads} threads", "frames_per_s", rates, "1/s")
+        try:
+            rates = [gpu_data.torchvision_frames_per_second(jpegs, bench.device) for _ in range(3)]
+        except (ImportError, RuntimeError) as error:
+            bench.record("decode", f"torchvision {height} lines", "frames_per_s", f"not measured: {error}"[:80], "")
+        else:
+            bench.record("decode", f"torchvision {height} lines", "frames_per_s", rates, "1/s")
+
+
+def decode_settings(bench: Bench) -> Iterator[tuple[float, int]]:
+    if bench.device.type != "cuda" or bench.quick:
+        yield 0.65, 2
+        return
+    yield from ((load, 4) for load in DECODE_LOADS)
+    yield from ((0.65, threads) for threads in DECODE_THREADS if threads != 4)
+
+
+# --- loader
+def loader(bench: Bench) -> None:
+    """Windows/s and unique frames/s of the loader alone, beside a bare decode loop over the same bytes in turn."""
+    jpegs = gpu_data.jpegs(bench.work, 256, bench.quick)
+    for size, step, stride in WINDOWS:
+        data = ShardDataset(gpu_data.shards(bench.work, 256, bench.quick))
+        index = WindowIndex(data.clip_lengths, size, step, stride)
+        case, batch = f"({size},{step},{stride})", 8 if bench.quick else 64
+        frames, windows, ratios = [], [], []
+        with WindowLoader(data, index, batch, device=bench.device, dtype=torch.uint8, num_threads=4) as made:
+            for _ in range(1 if bench.quick else 3):
+                bare = gpu_data.dali_frames_per_second(jpegs, bench.device, 0.65, 4)
+                before, count, seconds = made.stats()["frames_decoded"], *timed(bench, made)
+                decoded = made.stats()["frames_decoded"] - before
+                frames.append(decoded / seconds)
+                windows.append(count * batch / seconds)
+                ratios.append(frames[-1] / bare)
+        bench.record("loader", case, "windows_per_s", windows, "1/s")
+        bench.record("loader", case, "decoded_per_s", frames, "1/s")
+        bench.record("loader", case, "of_bare_decode", ratios, "ratio")
+        bench.record(
+            "loader", case, "decodes_per_frame_used", decoded / frames_used(index, batch, len(windows) - 1), "ratio"
+        )
+
+
+def frames_used(index: WindowIndex, batch: int, epoch: int) -> int:
+    """Distinct frames that the batches of one epoch hold."""
+    plan = EpochPlan(index, batch, epoch=epoch)
+    return len(np.unique(np.concatenate([plan.block_frames(block) for block in range(plan.num_blocks)])))
+
+
+def timed(bench: Bench, batches: Any) -> tuple[int, float]:
+    """Number of batches in one pass over ``batches`` and the seconds it took, device work included."""
+    bench.sync()
+    start = time.perf_counter()
+    count = sum(1 for _ in batches)
+    bench.sync()
+    return count, time.perf_counter() - start
+
+
+# --- loss
+def loss(bench: Bench) -> None:
+    """The loss benchmark's own table for this device."""
+    from benchmarks import loss as loss_benchmark
+
+    for row in loss_benchmark.device_rows(bench.device, quick=bench.quick):
+        bench.record("loss", row["case"], row["metric"], row["values"], row["unit"])
+
+
+# --- training
+def training(bench: Bench) -> None:
+    """ResNet training in bf16: the real loader against one batch replayed, interleaved, with and without compile."""
+    from benchmarks import gpu_train
+
+    names = ("resnet18",) if bench.quick else ("resnet18", "resnet50")
+    for compiled in (False,) if bench.device.type != "cuda" else (False, True):
+        for name in names:
+            if bench.seconds_left < 60 and not bench.quick:
+                bench.record("training", f"{name} compile={compiled}", "skipped", "no time left", "")
+                continue
+            for metric, values, unit in gpu_train.measure(bench, name, compiled):
+                bench.record("training", f"{name} compile={compiled}", metric, values, unit)
+
+
+SECTIONS: tuple[Callable[[Bench], None], ...] = (check, decode, loader, loss, training)
+
+
+def run_section(bench: Bench, section: Callable[[Bench], None]) -> bool:
+    """Run one section; a failure is recorded and does not stop the others. True if it passed."""
+    if bench.seconds_left <= 0:
+        bench.record(section.__name__, "-", "skipped", "no time left", "")
+        return False
+    start = time.monotonic()
+    try:
+        section(bench)
+    except Exception as error:
+        traceback.print_exc()
+        bench.record(section.__name__, "-", "failed", f"{type(error).__name__}: {error}"[:200], "")
+        return False
+    bench.record(section.__name__, "-", "section_took", time.monotonic() - start, "s")
+    return True
+
+
+def main() -> int:
+    parser = harness.parser("gpu", "Measure decode, loader, loss and training on one GPU.")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of gpu.csv and gpu.json")
+    parser.add_argument(
+        "--device", default="cuda", choices=("cuda", "cpu"), help="cpu: walk the same road without a GPU"
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="stop starting new sections after this long")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device here; --device cpu --quick walks the same road on a CPU")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="cltt-gpu-") as work:
+        deadline = time.monotonic() + args.minutes * 60
+        bench = Bench(torch.device(args.device), args.quick, args.out, Path(work), deadline)
+        passed = [run_section(bench, section) for section in SECTIONS]
+    harness.print_table([{name: row[name] for name in FIELDS} for row in bench.records], "GPU benchmark")
+    print(json.dumps(bench.facts), file=sys.stderr)
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    cli.run(main, "benchmarks.gpu")
