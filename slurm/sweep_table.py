@@ -17,8 +17,10 @@ import sys
 from pathlib import Path
 
 from cltt import cli
-from cltt.config import TrainSettings
 from cltt.errors import SettingsError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train
 
 Row = dict[str, str]  # flag name without dashes -> value as written
 
@@ -100,17 +102,12 @@ def check_table(path: Path, extra: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> None:
     """Raise SettingsError for arguments that train.py would refuse."""
-    parser = cli.Parser(prog="train.py")
-    groups = TrainSettings.groups()
-    for group in groups.values():
-        cli.add_settings(parser, group)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            args = parser.parse_args(argv)
+            train.parse(argv)
     except SystemExit as error:
         raise SettingsError(complaint.getvalue().strip().removeprefix("train.py: error: ")) from error
-    TrainSettings(**{name: cli.settings_from(args, group) for name, group in groups.items()})
 
 
 def main(argv: list[str]) -> None:

@@ -31,25 +31,34 @@ os.execv(sys.argv[k], sys.argv[k:])""",
     "nvidia-smi": "sys.exit(1)",
 }
 # Writes down how it was started; STEPS says what it does then: "exit N", "save NAME", "wait" (for SIGUSR1).
-TRAIN = """
-import json, os, signal, sys, time
-told = []
-signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
-folder = sys.argv[sys.argv.index("--checkpoint-dir") + 1]
-wanted = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "FROM_MODULE")
-with open(os.environ["FAKES"] + "/runs", "a") as runs:
-    runs.write(json.dumps({"argv": sys.argv[1:], "env": {k: os.environ.get(k) for k in wanted}}) + "\\n")
-for step in os.environ.get("STEPS", "exit 0").split(","):
-    action, _, value = step.strip().partition(" ")
-    if action == "exit":
-        sys.exit(int(value))
-    if action == "save":
-        open(folder + "/latest", "w").write(value + "\\n")
-    if action == "wait":
-        open(os.environ["FAKES"] + "/ready", "w").close()
-        while not told:
-            time.sleep(0.01)
-        time.sleep(0.3)
+TRAIN = f"""
+import json, os, runpy, signal, sys, time
+
+def parse(argv):
+    return runpy.run_path({str(REPOSITORY / "train.py")!r})["parse"](argv)
+
+def take_steps():
+    folder = sys.argv[sys.argv.index("--checkpoint-dir") + 1]
+    for step in os.environ.get("STEPS", "exit 0").split(","):
+        action, _, value = step.strip().partition(" ")
+        if action == "exit":
+            sys.exit(int(value))
+        if action == "save":
+            open(folder + "/latest", "w").write(value + "\\n")
+        if action == "wait":
+            open(os.environ["FAKES"] + "/ready", "w").close()
+            while not told:
+                time.sleep(0.01)
+            time.sleep(0.3)
+
+if __name__ == "__main__":
+    told = []
+    signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
+    names = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "FROM_MODULE")
+    with open(os.environ["FAKES"] + "/runs", "a") as runs:
+        facts = dict(argv=sys.argv[1:], env=dict((name, os.environ.get(name)) for name in names))
+        runs.write(json.dumps(facts) + "\\n")
+    take_steps()
 """
 
 
