@@ -64,6 +64,14 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def open_dataset(settings: DataSettings) -> ShardDataset | FolderDataset:
+    """The shards, or the folder of clips as it lies there."""
+    if settings.root_dir is not None:
+        return FolderDataset(settings.root_dir)
+    assert settings.shards is not None  # DataSettings wants one of the two
+    return ShardDataset(settings.shards)
+
+
 class Inspection:
     """The parsed flags, checked, and the objects made from them."""
 
@@ -75,14 +83,14 @@ class Inspection:
         require(args.fps is None or args.fps > 0, f"--fps is {args.fps}; it must be more than 0")
         if args.save_path:
             visualize.check_save_path(args.save_path)
-        self.dataset = ShardDataset(self.data.shards) if self.data.shards else FolderDataset(self.data.root_dir)
+        self.dataset = open_dataset(self.data)
         self.split = self._split()
         self.clips = self._clips()
 
     def _split(self) -> str:
         if self.args.split:
             return str(self.args.split)
-        as_training = self.args.mode in ("sample", "batch") and "train" in self.dataset.split_names
+        as_training = self.args.mode in ("sample", "batch") and self.dataset.split_names
         return "train" if as_training else "all"
 
     def _clips(self) -> np.ndarray:

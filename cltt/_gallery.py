@@ -19,8 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cltt._figures import printable
-from cltt._stats import CountedDataset
-from cltt._views import Ids, Pixels, WindowView, clip_name
+from cltt._views import Dataset, Ids, Pixels, WindowView, clip_name
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
 
@@ -36,7 +35,7 @@ THREADS = 4
 
 
 def write_gallery(
-    dataset: CountedDataset, out: Path, settings: WindowSettings, clips: Ids, batch: WindowView | None, batch_title: str
+    dataset: Dataset, out: Path, settings: WindowSettings, clips: Ids, batch: WindowView | None, batch_title: str
 ) -> Path:
     """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
 
@@ -85,7 +84,7 @@ def strip_path(number: int) -> str:
     return f"strips/{number // FOLDER_SIZE:03d}/{number:06d}.jpg"
 
 
-def _clip_facts(dataset: CountedDataset, clips: Ids) -> list[dict[str, Any]]:
+def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
     splits = {name: set(dataset.split_clips(name).tolist()) for name in dataset.split_names}
     return [
         {
@@ -109,7 +108,7 @@ def _batch_facts(batch: WindowView) -> list[dict[str, Any]]:
     ]
 
 
-def _write_strips(dataset: CountedDataset, clips: Ids, folder: Path) -> None:
+def _write_strips(dataset: Dataset, clips: Ids, folder: Path) -> None:
     for first in range(0, len(clips), FOLDER_SIZE):
         (folder / f"{first // FOLDER_SIZE:03d}").mkdir(parents=True, exist_ok=True)
 
@@ -129,7 +128,7 @@ def _exhaust(results: Iterable[None]) -> None:
         pass
 
 
-def _thumbs(dataset: CountedDataset, frame_ids: Ids) -> Pixels:
+def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
     """Thumbs uint8 [n, THUMB, THUMB, 3]; damaged frames stay grey."""
     thumbs = np.full((len(frame_ids), THUMB, THUMB, 3), 128, dtype=np.uint8)
     for place, data in enumerate(dataset.read_each(frame_ids)):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +24,7 @@ EXAMPLES = 10  # clips named where there may be thousands
 HISTOGRAM_BINS = 30
 
 
-class CountedDataset(Dataset, Protocol):
-    """What statistics need beyond what pictures need."""
-
-    clip_lengths: Ids
-    labels: Ids
-    label_names: list[str]
-    split_names: list[str]
-
-    def split_clips(self, name: str) -> Ids: ...
-    def frame_facts(self, frame_ids: Ids) -> NDArray[Any]: ...
-
-
-def dataset_stats(dataset: CountedDataset, settings: WindowSettings, clips: Ids | None = None) -> dict[str, Any]:
+def dataset_stats(dataset: Dataset, settings: WindowSettings, clips: Ids | None = None) -> dict[str, Any]:
     """Count everything about ``clips`` (default: all) of ``dataset``; JSON values, read piece by piece.
 
     Duplicates are pairs of neighbouring frames of a clip with equal size and CRC of their bytes. A clip is too short if
@@ -69,7 +57,7 @@ def count_windows(lengths: Ids, settings: WindowSettings) -> int:
         return 0
 
 
-def _frame_stats(dataset: CountedDataset, clips: Ids) -> dict[str, Any]:
+def _frame_stats(dataset: Dataset, clips: Ids) -> dict[str, Any]:
     """Bytes, frame sizes and duplicates of the frames of ``clips``."""
     chosen = np.zeros(dataset.num_clips, dtype=bool)
     chosen[clips] = True
@@ -97,7 +85,7 @@ def _frame_stats(dataset: CountedDataset, clips: Ids) -> dict[str, Any]:
     }
 
 
-def _pieces(dataset: CountedDataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
+def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
     """All frames in runs of PIECE: facts, clip ids, and whether a frame repeats the one before it in its clip."""
     last_clip, last_crc, last_size = -1, 0, 0
     bar = tqdm(total=dataset.num_frames, unit="frame", unit_scale=True, delay=2, leave=False)
@@ -136,7 +124,7 @@ def _length_stats(lengths: Ids) -> dict[str, Any]:
     }
 
 
-def _too_short(dataset: CountedDataset, clips: Ids, lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
+def _too_short(dataset: Dataset, clips: Ids, lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
     """Clips that hold no window, the frames in them, and the first few by name."""
     short = np.flatnonzero(lengths < settings.span)
     examples = [
@@ -156,13 +144,13 @@ def _windows_at(lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
     return {"frame_steps": steps, "window_strides": strides, "windows": table}
 
 
-def _group(dataset: CountedDataset, name: str, clips: Ids, settings: WindowSettings) -> dict[str, Any]:
+def _group(dataset: Dataset, name: str, clips: Ids, settings: WindowSettings) -> dict[str, Any]:
     lengths = np.asarray(dataset.clip_lengths)[clips]
     counted = count_windows(lengths, settings)
     return {"name": name, "clips": len(clips), "frames": int(lengths.sum()), "windows": counted}
 
 
-def _label_groups(dataset: CountedDataset, clips: Ids, settings: WindowSettings) -> list[dict[str, Any]]:
+def _label_groups(dataset: Dataset, clips: Ids, settings: WindowSettings) -> list[dict[str, Any]]:
     """One entry a label in the order of ``label_names``, then the clips without one if some have one."""
     if not dataset.label_names:
         return []

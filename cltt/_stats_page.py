@@ -102,7 +102,7 @@ def _bars(axes: Axes, values: list[tuple[str, int]]) -> None:
     axes.set_xticks([])
     longest = max((count for _, count in values), default=1)
     axes.set_xlim(0, 1.28 * longest)
-    for place, (_, count) in zip(places, values, strict=True):
+    for place, (_, count) in enumerate(values):
         axes.text(count + 0.02 * longest, place, f"{count:,}", va="center", fontsize=9, color=GREY)
     axes.spines["bottom"].set_visible(False)
 
@@ -117,7 +117,7 @@ def _draw_table(axes: Axes, stats: dict[str, Any]) -> None:
     norm = LogNorm(1, max(2, counts.max()))
     axes.imshow(np.maximum(counts, 1), cmap="Blues", norm=norm, aspect="auto")
     for row, column in np.ndindex(*counts.shape):
-        color = "white" if norm(max(1, counts[row, column])) > 0.6 else INK
+        color = "white" if norm(max(1, int(counts[row, column]))) > 0.6 else INK
         axes.text(column, row, _compact(int(counts[row, column])), ha="center", va="center", fontsize=8.5, color=color)
     place = table["window_strides"].index(settings["window_stride"]), table["frame_steps"].index(settings["frame_step"])
     axes.add_patch(Rectangle((place[0] - 0.5, place[1] - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.4))

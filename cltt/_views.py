@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cltt.errors import DataError, FrameError, SettingsError
+from cltt.reader import FolderDataset, ShardDataset
 from cltt.windows import WindowIndex
 
 Ids = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
-
-
-class Dataset(Protocol):
-    """What the pictures need of :class:`cltt.ShardDataset` and of :class:`cltt.reader.FolderDataset`."""
-
-    num_clips: int
-    num_frames: int
-    clip_offsets: Ids
-
-    def clip_of(self, frame_ids: Ids) -> Ids: ...
-    def clip_key(self, clip: int) -> str: ...
-    def clip_part(self, clip: int) -> int: ...
-    def frame_name(self, frame_id: int) -> str: ...
-    def read_each(self, frame_ids: Ids) -> list[bytes | FrameError]: ...
+Dataset = ShardDataset | FolderDataset
 
 
 @dataclass(frozen=True)
