@@ -1,9 +1,253 @@
-"""Evaluation of a frozen encoder (being widened)."""
+"""Evaluation of a frozen encoder: a linear probe and nearest neighbours on its features.
+
+    python -m cltt.evaluation --checkpoint checkpoints/run --data LABELLED      every checkpoint of a run
+    python -m cltt.evaluation --checkpoint checkpoints/run/epoch-0010.pt --data LABELLED
+
+Features are computed once, by the encoder in evaluation mode, from centre crops. The probe is a logistic regression
+fitted on the train part by L-BFGS; its loss and accuracy are given for every part. Nearest neighbours, by cosine, take
+1 or 4 labelled images a class (mean of ten drawings) or all of the train part, and classify the test part.
+"""
 
 from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from cltt import checkpoint, cli, distributed
+from cltt._eval_data import PARTS, Images, LabelledData, open_labelled
+from cltt._probe import LinearProbe, few_shot_accuracy, fit_linear_probe, nearest_accuracy
+from cltt.checkpoint import replace_file
+from cltt.config import DEVICES, require, require_positive
+from cltt.distributed import RankFacts
+from cltt.errors import SettingsError
+from cltt.models import build_encoder
+from cltt.pipeline import normalise
+
+__all__ = [
+    "EvaluationResult",
+    "Evaluator",
+    "LinearProbe",
+    "extract_features",
+    "few_shot_accuracy",
+    "fit_linear_probe",
+    "load_encoder",
+    "nearest_accuracy",
+    "open_labelled",
+]
+
+SHOTS = (1, 4)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What one encoder reaches.
+
+    Attributes:
+        loss, accuracy: of the linear probe, by part.
+        nearest: accuracy of nearest neighbours, by the number of labelled images a class ("1", "4", "all").
+        images: number of images, by part.
+        classes: number of classes.
+        split_by: how the parts came about.
+    """
+
+    loss: dict[str, float]
+    accuracy: dict[str, float]
+    nearest: dict[str, float]
+    images: dict[str, int]
+    classes: int
+    split_by: str
+
+    def row(self) -> dict[str, float]:
+        """``train_loss``, ``train_acc`` ... for the evaluation CSV."""
+        return {
+            f"{part}_{name}": values[part]
+            for part in self.loss
+            for name, values in (("loss", self.loss), ("acc", self.accuracy))
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for the console."""
+        probe = ", ".join(f"{part} {accuracy:.3f}" for part, accuracy in self.accuracy.items())
+        nearest = ", ".join(f"{shots} {accuracy:.3f}" for shots, accuracy in self.nearest.items())
+        return f"linear probe: {probe}; nearest neighbour by labels a class: {nearest}"
+
+
+@torch.inference_mode()
+def extract_features(
+    encoder: nn.Module, images: Images, *, image_size: int, device: torch.device, batch_size: int = 256
+) -> torch.Tensor:
+    """Features of ``images`` in their order -> float32 [n, F] on the CPU.
+
+    The encoder computes in evaluation mode and is left in the mode it was in; nothing random is drawn.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    features = []
+    starts = range(0, len(images), batch_size)
+    for start in tqdm(starts, desc="features", unit="batch", disable=None, leave=False):
+        pixels = images.batch(start, min(start + batch_size, len(images)), image_size).to(device)
+        features.append(encoder(normalise(pixels, torch.float32)).float().cpu())
+    encoder.train(was_training)
+    return torch.cat(features)
 
 
 class Evaluator:
-    def __init__(self, *a: Any, **k: Any) -> None:
-        raise NotImplementedError
+    """Evaluates encoders on one set of labelled images; call it with an encoder on ``device``.
+
+    Args:
+        data: what :func:`open_labelled` takes, or its result.
+        image_size: side of the frames the encoder sees.
+        device: where the encoder is.
+    """
+
+    def __init__(self, data: str | Path | LabelledData, *, image_size: int, device: torch.device) -> None:
+        self.data = data if isinstance(data, LabelledData) else open_labelled(data)
+        if "train" not in self.data.parts:
+            raise SettingsError("the evaluation data has no train part for the linear probe to learn from")
+        self.image_size = image_size
+        self.device = device
+
+    def __call__(self, encoder: nn.Module) -> EvaluationResult:
+        parts = {part: self.data.parts[part] for part in PARTS if part in self.data.parts}
+        features = {
+            part: extract_features(encoder, images, image_size=self.image_size, device=self.device)
+            for part, images in parts.items()
+        }
+        labels = {part: torch.from_numpy(images.labels) for part, images in parts.items()}
+        classes = len(self.data.label_names)
+        on_gpu = self.device if self.device.type == "cuda" else torch.device("cpu")
+        probe = fit_linear_probe(features["train"].to(on_gpu), labels["train"], classes)
+        scores = {part: probe.score(features[part], labels[part]) for part in parts}
+        return EvaluationResult(
+            loss={part: loss for part, (loss, _) in scores.items()},
+            accuracy={part: accuracy for part, (_, accuracy) in scores.items()},
+            nearest=_nearest(features, labels),
+            images={part: len(images) for part, images in parts.items()},
+            classes=classes,
+            split_by=self.data.split_by,
+        )
+
+
+def _nearest(features: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Accuracy on the test part (else val) by labelled images a class; numbers that a class lacks are left out."""
+    asked = next((part for part in ("test", "val") if part in features), None)
+    if asked is None:
+        return {}
+    gallery, queries = (features["train"], labels["train"]), (features[asked], labels[asked])
+    smallest = int(torch.unique(gallery[1], return_counts=True)[1].min())
+    found = {
+        str(shots): few_shot_accuracy(*gallery, shots, queries=queries[0], query_labels=queries[1])
+        for shots in SHOTS
+        if shots <= smallest
+    }
+    return {**found, "all": nearest_accuracy(*gallery, *queries)}
+
+
+def load_encoder(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The encoder in the checkpoint at ``path``, on the CPU, and the settings it was trained with."""
+    state = checkpoint.load(path)
+    settings = state["settings"]
+    encoder = build_encoder(settings["model"]["backbone"])
+    prefix = "encoder."
+    weights = {name.removeprefix(prefix): value for name, value in state["model"].items() if name.startswith(prefix)}
+    encoder.load_state_dict(weights)
+    return encoder, settings
+
+
+# ---- python -m cltt.evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Flags of ``python -m cltt.evaluation``."""
+
+    checkpoint: str = cli.setting("", "a checkpoint, or a run's folder: all of its checkpoints", required=True)
+    data: str = cli.setting("", "labelled images: a folder a class, flat COIL files, CIFAR, or shards", required=True)
+    out: str | None = cli.setting(
+        None, "folder for evaluation.csv, .json and .png (default: the run's folder)", type=str
+    )
+    image_size: int | None = cli.setting(None, "side of the frames, in pixels (default: as trained)", type=int)
+    device: str = cli.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint != "" and self.data != "", "give --checkpoint and --data")
+        if self.image_size is not None:
+            require_positive("image_size", self.image_size)
+
+
+def evaluate_checkpoints(settings: EvaluationSettings) -> list[dict[str, Any]]:
+    """Evaluate each checkpoint asked for; one dictionary each, with its file, epoch and step."""
+    source = Path(settings.checkpoint)
+    paths = checkpoint.list_checkpoints(source) if source.is_dir() else [source]
+    if not paths:
+        raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt)")
+    device = distributed.pick_device(settings.device, RankFacts())
+    data = open_labelled(settings.data)
+    rows = []
+    for path in paths:
+        encoder, trained = load_encoder(path)
+        image_size = settings.image_size or trained["data"]["image_size"]
+        result = Evaluator(data, image_size=image_size, device=device)(encoder.to(device))
+        epoch, step = checkpoint.position(path) if path.name.startswith("epoch-") else (0, 0)
+        print(f"{path.name}: {result.describe()}", flush=True)
+        rows.append({"checkpoint": str(path), "epoch": epoch, "step": step, **result.to_dict(), "row": result.row()})
+    return rows
+
+
+def write_results(rows: list[dict[str, Any]], out: Path) -> None:
+    """Write ``evaluation.csv``, ``evaluation.json`` and ``evaluation.png`` into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / "evaluation.json", json.dumps(rows, indent=1).encode())
+    flat = [
+        {"epoch": r["epoch"], "step": r["step"], **r["row"], **{f"nn_{k}": v for k, v in r["nearest"].items()}}
+        for r in rows
+    ]
+    with open(out / "evaluation.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, flat[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+    _plot(flat, out / "evaluation.png")
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracies over checkpoints."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    positions = range(len(rows))
+    for name in rows[0]:
+        if name.endswith("_acc") or name.startswith("nn_"):
+            axes.plot(positions, [row[name] for row in rows], marker="o", linestyle="--" if "nn_" in name else "-")
+            axes.annotate(name, (len(rows) - 1, rows[-1][name]), xytext=(6, 0), textcoords="offset points", fontsize=8)
+    labels = [f"{row['epoch']}" + (f"+{row['step']}" if row["step"] else "") for row in rows]
+    axes.set(xticks=positions, xticklabels=labels, xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m cltt.evaluation``."""
+    parser = cli.Parser(prog="python -m cltt.evaluation", description="Evaluate the encoder of one or all checkpoints.")
+    cli.add_settings(parser, EvaluationSettings)
+    settings = cli.settings_from(parser.parse_args(argv), EvaluationSettings)
+    rows = evaluate_checkpoints(settings)
+    source = Path(settings.checkpoint)
+    out = Path(settings.out) if settings.out else (source if source.is_dir() else source.parent)
+    write_results(rows, out)
+    print(f"written: {out / 'evaluation.csv'}, evaluation.json, evaluation.png")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "python -m cltt.evaluation")
