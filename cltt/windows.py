@@ -225,6 +225,5 @@ def _guide(first_window: np.ndarray) -> tuple[np.ndarray, int]:
     """
     num_windows, num_clips = int(first_window[-1]), len(first_window) - 1
     shift = max(0, (num_windows // num_clips).bit_length() - 2)
-    bounds = np.arange((num_windows >> shift) + 2, dtype=np.int64) << shift
-    holder = np.searchsorted(first_window, np.minimum(bounds, num_windows - 1), side="right") - 1
-    return holder.astype(np.int64), shift
+    begins_by = -(-first_window[:-1] >> shift)  # the first bucket bound at or after each clip's first window
+    return np.cumsum(np.bincount(begins_by, minlength=(num_windows >> shift) + 2)) - 1, shift
