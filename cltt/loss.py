@@ -59,9 +59,7 @@ def positive_mask(B: int, T: int) -> torch.Tensor:
     return (window[:, None] == window) & ~torch.eye(B * T, dtype=torch.bool)
 
 
-def reference_loss(
-    z: torch.Tensor, temperature: float = 0.5, ignored: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reference_loss(z: torch.Tensor, temperature: float = 0.5, ignored: torch.Tensor | None = None) -> torch.Tensor:
     """The formula as it stands, N x N matrices and all: what every other backend is held to.
 
     Args:
@@ -69,20 +67,29 @@ def reference_loss(
         temperature: divides the cosine similarities.
         ignored: bool [N, N], pairs that are left out of the denominators.
 
-    Returns:
-        loss (scalar of z's dtype) and retrieval accuracy (see :class:`TemporalInfoNCE`).
+    Returns a scalar of z's dtype, at least fp32.
     """
     v = _unit_rows(z, temperature)
     logits = v @ v.T
     positive = positive_mask(z.shape[0], z.shape[1]).to(z.device)
-    hidden = torch.eye(len(v), dtype=torch.bool, device=z.device)
-    if ignored is not None:
-        hidden = hidden | ignored
-    visible = logits.masked_fill(hidden, -torch.inf)
-    loss = -(logits - visible.logsumexp(1, keepdim=True))[positive].mean()
-    best_positive = visible.detach().masked_fill(~positive, -torch.inf).amax(1)
-    best_negative = visible.detach().masked_fill(positive, -torch.inf).amax(1)
-    return loss, (best_positive > best_negative).to(loss.dtype).mean()
+    visible = logits.masked_fill(_hidden(len(v), ignored, z.device), -torch.inf)
+    return -(logits - visible.logsumexp(1, keepdim=True))[positive].mean()
+
+
+@torch.no_grad()
+def reference_accuracy(z: torch.Tensor, ignored: torch.Tensor | None = None) -> torch.Tensor:
+    """Share of frames whose best positive is more similar than every negative -> scalar; arguments as above."""
+    v = _unit_rows(z, 1.0)
+    positive = positive_mask(z.shape[0], z.shape[1]).to(z.device)
+    visible = (v @ v.T).masked_fill(_hidden(len(v), ignored, z.device), -torch.inf)
+    best_positive = visible.masked_fill(~positive, -torch.inf).amax(1)
+    return (best_positive > visible.masked_fill(positive, -torch.inf).amax(1)).to(v.dtype).mean()
+
+
+def _hidden(N: int, ignored: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """The pairs that are in no denominator: self and what is ignored -> bool [N, N]."""
+    itself = torch.eye(N, dtype=torch.bool, device=device)
+    return itself if ignored is None else itself | ignored
 
 
 class TemporalInfoNCE(torch.nn.Module):
@@ -158,7 +165,7 @@ class TemporalInfoNCE(torch.nn.Module):
         if clip_ids is None or frame_ids is None:
             return None
         columns = [clip_ids.to(frame_ids.device), frame_ids.amin(1), frame_ids.amax(1) + self.ignore_gap]
-        spans = torch.stack([column.long() for column in columns], 1).to(z.device)
+        spans = torch.stack([column.long() for column in columns], 1).to(z.device, non_blocking=z.is_cuda)
         return all_gather_rows(spans) if facts.world_size > 1 else spans
 
     def _evaluate(
@@ -167,7 +174,9 @@ class TemporalInfoNCE(torch.nn.Module):
         backend = resolve_backend(self.backend, z)
         if backend == "reference":
             ignored = None if spans is None else _dense_overlaps(spans, z.shape[1])
-            return reference_loss(_gather_with_own_gradient(z, facts), self.temperature, ignored)
+            z = _gather_with_own_gradient(z, facts)
+            accuracy = reference_accuracy(z, ignored) if with_accuracy else z.new_zeros(())
+            return reference_loss(z, self.temperature, ignored), accuracy
         rows = chunked.Rows(
             window_size=z.shape[1],
             first=facts.rank * z.shape[0] * z.shape[1],

@@ -1,0 +1,70 @@
+"""The Triton kernels on a real GPU; the same cases run in the interpreter on the CPU (tests/loss_interpreted.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cltt.loss import TemporalInfoNCE, resolve_backend
+from tests.loss_cases import SIZES, assert_matches_reference, evaluate, make_case
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("backend", ["triton", "chunked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [*SIZES, (12, 5, 260), (7, 64, 512)], ids=str)
+def test_matches_reference(size: tuple[int, int, int], dtype: torch.dtype, backend: str) -> None:
+    for temperature in (0.01, 0.07, 0.5, 10):
+        for with_ids in (False, True):
+            case = make_case(*size)
+            assert_matches_reference(case, temperature, backend, dtype, with_ids=with_ids, device="cuda")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str)
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_many_frames(dtype: torch.dtype, tolerance: float, temperature: float) -> None:
+    z = make_case(2053, 5, 128).z.to("cuda", dtype)  # 10,265 frames: no multiple of any tile
+    loss, _, grad = evaluate(z, temperature, "triton")
+    wanted, _, wanted_grad = evaluate(z.double(), temperature, "chunked")
+    assert abs(loss - wanted) <= tolerance * wanted
+    assert (grad - wanted_grad).norm() <= tolerance * wanted_grad.norm()
+
+
+def test_auto_takes_the_kernels() -> None:
+    z = torch.randn(4, 3, 16, device="cuda")
+    assert resolve_backend("auto", z) == ("triton" if torch.cuda.get_device_capability() >= (8, 0) else "chunked")
+    assert resolve_backend("auto", z.double()) == "chunked"
+
+
+def test_memory_is_linear_and_under_a_gigabyte() -> None:
+    extra = {}
+    for windows in (8192, 32_768):  # up to N = 131,072
+        z = torch.randn(windows, 4, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        TemporalInfoNCE(backend="triton")(z).backward()
+        extra[windows] = torch.cuda.max_memory_allocated() - before
+    assert extra[32_768] < 1e9
+    assert extra[32_768] < 4.5 * extra[8192]
+
+
+def test_the_host_never_waits_for_the_device() -> None:
+    case = make_case(64, 4, 32)
+    z = case.z.to("cuda", torch.float32).requires_grad_()
+    loss_fn = TemporalInfoNCE(backend="triton")
+    loss_fn(z, **case.ids()).backward()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_fn(z, **case.ids()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_nan_in_nan_out() -> None:
+    z = make_case(70, 3, 16).z.float().cuda()
+    z[41, 1, 2] = float("nan")
+    for temperature in (0.01, 0.5):
+        loss, accuracy, _ = evaluate(z, temperature, "triton")
+        assert loss.isnan() and accuracy.isnan()
