@@ -14,6 +14,7 @@ import numpy as np
 
 UPRIGHT_QUALITY = 95
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
+_END_OF_IMAGE = b"\xff\xd9"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NO_LENGTH = frozenset([0x01, *range(0xD0, 0xD8)])
 _TAKEN_BY_HARDWARE = frozenset([0xC0, 0xC1, 0xC2])  # baseline, extended, progressive Huffman
@@ -115,11 +116,6 @@ def check_every_bit(data: bytes) -> None:
         raise BrokenPicture(f"broken JPEG: {error}") from error
 
 
-def _ends_whole(data: bytes) -> bool:
-    """Whether the end-of-image marker is there (some cameras pad with zeros behind it)."""
-    return data[-2:] == b"\xff\xd9" or b"\xff\xd9" in data[-4096:]
-
-
 def _decode_upright(data: bytes) -> np.ndarray[Any, Any]:
     """RGB uint8 [height, width, 3], upright; BrokenPicture if it cannot be decoded."""
     import cv2
@@ -159,13 +155,11 @@ def as_stored(data: bytes, *, verify: str = "decode", resize_short: int | None =
         raise BrokenPicture("empty file")
     if data[:3] == b"\xff\xd8\xff":
         facts = jpeg_facts(data)
-        if not _ends_whole(data):
-            raise BrokenPicture("truncated JPEG")
         reason = _why_not_as_it_is(facts)
     else:
         reason = _other_format(data)
     if facts is not None and not reason and resize_short is None:
-        if verify == "decode":
+        if verify == "decode" or not data.endswith(_END_OF_IMAGE):  # cut off, or padded as some cameras do
             check_every_bit(data)
         return Stored(data, facts.width, facts.height, "")
     if facts is not None:

@@ -7,6 +7,7 @@ input closes, because the parent is done or dead, the worker ends at once: a kil
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -108,7 +109,8 @@ class _Worker:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what a dead worker left unread
+            self._stdin.close()
         self._stdout.close()
 
 

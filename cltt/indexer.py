@@ -87,14 +87,15 @@ def build_shards(
         shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
             keeps the clips of one parent folder together; another ``split_seed`` gives another split.
-        label_from: "parent" (the folder that holds the clip; the clip itself if that is the root), "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
+        label_from: "parent" (the folder that holds the clip; the clip itself if that is the root),
+            "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
         split_gaps: a jump in the frame numbers starts a new clip.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
         dry_run: only scan; write nothing.
 
-    A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it with the files).
+    A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it file by file).
     Raises SettingsError for settings that cannot work or are not those of what lies in ``out_dir``; DataError, naming
     the file, for a source that cannot be read or has changed since the plan was made, for a disk that is full, and for
     an ``out_dir`` that another process is building.

@@ -250,7 +250,6 @@ class FolderDataset(_ClipTable):
             raise SettingsError(f"no frames under {os.fsdecode(self._root)!r}; its folders must hold one image a frame")
         self._keys = [clip.key for clip in clips]
         self._names = [frame.name for clip in clips for frame in clip.frames]
-        self._sizes = np.array([max(0, frame.size) for clip in clips for frame in clip.frames], np.uint32)
         self._clips = self._clip_rows([len(clip.frames) for clip in clips])
         self.num_frames, self.num_clips = len(self._names), len(clips)
         self.fingerprint = self._hash(clips)
@@ -285,14 +284,14 @@ class FolderDataset(_ClipTable):
         return os.fsdecode(source.join_key(self._keys[int(self.clip_of(frame_id))], self._names[frame_id]))
 
     def frame_facts(self, frame_ids: Any) -> Array:
-        """Records as those of :meth:`ShardDataset.frame_facts`; width and height from the files, offset and shard 0."""
+        """Records as those of :meth:`ShardDataset.frame_facts`; width and height from the files, zeros for the rest."""
         ids = self._check_ids(frame_ids)
         records = np.zeros(len(ids), format.FRAME_DTYPE)
-        records["size"] = self._sizes[ids]
         for record, frame_id in zip(records, ids.tolist(), strict=True):
             stored = self._stored(frame_id)
             if isinstance(stored, source.Stored):
-                record["crc"], record["width"], record["height"] = zlib.crc32(stored.data), stored.width, stored.height
+                record["size"], record["crc"] = len(stored.data), zlib.crc32(stored.data)
+                record["width"], record["height"] = stored.width, stored.height
         return records
 
     def _stored(self, frame_id: int) -> source.Stored | FrameError:
