@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import harness
 from cltt import _loss_chunked, positive_mask
 from cltt.errors import SettingsError
 from cltt.loss import TemporalInfoNCE
@@ -115,6 +116,12 @@ def test_no_square_matrix_in_the_chunked_form(backend: str, linear: bool, monkey
     with LargestTensor() as largest:
         evaluate(case.z, 0.5, backend, case.ids())
     assert (largest.elements < 100 * 5 * 16 * 2) == linear, largest.elements
+
+
+@pytest.mark.slow
+def test_a_fifteenth_of_the_dense_forms_memory() -> None:
+    dense, chunked = (harness.peak_memory("benchmarks.loss:memory_work", name, 10_240) for name in ("dense", "chunked"))
+    assert 15 * chunked <= dense, f"{chunked / 1e6:.0f} MB against {dense / 1e6:.0f} MB"
 
 
 # ------------------------------------------------------------------------------------------------------------ numerics
