@@ -65,19 +65,23 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.facts(job)["JobState"]
 
-    def wait(self, job: str, *, seconds: float = 120) -> dict[str, str]:
+    def ended(self, job: str) -> bool:
+        return self.state(job) not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
+
+    def wait(self, job: str, *, seconds: float = 180) -> dict[str, str]:
         """The job's facts once it has ended for good; its log is shown if it does not end."""
         deadline = time.monotonic() + seconds
-        while self.state(job) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"):
+        while not self.ended(job):
             assert time.monotonic() < deadline, f"job {job} is still {self.state(job)}\n{self.logs()}"
             time.sleep(0.2)
         return self.facts(job)
 
-    def wait_for(self, what: str, reached: Path, lines: int, *, seconds: float = 90) -> None:
-        """Return when the file has so many lines."""
+    def wait_for(self, job: str, file: Path, lines: int, *, seconds: float = 120) -> None:
+        """Return when the job has written so many lines."""
         deadline = time.monotonic() + seconds
-        while not (reached.exists() and len(reached.read_text().splitlines()) >= lines):
-            assert time.monotonic() < deadline, f"{what} not reached in {seconds} s\n{self.logs()}"
+        while not (file.exists() and len(file.read_text().splitlines()) >= lines):
+            assert time.monotonic() < deadline, f"{file.name} has not {lines} lines after {seconds} s\n{self.logs()}"
+            assert not self.ended(job), f"job {job} ended before {file.name} had {lines} lines\n{self.logs()}"
             time.sleep(0.05)
 
     def logs(self) -> str:

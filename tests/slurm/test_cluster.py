@@ -87,7 +87,7 @@ def test_a_preempted_run_ends_as_if_nothing_had_happened(
     cluster: Cluster, shards: Path, unbroken: tuple[str, str], how: str
 ) -> None:
     job = train(cluster, shards, "a run")
-    cluster.wait_for("the first epoch", cluster.folder / "a run/metrics.csv", 2)
+    cluster.wait_for(job, cluster.folder / "a run/metrics.csv", 2)
     if how == "USR1":
         cluster.call("scancel", "--signal=USR1", "--batch", job)
     else:
@@ -104,7 +104,7 @@ def test_a_preempted_run_ends_as_if_nothing_had_happened(
 
 def test_a_cancelled_run_stays_cancelled(cluster: Cluster, shards: Path) -> None:
     job = train(cluster, shards, "a run")
-    cluster.wait_for("the first epoch", cluster.folder / "a run/metrics.csv", 2)
+    cluster.wait_for(job, cluster.folder / "a run/metrics.csv", 2)
     cluster.call("scancel", job)
     facts = cluster.wait(job)
     assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0"), cluster.logs()
@@ -128,7 +128,7 @@ def test_a_sweep_of_two_lines(cluster: Cluster, shards: Path) -> None:
     job = output.split()[3]
     runs = [cluster.folder / "my sweep" / name for name in ("window-size=3,frame-step=2", "window-size=2,frame-step=4")]
     # The last task is the one whose SLURM_JOB_ID is the id of the whole array.
-    cluster.wait_for("the first epoch", runs[1] / "metrics.csv", 2)
+    cluster.wait_for(f"{job}_1", runs[1] / "metrics.csv", 2)
     cluster.call("scancel", "--signal=USR1", "--batch", f"{job}_1")
     facts = [cluster.wait(f"{job}_{task}") for task in (0, 1)]
     assert [fact["JobState"] for fact in facts] == ["COMPLETED", "COMPLETED"], cluster.logs()
@@ -139,13 +139,25 @@ def test_a_sweep_of_two_lines(cluster: Cluster, shards: Path) -> None:
     assert not (cluster.folder / "must not be used").exists()
 
 
-def test_a_build_with_a_killed_task(cluster: Cluster, clips: Path, shards: Path) -> None:
+KILLED = """#!/bin/bash
+# Python, but task 1 is killed as soon as the build has begun.
+{python} "$@" &
+if [ "${{SLURM_ARRAY_TASK_ID:-}}" = 1 ]; then
+    until [ -e "my shards/.build" ]; do sleep 0.01; done
+    kill -KILL $!
+    exit 137
+fi
+wait $!
+"""
+
+
+def test_a_build_with_a_killed_task(cluster: Cluster, clips: Path, shards: Path, tmp_path: Path) -> None:
     """Nothing is published; that task built again alone, the shards are byte for byte those of one process."""
+    killed = tmp_path / "killed python"
+    killed.write_text(KILLED.format(python=sys.executable))
+    killed.chmod(0o755)
     submit = [str(REPOSITORY / "slurm/submit_build.sh"), ONE_CPU, str(clips), "my shards", "3", *BUILD_FLAGS]
-    array, merge = job_ids(cluster.call(*submit, PYTHON=sys.executable))
-    while cluster.state(f"{array}_1") == "PENDING":
-        pass
-    cluster.call("scancel", "--full", "--signal=KILL", f"{array}_1")
+    array, merge = job_ids(cluster.call(*submit, PYTHON=str(killed)))
     states = [cluster.wait(f"{array}_{task}")["JobState"] for task in range(3)]
     assert states == ["COMPLETED", "FAILED", "COMPLETED"], cluster.logs()
     assert cluster.wait(merge)["JobState"] == "CANCELLED"
