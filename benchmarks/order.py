@@ -176,7 +176,7 @@ def plot(mixing: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
     left.set(
         xlabel="batches later", ylabel="clips seen again, %", title="How close batches are (5, 10, 1)", ylim=(0, None)
     )
-    left.legend(title="depth/run")
+    left.legend(title="depth/run", loc="lower left")
     names = [f"{depth}/{run}" for depth, run in SETTINGS]
     for row in saved:
         right.plot(names, [row[name] for name in names], marker="o", label=row["T/step/stride"])

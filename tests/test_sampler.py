@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -295,3 +296,19 @@ def test_runs_of_one_window_mix_like_a_uniform_shuffle() -> None:
     chi_square = ((clip_by_step - expected) ** 2 / expected).sum()
     freedom = clip_by_step.size
     assert abs(chi_square - freedom) < 6 * (2 * freedom) ** 0.5
+
+
+def test_the_same_windows_do_not_meet_every_epoch() -> None:
+    """Two clips in one block leave little to shuffle; still, who met once meets again little more than by chance."""
+    index = WindowIndex([400, 500], 3, 2)
+
+    def meetings(epoch: int) -> np.ndarray:
+        met = np.zeros((len(index), len(index)), dtype=bool)
+        for batch in epoch_batches(EpochPlan(index, 16, epoch=epoch)):
+            met[np.ix_(batch, batch)] = True
+        np.fill_diagonal(met, False)
+        return met
+
+    met = [meetings(epoch) for epoch in range(12)]
+    again = np.mean([(now & before).sum() / before.sum() for before, now in pairwise(met)])
+    assert again < 1.5 * 15 / (len(index) - 1)
