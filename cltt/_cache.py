@@ -5,6 +5,7 @@ Legend: K steps in a block; b windows of a rank in a batch; T frames in a window
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,7 +39,7 @@ class StepUses:
         window_ids: int64 [b].
         frame_ids: int64 [b, T].
         unique: the step's frames, sorted, int64 [u].
-        next_use: the step at which each of them is needed again, int64 [u]; NEVER if not within this block and the next.
+        next_use: the step at which each of them is needed again, int64 [u]; NEVER: not within this block and the next.
     """
 
     window_ids: np.ndarray
@@ -81,16 +82,23 @@ class BlockUses:
         rows = self._by_step[self._bounds[local] : self._bounds[local + 1]]
         return StepUses(self.windows[local], self.frames[local], self._frame[rows], self._next[rows])
 
-    @property
-    def most_frames_a_step(self) -> int:
-        """Distinct frames of the step that needs most."""
-        return int(np.diff(self._bounds).max())
+
+def block_uses(plan: Plan, index: Index, step: int, *, rank: int, world_size: int) -> Iterator[BlockUses]:
+    """The uses of each block from that of ``step`` on; each knows of the one that follows it."""
+    uses = BlockUses(plan, index, plan.block_of(step), rank, world_size)
+    for block in range(plan.block_of(step) + 1, plan.num_blocks):
+        following = BlockUses(plan, index, block, rank, world_size)
+        uses.join(following)
+        yield uses
+        uses = following
+    yield uses
 
 
 class SlotTable:
-    """Frames and the slots that hold them. A slot is pinned from the moment a step asks for it until that step is consumed.
+    """Frames and the slots that hold them.
 
-    One thread calls it; ``consumed`` is always the number of steps consumed so far.
+    A slot is pinned from the moment a step asks for it until that step is consumed. One thread calls it; ``consumed``
+    is always the number of steps consumed so far.
     """
 
     def __init__(self, slots: int) -> None:

@@ -1,7 +1,7 @@
 """The threads behind a loader: one that plans ahead, and some that read and decode.
 
-The planner walks the steps of an epoch, gives every frame a slot and hands out jobs; the workers read and decode into the
-slots; the consumer takes the steps in order. Whatever fails in a thread is raised where the consumer waits.
+The planner walks the steps of an epoch, gives every frame a slot and hands out jobs; the workers read and decode into
+the slots; the consumer takes the steps in order. Whatever fails in a thread is raised where the consumer waits.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cltt._cache import BlockUses, SlotTable, StepUses
+from cltt.errors import CLTTError
 
 # Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
 EVICT_AHEAD = 2
-# Frames in a job, and jobs handed out together: enough for reads of a good size, few enough that no thread waits long.
-JOB_FRAMES = 16
+# Jobs handed out together hold this many times the frames of one job: sorted by frame, they read large pieces.
+CHUNK_JOBS = 16
 # How long a thread may take to see that it should stop, in seconds.
 PATIENCE = 3.0
 
@@ -71,6 +72,7 @@ class Prefetcher:
         fill: ``fill(frames, slots)`` reads and decodes; called by ``threads`` threads at once.
         table: slots, all free.
         start: first step.
+        job_frames: frames of one call of ``fill``.
     """
 
     def __init__(
@@ -81,11 +83,12 @@ class Prefetcher:
         *,
         start: int,
         threads: int,
+        job_frames: int,
     ) -> None:
         self._progress = Progress(consumed=start)
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._blocks, self._fill, self._table, self._start = blocks, fill, table, start
-        self._job_frames = JOB_FRAMES
+        self._job_frames = job_frames
         self._threads = [threading.Thread(target=self._guarded, args=(self._plan,), name="cltt-plan", daemon=True)]
         self._threads += [
             threading.Thread(target=self._guarded, args=(self._work,), name=f"cltt-decode-{k}", daemon=True)
@@ -99,10 +102,16 @@ class Prefetcher:
         progress = self._progress
         with progress.changed:
             progress.changed.wait_for(
-                lambda: progress.failure or (progress.steps and not progress.steps[0].chunk.jobs_left)
+                lambda: (
+                    progress.stopped or progress.failure or (progress.steps and not progress.steps[0].chunk.jobs_left)
+                )
             )
-            if progress.failure is not None:
+            if isinstance(progress.failure, CLTTError):
                 raise progress.failure
+            if progress.failure is not None:
+                raise RuntimeError("a thread of the loader failed; the cause stands above") from progress.failure
+            if progress.stopped:
+                raise RuntimeError("the loader was closed while it was iterated; start a new iteration")
             return progress.steps.popleft()
 
     def release(self, step: int) -> None:
@@ -140,7 +149,7 @@ class Prefetcher:
                     self._progress.changed.notify_all()
 
     def _plan(self) -> None:
-        batch = PendingChunk(self._publish)
+        batch = PendingChunk(self._publish, CHUNK_JOBS * self._job_frames)
         for block in self._blocks:
             for step in range(max(self._start, block.steps.start), block.steps.stop):
                 uses = block.step(step)
@@ -159,9 +168,12 @@ class Prefetcher:
             if placed is not None:
                 return placed
             batch.flush()
-            with progress.changed:
-                progress.changed.wait_for(lambda: progress.stopped or progress.consumed > consumed)
+            self._await_release(consumed)
         return None
+
+    def _await_release(self, consumed: int) -> None:
+        with self._progress.changed:
+            self._progress.changed.wait_for(lambda: self._progress.stopped or self._progress.consumed > consumed)
 
     def _publish(self, steps: list[ReadyStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
         order = np.argsort(frames)
@@ -175,12 +187,13 @@ class Prefetcher:
 
 
 class PendingChunk:
-    """Collects the fresh frames of consecutive steps; published at 1, 2, 4 ... steps, so that the first batch is soon there."""
+    """Collects the fresh frames of consecutive steps.
 
-    MOST_FRAMES = 256
+    They are published after 1, 2, 4 ... steps, so that the first batch is soon there, and at ``most`` frames.
+    """
 
-    def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None]) -> None:
-        self._publish = publish
+    def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None], most: int) -> None:
+        self._publish, self._most = publish, most
         self._limit = 1
         self._clear()
 
@@ -196,7 +209,7 @@ class PendingChunk:
         self._steps.append(ReadyStep(step, uses, where, int(fresh.sum()), self._chunk))
         self._frames.append(uses.unique[fresh])
         self._slots.append(slots[fresh])
-        if len(self._steps) >= self._limit or sum(map(len, self._frames)) >= self.MOST_FRAMES:
+        if len(self._steps) >= self._limit or sum(map(len, self._frames)) >= self._most:
             self._limit *= 2
             self.flush()
 

@@ -5,9 +5,6 @@ Legend: B windows a step over all ranks; b = B/world_size; T frames in a window;
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -17,21 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltt._cache import BlockUses, SlotTable
+from cltt._cache import SlotTable, block_uses
+from cltt._frames import Dataset, Frames, slots_for
 from cltt._prefetch import Prefetcher, ReadyStep
 from cltt.config import require
-from cltt.distributed import RankFacts, pick_device
-from cltt.errors import DataError, FrameError, SettingsError
-from cltt.pipeline import CpuDecoder, FrameStore, Framing, normalise
-from cltt.reader import ShardDataset
+from cltt.distributed import pick_device, rank_facts
+from cltt.errors import SettingsError
+from cltt.pipeline import AUGMENTS, SCOPES, BatchMaker, FrameStore, Framing, best_decoder, uniforms
 from cltt.sampler import EpochPlan
 from cltt.windows import WindowIndex
 
-log = logging.getLogger(__name__)
-
-FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-AUGMENTS = ("none", "crop", "simclr")
-SCOPES = ("frame", "window")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+STATE_VERSION = 1
+# The block in use, and the next one that is filled meanwhile.
 BLOCKS_HELD = 2
 
 
@@ -65,11 +60,14 @@ class WindowLoader:
         augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
         seed, min_gap, depth, run: of the order, see :class:`~cltt.sampler.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
-        cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a fair share of what is
+        cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a share of what is
             free. Less only means that some frames are decoded again.
         num_threads: threads that read and decode.
         channels_last: keep C innermost in memory ([b, T, C, S, S] stays the shape); for uint8 it saves a copy.
-        max_bad_frames: how many frames may be unreadable before the run stops.
+        max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. In the
+            place of a bad frame comes the nearest good one of its window, or, if it has none, of its clip.
+
+    Threads run only while an iterator is open; leaving the loop, closing the loader or leaving its ``with`` ends them.
 
     Raises:
         SettingsError: a value that cannot work.
@@ -78,7 +76,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: Dataset,
         index: WindowIndex,
         batch_size: int,
         *,
@@ -98,26 +96,27 @@ class WindowLoader:
         channels_last: bool = False,
         max_bad_frames: int = 100,
     ) -> None:
-        require(dtype in (*FLOAT_TYPES, torch.uint8), f"dtype is {dtype}; it must be a float type or torch.uint8")
+        require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
         require(augment in AUGMENTS, f"augment is {augment!r}; it must be one of {', '.join(AUGMENTS)}")
         require(augment_scope in SCOPES, f"augment_scope is {augment_scope!r}; it must be one of {', '.join(SCOPES)}")
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
+        require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
+        require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
         self.dataset, self.index = dataset, index
-        self.device = pick_device(device, RankFacts()) if isinstance(device, str) else device
-        self.dtype, self.channels_last = dtype, channels_last
-        self._framing = Framing(image_size=image_size, margin=augment != "none")
-        self._facts = {"image_size": image_size, "augment": augment, "augment_scope": augment_scope}
+        self.device = pick_device(device, rank_facts()) if isinstance(device, str) else device
         self._order = {"seed": seed, "min_gap": min_gap, "depth": depth, "run": run}
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._threads, self._cache_bytes, self._max_bad = num_threads, cache_bytes, max_bad_frames
-        self._step = 0
-        self.plan = self._make_plan(0)
-        self._decoder = CpuDecoder(self._framing)
-        self._counts = Counts()
-        self._bad: dict[int, FrameError] = {}
-        self._lock = threading.Lock()
-        self._store: FrameStore | None = None
+        self._batch_size, self._share = batch_size, {"rank": rank, "world_size": world_size}
+        self._look = {"image_size": image_size, "augment": augment, "augment_scope": augment_scope}
+        self._cache_bytes, self._threads, self._max_bad = cache_bytes, num_threads, max_bad_frames
+        framing = Framing(image_size=image_size, margin=augment != "none")
+        self._decoder = best_decoder(framing, self.device, num_threads)
+        self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads)
+        self._frames: Frames | None = None
+        self._uses = 0
+        self._clock = Clock()
         self._stop: weakref.finalize | None = None
+        self.plan, self._step = self._make_plan(0), 0
+        self.plan.batch(0, **self._share)  # a rank or world size that cannot work is said here
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -126,7 +125,7 @@ class WindowLoader:
     @property
     def epoch(self) -> int:
         """The epoch that iterating goes on with."""
-        return int(self.plan.epoch)
+        return self.plan.epoch
 
     def __enter__(self) -> WindowLoader:
         return self
@@ -135,7 +134,7 @@ class WindowLoader:
         self.close()
 
     def close(self) -> None:
-        """End all threads. The loader can be iterated again afterwards."""
+        """End all threads and open iterators. The loader can be iterated again afterwards."""
         if self._stop is not None:
             self._stop()
             self._stop = None
@@ -143,129 +142,193 @@ class WindowLoader:
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``; nothing changes if the loader is in that epoch already."""
         if epoch != self.epoch:
-            self.close()
-            self.plan, self._step = self._make_plan(epoch), 0
+            self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the consumer is: a few plain values, the same on every rank."""
-        return {"plan": self.plan.state_dict(self._step), "frames": dict(self._facts), "data": self.dataset.fingerprint}
+        """Where the consumer is (batches handed out, not those made ahead): plain values, the same on every rank."""
+        plan = self.plan.state_dict(self._step)
+        return {"version": STATE_VERSION, "plan": plan, "fingerprint": self.dataset.fingerprint, **self._look}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken. SettingsError if it belongs to other data or settings."""
-        self.plan.check_state(state["plan"])
-        here = {"data": self.dataset.fingerprint, **self._facts}
-        there = {"data": state["data"], **state["frames"]}
-        differ = [f"{name} was {there[name]}, is {here[name]}" for name in here if here[name] != there[name]]
+        """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
+        require(
+            state.get("version") == STATE_VERSION,
+            f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
+            "resume with the version of cltt that saved it",
+        )
+        here = {"fingerprint": self.dataset.fingerprint, **self._look}
+        differ = [
+            f"{name} (saved {state.get(name)}, now {now})" for name, now in here.items() if state.get(name) != now
+        ]
         if differ:
-            raise SettingsError(f"the saved position belongs to other frames: {'; '.join(differ)}")
-        self.close()
-        self.plan, self._step = self._make_plan(state["plan"]["epoch"]), state["plan"]["step"]
+            raise SettingsError(
+                f"the loader cannot go on from this state, which differs in {', '.join(differ)}: "
+                "resume with what it was saved with, or start a new run"
+            )
+        self.plan.check_state(state["plan"])
+        self._go_to(state["plan"]["epoch"], state["plan"]["step"])
 
     def stats(self) -> dict[str, float]:
-        """frames_read, frames_decoded, frames_reused, frames_bad, bytes_read, and wait_share (0..1) since the start."""
-        with self._lock:
-            return self._counts.as_dict(len(self._bad))
+        """Totals of this rank since the loader was made.
+
+        frames_read, frames_decoded, bytes_read; frames_reused: places in windows that needed no decoding of their own;
+        frames_bad: distinct frames that could not be used; wait_share: share (0..1) of the time between the first
+        and the last batch of each iteration that the consumer spent waiting for batches.
+        """
+        frames = self._frames
+        read, decoded, size = (frames.read, frames.decoded, frames.bytes_read) if frames else (0, 0, 0)
+        return {
+            "frames_read": read,
+            "frames_decoded": decoded,
+            "frames_reused": self._uses,
+            "frames_bad": len(frames.bad) if frames else 0,
+            "bytes_read": size,
+            "wait_share": self._clock.share,
+        }
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
+        if self._step < len(self.plan):
+            yield from self._rest_of_epoch()
+        self._go_to(self.epoch + 1, 0)
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
         prefetcher = self._start()
+        stop = self._stop = weakref.finalize(self, prefetcher.close)
+        self._clock.resume()
         try:
             while self._step < len(self.plan):
                 batch = self._next_batch(prefetcher)
                 self._step += 1
+                self._clock.waited()
                 yield batch
+                self._clock.worked()
         finally:
-            self.close()
-        self.plan, self._step = self._make_plan(self.epoch + 1), 0
+            stop()
+
+    def _go_to(self, epoch: int, step: int) -> None:
+        self.close()
+        self.plan, self._step = self._make_plan(epoch), step
 
     def _make_plan(self, epoch: int) -> EpochPlan:
-        return EpochPlan(self.index, self._batch_size, epoch=epoch, **self._order)
+        order = self._order
+        return EpochPlan(
+            self.index,
+            self._batch_size,
+            seed=order["seed"] or 0,
+            epoch=epoch,
+            min_gap=order["min_gap"] or 0,
+            depth=order["depth"],
+            run=order["run"],
+        )
 
     def _start(self) -> Prefetcher:
-        slots = self._slots()
-        if self._store is None:
-            self._store = FrameStore(slots, self._framing, torch.device("cpu"))
-        prefetcher = Prefetcher(self._blocks(), self._fill, SlotTable(slots), start=self._step, threads=self._threads)
-        self._stop = weakref.finalize(self, prefetcher.close)
-        return prefetcher
-
-    def _blocks(self) -> Iterator[BlockUses]:
-        """The uses of each block from the current step on; each knows its successor."""
-        plan, first = self.plan, self.plan.block_of(self._step) if self._step < len(self.plan) else self.plan.num_blocks
-        following = None
-        for block in range(first, plan.num_blocks):
-            uses = following or self._block_uses(plan, block)
-            following = self._block_uses(plan, block + 1) if block + 1 < plan.num_blocks else None
-            if following is not None:
-                uses.join(following)
-            yield uses
-
-    def _block_uses(self, plan: EpochPlan, block: int) -> BlockUses:
-        return BlockUses(plan, self.index, block, self._rank, self._world_size)
+        if self._frames is None:
+            store = FrameStore(self._slots(), self._decoder.framing, self._decoder.device)
+            self._frames = Frames(self.dataset, self._decoder, store, self._max_bad)
+        return Prefetcher(
+            block_uses(self.plan, self.index, self._step, **self._share),
+            self._frames.fill,
+            SlotTable(self._frames.store.slots),
+            start=self._step,
+            threads=self._threads,
+            job_frames=self._decoder.job_frames,
+        )
 
     def _slots(self) -> int:
-        need = BLOCKS_HELD * self.plan.frames_per_block(self._rank, self._world_size)
-        return max(need, 1)
-
-    def _fill(self, frames: np.ndarray, slots: np.ndarray) -> None:
-        assert self._store is not None
-        found = self.dataset.read_each(frames)
-        good = [k for k, jpeg in enumerate(found) if not isinstance(jpeg, FrameError)]
-        jpegs = [found[k] for k in good]
-        failures = self._decoder.decode(jpegs, slots[good].tolist(), self._store)
-        bad = [error for error in found if isinstance(error, FrameError)]
-        bad += [self._frame_error(int(frames[good[k]]), reason) for k, reason in failures.items()]
-        with self._lock:
-            self._counts.frames_read += len(jpegs)
-            self._counts.bytes_read += sum(map(len, jpegs))
-            self._counts.frames_decoded += len(jpegs) - len(failures)
-        for error in bad:
-            self._note_bad(error)
-
-    def _frame_error(self, frame: int, reason: str) -> FrameError:
-        return FrameError(frame, self.dataset.frame_name(frame), reason)
-
-    def _note_bad(self, error: FrameError) -> None:
-        log.warning("bad frame replaced by its nearest good neighbour: %s", error)
-        with self._lock:
-            self._bad[error.frame_id] = error
-        if len(self._bad) > self._max_bad:
-            raise DataError(
-                f"more than {self._max_bad} frames cannot be used: {', '.join(map(str, self._bad.values()))}"
-            )
+        framing, device = self._decoder.framing, self._decoder.device
+        block = self.plan.frames_per_block(**self._share)
+        least = self._batch_size // self._share["world_size"] * self.index.window_size
+        needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
+        return slots_for(needed, block, least, framing.pixels * 3, self._cache_bytes, device)
 
     def _next_batch(self, prefetcher: Prefetcher) -> Batch:
-        began = time.perf_counter()
         ready = prefetcher.take()
-        self._counts.waited += time.perf_counter() - began
-        batch = self._assemble(ready)
+        batch = self._make_batch(ready)
         prefetcher.release(ready.step)
         return batch
 
-    def _assemble(self, ready: ReadyStep) -> Batch:
-        assert self._store is not None
-        uses, size = ready.uses, self._framing.image_size
-        rows = self._store.pixels.index_select(0, torch.from_numpy(ready.slots.reshape(-1)))
-        frames = rows.view(*ready.slots.shape, size, size, 3).permute(0, 1, 4, 2, 3).to(self.device)
-        if not self.channels_last:
-            frames = frames.contiguous()
-        if self.dtype != torch.uint8:
-            frames = normalise(frames, self.dtype)
+    def _make_batch(self, ready: ReadyStep) -> Batch:
+        assert self._frames is not None
+        uses = ready.uses
+        slots = self._frames.usable(uses.frame_ids, ready.slots)
+        frames = self._maker.make(self._frames.store, slots, self._uniforms(uses.window_ids, uses.frame_ids))
         clip_ids, _ = self.index.locate(uses.window_ids)
-        return Batch(
-            frames,
-            *(torch.from_numpy(np.ascontiguousarray(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)),
-        )
+        self._uses += uses.frame_ids.size - ready.fresh
+        # Copies: the arrays belong to the plan, the batch to the consumer.
+        return Batch(frames, *(torch.from_numpy(np.array(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)))
+
+    def _uniforms(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
+        if self._look["augment"] == "none":
+            return None
+        return uniforms(self.plan.seed, self.epoch, window_ids, frame_ids, str(self._look["augment_scope"]))
 
 
-@dataclass
-class Counts:
-    """Running totals behind :meth:`WindowLoader.stats`."""
+class ReplayLoader:
+    """Free data: one batch of ``loader``, made once and handed out again at every step.
 
-    frames_read: int = 0
-    frames_decoded: int = 0
-    bytes_read: int = 0
-    waited: float = 0.0
+    What a training run reaches with it is what a perfect loader could give. Use it in the place of the loader.
+    """
 
-    def as_dict(self, bad: int) -> dict[str, float]:
-        return {"frames_read": self.frames_read, "frames_decoded": self.frames_decoded, "frames_bad": bad}
+    def __init__(self, loader: WindowLoader) -> None:
+        self._loader = loader
+        self._epoch, self._step = loader.epoch, 0
+        state = loader.state_dict()
+        self._batch = next(iter(loader))
+        loader.load_state_dict(state)  # closes the iterator, too
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self._step < len(self):
+            self._step += 1
+            yield self._batch
+        self._epoch, self._step = self._epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """As :meth:`WindowLoader.set_epoch`."""
+        if epoch != self._epoch:
+            self._epoch, self._step = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and step."""
+        return {"epoch": self._epoch, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at an epoch and step."""
+        self._epoch, self._step = state["epoch"], state["step"]
+
+    def stats(self) -> dict[str, float]:
+        """Those of the loader behind it: they stand still."""
+        return self._loader.stats()
+
+
+class Clock:
+    """Splits the time of a loop into waiting for batches and working on them."""
+
+    def __init__(self) -> None:
+        self._waited = self._total = self._last = 0.0
+
+    def resume(self) -> None:
+        """A loop begins."""
+        self._last = time.perf_counter()
+
+    def waited(self) -> None:
+        """The time since the last call went into waiting."""
+        self._waited += self._lap()
+
+    def worked(self) -> None:
+        """The time since the last call went into the loop's body."""
+        self._lap()
+
+    @property
+    def share(self) -> float:
+        """Waiting's share of all time, 0..1."""
+        return self._waited / self._total if self._total else 0.0
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        lap, self._last = now - self._last, now
+        self._total += lap
+        return lap

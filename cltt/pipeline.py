@@ -1,182 +1,188 @@
-"""Pixels: which square of a frame is kept, decoding it into a frame store, and uint8 frames to normalised batches.
+"""Pixels: decoding frames into a store, and stored frames to augmented, normalised batches.
 
-Legend: S image_size; h, w height and width of a kept frame; P the most pixels a kept frame can have (S*S without a
-cropping augmentation).
-
-Two decoders give the same pixels to within 2/255 on average: DALI's graph (:mod:`cltt._dali`, on a GPU) and
-libjpeg-turbo with OpenCV's resize (here, on a CPU, where DALI's own resize takes three times as long). Both cut first and
-resize then, on one sampling grid, so only pixels that are kept are resized.
+Legend: S image_size; b windows in a batch; T frames in a window; h, w height and width of a kept frame.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
-import simplejpeg
+import torch
 
-from cltt.config import require
+from cltt import _augment
+from cltt._augment import uniforms
+from cltt._decode import CpuDecoder, DaliDecoder, Decoder
+from cltt._framing import FrameStore, own_stream
+from cltt.pixels import Framing, shrink
 
 if TYPE_CHECKING:
-    import torch  # imported where it is used: inspect_windows.py decodes with this module and must start fast
+    from cltt._dali import AugmentGraph
+
+__all__ = [
+    "AUGMENTS",
+    "SCOPES",
+    "BatchMaker",
+    "CpuDecoder",
+    "DaliDecoder",
+    "Decoder",
+    "FrameStore",
+    "Framing",
+    "best_decoder",
+    "dali_installed",
+    "normalise",
+    "uniforms",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# A crop is drawn from a frame a little larger than the batch's (256 lines for 224, as torchvision's recipes do) ...
-MARGIN = 256 / 224
-# ... whose long side is cut to 4:3, so that every frame fits one slot size.
-LONGEST = 4 / 3
-# Shrinking by up to this factor, plain bilinear and the anti-aliased filter differ by less than 1/255 on average.
-PLAIN_SHRINK = 1.25
-# From this factor on the triangle of DALI's filter is built in two passes; in between, area averaging is closer.
-TRIANGLE_SHRINK = 2.0
-_SMOOTH = np.array([1, 3, 3, 1], np.float32) / 8
+AUGMENTS = ("none", "crop", "simclr")
+SCOPES = ("frame", "window")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Framing:
-    """Which part of a frame is kept, and at what size.
+def best_decoder(framing: Framing, device: torch.device, threads: int) -> Decoder:
+    """DALI on the GPU for batches wanted on CUDA where DALI is installed, else libjpeg-turbo and OpenCV on the CPU."""
+    if device.type == "cuda" and dali_installed():
+        return DaliDecoder(framing, device, threads)
+    return CpuDecoder(framing)
 
-    Without ``margin``: the central square of the short side, at S x S. With it (for augmentations that crop): short
-    side round(S*256/224), long side up to 4:3, cut at the centre.
+
+def dali_installed() -> bool:
+    """Whether DALI can be imported."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class BatchMaker:
+    """Frames in slots -> a batch: gather, augment, normalise.
+
+    Args:
+        framing: of the store.
+        device: where batches are wanted.
+        dtype: of the batch; uint8 stays raw.
+        augment: "none", "crop" or "simclr".
+        channels_last: leave C innermost in memory.
+        threads: for augmentation.
     """
 
-    image_size: int
-    margin: bool = False
+    def __init__(
+        self,
+        framing: Framing,
+        device: torch.device,
+        dtype: torch.dtype,
+        augment: str,
+        channels_last: bool,
+        threads: int,
+    ) -> None:
+        self.framing, self.device, self.dtype, self.augment = framing, device, dtype, augment
+        self.channels_last = channels_last
+        self._threads = threads
+        self._memory = Recycler()
+        self._statistics = [
+            torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        ]
+        self._graph: AugmentGraph | None = None
 
-    def __post_init__(self) -> None:
-        require(self.image_size >= 1, f"image_size is {self.image_size}; it must be at least 1")
+    def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
+        """The frames in ``slots`` [b, T] of ``store`` -> [b, T, 3, S, S].
 
-    @property
-    def short(self) -> int:
-        """Short side of a kept frame, in pixels."""
-        return round(self.image_size * MARGIN) if self.margin else self.image_size
+        ``uniform``: numbers [b, T] each to draw augmentations from; None without augmentation.
+        """
+        flat = slots.reshape(-1)
+        rows = self._gathered(store, flat) if uniform is None else self._augmented(store, flat, uniform)
+        if store.pixels.device.type == "cuda":
+            store.gathered = torch.cuda.current_stream(self.device).record_event()
+        size = self.framing.image_size
+        frames = rows.view(*slots.shape, size, size, 3).permute(0, 1, 4, 2, 3)
+        return self._finished(frames.to(self.device, non_blocking=True))
 
-    @property
-    def long(self) -> int:
-        """Largest long side of a kept frame, in pixels."""
-        return round(self.short * LONGEST) if self.margin else self.image_size
+    def _gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
+        """uint8 [n, S*S*3]."""
+        rows = torch.from_numpy(slots).to(store.pixels.device)
+        if store.pixels.device.type != "cpu":
+            return store.pixels.index_select(0, rows)
+        out = torch.from_numpy(self._memory.take(len(slots) * store.pixels.shape[1])).view(len(slots), -1)
+        return torch.index_select(store.pixels, 0, rows, out=out)
 
-    @property
-    def pixels(self) -> int:
-        """P: pixels a slot must hold."""
-        return self.short * self.long
+    def _augmented(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray]) -> torch.Tensor:
+        """uint8 [n, S, S, 3]."""
+        flat = {name: values.reshape(-1) for name, values in uniform.items()}
+        augmentation = _augment.drawn(self.augment, flat, store.sizes[slots])
+        frames = [store.frame(slot) for slot in slots.tolist()]
+        if store.pixels.device.type == "cuda":
+            return self._augmented_on_gpu(frames, augmentation)
+        size = self.framing.image_size
+        out = self._memory.take(len(frames) * size * size * 3).reshape(len(frames), size, size, 3)
 
-    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width), whole pixels, of the part kept of a ``height`` x ``width`` frame."""
-        side = min(height, width)
-        long = min(max(height, width), round(side * LONGEST)) if self.margin else side
-        kept = (side, long) if width >= height else (long, side)
-        return (height - kept[0]) // 2, (width - kept[1]) // 2, *kept
+        def augment(k: int) -> None:
+            _augment.apply(frames[k].numpy(), augmentation, k, shrink, out[k])
 
-    def kept_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) at which a ``height`` x ``width`` frame is kept."""
-        _, _, box_height, box_width = self.box(height, width)
-        side = min(box_height, box_width)
-        long = min(round(self.short * max(box_height, box_width) / side), self.long)
-        return (self.short, long) if box_width >= box_height else (long, self.short)
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(augment, range(len(frames))))
+        return torch.from_numpy(out)
+
+    def _augmented_on_gpu(self, frames: list[torch.Tensor], augmentation: _augment.Augmentation) -> torch.Tensor:
+        if self._graph is None:
+            from cltt._dali import AugmentGraph
+
+            size = self.framing.image_size
+            window = _augment.blur_window(size)
+            self._graph = AugmentGraph(size, window, len(frames), self._threads, self.device.index or 0)
+        with own_stream(self.device):
+            out = self._graph.augment(frames, augmentation).clone()
+        out.record_stream(torch.cuda.current_stream(self.device))
+        return out
+
+    def _finished(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 [b, T, 3, S, S] with C innermost in memory -> the type and memory order asked for."""
+        if self.dtype == torch.uint8:
+            return frames if self.channels_last else frames.contiguous()
+        return normalise(frames, self.dtype, *self._statistics, channels_last=self.channels_last)
 
 
-class FrameStore:
-    """Slots for decoded frames: ``pixels`` uint8 [slots, P*3] on ``device``, ``sizes`` int32 [slots, 2] (h, w) on the host.
+class Recycler:
+    """Memory for batches on the CPU: a block is handed out again once nobody holds it any more.
 
-    A frame fills the first h*w*3 bytes of its slot, row by row, RGB.
+    Fresh memory costs as much as the copy into it (the kernel clears each page), and a training loop drops a batch
+    every step. A tensor made by torch.from_numpy holds its array, so the array's reference count tells.
     """
 
-    def __init__(self, slots: int, framing: Framing, device: torch.device) -> None:
-        import torch
+    MOST_BLOCKS = 3
 
-        self.framing = framing
-        self.sizes = np.full((slots, 2), framing.short, dtype=np.int32)
-        # numpy asks the kernel for huge pages, torch does not: four times fewer cycles on first touch. Slots that are
-        # never used cost nothing.
-        shape = (slots, framing.pixels * 3)
-        self.pixels = (
-            torch.from_numpy(np.empty(shape, np.uint8))
-            if device.type == "cpu"
-            else torch.empty(shape, dtype=torch.uint8, device=device)
-        )
+    def __init__(self) -> None:
+        self._blocks: list[np.ndarray] = []
 
-    def frame(self, slot: int) -> torch.Tensor:
-        """The frame in ``slot``, uint8 [h, w, 3], a view."""
-        height, width = (int(side) for side in self.sizes[slot])
-        return self.pixels[slot, : height * width * 3].view(height, width, 3)
+    def take(self, size: int) -> np.ndarray:
+        """uint8 [size], contents undefined."""
+        self._blocks = [block for block in self._blocks if block.size == size]
+        for block, holders in zip(self._blocks, _holders(self._blocks), strict=True):
+            if holders == _NOBODY:
+                return block
+        block = np.empty(size, np.uint8)
+        if len(self._blocks) < self.MOST_BLOCKS:
+            self._blocks.append(block)
+        return block
 
 
-class CpuDecoder:
-    """libjpeg-turbo and OpenCV; any number of threads may call one decoder (both let other threads run)."""
-
-    def __init__(self, framing: Framing) -> None:
-        self.framing = framing
-        self._scratch = threading.local()
-
-    def decode(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
-        """Decode ``jpegs`` into ``slots`` of ``store``; returns {position in jpegs: why it cannot be decoded}."""
-        host = store.pixels.numpy()
-        failures = {}
-        for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
-            try:
-                store.sizes[slot] = self._decode_one(jpeg, host[slot])
-            except ValueError as error:
-                failures[position] = f"cannot be decoded ({error})"
-        return failures
-
-    def frame(self, jpeg: bytes) -> np.ndarray:
-        """One decoded frame, uint8 [h, w, 3], in memory of its own. ValueError for what libjpeg calls corrupt."""
-        slot = np.empty(self.framing.pixels * 3, np.uint8)
-        height, width = self._decode_one(jpeg, slot)
-        return slot[: height * width * 3].reshape(height, width, 3)
-
-    def _decode_one(self, jpeg: bytes, slot: np.ndarray) -> tuple[int, int]:
-        """Decode into ``slot`` uint8 [P*3]; returns (h, w). ValueError for what libjpeg calls corrupt."""
-        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
-        kept = self.framing.kept_size(height, width)
-        target = slot[: kept[0] * kept[1] * 3].reshape(*kept, 3)
-        if kept == (height, width):
-            simplejpeg.decode_jpeg(jpeg, "RGB", buffer=target)
-            return kept
-        frame = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=self._buffer(height, width))
-        top, left, box_height, box_width = self.framing.box(height, width)
-        shrink(frame[top : top + box_height, left : left + box_width], target)
-        return kept
-
-    def _buffer(self, height: int, width: int) -> np.ndarray:
-        """This thread's memory for one whole frame, uint8 [height, width, 3]."""
-        size = height * width * 3
-        if getattr(self._scratch, "bytes", np.empty(0)).size < size:
-            self._scratch.bytes = np.empty(size, np.uint8)
-        return self._scratch.bytes[:size].reshape(height, width, 3)
+def _holders(blocks: list[np.ndarray]) -> list[int]:
+    """References to each block, those of looking included."""
+    return [sys.getrefcount(block) for block in blocks]
 
 
-def shrink(source: np.ndarray, target: np.ndarray) -> None:
-    """Resize ``source`` uint8 [., ., 3] into ``target`` uint8 [h, w, 3] as DALI's anti-aliased linear resize does.
-
-    That filter is a triangle as wide as the shrink factor. Near 1 it is bilinear; from 2 on it is built from area
-    averages at twice the target size, weighted 1:3:3:1. Mean difference on real frames below 1.2/255 at any factor
-    (bilinear: up to 10/255; area averaging: up to 2.6/255).
-    """
-    height, width = target.shape[:2]
-    factor = min(source.shape[0] / height, source.shape[1] / width)
-    if factor <= PLAIN_SHRINK:
-        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
-    elif factor < TRIANGLE_SHRINK:
-        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_AREA)
-    else:
-        double = cv2.resize(source, (2 * width, 2 * height), interpolation=cv2.INTER_AREA)
-        padded = cv2.copyMakeBorder(double, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-        smooth = cv2.sepFilter2D(padded, -1, _SMOOTH, _SMOOTH, anchor=(0, 0))
-        target[:] = smooth[0 : 2 * height : 2, 0 : 2 * width : 2]
+# What looking alone amounts to differs between Python versions, so it is measured.
+_NOBODY = _holders([np.empty(1, np.uint8)])[0]
 
 
-def normalise(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 [..., 3, h, w] to ``dtype`` with ImageNet's mean and deviation; float types are computed in float32."""
-    import torch
-
-    mean, std = (
-        torch.tensor(values, device=frames.device).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return frames.to(torch.float32).sub_(mean).div_(std).to(dtype)
+def normalise(
+    frames: torch.Tensor, dtype: torch.dtype, mean: torch.Tensor, std: torch.Tensor, *, channels_last: bool
+) -> torch.Tensor:
+    """uint8 [..., 3, h, w] -> (frames / 255 - mean) / std in ``dtype``, computed in float32; mean, std [3, 1, 1]."""
+    order = torch.preserve_format if channels_last else torch.contiguous_format
+    out = torch.empty_like(frames, dtype=torch.float32, memory_format=order)
+    torch.sub(frames, mean * 255, out=out)
+    return out.mul_(1 / (std * 255)).to(dtype)

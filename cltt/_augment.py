@@ -1,0 +1,131 @@
+"""Augmentations: parameters drawn on the host, and the OpenCV twin of DALI's augment graph.
+
+A parameter is a hash of (seed, epoch, window, frame), so it does not depend on rank, place in the batch, or where a run
+was resumed. The recipe is SimCLR's (Chen et al. 2020, arXiv:2002.05709, appendix A, strength 1) but for three things.
+Crops cover at least 0.2 of the frame, as in MoCo v2 (arXiv:2003.04297), not 0.08. A crop that would not fit is clipped
+rather than drawn again. The colour changes come in one fixed order, as one affine map of RGB whose values are clipped
+once, at its end; contrast turns about mid grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+Array = np.ndarray
+Shrink = Callable[[Array, Array], None]  # source [., ., 3] into target [h, w, 3]
+AREA = (0.2, 1.0)
+ASPECT = (3 / 4, 4 / 3)
+JITTER, HUE = 0.8, 0.2  # brightness, contrast, saturation +-0.8; hue +-0.2 of a full turn
+COLOUR_SHARE, GREY_SHARE, BLUR_SHARE = 0.8, 0.2, 0.5
+SIGMA = (0.1, 2.0)  # in pixels
+MIDDLE = 128.0
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+_JITTERED = ("brightness", "contrast", "saturation")
+_DRAWS = ("area", "aspect", "top", "left", "flip", "jitter", *_JITTERED, "hue", "grey", "blur", "sigma")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to n frames, in this order.
+
+    Attributes:
+        box: int64 [n, 4], top, left, height, width of the crop, which is resized to S x S.
+        flip: bool [n], then mirrored left to right.
+        colour: float32 [n, 3, 4], then mapped: rgb -> colour[:, :3] @ rgb + colour[:, 3], clipped to 0..255.
+        sigma: float32 [n], then blurred by a Gaussian of this deviation in pixels; 0: not blurred.
+    """
+
+    box: Array
+    flip: Array
+    colour: Array
+    sigma: Array
+
+
+def blur_window(image_size: int) -> int:
+    """Pixels of the Gaussian kernel: a tenth of the image, made odd."""
+    return 2 * (image_size // 20) + 1
+
+
+def uniforms(seed: int, epoch: int, window_ids: Array, frame_ids: Array, scope: str) -> dict[str, Array]:
+    """Numbers in [0, 1), float64 [b, T] for each draw; ``scope`` "window": all T frames of a window get the same."""
+    key = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
+    frames = np.broadcast_to(window_ids[:, None], frame_ids.shape) if scope == "window" else frame_ids
+    state = _mixed(_mixed(window_ids.astype(np.uint64)[:, None] ^ key[0]) ^ frames.astype(np.uint64) ^ key[1])
+    numbers = (np.arange(len(_DRAWS), dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    draws = _mixed(state[..., None] + numbers) >> np.uint64(11)
+    return {name: draws[..., k] * 2.0**-53 for k, name in enumerate(_DRAWS)}
+
+
+def _mixed(x: Array) -> Array:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195): uint64 -> uint64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def drawn(kind: str, uniform: dict[str, Array], sizes: Array) -> Augmentation:
+    """Turn ``uniform`` numbers [n] each into parameters for frames of ``sizes`` int [n, 2] (h, w).
+
+    ``kind``: "crop" (random resized crop and flip) or "simclr" (these, colour, grey, blur).
+    """
+    count = len(sizes)
+    box, flip = _crop_boxes(uniform, sizes), uniform["flip"] < 0.5
+    if kind == "simclr":
+        sigma = np.where(uniform["blur"] < BLUR_SHARE, _between(uniform["sigma"], SIGMA), 0)
+        return Augmentation(box, flip, _colour_maps(uniform), sigma.astype(np.float32))
+    keep = np.broadcast_to(np.eye(3, 4, dtype=np.float32), (count, 3, 4))
+    return Augmentation(box, flip, keep, np.zeros(count, np.float32))
+
+
+def _between(uniform: Array, limits: tuple[float, float]) -> Array:
+    return limits[0] + uniform * (limits[1] - limits[0])
+
+
+def _crop_boxes(uniform: dict[str, Array], sizes: Array) -> Array:
+    area = _between(uniform["area"], AREA) * sizes.prod(axis=1)
+    aspect = np.exp(_between(uniform["aspect"], (np.log(ASPECT[0]), np.log(ASPECT[1]))))
+    sides = np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=1)
+    sides = np.clip(np.rint(sides), 1, sizes).astype(np.int64)
+    corner = np.stack([uniform["top"], uniform["left"]], axis=1) * (sizes - sides + 1)
+    return np.concatenate([corner.astype(np.int64), sides], axis=1)
+
+
+def _colour_maps(uniform: dict[str, Array]) -> Array:
+    """float32 [n, 3, 4]: brightness, contrast, saturation, hue, then grey, each where it was drawn."""
+    jitter = uniform["jitter"] < COLOUR_SHARE
+    scale = {name: np.where(jitter, _between(uniform[name], (1 - JITTER, 1 + JITTER)), 1) for name in _JITTERED}
+    angle = np.where(jitter, _between(uniform["hue"], (-HUE, HUE)), 0) * 2 * np.pi
+    eye, grey = np.eye(3), np.tile(_LUMA, (3, 1))
+    saturation = np.where(uniform["grey"] < GREY_SHARE, 0, scale["saturation"])[:, None, None]
+    matrix = (saturation * eye + (1 - saturation) * grey) @ _hue_turns(angle)
+    gain = scale["brightness"] * scale["contrast"]
+    offset = MIDDLE * (1 - scale["contrast"])
+    shift = matrix.sum(axis=2) * offset[:, None]
+    return np.concatenate([matrix * gain[:, None, None], shift[..., None]], axis=2).astype(np.float32)
+
+
+def _hue_turns(angle: Array) -> Array:
+    """Turn the colour plane of YIQ by ``angle`` [n] -> [n, 3, 3] for RGB; grey stays grey."""
+    turns = np.zeros((len(angle), 3, 3))
+    cos, sin = np.cos(angle), np.sin(angle)
+    turns[:, 0, 0], turns[:, 1, 1], turns[:, 2, 2] = 1, cos, cos
+    turns[:, 1, 2], turns[:, 2, 1] = -sin, sin
+    return np.linalg.inv(_TO_YIQ) @ turns @ _TO_YIQ
+
+
+def apply(frame: Array, augmentation: Augmentation, k: int, shrink: Shrink, out: Array) -> None:
+    """Augment one ``frame`` uint8 [h, w, 3] by entry ``k`` into ``out`` uint8 [S, S, 3], with OpenCV."""
+    top, left, height, width = augmentation.box[k].tolist()
+    shrink(frame[top : top + height, left : left + width], out)
+    if augmentation.flip[k]:
+        out[:] = out[:, ::-1].copy()
+    if not np.array_equal(augmentation.colour[k], np.eye(3, 4)):
+        cv2.transform(out, augmentation.colour[k], dst=out)
+    if augmentation.sigma[k] > 0:
+        window = blur_window(len(out))
+        cv2.GaussianBlur(out, (window, window), float(augmentation.sigma[k]), dst=out)

@@ -1,0 +1,175 @@
+"""Reading and decoding into slots, the book of bad frames, and how much memory the slots may take."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from cltt.errors import DataError, FrameError
+from cltt.pipeline import Decoder, FrameStore
+
+log = logging.getLogger(__name__)
+
+# Of the memory that is free when a loader starts: on a GPU the model still has to fit, on a CPU other programs.
+GPU_SHARE, CPU_SHARE = 0.4, 0.5
+
+
+class Dataset(Protocol):
+    """The part of :class:`cltt.reader.ShardDataset` used here."""
+
+    fingerprint: str
+
+    @property
+    def clip_offsets(self) -> np.ndarray: ...
+    def read_each(self, frame_ids: np.ndarray) -> list[bytes | FrameError]: ...
+    def frame_name(self, frame_id: int) -> str: ...
+    def clip_of(self, frame_ids: np.ndarray) -> np.ndarray: ...
+    def clip_key(self, clip: int) -> str: ...
+
+
+class Frames:
+    """Brings frames into the slots of ``store``; any number of threads may call :meth:`fill`.
+
+    Attributes:
+        read, decoded, bytes_read: totals.
+        bad: {frame id: why}; a frame found bad once is not tried again.
+    """
+
+    def __init__(self, dataset: Dataset, decoder: Decoder, store: FrameStore, max_bad: int) -> None:
+        self._dataset, self._decoder, self.store, self._max_bad = dataset, decoder, store, max_bad
+        self.read = self.decoded = self.bytes_read = 0
+        self.bad: dict[int, FrameError] = {}
+        self._lock = threading.Lock()
+
+    def fill(self, frames: np.ndarray, slots: np.ndarray) -> None:
+        """Read and decode ``frames`` int64 [n] into ``slots`` int64 [n]; a bad frame goes into the book instead.
+
+        Raises DataError when the book holds more than ``max_bad``.
+        """
+        wanted = [k for k, frame in enumerate(frames.tolist()) if frame not in self.bad]
+        if not wanted:
+            return
+        frames, slots = frames[wanted], slots[wanted]
+        jpegs: list[bytes] = []
+        places: list[int] = []
+        errors: list[FrameError] = []
+        for place, found in enumerate(self._dataset.read_each(frames)):
+            if isinstance(found, FrameError):
+                errors.append(found)
+            else:
+                jpegs.append(found)
+                places.append(place)
+        failures = self._decoder.decode(jpegs, slots[places].tolist(), self.store) if jpegs else {}
+        errors += [self._error(int(frames[places[k]]), reason) for k, reason in failures.items()]
+        with self._lock:
+            self.read += len(jpegs)
+            self.bytes_read += sum(map(len, jpegs))
+            self.decoded += len(jpegs) - len(failures)
+        for error in errors:
+            self._enter(error)
+
+    def usable(self, frame_ids: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """``slots`` [b, T] of ``frame_ids`` [b, T], with those of bad frames replaced.
+
+        In the place of a bad frame comes the nearest good one of its window (the earlier of two), and where a window
+        has none, the good frame of its clip nearest to its middle, for all of it. DataError if the clip has none.
+        """
+        if not self.bad:
+            return slots
+        bad = np.isin(frame_ids, np.fromiter(self.bad, np.int64))
+        slots = slots.copy()
+        for row in np.flatnonzero(bad.any(axis=1)).tolist():
+            good = np.flatnonzero(~bad[row])
+            if len(good):
+                nearest = np.abs(good - np.arange(slots.shape[1])[:, None]).argmin(axis=1)
+                slots[row] = slots[row, good[nearest]]
+            else:
+                slots[row] = self._rescue(frame_ids[row], slots[row])
+        return slots
+
+    def _rescue(self, frame_ids: np.ndarray, slots: np.ndarray) -> int:
+        """Decode the good frame nearest to the middle of a window that has none into the slot of that middle."""
+        middle = frame_ids[len(frame_ids) // 2]
+        slot = slots[len(slots) // 2 : len(slots) // 2 + 1]
+        clip = int(self._dataset.clip_of(frame_ids[:1])[0])
+        first, stop = self._dataset.clip_offsets[clip : clip + 2].tolist()
+        for frame in sorted(range(first, stop), key=lambda frame: (abs(frame - middle), frame)):
+            self.fill(np.array([frame]), slot)
+            if frame not in self.bad:
+                return int(slot[0])
+        raise DataError(
+            f"no frame of clip {self._dataset.clip_key(clip)!r} can be used; one of them: {self.bad[int(middle)]}"
+        )
+
+    def _error(self, frame: int, reason: str) -> FrameError:
+        return FrameError(frame, self._dataset.frame_name(frame), reason)
+
+    def _enter(self, error: FrameError) -> None:
+        log.warning("bad frame, replaced by its nearest good neighbour: %s", error)
+        with self._lock:
+            self.bad[error.frame_id] = error
+            bad = list(self.bad.values())
+        if len(bad) > self._max_bad:
+            raise DataError(
+                f"{len(bad)} frames cannot be used, {self._max_bad} are allowed (--max-bad-frames): "
+                + "; ".join(map(str, bad))
+            )
+
+
+def slots_for(needed: int, block: int, least: int, slot_bytes: int, limit: int | None, device: torch.device) -> int:
+    """How many slots a loader takes; warns if a block does not fit.
+
+    Args:
+        needed: slots that can be of use (two blocks).
+        block: frames of the largest block.
+        least: slots without which no batch can be made.
+        slot_bytes: bytes of a slot.
+        limit: bytes allowed; None: a share of what is free on ``device``.
+    """
+    allowed = free_share(device) if limit is None else limit
+    slots = max(min(needed, allowed // slot_bytes), min(least, needed))
+    if slots < block:
+        log.warning(
+            "%.2f GB of frame memory hold %d of the %d frames of a block, so some frames will be decoded again; "
+            "%.2f GB (cache_bytes=%d) would hold a block, %.2f GB two",
+            slots * slot_bytes / 1e9,
+            slots,
+            block,
+            block * slot_bytes / 1e9,
+            block * slot_bytes,
+            needed * slot_bytes / 1e9,
+        )
+    return slots
+
+
+def free_share(device: torch.device) -> int:
+    """Bytes that one loader may take by default of what is free now; ranks of a node share its memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
+    return int(_free_memory() * CPU_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _free_memory() -> int:
+    """Bytes of main memory this process may still take: what is available, or what its control group leaves."""
+    free = [_available()]
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        free += [int(limit) - int(used)] if limit != "max" else []
+    except OSError:  # no such control group: nothing limits us
+        pass
+    return max(0, min(free))
+
+
+def _available() -> int:
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: half of what there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
