@@ -133,12 +133,12 @@ class EpochPlan:
         """Most frames a block of this epoch holds for the rank: the slots of a cache that decodes each once a block.
 
         Exact for up to 4 million frames over all windows. For more, an upper bound, close where few runs of a block
-        share a clip: frames that two runs of a block share are counted twice.
+        share a clip: frames that two runs of a block share are counted twice. That takes seconds at 100 million windows.
         """
         rows = self._rows(rank, world_size)
         if len(self.index) * self.index.window_size <= EXACT_FRAMES:
-            blocks = range(self.num_blocks)
-            return max(len(self.block_frames(block, rank=rank, world_size=world_size)) for block in blocks)
+            share = {"rank": rank, "world_size": world_size}
+            return max(len(self.block_frames(block, **share)) for block in range(self.num_blocks))
         if self.run == 1:
             return len(rows) * -(-len(self) // self.num_blocks) * self.index.window_size
         blocks = (self._build_block(block) for block in range(self.num_blocks))
@@ -195,6 +195,7 @@ class EpochPlan:
             f"the order cannot go on from this state, which differs in {', '.join(differences)}: "
             "resume with what it was saved with, or start a new run",
         )
+        _whole("epoch", state["epoch"], 0, MAX_SEED)
         _whole("step", state["step"], 0, len(self) + 1)
 
     def _identity(self) -> dict[str, int | str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cltt import EpochPlan, WindowIndex
+from cltt._runs import ShuffledRuns
 from cltt.errors import SettingsError
 from tests.obvious import count_overlaps
 
@@ -105,6 +106,17 @@ def test_the_order_is_the_one_that_saved_runs_were_made_with() -> None:
 
 GOLDEN_RUNS = [92, 115, 167, 194, 248, 288, 316, 365, 404, 426, 467, 40]
 GOLDEN_SINGLES = [35, 7, 39, 40, 36, 4, 24, 8, 26, 15, 20, 43]
+
+
+def test_a_step_costs_its_block_wherever_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, asked = make_plan(depth=12, run=5), []
+    segments = ShuffledRuns.segments
+    monkeypatch.setattr(ShuffledRuns, "segments", lambda self, *span: asked.append(span) or segments(self, *span))
+    steps = [plan.block_steps(block)[-1] for block in (0, plan.num_blocks // 2, plan.num_blocks - 1)]
+    for step in steps:
+        plan.batch(step)
+    assert plan.num_blocks == 3
+    assert [high - low for low, high in asked] == [12 * len(plan.block_steps(plan.block_of(step))) for step in steps]
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------
