@@ -92,6 +92,9 @@ def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image
 
 def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pixels, dict[int, str]]:
     """Pictures uint8 [n, S, S, 3] of ``frame_ids`` [n] and, for those left grey, a sentence saying why."""
+    from cltt.pixels import FrameDecoder, Framing  # not at the top: OpenCV is slow to import and curves need none
+
+    decoder = FrameDecoder(Framing(image_size=image_size))
     pictures = np.full((len(frame_ids), image_size, image_size, 3), 128, dtype=np.uint8)
     damaged: dict[int, str] = {}
     for place, (frame, data) in enumerate(zip(frame_ids.tolist(), dataset.read_each(frame_ids), strict=True)):
@@ -99,17 +102,32 @@ def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pi
             damaged[frame] = str(data)
             continue
         try:
-            pictures[place] = decode_square(data, image_size)
+            pictures[place] = decoder.frame(data)
         except ValueError as error:
             damaged[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
     return pictures, damaged
 
 
-def decode_square(data: bytes, image_size: int) -> Pixels:
-    """The central square of a JPEG as the loader decodes it on a CPU [S, S, 3]; ValueError if it cannot be decoded."""
-    from cltt.pipeline import CpuDecoder, Framing
+def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str, *, seed: int, epoch: int) -> Pixels:
+    """The frames of ``view`` as training's augmentation leaves them in ``epoch`` [b, T, S, S, 3], by the loader's code.
 
-    return CpuDecoder(Framing(image_size=image_size)).frame(data)
+    Imports torch, as the loader does. A frame that cannot be decoded is black.
+    """
+    import torch
+
+    from cltt.pipeline import BatchMaker, CpuDecoder, FrameStore, Framing, uniforms
+
+    cpu = torch.device("cpu")
+    framing = Framing(image_size=view.frames.shape[2], margin=True)
+    distinct, slots = np.unique(view.frame_ids, return_inverse=True)
+    store = FrameStore(len(distinct), framing, cpu)
+    store.pixels.zero_()
+    good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]
+    CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store)
+    maker = BatchMaker(framing, cpu, torch.uint8, augment, channels_last=True, threads=1)
+    draws = uniforms(seed, epoch, view.window_ids, view.frame_ids, scope)
+    batch = maker.make(store, slots.reshape(view.frame_ids.shape), draws)  # [b, T, 3, S, S]
+    return batch.permute(0, 1, 3, 4, 2).numpy()
 
 
 def frame_name(dataset: Dataset, frame_id: int) -> str:

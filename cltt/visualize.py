@@ -32,6 +32,7 @@ from cltt._stats_page import draw_stats
 from cltt._views import (
     Pixels,
     WindowView,
+    augment_windows,
     contiguous_ids,
     random_ids,
     sample_id,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WindowView",
+    "augment_windows",
     "check_save_path",
     "contiguous_ids",
     "damaged_frames",

@@ -188,38 +188,40 @@ def test_the_same_seed_gives_the_same_picture(shards: Path, capsys: pytest.Captu
     assert picture("4.png", "--seed", "3", "--batch-idx", "1") != first
 
 
-@pytest.mark.parametrize("augment", ["none", "crop"])
+@pytest.mark.parametrize(("augment", "scope"), [("none", "frame"), ("crop", "frame"), ("simclr", "window")])
 def test_a_plan_batch_is_the_batch_of_training(
-    split_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, augment: str
+    shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, augment: str, scope: str
 ) -> None:
     """Ids, names and pixels, in several epochs and steps, of a loader that knows nothing of the script."""
     import torch
 
     from cltt import WindowLoader
 
-    dataset = ShardDataset(split_shards)
-    index = WindowIndex(dataset.clip_lengths, 3, 4, 2, clips=dataset.split_clips("train"))
-    loader = WindowLoader(
-        dataset, index, 4, image_size=32, device="cpu", dtype=torch.uint8, augment=augment, seed=5, min_gap=1, depth=6
-    )
-    argv = [*SMALL, "--shards", split_shards, "--mode", "batch", "--batch-sampling", "plan", "--batch-size", "4"]
-    argv += ["--seed", "5", "--min-gap", "1", "--depth", "6", "--augment", augment]
+    dataset = ShardDataset(shards)
+    index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
+    look = {"image_size": 32, "augment": augment, "augment_scope": scope, "dtype": torch.uint8, "device": "cpu"}
+    loader = WindowLoader(dataset, index, 4, seed=5, min_gap=1, depth=6, num_threads=1, **look)  # type: ignore[arg-type]
+    argv = [*SMALL, "--shards", shards, "--mode", "batch", "--batch-sampling", "plan", "--batch-size", "4"]
+    argv += ["--seed", "5", "--min-gap", "1", "--depth", "6", "--augment", augment, "--augment-scope", scope]
+    layout = visualize.Layout(4, 1 if augment == "none" else 2, 3, 32)
+    compared = 0
     with loader:
         for epoch in (0, 2):
             loader.set_epoch(epoch)
             for step, batch in enumerate(loader):
-                if step % 3:
+                if step % 4:
                     continue
                 save_path = tmp_path / f"{epoch}-{step}.png"
                 shown = facts(capsys, *argv, "--epoch", epoch, "--step", step, "--save-path", save_path)
                 assert shown["window_ids"] == batch.window_ids.tolist()
                 assert shown["clip_ids"] == batch.clip_ids.tolist()
                 assert shown["frame_ids"] == batch.frame_ids.tolist()
-                rows = 1 if augment == "none" else 2
-                layout = visualize.Layout(4, rows, 3, 32)
-                times = layout.cell // 32
-                drawn = drawn_frames(save_path, layout, rows - 1)[:, :, ::times, ::times]
+                drawn = drawn_frames(save_path, layout, layout.rows - 1)[
+                    :, :, :: layout.cell // 32, :: layout.cell // 32
+                ]
                 assert np.array_equal(drawn, batch.frames.permute(0, 1, 3, 4, 2).numpy())
+                compared += 1
+    assert compared == 6
 
 
 def test_pictures_are_of_the_training_split_as_in_training(
