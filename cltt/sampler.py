@@ -133,7 +133,8 @@ class EpochPlan:
         """Most frames a block of this epoch holds for the rank: the slots of a cache that decodes each once a block.
 
         Exact for up to 4 million frames over all windows. For more, an upper bound, close where few runs of a block
-        share a clip: frames that two runs of a block share are counted twice. That takes seconds at 100 million windows.
+        share a clip: frames that two runs share are counted twice. It takes seconds at 100 million windows, and differs
+        a little from epoch to epoch.
         """
         rows = self._rows(rank, world_size)
         if len(self.index) * self.index.window_size <= EXACT_FRAMES:
