@@ -28,7 +28,7 @@ from cltt.config import DEVICES, require, require_positive
 from cltt.distributed import RankFacts
 from cltt.errors import SettingsError
 from cltt.models import build_encoder
-from cltt.pipeline import normalise
+from cltt.pipeline import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
     "EvaluationResult",
@@ -92,11 +92,12 @@ def extract_features(
     """
     was_training = encoder.training
     encoder.eval()
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     features = []
     starts = range(0, len(images), batch_size)
     for start in tqdm(starts, desc="features", unit="batch", disable=None, leave=False):
         pixels = images.batch(start, min(start + batch_size, len(images)), image_size).to(device)
-        features.append(encoder(normalise(pixels, torch.float32)).float().cpu())
+        features.append(encoder((pixels - mean) / std).float().cpu())
     encoder.train(was_training)
     return torch.cat(features)
 
