@@ -1,0 +1,310 @@
+"""``train.py``: its flags, its refusals, and runs from a folder of frames to curves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from cltt import cli
+from tests import data, training
+
+FLAGS = [
+    "root-dir",
+    "shards",
+    "rescan",
+    "stage-to",
+    "split",
+    "batch-size",
+    "image-size",
+    "num-workers",
+    "augment",
+    "augment-scope",
+    "min-gap",
+    "depth",
+    "cache-gb",
+    "max-bad-frames",
+    "window-size",
+    "frame-step",
+    "window-stride",
+    "max-windows-per-clip",
+    "backbone",
+    "proj-dim",
+    "temperature",
+    "mask-overlaps",
+    "epochs",
+    "max-batches-per-epoch",
+    "lr",
+    "weight-decay",
+    "max-grad-norm",
+    "sub-batch-size",
+    "seed",
+    "device",
+    "amp",
+    "compile",
+    "deterministic",
+    "checkpoint-dir",
+    "resume",
+    "checkpoint-path",
+    "checkpoint-minutes",
+    "keep-last",
+    "keep-every",
+    "csv-log",
+    "csv-log-path",
+    "eval-csv-log-path",
+    "eval-data",
+    "eval-every",
+    "tensorboard",
+]
+TINY = ["--window-size", "3", "--frame-step", "2", "--batch-size", "8", "--image-size", "32", "--epochs", "1"]
+TINY += ["--max-batches-per-epoch", "2", "--num-workers", "1", "--device", "cpu"]
+
+
+def run_train(arguments: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run train.py with the tiny model, in ``cwd``."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "LOSSES": str(cwd / "losses"), "PYTHONPATH": str(training.ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.tiny_run", *arguments],
+        cwd=cwd,
+        env={**env, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence with which train.py, called in this process, refuses ``arguments``."""
+
+    def main() -> int:
+        settings = train.parse(arguments)
+        from cltt import app
+
+        return app.train(settings)
+
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main, "train.py")
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert error.count("\n") == 1 and "Traceback" not in error, error
+    return error
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips under a path with spaces."""
+    return data.make_clips(tmp_path_factory.mktemp("Some Disk") / "cropped images", {"a/one": 30, "a/two": 25})
+
+
+def test_flags_are_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    """A flag that comes or goes changes commands people have written down."""
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    shown = {word.rstrip(",") for word in capsys.readouterr().out.split() if word.startswith("--")}
+    assert {f"--{flag}" for flag in FLAGS} <= shown
+    settings = train.parse(["--shards", "x"])
+    names = [name.replace("_", "-") for group in settings.to_dict().values() for name in group]
+    assert sorted(names) == sorted(FLAGS)
+
+
+def test_defaults() -> None:
+    settings = train.parse(["--shards", "x"]).to_dict()
+    wanted = {
+        "window_size": 5, "frame_step": 10, "window_stride": 1, "batch_size": 64, "epochs": 25, "num_workers": 4,
+        "image_size": 224, "backbone": "resnet18", "proj_dim": 128, "temperature": 0.5, "lr": 1e-3,
+        "weight_decay": 1e-4, "max_grad_norm": 1.0, "split": None, "augment": "none",
+    }  # fmt: skip
+    found = {name: value for group in settings.values() for name, value in group.items()}
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_the_command_people_use_is_understood() -> None:
+    settings = train.parse(
+        [
+            *("--root-dir", "/Volumes/Some Disk/cropped_images", "--window-size", "5", "--frame-step", "2"),
+            *("--window-stride", "10", "--batch-size", "16", "--epochs", "25", "--num-workers", "4"),
+            *("--checkpoint-dir", "checkpoints/ws5_fs2_wstr10", "--csv-log"),
+            *("--csv-log-path", "checkpoints/ws5_fs2_wstr10/metrics.csv"),
+        ]
+    )
+    assert settings.data.root_dir == "/Volumes/Some Disk/cropped_images"
+    assert settings.csv_path == Path("checkpoints/ws5_fs2_wstr10/metrics.csv")
+    assert settings.eval_csv_path == Path("checkpoints/ws5_fs2_wstr10/metrics_eval.csv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--root-dir", "{tmp}/nowhere"], ["nowhere", "is not a folder"]),
+        (["--root-dir", "{tmp}/empty"], ["empty", "no frames"]),
+        (["--root-dir", "{tmp}/sidecars"], ["sidecars", "no frames"]),
+        (["--shards", "{tmp}/nowhere"], ["nowhere"]),
+        ([], ["--root-dir", "--shards"]),
+        (["--shards", "x", "--backbone", "vgg"], ["--backbone", "vgg", "resnet50"]),
+        (["--shards", "x", "--batch-size", "many"], ["--batch-size", "many"]),
+        (["--shards", "x", "--batch-size", "0"], ["batch_size is 0"]),
+        (["--shards", "x", "--no-such-flag"], ["--no-such-flag"]),
+        (["--root-dir", "{frames}", "--frame-step", "100"], ["30", "window"]),
+        (["--root-dir", "{frames}", "--batch-size", "1000", "--frame-step", "1"], ["1000"]),
+        (["--root-dir", "{frames}", "--frame-step", "1", "--split", "val"], ["val", "none"]),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    arguments: list[str],
+    parts: list[str],
+    frames: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sidecars" / "clip").mkdir(parents=True)
+    (tmp_path / "sidecars" / "clip" / "._frame_1.jpg").write_bytes(b"\x00\x05\x16\x07")
+    filled = [argument.format(tmp=tmp_path, frames=frames) for argument in arguments]
+    error = refusal([*filled, "--device", "cpu"], capsys)
+    assert all(part in error for part in parts), error
+
+
+def test_several_ranks_without_shards_print_the_build_command(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cltt import app
+    from cltt.config import DataSettings
+    from cltt.distributed import RankFacts
+    from cltt.errors import SettingsError
+
+    monkeypatch.chdir(tmp_path)
+    settings = DataSettings(root_dir=str(frames))
+    with pytest.raises(
+        SettingsError, match=r"python tools/build_shards.py --root-dir '.*cropped images' --out shards/"
+    ):
+        app.open_dataset(settings, RankFacts(1, 2, 1))
+    app.open_dataset(settings)
+    assert app.open_dataset(settings, RankFacts(1, 2, 1)).num_frames == 55
+
+
+def test_shards_are_reused_until_the_folder_changes(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cltt import app
+    from cltt.config import DataSettings
+
+    monkeypatch.chdir(tmp_path)
+    root = shutil.copytree(frames, tmp_path / "frames")
+
+    def opened(**options: bool) -> tuple[int, str]:
+        dataset = app.open_dataset(DataSettings(root_dir=str(root), **options))  # type: ignore[arg-type]
+        return dataset.num_frames, capsys.readouterr().out
+
+    frames_found, said = opened()
+    assert frames_found == 55 and "building shards" in said
+    assert "using the shards" in opened()[1]
+    changed = root / "a" / "one" / "frame_000003.jpg"
+    times = (root / "a" / "one").stat()
+    changed.write_bytes((root / "a" / "two" / "frame_000009.jpg").read_bytes())
+    os.utime(root / "a" / "one", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "using the shards" in opened()[1]  # folders alone are compared
+    assert "has changed files" in opened(rescan=True)[1]
+    assert "using the shards" in opened(rescan=True)[1]
+    (root / "a" / "one" / "frame_000029.jpg").unlink()
+    frames_found, said = opened()
+    assert frames_found == 54 and "has changed" in said
+    data.make_clips(root, {"b/new": 7})
+    frames_found, said = opened()
+    assert frames_found == 61 and "gained or lost clips" in said
+    assert len(list((tmp_path / "shards").glob("*/index.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_folder_with_spaces_becomes_a_run(frames: Path, tmp_path: Path) -> None:
+    """Shards, checkpoint, both CSV files, settings, curves; a second start without --resume is refused."""
+    arguments = ["--root-dir", str(frames), *TINY, "--checkpoint-dir", "runs/my run", "--csv-log"]
+    arguments += ["--csv-log-path", "runs/my run/metrics.csv", "--eval-data", str(frames.parent / "cropped images")]
+    done = run_train(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "my run"
+    for name in ("epoch-0001.pt", "latest", "settings.json", "evaluation.json", "plots.png"):
+        assert (run / name).stat().st_size > 0
+    assert (run / "metrics.csv").read_text().startswith("epoch,loss,learning_rate,decay_rate\n1,")
+    assert json.loads((run / "settings.json").read_text())["data"]["root_dir"] == str(frames)
+    assert "complete" in done.stdout
+    again = run_train(arguments, tmp_path)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    resumed = run_train([*arguments, "--resume"], tmp_path)
+    assert resumed.returncode == 0 and "resuming" in resumed.stdout
+
+
+@pytest.mark.slow
+def test_resume_refuses_other_settings_and_data_naming_each(frames: Path, tmp_path: Path) -> None:
+    shards = training.make_shards(tmp_path)
+    arguments = ["--shards", str(shards), *TINY, "--checkpoint-dir", "run", "--resume"]
+    fresh = run_train(arguments, tmp_path)
+    assert fresh.returncode == 0 and "no checkpoint in run: starting fresh" in fresh.stdout, fresh.stderr
+    other = run_train([*arguments, "--lr", "0.5", "--frame-step", "1", "--num-workers", "2"], tmp_path)
+    assert other.returncode == 2
+    assert "lr is 0.5 and was 0.001" in other.stderr and "frame_step is 1 and was 2" in other.stderr
+    assert "num_workers" not in other.stderr
+    data.make_clips(tmp_path / "frames", {"c/three": 20})
+    changed = run_train(["--root-dir", str(tmp_path / "frames"), *arguments[2:]], tmp_path)
+    assert changed.returncode == 2 and "fingerprint" in changed.stderr
+    (tmp_path / "run" / "epoch-0001.pt").write_bytes(b"damaged")
+    broken = run_train(arguments, tmp_path)
+    assert broken.returncode == 2 and "damaged" in broken.stderr
+
+
+@pytest.mark.slow
+def test_checkpoint_path_starts_a_new_run_from_weights(tmp_path: Path) -> None:
+    import torch
+
+    from cltt import checkpoint
+
+    shards = training.make_shards(tmp_path)
+    first = run_train(["--shards", str(shards), *TINY, "--checkpoint-dir", "first"], tmp_path)
+    assert first.returncode == 0, first.stderr
+    arguments = ["--shards", str(shards), *TINY, "--checkpoint-dir", "second", "--checkpoint-path"]
+    second = run_train([*arguments, "first/epoch-0001.pt", "--lr", "1e-12", "--csv-log"], tmp_path)
+    assert second.returncode == 0, second.stderr
+    weights = [checkpoint.load(tmp_path / run / "epoch-0001.pt")["model"] for run in ("first", "second")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=0)
+    with open(tmp_path / "second" / "metrics.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
+    wrong = run_train([*arguments[:-2], "third", "--checkpoint-path", "first", "--proj-dim", "4"], tmp_path)
+    assert wrong.returncode == 2 and "--proj-dim" in wrong.stderr, wrong.stderr
+
+
+@pytest.mark.slow
+def test_staged_shards_are_copied_once_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cltt import app
+    from cltt.config import DataSettings
+    from cltt.errors import DataError
+
+    shards = training.make_shards(tmp_path)
+    settings = DataSettings(shards=str(shards), stage_to=str(tmp_path / "node disk"))
+    original, staged = app.open_dataset(DataSettings(shards=str(shards))), app.open_dataset(settings)
+    assert staged.fingerprint == original.fingerprint
+    assert staged.read([0, 17]) == original.read([0, 17])
+    (copy,) = (path for path in (tmp_path / "node disk").iterdir() if path.is_dir())
+    tar = copy / "shard-000000.tar"
+    first = tar.stat().st_mtime_ns
+    app.open_dataset(settings)
+    assert tar.stat().st_mtime_ns == first
+    # A copy that was interrupted: one shard cut short, no index. The shard is copied again, the rest is kept.
+    (copy / "index.json").unlink()
+    tar.write_bytes(tar.read_bytes()[:1000])
+    app.open_dataset(settings)
+    assert tar.read_bytes() == (shards / "shard-000000.tar").read_bytes()
+    damaged = bytearray((shards / "shard-000000.tar").read_bytes())
+    damaged[2000] ^= 1
+    (shards / "shard-000000.tar").write_bytes(damaged)
+    shutil.rmtree(copy)
+    with pytest.raises(DataError, match="size and hash"):
+        app.open_dataset(settings)
