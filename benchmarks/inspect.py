@@ -1,7 +1,7 @@
 """How long a person waits for a picture: ``inspect_windows.py`` on an index of ten million frames.
 
-``python -m benchmarks.inspect [--quick]`` writes inspect.csv. Every time is the wall time of a fresh process, Python and
-matplotlib started anew; the mark beside it is a process that only imports what any such picture needs. The
+``python -m benchmarks.inspect [--quick]`` writes inspect.csv. Every time is the wall time of a fresh process that
+starts Python and matplotlib; the mark beside it is a process that only imports what any such picture needs. The
 index is real in every row but the frames: its rows point at the few hundred frames that are packed, over and over.
 """
 

@@ -17,6 +17,7 @@ from cltt._curves import draw_curves, name_runs, read_run
 from cltt._damage import damaged_frames
 from cltt._figures import (
     GREY,
+    MAX_SIDE,
     check_save_path,
     pixel_figure,
     printable_lines,
@@ -40,6 +41,7 @@ from cltt._views import (
     windows_text,
 )
 from cltt.cli import Parser, run
+from cltt.config import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +91,9 @@ def draw_windows(
         title: the first line of the picture.
         difference: add a row of absolute differences to the frame before, white where nothing changed.
         augmented: uint8 [b, T, S, S, 3], the same frames after augmentation; adds a row.
-        frames_per_second: gives times in seconds beside frame numbers.
+        frames_per_second: gives times in seconds instead of frame numbers.
+
+    Raises SettingsError for more windows than a picture can hold.
     """
     rows = [view.frames]
     if difference:
@@ -99,17 +103,15 @@ def draw_windows(
     grid = np.stack(rows, axis=1)  # [b, rows a window, T, S, S, 3]
     layout = Layout(grid.shape[0], grid.shape[1], grid.shape[2], grid.shape[3])
     figure, axes = pixel_figure(layout.width, layout.height)
-    axes.imshow(layout.paste(grid), extent=(0, layout.width, layout.height, 0), interpolation="none", aspect="auto")
+    figure.figimage(layout.paste(grid), origin="upper")
     write(axes, MARGIN, MARGIN + 8, title, size=17, weight="bold")
     write(axes, MARGIN, MARGIN + 28, _shape_line(view), size=12, color=GREY)
-    for row in range(layout.windows):
-        _label_window(axes, layout, view, row, frames_per_second)
-        names = [
-            f"change since the\nframe before (x{DIFFERENCE_GAIN})" if difference else "",
-            "augmented" if augmented is not None else "",
-        ]
-        for number, name in enumerate(filter(None, names), start=1):
-            write(axes, MARGIN, layout.top(row, number) + layout.cell / 2, name, size=12, color=GREY)
+    extra = [f"change since the\nframe before (x{DIFFERENCE_GAIN})"] if difference else []
+    extra += ["augmented"] if augmented is not None else []
+    for window in range(layout.windows):
+        _label_window(axes, layout, view, window, frames_per_second)
+        for row, name in enumerate(extra, start=1):
+            write(axes, MARGIN, layout.top(window, row) + layout.cell / 2, name, size=12, color=GREY)
     return figure
 
 
@@ -133,6 +135,12 @@ class Layout:
         self.group_height = rows * (self.cell + GAP) + CAPTION_HEIGHT
         self.width = max(640, 2 * MARGIN + LABEL_WIDTH + columns * (self.cell + GAP))
         self.height = HEADER + MARGIN + windows * self.group_height
+        fit = (MAX_SIDE - HEADER - MARGIN) // self.group_height
+        require(
+            windows <= fit,
+            f"a picture of {windows} windows would be {self.height:,} pixels high; "
+            f"draw at most {fit} windows, or look at the batch in pages with --mode html",
+        )
 
     def left(self, column: int) -> int:
         return MARGIN + LABEL_WIDTH + column * (self.cell + GAP)
@@ -141,11 +149,14 @@ class Layout:
         return HEADER + window * self.group_height + row * (self.cell + GAP)
 
     def paste(self, grid: Pixels) -> Pixels:
-        """The white page [height, width, 3] with the frames of ``grid`` [windows, rows, columns, S, S, 3] on it."""
-        page = np.full((self.height, self.width, 3), 255, dtype=np.uint8)
+        """The white page with the frames of ``grid`` [windows, rows, columns, S, S, 3] on it: RGBA [height, width, 4].
+
+        matplotlib draws RGBA as it is, and would copy RGB several times.
+        """
+        page = np.full((self.height, self.width, 4), 255, dtype=np.uint8)
         for window, row, column in np.ndindex(*grid.shape[:3]):
             top, left = self.top(window, row), self.left(column)
-            page[top : top + self.cell, left : left + self.cell] = resize(grid[window, row, column], self.cell)
+            page[top : top + self.cell, left : left + self.cell, :3] = resize(grid[window, row, column], self.cell)
         return page
 
 

@@ -18,6 +18,7 @@ import inspect_windows
 from cltt import WindowIndex, _stats, build_shards, visualize
 from cltt.cli import run
 from cltt.config import WindowSettings
+from cltt.errors import SettingsError
 from cltt.reader import ShardDataset
 from tests import data
 
@@ -138,6 +139,12 @@ def test_the_picture_holds_the_very_pixels(shards: Path, tmp_path: Path) -> None
     assert np.array_equal(drawn[:, :, ::times, ::times], view.frames)
     changes = drawn_frames(tmp_path / "two.png", layout, 1)
     assert np.array_equal(changes[:, :, ::times, ::times], visualize.differences(view.frames))
+
+
+def test_a_picture_too_high_to_draw_is_refused_with_a_way_out() -> None:
+    assert visualize.Layout(300, 2, 5, 32).height < 60_000
+    with pytest.raises(SettingsError, match=r"2000 windows would be .* at most \d+ windows, or .* --mode html"):
+        visualize.Layout(2000, 1, 5, 32)
 
 
 # ---- batches
