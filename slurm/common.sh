@@ -3,7 +3,7 @@
 
 EXIT_USAGE=2 # the settings were refused: starting again would change nothing
 
-say() { printf '%(%F %T)T slurm: %s\n' -1 "$*"; }
+say() { printf '%s slurm: %s\n' "$(date '+%F %T')" "$*"; }
 die() { say "$@" >&2; exit "$EXIT_USAGE"; }
 
 # Modules named in MODULES, without `set -eu`: module systems read unset variables and return what they like.

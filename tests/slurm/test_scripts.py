@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -370,3 +371,11 @@ def test_scripts_ask_slurm_for_what_they_rely_on() -> None:
         ]
         for option in ("--requeue", "--signal=B:USR1@120", "--open-mode=append"):
             assert f"#SBATCH {option}" in options, f"{name} lacks {option}"
+
+
+def test_the_page_names_files_and_variables_that_exist() -> None:
+    page = (REPOSITORY / "docs/cluster.md").read_text()
+    scripts = "".join(path.read_text() for path in (REPOSITORY / "slurm").glob("*.s*"))
+    missing = [name for name in set(re.findall(r"\bslurm/[\w.]+\w", page)) if not (REPOSITORY / name).is_file()]
+    missing += [name for name in set(re.findall(r"\b([A-Z][A-Z_]{3,})=", page)) if name not in scripts]
+    assert missing == []
