@@ -60,7 +60,7 @@ def frames_of(folder: Path) -> list[Path]:
 
 
 class Scratch:
-    """A new path for every run; what the run before left is removed outside the clock's sight, by a thread."""
+    """A new path for every run; what the runs leave is removed after the last, when no clock runs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._number = folder, 0

@@ -177,6 +177,6 @@ def pack_shard(plan: Plan, out: Path, shard: int, progress: Progress) -> None:
             writer.flush()
             progress(len(piece), sum(max(0, frame.size) for frame, _ in piece))
         writer.close()
-        with format.published(records) as part:
+        with format.published(records, last=False) as part:
             np.save(part, np.array(writer.rows, PART_DTYPE))
-        format.write_json(facts, writer.facts())
+        format.write_json(facts, writer.facts(), last=False)

@@ -103,7 +103,7 @@ def _why_not_as_it_is(facts: JpegFacts) -> str:
     return ""
 
 
-def check_every_bit(data: bytes) -> None:
+def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
     """Decode a JPEG at an eighth of its size, for which the entropy decoder still reads every bit.
 
     Raises BrokenPicture for anything libjpeg-turbo complains about, a warning included.
@@ -111,12 +111,23 @@ def check_every_bit(data: bytes) -> None:
     import simplejpeg
 
     try:
-        simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
+        simplejpeg.decode_jpeg(data, colours, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
         raise BrokenPicture(f"broken JPEG: {error}") from error
 
 
-def _decode_upright(data: bytes) -> np.ndarray[Any, Any]:
+def _decode_jpeg(data: bytes) -> np.ndarray[Any, Any]:
+    """RGB uint8 [height, width, 3] of an upright JPEG; BrokenPicture for anything libjpeg-turbo complains about."""
+    import simplejpeg
+
+    try:
+        pixels: np.ndarray[Any, Any] = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        raise BrokenPicture(f"broken JPEG: {error}") from error
+    return pixels
+
+
+def _decode_any(data: bytes) -> np.ndarray[Any, Any]:
     """RGB uint8 [height, width, 3], upright; BrokenPicture if it cannot be decoded."""
     import cv2
 
@@ -162,9 +173,13 @@ def as_stored(data: bytes, *, verify: str = "decode", resize_short: int | None =
         if verify == "decode" or not data.endswith(_END_OF_IMAGE):  # cut off, or padded as some cameras do
             check_every_bit(data)
         return Stored(data, facts.width, facts.height, "")
-    if facts is not None:
-        check_every_bit(data)  # OpenCV fills what is missing with grey and says nothing
-    pixels = _decode_upright(data)
+    if facts is None:
+        pixels = _decode_any(data)
+    elif reason:
+        check_every_bit(data, "CMYK" if facts.components == 4 else "GRAY")  # OpenCV fills a hole with grey, silently
+        pixels = _decode_any(data)
+    else:
+        pixels = _decode_jpeg(data)
     if resize_short is not None:
         pixels = _shrink(pixels, resize_short)
     encoded = _encode(pixels, UPRIGHT_QUALITY if resize_short is None else quality)

@@ -58,7 +58,7 @@ class _Columns:
         for frame in clip.frames:
             last, number = number, source.frame_number(frame.name) if split_gaps else None
             gap = last is not None and number is not None and number != last + 1
-            self._start_shard_if_full(clip.key, frame)
+            self._start_shard_if_full(max(0, frame.size))
             self._rows.append((frame.size, frame.mtime_ns, self._names.tell(), self.clips, gap))
             self._names.write(frame.name)
             self.bytes += max(0, frame.size)
@@ -67,9 +67,8 @@ class _Columns:
                 self._flush()
         self.clips += 1
 
-    def _start_shard_if_full(self, key: bytes, frame: source.SourceFrame) -> None:
-        size = max(0, frame.size)
-        member = format.header_size(format.member_name(key, frame.name)) + size + format.padding(size)
+    def _start_shard_if_full(self, size: int) -> None:
+        member = format.BLOCK + size + format.padding(size)
         if self.frames == 0 or self._shard_bytes + member > self._shard_size:
             self._shards.write(np.array([self.frames]))
             self._shard_bytes = 0

@@ -76,6 +76,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, "OPENCV_FOR_THREADS_NUM": "1"},  # one thread a process, not one a core in each
             start_new_session=True,  # Ctrl-C goes to the parent, which ends its workers
         )
         assert self._process.stdin and self._process.stdout
@@ -100,9 +101,9 @@ class _Worker:
 
     def _gone(self, shard: int) -> DataError:
         status = self._process.wait()
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status} (its words are above)"
         return DataError(
-            f"a packing process {how} while it wrote {format.shard_name(shard)} (out of memory?); "
+            f"a packing process {how} while it wrote {format.shard_name(shard)}; "
             "start the build again: finished shards are kept"
         )
 

@@ -59,7 +59,7 @@ _NO_EXTENSION = b"%00"  # NUL cannot be in a file name, so no other name gives t
 
 
 def _looks_whole(stem: bytes) -> bool:
-    return stem.lower().endswith(IMAGE_EXTENSIONS)
+    return b"." in stem and stem.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def member_stem(name: bytes) -> bytes:
@@ -102,6 +102,8 @@ _MAX_SHORT = 99
 _LONG_LINK = b"././@LongLink"
 _MODE_UID_GID = b"0000644\0" + 2 * b"0000000\0"
 _MTIME = b"00000000000\0"
+_TAIL = (bytes(100) + b"ustar  \0").ljust(BLOCK - 157, b"\0")
+_FIXED_SUM = sum(_MODE_UID_GID) + sum(_MTIME) + sum(_TAIL) + 8 * 0x20
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 
@@ -111,10 +113,11 @@ def padding(size: int) -> int:
 
 
 def _header(name: bytes, size: int, kind: bytes) -> bytes:
-    head = name[:100].ljust(100, b"\0") + _MODE_UID_GID + b"%011o\0" % size + _MTIME
-    tail = (kind + bytes(100) + b"ustar  \0").ljust(BLOCK - 156, b"\0")
-    checksum = sum(head) + sum(tail) + 8 * 0x20  # the checksum field counts as spaces
-    return b"%b%06o\0 %b" % (head, checksum, tail)
+    name = name[:100]
+    digits = b"%011o" % size
+    # The sum of all header bytes, the checksum field itself counting as eight spaces.
+    checksum = sum(name) + sum(digits) + kind[0] + _FIXED_SUM
+    return b"%b%b%b\0%b%06o\0 %b%b" % (name.ljust(100, b"\0"), _MODE_UID_GID, digits, _MTIME, checksum, kind, _TAIL)
 
 
 def tar_header(name: bytes, size: int) -> bytes:
@@ -128,12 +131,6 @@ def tar_header(name: bytes, size: int) -> bytes:
         + bytes(padding(len(long_name)))
         + _header(name, size, b"0")
     )
-
-
-def header_size(name: bytes) -> int:
-    """Bytes :func:`tar_header` gives for ``name``."""
-    length = len(name) + 1
-    return BLOCK if len(name) <= _MAX_SHORT else 2 * BLOCK + length + padding(length)
 
 
 def read_member_name(pread: Callable[[int, int], bytes], offset: int) -> bytes:
@@ -190,8 +187,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def published(path: Path, temporary: Path | None = None) -> Iterator[Any]:
-    """A file to write (binary) that appears under ``path`` only when whole and on disk."""
+def published(path: Path, temporary: Path | None = None, *, last: bool = True) -> Iterator[Any]:
+    """A file to write (binary) that appears under ``path`` only when whole and on disk.
+
+    ``last=False``: another file published later speaks of this one, and waits for the folder's entries for both.
+    """
     temporary = temporary or path.with_name(f".{path.name}.tmp")
     with writing(path):
         try:
@@ -203,11 +203,12 @@ def published(path: Path, temporary: Path | None = None) -> Iterator[Any]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if last:
+            sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    with published(path) as file:
+def write_json(path: Path, value: Any, *, last: bool = True) -> None:
+    with published(path, last=last) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 

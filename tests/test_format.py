@@ -61,7 +61,6 @@ def test_headers_are_read_by_tarfile_and_by_us(length: int) -> None:
     blob, starts = b"", []
     for name in names:
         header = format.tar_header(name, 700)
-        assert len(header) == format.header_size(name)
         starts.append(len(blob) + len(header))
         blob += header + b"x" * 700 + bytes(format.padding(700))
     with tarfile.open(fileobj=io.BytesIO(blob + format.END_OF_ARCHIVE), errors="surrogateescape") as tar:
