@@ -22,8 +22,7 @@ def draw_stats(stats: dict[str, Any], title: str) -> Figure:
     """One page: totals, clip lengths, frame sizes, windows at other settings, splits and labels."""
     from matplotlib.figure import Figure
 
-    groups = [kind for kind in ("splits", "labels") if stats[kind]]
-    figure = Figure(figsize=(12, 8 if groups else 6.6), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(12, 8), facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]
     figure.suptitle(printable(title), x=0.012, ha="left", fontsize=14, weight="bold", color=INK, parse_math=False)
     panels = figure.subplots(2, 3)
@@ -86,6 +85,7 @@ def _draw_groups(axes: Axes, title: str, groups: list[dict[str, Any]]) -> None:
     axes.grid(False)
     _bars(axes, [(shorten(printable(group["name"]), 18), group["clips"]) for group in groups])
     if not groups:
+        axes.axis("off")
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 

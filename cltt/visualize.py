@@ -103,7 +103,7 @@ def draw_windows(
     grid = np.stack(rows, axis=1)  # [b, rows a window, T, S, S, 3]
     layout = Layout(grid.shape[0], grid.shape[1], grid.shape[2], grid.shape[3])
     figure, axes = pixel_figure(layout.width, layout.height)
-    figure.figimage(layout.paste(grid), origin="upper")
+    figure.figimage(layout.paste(grid), origin="upper", zorder=-1)  # under the text
     write(axes, MARGIN, MARGIN + 8, title, size=17, weight="bold")
     write(axes, MARGIN, MARGIN + 28, _shape_line(view), size=12, color=GREY)
     extra = [f"change since the\nframe before (x{DIFFERENCE_GAIN})"] if difference else []

@@ -137,6 +137,10 @@ def test_the_picture_holds_the_very_pixels(shards: Path, tmp_path: Path) -> None
     times = layout.cell // 32
     drawn = drawn_frames(tmp_path / "two.png", layout, 0)
     assert np.array_equal(drawn[:, :, ::times, ::times], view.frames)
+    page = matplotlib.image.imread(tmp_path / "two.png")[..., :3]
+    for top, left in ((0, 0), (layout.top(1, 0), 0), (layout.top(0, 1) + layout.cell, layout.left(1))):
+        label = page[top : top + 30, left : left + 100]  # title, a window's label, a frame's name: dark on white
+        assert label.min() < 0.4 and np.median(label) == 1
     changes = drawn_frames(tmp_path / "two.png", layout, 1)
     assert np.array_equal(changes[:, :, ::times, ::times], visualize.differences(view.frames))
 
