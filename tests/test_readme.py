@@ -1,0 +1,122 @@
+"""What the README says can be done: its links lead somewhere, its commands have those flags, its example runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cltt import build_shards
+from tests.data import make_clips
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+IMAGE_BYTES = 300_000
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    """Words of every command line in a bash block or in single quotes that runs one of our programs."""
+    lines = [line for block in code_blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    inline = [
+        re.sub(r"\s+", " ", text) for text in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.S))
+    ]
+    variables = dict(match.groups() for line in lines if (match := re.match(r'(\w)="(.*?)"', line)))
+    found = []
+    for line in lines + inline:
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        words = shlex.split(line, comments=True)
+        if len(words) > 1 and (program(words) is not None) and "visualize_temporal" not in line:
+            found.append(words)
+    return found
+
+
+def program(words: list[str]) -> list[str] | None:
+    """How a command of the README is started here, without its arguments; None if it is not one of ours."""
+    words = words[1:] if Path(words[0]).name == "python" else words
+    if words[:1] == ["-m"] and words[1].startswith(("cltt.", "benchmarks.")):
+        sub = words[2:3] if words[1] == "cltt.visualize" else []
+        return [sys.executable, "-m", words[1], *sub]
+    if words and words[0] in ("train.py", "inspect_windows.py", "tools/build_shards.py"):
+        return [sys.executable, str(ROOT / words[0])]
+    return None
+
+
+def test_links_and_images_lead_to_files() -> None:
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)]+)\)", TEXT)]
+    missing = {target for target in targets if target and "://" not in target and not (ROOT / target).exists()}
+    assert not missing
+
+
+def test_contents_lead_to_headings() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in TEXT.splitlines()
+        if line.startswith("#")
+    }
+    anchors = set(re.findall(r"\]\(#([^)]+)\)", TEXT))
+    assert anchors and anchors <= headings
+
+
+def test_images_are_small() -> None:
+    images = sorted((ROOT / "docs" / "images").iterdir())
+    assert images and all(path.stat().st_size < IMAGE_BYTES for path in images)
+    assert all(f"docs/images/{path.name}" in TEXT for path in images)
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"\bmake ([a-z-]+)", re.sub(r"[^`]*?(`[^`]*`|$)", r"\1 ", TEXT)))
+    assert {"demo", "test", "setup"} <= named
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+
+
+@pytest.mark.slow
+def test_commands_have_the_flags_that_are_shown() -> None:
+    """Each program's --help is asked once, and must know every flag that the README gives it."""
+    shown: dict[tuple[str, ...], set[str]] = {}
+    for words in commands():
+        flags = {word for word in words if word.startswith("--")}
+        shown.setdefault(tuple(program(words) or ()), set()).update(flags)
+    assert len(shown) >= 5
+    for start, flags in shown.items():
+        done = subprocess.run([*start, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        known = set(re.findall(r"--[a-z][a-z-]*", done.stdout))
+        assert flags <= known, f"{' '.join(start[1:])} has no {flags - known}"
+
+
+def test_tests_that_are_named_exist() -> None:
+    named = set(re.findall(r"\btests/[\w/.]*\w", TEXT))
+    assert len(named) > 8
+    assert not {path for path in named if not (ROOT / path).exists()}
+
+
+def test_modules_of_the_tour_are_all_public_ones() -> None:
+    tour = set(re.findall(r"\(cltt/(\w+)\.py\)", TEXT))
+    public = {path.stem for path in (ROOT / "cltt").glob("[a-z]*.py")}
+    assert tour <= public
+    assert public - tour <= {"cli", "errors", "distributed", "doctor"}
+
+
+@pytest.mark.slow
+def test_the_loader_example_runs(tmp_path: Path) -> None:
+    names = [f"obj{number:02d}/clip_{clip:02d}" for number in range(4) for clip in range(4)]
+    make_clips(tmp_path / "clips", dict.fromkeys(names, 32))
+    build_shards(
+        tmp_path / "clips", tmp_path / "outputs/demo/shards", splits="train=0.75,test=0.25", label_from="parent"
+    )
+    (example,) = code_blocks("python")
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(epoch \d: loss \d\.\d+, \d+ frames decoded\n){2}", done.stdout)
