@@ -11,9 +11,8 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +29,7 @@ PART_DTYPE = np.dtype([*((name, format.FRAME_DTYPE[name]) for name in format.FRA
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class _Planned:
+class _Planned(NamedTuple):
     """One planned frame with all that reading it takes."""
 
     key: bytes

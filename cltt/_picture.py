@@ -7,8 +7,7 @@ smaller frames are asked for. Marker layout: ITU-T T.81, Annex B; EXIF orientati
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +23,7 @@ class BrokenPicture(ValueError):
     """Bytes that are no whole picture; the message is one short phrase."""
 
 
-@dataclass(frozen=True)
-class JpegFacts:
+class JpegFacts(NamedTuple):
     """From the markers of a JPEG: size in pixels, components, kind of frame header, EXIF orientation (1: upright)."""
 
     width: int
@@ -36,8 +34,7 @@ class JpegFacts:
     orientation: int
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """The bytes that go into the shard, their size in pixels, and why they are not the source's (empty: they are)."""
 
     data: bytes
@@ -72,7 +69,8 @@ def _orientation(segment: bytes) -> int:
 def jpeg_facts(data: bytes) -> JpegFacts:
     """Read the markers up to the start of the first scan; BrokenPicture if they don't add up."""
     position, orientation, frame = 2, 1, None
-    while position + 4 <= len(data):
+    size = len(data)
+    while position + 4 <= size:
         if data[position] != 0xFF:
             raise BrokenPicture("broken JPEG: no marker where one must be")
         marker = data[position + 1]
@@ -82,13 +80,13 @@ def jpeg_facts(data: bytes) -> JpegFacts:
         length = (data[position + 2] << 8) | data[position + 3]
         if marker == 0xE1 and orientation == 1:
             orientation = _orientation(data[position + 4 : position + 2 + length])
-        elif marker in _SOF and position + 10 <= len(data):
+        elif marker in _SOF and position + 10 <= size:
             precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
             frame = JpegFacts(width, height, components, precision, marker, orientation)
         elif marker == 0xDA:
             break
         position += 2 + length
-    if frame is None or position + 4 > len(data) or not (frame.width and frame.height):
+    if frame is None or position + 4 > size or not (frame.width and frame.height):
         raise BrokenPicture("broken JPEG: cut off before the picture")
     return JpegFacts(frame.width, frame.height, frame.components, frame.precision, frame.frame_marker, orientation)
 

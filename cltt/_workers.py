@@ -14,7 +14,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import IO, Any
@@ -43,10 +43,10 @@ def serve(out_dir: str) -> None:
     todo: queue.Queue[int] = queue.Queue()
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     out = Path(out_dir)
-    plan = Plan(out / format.BUILD / PLAN)
     while True:
         shard = todo.get()
         try:
+            plan = Plan(out / format.BUILD / PLAN)
             pack_one(plan, out, shard, lambda frames, size: _tell(frames=frames, bytes=size))
             _tell(done=shard)
         except CLTTError as error:
@@ -66,7 +66,7 @@ def _tell(**event: Any) -> None:
 # ---- in the parent
 
 
-class _Worker:
+class Worker:
     """One packing process, as the parent sees it."""
 
     def __init__(self, out: Path) -> None:
@@ -115,21 +115,34 @@ class _Worker:
         self._stdout.close()
 
 
-def pack_shards(out: Path, shards: list[int], workers: int, progress: Progress) -> None:
-    """Pack those of ``shards`` that are not done, in this process if one worker is enough.
+@contextlib.contextmanager
+def crew(out: Path, workers: int) -> Iterator[list[Worker]]:
+    """``workers`` packing processes (none if one is asked for: the caller packs), stopped at the end.
+
+    They may be started before the plan is there: they import what they need while it is made.
+    """
+    started = [Worker(out) for _ in range(workers if workers > 1 else 0)]
+    try:
+        yield started
+    finally:
+        _stop(started)
+
+
+def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress) -> None:
+    """Pack those of ``shards`` that are not done by ``workers``, or in this process if they are not worth it.
 
     Raises the first worker's DataError; the others are stopped, and what they had not finished leaves no shard.
     """
     plan = Plan(out / format.BUILD / PLAN)
     shards = [shard for shard in shards if not _tell_if_done(plan, out, shard, progress)]
-    if min(workers, len(shards)) <= 1:
+    if min(len(workers), len(shards)) <= 1:
         for shard in shards:
             pack_one(plan, out, shard, progress)
         return
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:
         todo.put(shard)
-    _serve_all([_Worker(out) for _ in range(min(workers, len(shards)))], todo, progress)
+    _serve_all(workers, todo, progress)
 
 
 def _tell_if_done(plan: Plan, out: Path, shard: int, progress: Progress) -> bool:
@@ -139,7 +152,7 @@ def _tell_if_done(plan: Plan, out: Path, shard: int, progress: Progress) -> bool
     return done
 
 
-def _serve_all(workers: list[_Worker], todo: queue.SimpleQueue[int], progress: Progress) -> None:
+def _serve_all(workers: list[Worker], todo: queue.SimpleQueue[int], progress: Progress) -> None:
     """Give every worker one shard after another; one parent thread serves one worker."""
     lock = threading.Lock()
 
@@ -147,20 +160,17 @@ def _serve_all(workers: list[_Worker], todo: queue.SimpleQueue[int], progress: P
         with lock:
             progress(frames, size)
 
-    def drive(worker: _Worker) -> None:
+    def drive(worker: Worker) -> None:
         for shard in iter(_next(todo), None):
             worker.pack(shard, tell)
 
-    try:
-        with ThreadPoolExecutor(len(workers)) as pool:
-            try:
-                for finished in as_completed([pool.submit(drive, worker) for worker in workers]):
-                    finished.result()
-            except BaseException:
-                _stop(workers)  # before the pool waits for its threads, which wait for the workers
-                raise
-    finally:
-        _stop(workers)
+    with ThreadPoolExecutor(len(workers)) as pool:
+        try:
+            for finished in as_completed([pool.submit(drive, worker) for worker in workers]):
+                finished.result()
+        except BaseException:
+            _stop(workers)  # before the pool waits for its threads, which wait for the workers
+            raise
 
 
 def _next(todo: queue.SimpleQueue[int]) -> Callable[[], int | None]:
@@ -173,6 +183,6 @@ def _next(todo: queue.SimpleQueue[int]) -> Callable[[], int | None]:
     return take
 
 
-def _stop(workers: list[_Worker]) -> None:
+def _stop(workers: list[Worker]) -> None:
     for worker in workers:
         worker.stop()

@@ -296,3 +296,43 @@ class BuildSettings:
             self.resize_short is None or self.resize_short >= 8,
             f"resize_short is {self.resize_short}; it must be at least 8 pixels",
         )
+
+
+LOOK_MODES = ("sample", "batch", "stats", "verify", "html")
+BATCH_SAMPLINGS = ("contiguous", "random", "plan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookSettings:
+    """What ``inspect_windows.py`` shows, and where the picture goes."""
+
+    mode: str = setting("sample", "what to look at", choices=LOOK_MODES)
+    save_path: str | None = setting(None, "picture to write (sample, batch, stats)", type=str)
+    out: str | None = setting(None, "folder for the gallery (html)", type=str)
+    json: bool = setting(False, "print JSON instead of lines to read")
+    sample_idx: int = setting(0, "window to show (sample)")
+    batch_sampling: str = setting(
+        "random",
+        "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step",
+        choices=BATCH_SAMPLINGS,
+    )
+    batch_idx: int = setting(0, "which batch (contiguous, random)")
+    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0")
+    step: int = setting(0, "step of the epoch (plan); the first is 0")
+    seed: int = setting(0, "seed of random batches, the plan and the augmentation")
+    split: str | None = setting(
+        None,
+        "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
+        type=str,
+        choices=SPLITS,
+    )
+    difference: bool = setting(False, "add rows of differences between neighbouring frames")
+    fps: float | None = setting(None, "frames a second of the clips: gives times in seconds", type=float)
+    decode: bool = setting(False, "decode every frame as well (verify)")
+
+    def __post_init__(self) -> None:
+        for name in ("epoch", "seed", "batch_idx"):
+            _not_negative(name, getattr(self, name))
+        if self.fps is not None:
+            require_positive("fps", self.fps)
+        require(self.mode != "html" or self.out is not None, "mode html needs --out, the folder for the gallery")

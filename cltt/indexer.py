@@ -27,7 +27,7 @@ from cltt._merge import labeller, merge, parse_splits
 from cltt._pack import Progress, is_done
 from cltt._plan import PLAN, Plan, make_plan
 from cltt._verify import Damage, verify_shards
-from cltt._workers import pack_shards
+from cltt._workers import Worker, crew, pack_shards
 from cltt.config import BuildSettings
 from cltt.errors import DataError, SettingsError
 
@@ -112,6 +112,8 @@ def build_shards(
         split_gaps=split_gaps,
     )
     part = _parse_task(task)
+    if workers is not None and workers < 1:
+        raise SettingsError(f"workers is {workers}; it must be at least 1")
     _check_modes(part is not None, finalize, overwrite, dry_run)
     root, out = os.path.realpath(root_dir), Path(out_dir)
     if dry_run:
@@ -126,14 +128,12 @@ def build_shards(
         elif finished := _finished(root, out, settings):  # by another process, since we looked
             shutil.rmtree(out / format.BUILD)
             return finished
-        plan = _open_plan(root, out, settings, may_make=not finalize)
-        if part is not None:
-            with locked(out / format.BUILD / f"task-{part.start}-of-{part.step}.lock"):
-                _pack(plan, out, list(range(plan.num_shards)[part]), workers)
-            return _planned_report(plan, out)
-        if not finalize:
-            _pack(plan, out, list(range(plan.num_shards)), workers)
-        return _publish(plan, out)
+        if finalize:
+            return _publish(_open_plan(root, out, settings, may_make=False), out)
+        with _task_lock(out, part), crew(out, workers or _cores()) as packers:
+            plan = _open_plan(root, out, settings)
+            _pack(plan, out, list(range(plan.num_shards)[part or slice(None)]), packers)
+        return _planned_report(plan, out) if part is not None else _publish(plan, out)
 
 
 # ---- settings
@@ -229,7 +229,7 @@ def _remove_shards(out: Path) -> None:
             path.unlink()
 
 
-def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool) -> Plan:
+def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool = True) -> Plan:
     """The plan in ``out``, made if it is not there: by one task, while the others wait for it."""
     folder = out / format.BUILD / PLAN
     with locked(out / format.BUILD / "plan.lock", wait=True):
@@ -252,12 +252,17 @@ def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
         return _planned_report(Plan(Path(folder) / PLAN), out)
 
 
-def _pack(plan: Plan, out: Path, shards: list[int], workers: int | None) -> None:
-    if workers is not None and workers < 1:
-        raise SettingsError(f"workers is {workers}; it must be at least 1")
+def _task_lock(out: Path, part: slice | None) -> contextlib.AbstractContextManager[None]:
+    """No task of a job array runs twice at a time."""
+    if part is None:
+        return contextlib.nullcontext()
+    return locked(out / format.BUILD / f"task-{part.start}-of-{part.step}.lock")
+
+
+def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
     frames = sum(len(plan.shard_frames(shard)) for shard in shards)
     with _progress_bar(frames) as progress:
-        pack_shards(out, shards, workers or _cores(), progress)
+        pack_shards(out, shards, workers, progress)
 
 
 def _cores() -> int:

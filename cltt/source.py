@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cltt._picture import BrokenPicture, Stored, as_stored, check_every_bit, is_image
 from cltt.errors import DataError, SettingsError
@@ -41,8 +41,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-@dataclass(frozen=True)
-class SourceFrame:
+class SourceFrame(NamedTuple):
     """One file that should be a frame: name within its folder, and what ``stat`` said when it was found."""
 
     name: bytes
