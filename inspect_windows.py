@@ -12,10 +12,10 @@ Needs neither a GPU nor DALI. Window, batch and augmentation flags mean what the
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from cltt import visualize
 from cltt.cli import Parser, add_settings, run, settings_from
-from cltt.config import SPLITS, DataSettings, WindowSettings, require
+from cltt.config import DataSettings, LookSettings, WindowSettings, require
 from cltt.reader import FolderDataset, ShardDataset
 from cltt.sampler import EpochPlan
 from cltt.windows import WindowIndex
@@ -31,37 +31,69 @@ from cltt.windows import WindowIndex
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOT_HERE = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "max_bad_frames")
+ONLY_TRAINING = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "max_bad_frames")
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = Parser(prog="inspect_windows.py", description="Look at what the network will see.")
-    parser.add_argument("--mode", choices=MODES, default="sample", help="what to look at")
-    parser.add_argument("--save-path", type=Path, help="picture to write (sample, batch, stats)")
-    parser.add_argument("--out", type=Path, help="folder for the gallery (html)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of lines to read")
-    parser.add_argument("--sample-idx", type=int, default=0, help="window to show (sample)")
-    parser.add_argument(
-        "--batch-sampling",
-        choices=("contiguous", "random", "plan"),
-        default="random",
-        help="neighbouring windows, any windows, or exactly the batch of training at --epoch and --step",
-    )
-    parser.add_argument("--batch-idx", type=int, default=0, help="which batch (contiguous, random)")
-    parser.add_argument("--epoch", type=int, default=0, help="epoch of the plan, the first is 0")
-    parser.add_argument("--step", type=int, default=0, help="step of the epoch, the first is 0 (plan)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of random batches, the plan and the augmentation")
-    parser.add_argument("--difference", action="store_true", help="add rows of differences between neighbouring frames")
-    parser.add_argument("--fps", type=float, help="frames a second of the clips: gives times in seconds")
-    parser.add_argument("--decode", action="store_true", help="decode every frame as well (verify)")
-    parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        help="clips to look at (default: as train.py for sample and batch, all for stats, verify and html)",
-    )
-    add_settings(parser, DataSettings, skip=NOT_HERE)
-    add_settings(parser, WindowSettings)
-    return parser
+class Inspection:
+    """The settings, checked, and the objects made from them."""
+
+    def __init__(self, argv: list[str] | None) -> None:
+        parser = Parser(prog="inspect_windows.py", description="Look at what the network will see.")
+        add_settings(parser, LookSettings)
+        add_settings(parser, DataSettings, skip=ONLY_TRAINING)
+        add_settings(parser, WindowSettings)
+        args = parser.parse_args(argv)
+        self.look = settings_from(args, LookSettings)
+        self.windows = settings_from(args, WindowSettings)
+        self.data = settings_from(args, DataSettings)
+        if self.look.save_path:
+            visualize.check_save_path(Path(self.look.save_path))
+        self.dataset = open_dataset(self.data)
+
+    def clips(self, split: str) -> np.ndarray:
+        """Ids of the clips of a split, or of all."""
+        return np.arange(self.dataset.num_clips) if split == "all" else self.dataset.split_clips(split)
+
+    def index(self) -> tuple[WindowIndex, str]:
+        """The windows that training would take, and the name of their split."""
+        split = self.look.split or ("train" if self.dataset.split_names else "all")
+        return WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=self.clips(split)), split
+
+    def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
+        """Window ids of the batch asked for, and its name."""
+        look, size = self.look, self.data.batch_size
+        fits = f"--batch-size is {size}, but there are only {len(index)} windows; take a smaller batch"
+        require(size <= len(index), fits)
+        if look.batch_sampling == "contiguous":
+            return visualize.contiguous_ids(index, size, look.batch_idx), f"contiguous batch {look.batch_idx}"
+        if look.batch_sampling == "random":
+            ids = visualize.random_ids(index, size, look.batch_idx, look.seed)
+            return ids, f"random batch {look.batch_idx}, seed {look.seed}"
+        plan = self._plan(index)
+        require(0 <= look.step < len(plan), f"--step is {look.step}; the epoch has steps 0 to {len(plan) - 1}")
+        return plan.batch(look.step), f"training batch at epoch {look.epoch}, step {look.step}, seed {look.seed}"
+
+    def _plan(self, index: WindowIndex) -> EpochPlan:
+        """The order of the epoch; a warning of the plan becomes a line on stderr."""
+        data, look = self.data, self.look
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            plan = EpochPlan(
+                index, data.batch_size, seed=look.seed, epoch=look.epoch, min_gap=data.min_gap, depth=data.depth
+            )
+        for warning in caught:
+            print(f"note: {warning.message}", file=sys.stderr)
+        return plan
+
+    def size_facts(self, split: str) -> dict[str, Any]:
+        clips = self.clips(split)
+        frames = int(self.dataset.clip_lengths[clips].sum())
+        return {
+            "data": str(self.data.shards or self.data.root_dir),
+            "split": split,
+            "clips": len(clips),
+            "frames": frames,
+        }
 
 
 def open_dataset(settings: DataSettings) -> ShardDataset | FolderDataset:
@@ -72,137 +104,55 @@ def open_dataset(settings: DataSettings) -> ShardDataset | FolderDataset:
     return ShardDataset(settings.shards)
 
 
-class Inspection:
-    """The parsed flags, checked, and the objects made from them."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.windows = settings_from(args, WindowSettings)
-        self.data = settings_from(args, DataSettings)
-        require(args.seed >= 0, f"--seed is {args.seed}; it must be 0 or more")
-        require(args.fps is None or args.fps > 0, f"--fps is {args.fps}; it must be more than 0")
-        if args.save_path:
-            visualize.check_save_path(args.save_path)
-        self.dataset = open_dataset(self.data)
-        self.split = self._split()
-        self.clips = self._clips()
-
-    def _split(self) -> str:
-        if self.args.split:
-            return str(self.args.split)
-        as_training = self.args.mode in ("sample", "batch") and self.dataset.split_names
-        return "train" if as_training else "all"
-
-    def _clips(self) -> np.ndarray:
-        if self.split == "all":
-            return np.arange(self.dataset.num_clips)
-        names = self.dataset.split_names
-        known = f"they have {', '.join(names)}" if names else "they were built without splits"
-        require(self.split in names, f"--split is {self.split}, but the data have no such split: {known}")
-        return self.dataset.split_clips(self.split)
-
-    def index(self) -> WindowIndex:
-        w = self.windows
-        return WindowIndex(
-            self.dataset.clip_lengths,
-            w.window_size,
-            w.frame_step,
-            w.window_stride,
-            w.max_windows_per_clip,
-            clips=self.clips,
-        )
-
-    def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
-        """Window ids of the batch asked for, and its name."""
-        args, size = self.args, self.data.batch_size
-        require(size <= len(index), f"--batch-size is {size}, but there are only {len(index)} windows")
-        if args.batch_sampling == "contiguous":
-            return visualize.contiguous_ids(index, size, args.batch_idx), f"contiguous batch {args.batch_idx}"
-        if args.batch_sampling == "random":
-            ids = visualize.random_ids(index, size, args.batch_idx, args.seed)
-            return ids, f"random batch {args.batch_idx}, seed {args.seed}"
-        plan = self._plan(index)
-        steps = len(plan)
-        require(0 <= args.step < steps, f"--step is {args.step}; the epoch has steps 0 to {steps - 1}")
-        return plan.batch(args.step), f"training batch at epoch {args.epoch}, step {args.step}, seed {args.seed}"
-
-    def _plan(self, index: WindowIndex) -> EpochPlan:
-        """The order of the epoch; a warning of the plan becomes a line on stderr."""
-        order = {
-            "seed": self.args.seed,
-            "epoch": self.args.epoch,
-            "min_gap": self.data.min_gap,
-            "depth": self.data.depth,
-        }
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            plan = EpochPlan(index, self.data.batch_size, **order)
-        for warning in caught:
-            print(f"note: {warning.message}", file=sys.stderr)
-        return plan
-
-    def size_facts(self) -> dict[str, Any]:
-        return {
-            "data": str(self.data.shards or self.data.root_dir),
-            "split": self.split,
-            "clips": len(self.clips),
-            "frames": int(self.dataset.clip_lengths[self.clips].sum()),
-        }
-
-    def view(self, index: WindowIndex, ids: np.ndarray) -> visualize.WindowView:
-        return visualize.view_windows(self.dataset, index, ids, image_size=self.data.image_size)
-
-
-def show_windows(look: Inspection) -> int:
+def show_windows(made: Inspection) -> int:
     """Modes sample and batch: print what the windows are, then draw them."""
-    args = look.args
-    if args.save_path is None:
+    look, data = made.look, made.data
+    if look.save_path is None:
         visualize.require_window()
-    index = look.index()
-    if args.mode == "sample":
-        ids, name = visualize.sample_id(index, args.sample_idx), f"window {args.sample_idx} of {len(index):,}"
+    index, split = made.index()
+    if look.mode == "sample":
+        ids, name = visualize.sample_id(index, look.sample_idx), f"window {look.sample_idx} of {len(index):,}"
     else:
-        ids, name = look.batch_ids(index)
-    view = look.view(index, ids)
-    facts = {**look.size_facts(), "windows": len(index), "showing": name, **view.facts()}
-    emit(facts, visualize.windows_text(facts), args.json)
+        ids, name = made.batch_ids(index)
+    view = visualize.view_windows(made.dataset, index, ids, image_size=data.image_size)
+    facts = {**made.size_facts(split), "windows": len(index), "showing": name, **view.facts()}
+    emit(facts, visualize.windows_text(facts), look.json)
     augmented = None
-    if look.data.augment != "none":
-        augmented = visualize.augment_windows(
-            look.dataset, view, look.data.augment, look.data.augment_scope, seed=args.seed, epoch=args.epoch
-        )
-    figure = visualize.draw_windows(
-        view, name, difference=args.difference, augmented=augmented, frames_per_second=args.fps
-    )
-    deliver(figure, args.save_path)
+    if data.augment != "none":
+        draws = {"seed": look.seed, "epoch": look.epoch}
+        augmented = visualize.augment_windows(made.dataset, view, data.augment, data.augment_scope, **draws)
+    deliver(visualize.draw_windows(view, name, look.difference, augmented, look.fps), look.save_path)
     return 0
 
 
-def show_stats(look: Inspection) -> int:
-    stats = visualize.dataset_stats(look.dataset, look.windows, look.clips)
-    facts = {**look.size_facts(), **stats}
-    emit(facts, visualize.stats_text(stats), look.args.json)
-    if look.args.save_path:
-        deliver(visualize.draw_stats(stats, facts["data"]), look.args.save_path)
+def show_stats(made: Inspection) -> int:
+    split = made.look.split or "all"
+    stats = visualize.dataset_stats(made.dataset, made.windows, made.clips(split))
+    facts = {**made.size_facts(split), **stats}
+    emit(facts, visualize.stats_text(stats), made.look.json)
+    if made.look.save_path:
+        deliver(visualize.draw_stats(stats, facts["data"]), made.look.save_path)
     return 0
 
 
-def verify(look: Inspection) -> int:
+def verify(made: Inspection) -> int:
     """Exit status 1 if any frame is damaged."""
-    damaged = visualize.damaged_frames(look.dataset, look.clips, decode=look.args.decode)
-    names = [str(error) for error in damaged]
-    facts = {**look.size_facts(), "decoded": look.args.decode, "damaged": names}
-    checked = "read and decoded" if look.args.decode else "read"
-    emit(facts, "\n".join([*names, f"{facts['frames']:,} frames {checked}, {len(names):,} damaged"]), look.args.json)
+    split, decode = made.look.split or "all", made.look.decode
+    damaged = [str(error) for error in visualize.damaged_frames(made.dataset, made.clips(split), decode=decode)]
+    facts = {**made.size_facts(split), "decoded": decode, "damaged": damaged}
+    total = f"{facts['frames']:,} frames {'read and decoded' if decode else 'read'}, {len(damaged):,} damaged"
+    emit(facts, "\n".join([*damaged, total]), made.look.json)
     return 1 if damaged else 0
 
 
-def write_html(look: Inspection) -> int:
-    require(look.args.out is not None, "--mode html needs --out DIR, the folder to write the gallery to")
-    index = look.index()
-    ids, title = look.batch_ids(index)
-    page = visualize.write_gallery(look.dataset, look.args.out, look.windows, look.clips, look.view(index, ids), title)
-    emit({**look.size_facts(), "page": str(page)}, f"wrote {page}: open it in a browser", look.args.json)
+def write_html(made: Inspection) -> int:
+    split, out = made.look.split or "all", made.look.out
+    assert out is not None  # LookSettings wants it in this mode
+    index, _ = made.index()
+    ids, title = made.batch_ids(index)
+    view = visualize.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
+    page = visualize.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title)
+    emit({**made.size_facts(split), "page": str(page)}, f"wrote {page}: open it in a browser", made.look.json)
     return 0
 
 
@@ -210,11 +160,11 @@ def emit(facts: dict[str, Any], text: str, as_json: bool) -> None:
     print(json.dumps(facts, indent=2) if as_json else visualize.printable_lines(text))
 
 
-def deliver(figure: Figure, save_path: Path | None) -> None:
+def deliver(figure: Figure, save_path: str | None) -> None:
     if save_path is None:
         visualize.show_figure(figure)
         return
-    visualize.save_figure(figure, save_path)
+    visualize.save_figure(figure, Path(save_path))
     print(f"wrote {save_path}", file=sys.stderr)
 
 
@@ -222,8 +172,8 @@ MODES = {"sample": show_windows, "batch": show_windows, "stats": show_stats, "ve
 
 
 def main(argv: list[str] | None = None) -> int:
-    look = Inspection(arguments().parse_args(argv))
-    return MODES[look.args.mode](look)
+    made = Inspection(argv)
+    return MODES[made.look.mode](made)
 
 
 if __name__ == "__main__":

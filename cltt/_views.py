@@ -161,8 +161,6 @@ def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
 
 def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -> Ids:
     """``batch_size`` different windows drawn from all alike [B], a function of ``(seed, batch_idx)``."""
-    if batch_idx < 0:
-        raise SettingsError(f"--batch-idx is {batch_idx}; it must be 0 or more")
     generator = np.random.default_rng(np.random.SeedSequence([seed, batch_idx]))
     return generator.choice(len(index), batch_size, replace=False).astype(np.int64)
 

@@ -79,7 +79,6 @@ DIFFERENCE_GAIN = 3
 def draw_windows(
     view: WindowView,
     title: str,
-    *,
     difference: bool = False,
     augmented: Pixels | None = None,
     frames_per_second: float | None = None,

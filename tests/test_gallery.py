@@ -19,10 +19,10 @@ import pytest
 import simplejpeg
 
 import inspect_windows
-from cltt import WindowIndex, _gallery, visualize
+from cltt import EpochPlan, WindowIndex, _gallery, build_shards, visualize
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
-from cltt.reader import FolderDataset
+from cltt.reader import FolderDataset, ShardDataset
 from tests import data
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -246,3 +246,17 @@ def test_ten_thousand_clips_stay_usable(gallery: Path, tmp_path: Path) -> None:
     shown = browse(tmp_path, many, events=move("search", "clip 99") + "get('after').click();" + move("t", 2))
     assert len(shown.frames) == 20 and all(frames == [4, 8, 12] for frames in shown.frames.values())
     assert shown.text["page"] == "page 2 of 6 (111 clips)"
+
+
+def test_all_clips_are_listed_while_the_batch_is_of_the_training_split(folder: Path, tmp_path: Path) -> None:
+    build_shards(folder, tmp_path / "s", workers=1, splits="train=0.5,val=0.5")
+    argv = ["--shards", str(tmp_path / "s"), "--mode", "html", "--out", str(tmp_path / "g"), "--batch-size", "5"]
+    argv += ["--window-size", "2", "--frame-step", "1", "--image-size", "16", "--batch-sampling", "plan", "--step", "1"]
+    assert inspect_windows.main(argv) == 0
+    dataset = ShardDataset(tmp_path / "s")
+    index = WindowIndex(dataset.clip_lengths, 2, 1, clips=dataset.split_clips("train"))
+    known = facts(tmp_path / "g")
+    assert {clip["name"]: clip["split"] for clip in known["clips"]} == {
+        dataset.clip_key(clip): split for split in ("train", "val") for clip in dataset.split_clips(split).tolist()
+    }
+    assert [row["window"] for row in known["batch"]["rows"]] == EpochPlan(index, 5).batch(1).tolist()

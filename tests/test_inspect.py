@@ -245,7 +245,7 @@ def test_pictures_are_of_the_training_split_as_in_training(
         assert facts(capsys, *argv, *chosen)["frames"] == int(dataset.clip_lengths[clips].sum())
     assert facts(capsys, *argv, "--split", "all")["frames"] == 127
     assert facts(capsys, "--shards", split_shards, "--mode", "stats")["frames"] == 127
-    assert "no such split" in refusal(capsys, *argv, "--split", "test")
+    assert "no split 'test'" in refusal(capsys, *argv, "--split", "test")
 
 
 # ---- errors
@@ -260,13 +260,13 @@ def test_pictures_are_of_the_training_split_as_in_training(
             ["--mode", "batch", "--batch-size", "8", "--batch-sampling", "contiguous", "--batch-idx", "6"],
             "batches 0 to 4",
         ),
-        (["--mode", "batch", "--batch-size", "8", "--batch-idx", "-1"], "--batch-idx is -1; it must be 0 or more"),
+        (["--mode", "batch", "--batch-size", "8", "--batch-idx", "-1"], "batch_idx is -1; it must be 0 or more"),
         (["--mode", "batch", "--batch-size", "8", "--batch-sampling", "plan", "--step", "5"], "steps 0 to 4"),
         (["--mode", "batch", "--batch-size", "48"], "there are only 47 windows"),
-        (["--mode", "batch", "--seed", "-1"], "--seed is -1"),
+        (["--mode", "batch", "--seed", "-1"], "seed is -1"),
         (["--window-size", "60"], "the longest of the 5 clips has 41"),
-        (["--fps", "0"], "--fps is 0.0"),
-        (["--mode", "html"], "--mode html needs --out DIR"),
+        (["--fps", "0"], "fps is 0.0"),
+        (["--mode", "html"], "mode html needs --out"),
         (["--mode", "grid"], "invalid choice: 'grid'"),
         (["--save-path", "picture.txt"], "its ending must be one of"),
     ],
