@@ -12,7 +12,7 @@ import time
 
 from tqdm import tqdm
 
-from benchmarks import harness, report
+from benchmarks import harness, plots, report
 from cltt import cli
 
 NAMES = ("build", "order", "loss", "loader", "train", "inspect")
@@ -38,6 +38,7 @@ def main() -> int:
         parser.error(f"no benchmark called {', '.join(unknown)}; there are {', '.join(NAMES)}")
     passed = [run_one(name, quick=not args.full) for name in tqdm(args.names, desc="benchmarks", unit="benchmark")]
     report.main()
+    plots.main()
     return 0 if all(passed) else 1
 
 
