@@ -7,6 +7,7 @@ smaller frames are asked for. Marker layout: ITU-T T.81, Annex B; EXIF orientati
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,4 +188,20 @@ def as_stored(data: bytes, *, verify: str = "decode", resize_short: int | None =
 def _other_format(data: bytes) -> str:
     if not is_image(data[:16]):
         raise BrokenPicture("not an image")
-    return "PNG" if data[:4] == b"\x89PNG" else "not a JPEG"
+    if data[:4] == b"\x89PNG":
+        _check_png(data)
+        return "PNG"
+    return "not a JPEG"
+
+
+def _check_png(data: bytes) -> None:
+    """Check the CRC of every chunk up to the last (PNG specification, section 5.3); a decoder may let a hole pass."""
+    position, kind = 8, b""
+    while kind != b"IEND":
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if end > len(data):
+            raise BrokenPicture("truncated PNG")
+        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise BrokenPicture("broken PNG: CRC mismatch")
+        position = end

@@ -66,15 +66,17 @@ class Scan:
     skipped: list[tuple[bytes, str]] = field(default_factory=list)
 
 
-def natural_key(name: bytes) -> tuple[tuple[int, int, bytes], ...]:
-    """Sort key under which ``frame_2`` comes before ``frame_10``."""
-    parts = _DIGITS.split(name)
-    return tuple((1, int(part), part) if k % 2 else (0, 0, part) for k, part in enumerate(parts))
+def natural_key(name: bytes) -> tuple[bytes | int, ...]:
+    """Sort key under which ``frame_2`` comes before ``frame_10``: text and numbers in turn.
+
+    ``1`` and ``01`` are equal to it; sort by the plain names first.
+    """
+    return tuple(int(part) if k % 2 else part for k, part in enumerate(_DIGITS.split(name)))
 
 
-def path_order(key: bytes) -> tuple[tuple[tuple[int, int, bytes], ...], ...]:
+def path_order(key: bytes) -> tuple[tuple[tuple[bytes | int, ...], ...], bytes]:
     """Natural order of a relative path, folder by folder; the root comes first."""
-    return () if key == ROOT_KEY else tuple(natural_key(part) for part in key.split(b"/"))
+    return (() if key == ROOT_KEY else tuple(natural_key(part) for part in key.split(b"/")), key)
 
 
 def frame_number(name: bytes) -> int | None:
@@ -188,6 +190,7 @@ def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[byte
                 skipped.append((join_key(key, entry.name), "hidden file"))
             else:
                 names.append(entry.name)
+    names.sort()
     names.sort(key=natural_key)
     return key, names, sorted(skipped)
 

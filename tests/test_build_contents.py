@@ -41,6 +41,10 @@ def _png16() -> bytes:
     return cv2.imencode(".png", _picture()[:, :, ::-1].astype(np.uint16) * 257)[1].tobytes()
 
 
+def _flipped(content: bytes, where: int) -> bytes:
+    return content[:where] + bytes([content[where] ^ 8]) + content[where + 1 :]
+
+
 GREY = np.ascontiguousarray(_picture()[:, :, 0])
 COPIED = {
     "baseline.jpg": _jpeg(),
@@ -60,6 +64,7 @@ BROKEN = {
     "empty.jpg": b"",
     "cut.jpg": _jpeg()[:-500],
     "cut_png.png": _pil(Image.fromarray(_picture()), "PNG")[:-200],
+    "flipped_png.png": _flipped(_pil(Image.fromarray(_picture()), "PNG"), 300),
     "cut_in_header.jpg": _jpeg()[:30],
     "garbage.jpg": bytes(range(256)) * 20,
     "text.jpg": b"this is not a picture\n" * 40,
