@@ -68,7 +68,7 @@ class Cluster:
     def ended(self, job: str) -> bool:
         return self.state(job) not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
-    def wait(self, job: str, *, seconds: float = 180) -> dict[str, str]:
+    def wait(self, job: str, *, seconds: float = 300) -> dict[str, str]:
         """The job's facts once it has ended for good; its log is shown if it does not end."""
         deadline = time.monotonic() + seconds
         while not self.ended(job):
