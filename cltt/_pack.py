@@ -20,10 +20,11 @@ from cltt import format, source
 from cltt._plan import Plan
 from cltt.errors import DataError
 
-READ_THREADS = 16
-READ_FRAMES = 32  # frames read by one thread at a time ...
-READ_BYTES = 4 << 20  # ... unless they hold more than this
-READ_AHEAD = 24  # such pieces in flight: at most about 100 MB a process
+READ_THREADS = 32  # they wait for the file system, they do not compute
+READ_FRAMES = 8  # frames read by one thread at a time ...
+READ_BYTES = 1 << 20  # ... unless they hold more than this
+READ_AHEAD = 64  # such pieces in flight ...
+HELD_BYTES = 64 << 20  # ... unless they may hold more than this
 # One row a planned frame: a format.FRAME_DTYPE record and whether the frame is in the shard.
 PART_DTYPE = np.dtype([*((name, format.FRAME_DTYPE[name]) for name in format.FRAME_DTYPE.names or ()), ("good", "?")])
 Progress = Callable[[int, int], None]
@@ -59,6 +60,13 @@ def _pieces(plan: Plan, shard: int) -> Iterator[list[_Planned]]:
                 piece, held = [], 0
     if piece:
         yield piece
+
+
+def _ahead(plan: Plan, shard: int) -> int:
+    """Pieces to read ahead without holding more than about HELD_BYTES."""
+    frames = plan.shard_frames(shard)
+    largest = int(plan.frames["size"][frames.start : frames.stop].max())
+    return max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, largest)))
 
 
 def _read_planned(root: bytes, frame: _Planned) -> bytes | None:
@@ -169,7 +177,7 @@ def pack_shard(plan: Plan, out: Path, shard: int, progress: Progress) -> None:
         def read(piece: list[_Planned]) -> list[tuple[_Planned, bytes | None]]:
             return [(frame, _read_planned(plan.root, frame)) for frame in piece]
 
-        for piece in source.ordered_map(pool, read, _pieces(plan, shard), READ_AHEAD):
+        for piece in source.ordered_map(pool, read, _pieces(plan, shard), _ahead(plan, shard)):
             for frame, data in piece:
                 writer.add(frame, data, plan.settings)
             writer.flush()

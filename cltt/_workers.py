@@ -43,14 +43,15 @@ def serve(out_dir: str) -> None:
     todo: queue.Queue[int] = queue.Queue()
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     out = Path(out_dir)
+    shard = todo.get()  # there is a plan once there is work
+    plan = Plan(out / format.BUILD / PLAN)
     while True:
-        shard = todo.get()
         try:
-            plan = Plan(out / format.BUILD / PLAN)
             pack_one(plan, out, shard, lambda frames, size: _tell(frames=frames, bytes=size))
             _tell(done=shard)
         except CLTTError as error:
             _tell(error=str(error))
+        shard = todo.get()
 
 
 def _listen(todo: queue.Queue[int]) -> None:

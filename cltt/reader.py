@@ -156,25 +156,26 @@ class ShardDataset(_ClipTable):
         unique, places = np.unique(ids, return_inverse=True)
         found: list[bytes | FrameError] = []
         records = np.asarray(self._frames[unique])
+        columns = [records[name].tolist() for name in ("shard", "offset", "size", "crc")]
         for start, stop in _neighbours(records):
-            found += self._read_range(unique[start:stop], records[start:stop])
+            found += self._read_range(unique[start:stop], *(column[start:stop] for column in columns))
         return [found[place] for place in places.tolist()]
 
-    def _read_range(self, ids: Array, records: Array) -> Iterator[bytes | FrameError]:
+    def _read_range(
+        self, ids: Array, shards: list[int], offsets: list[int], sizes: list[int], crcs: list[int]
+    ) -> Iterator[bytes | FrameError]:
         """Frames that lie close together in one shard, in one read."""
-        shard, first = int(records["shard"][0]), int(records["offset"][0])
-        size = int(records["offset"][-1]) + int(records["size"][-1]) - first
+        first = offsets[0]
         try:
-            data, problem = self._files.pread(shard, size, first), "cut off"
+            data, problem = self._files.pread(shards[0], offsets[-1] + sizes[-1] - first, first), "cut off"
         except OSError as error:
             data, problem = b"", f"cannot be read ({error.strerror})"
-        facts = zip(*(records[name].tolist() for name in ("offset", "size", "crc")), strict=True)
-        for frame_id, (offset, size, crc) in zip(ids.tolist(), facts, strict=True):
+        for k, (offset, size, crc) in enumerate(zip(offsets, sizes, crcs, strict=True)):
             frame = data[offset - first : offset - first + size]
             if len(frame) == size and zlib.crc32(frame) == crc:
                 yield frame
             else:
-                yield self._damaged(frame_id, shard, problem if len(frame) < size else "CRC mismatch")
+                yield self._damaged(int(ids[k]), shards[0], problem if len(frame) < size else "CRC mismatch")
 
     def _damaged(self, frame_id: int, shard: int, problem: str) -> FrameError:
         try:
@@ -191,13 +192,14 @@ def _neighbours(records: Array) -> Iterator[tuple[int, int]]:
     """Ranges of ``records`` (in the order of the shards) that one read should cover."""
     if not len(records):
         return
-    ends = records["offset"] + records["size"]
-    far = (np.diff(records["shard"].astype(np.int64)) != 0) | (records["offset"][1:] - ends[:-1] > MAX_GAP)
+    offsets = records["offset"]
+    ends = offsets + records["size"]
+    far = (np.diff(records["shard"].astype(np.int64)) != 0) | (offsets[1:] - ends[:-1] > MAX_GAP)
     start = 0
     for stop in [*(np.flatnonzero(far) + 1).tolist(), len(records)]:
-        while int(ends[stop - 1]) - int(records["offset"][start]) > MAX_READ and stop - start > 1:
-            limit = int(records["offset"][start]) + MAX_READ
-            middle = start + max(1, int(np.searchsorted(ends[start:stop], limit, side="right")))
+        while stop - start > 1 and ends[stop - 1] - offsets[start] > MAX_READ:
+            fit = int(np.searchsorted(ends[start:stop], offsets[start] + MAX_READ, side="right"))
+            middle = start + max(1, fit)
             yield start, middle
             start = middle
         yield start, stop

@@ -32,8 +32,8 @@ __all__ = [
     "scan_folders",
 ]
 
-SCAN_THREADS = 32
-STAT_CHUNK = 64  # files stat'ed by one thread at a time
+SCAN_THREADS = 64  # they wait for the file system, they do not compute
+STAT_CHUNK = 16  # files stat'ed by one thread at a time
 _DIGITS = re.compile(rb"(\d+)")
 ROOT_KEY = b"."
 DANGLING = -1  # the size of a frame whose symbolic link leads nowhere
