@@ -124,7 +124,7 @@ def build_encoder(name: str) -> ResNet:
 class ProjectionHead(nn.Sequential):
     """Linear, BatchNorm, ReLU, Linear: [n, in_dim] -> [n, out_dim] (the head of SimCLR, arXiv:2002.05709)."""
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int = 128) -> None:
         super().__init__(
             nn.Linear(in_dim, in_dim, bias=False),  # the bias would be taken out again by BatchNorm
             nn.BatchNorm1d(in_dim),

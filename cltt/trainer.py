@@ -64,7 +64,8 @@ class StopSignals:
     """SIGUSR1 and SIGTERM ask the run to save and stop.
 
     Outside :meth:`deferred` nothing is there to save, so the process exits at once, with EXIT_REQUEUE; inside, the
-    signal is remembered and the loop acts on it after the step. Further signals change nothing.
+    signal is remembered and the loop acts on it after the step (several ranks: at the latest after the next one, which
+    is the same for all). Further signals change nothing.
     """
 
     def __init__(self) -> None:
@@ -266,7 +267,8 @@ class Trainer:
         self._check("loss", value, batch)
         self._clip(batch)
         self.optimizer.step()
-        return value, int(agreed)
+        alone = distributed.world().world_size == 1
+        return value, self._wish() if alone else int(agreed)  # several ranks act on what they asked for before the step
 
     def _wish(self) -> int:
         if self.stop.requested:
@@ -321,8 +323,8 @@ class Trainer:
             replace_file(path, json.dumps({**facts, "window_ids": ids}, indent=1).encode())
         shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
         raise NonFiniteLossError(
-            f"{what} is {value} at epoch {facts['epoch']}, step {facts['step']} of it; training stopped, its checkpoints "
-            f"are from before. Windows of the batch: {shown} (all in {path}). Try a lower --lr or --amp off"
+            f"{what} is {value} at epoch {facts['epoch']}, step {facts['step']} of it; training stopped, its "
+            f"checkpoints are from before. Windows of the batch: {shown} (all in {path}). Try a lower --lr or --amp off"
         )
 
     def _end_epoch(self) -> None:
