@@ -29,16 +29,17 @@ class Records:
         self.settings = settings
         self.trainer = trainer
         self.loader = loader
-        self._board = _open_board(settings.run_dir) if settings.log.tensorboard else None
+        done = trainer.history.total_steps
+        self._board = _open_board(settings.run_dir, done) if settings.log.tensorboard else None
         replace_file(settings.run_dir / SETTINGS_FILE, json.dumps(settings.to_dict(), indent=1).encode())
         self._write_csv()
         steps = trainer.steps_per_epoch
         self.progress = Progress(
             total_steps=steps * settings.optim.epochs,
-            done_steps=trainer.history.total_steps,
+            done_steps=done,
             steps_per_epoch=steps,
             batch_size=settings.data.batch_size,
-            wait_share=self._wait_share,
+            wait_share=lambda: loader.stats()["wait_share"],
             device=device,
         )
 
@@ -62,14 +63,14 @@ class Records:
         row = history.train[-1]
         line = f"epoch {history.epoch}/{self.settings.optim.epochs} loss {row['loss']:.4f} "
         line += f"lr {row['learning_rate']:.2e} {self.progress.windows_per_second:.1f} windows/s "
-        line += f"wait {100 * self._wait_share():.1f}%"
+        line += f"wait {100 * self.loader.stats()['wait_share']:.1f}%"
         if history.evaluation and history.evaluation[-1]["epoch"] == history.epoch:
             line += _accuracies(history.evaluation[-1])
         self.progress.write(line)
         if self._board is not None:
             rows = {**row, **(history.evaluation[-1] if history.evaluation else {})}
             for name in rows.keys() - {"epoch"}:
-                self._board.add_scalar(f"epoch/{name}", rows[name], history.epoch)
+                self._board.add_scalar(f"epoch/{name}", rows[name], history.total_steps)
 
     def summarise(self, done: bool) -> None:
         """Say how the run ended and, at its end, draw its curves into the run's folder."""
@@ -83,9 +84,6 @@ class Records:
         bad = int(self.loader.stats()["frames_bad"])
         print(f"complete: {where}, loss {loss}{evaluation}, bad frames {bad}; run in {run_dir}", flush=True)
         self._plot(run_dir)
-
-    def _wait_share(self) -> float:
-        return self.loader.stats().get("wait_share", 0.0)
 
     def _write_csv(self) -> None:
         if self.settings.log.csv_log:
@@ -108,9 +106,10 @@ def _accuracies(row: dict[str, float]) -> str:
     return "".join(f" {part} acc {row[f'{part}_acc']:.3f}" for part in ("train", "val", "test") if f"{part}_acc" in row)
 
 
-def _open_board(run_dir: Path) -> Any:
+def _open_board(run_dir: Path, done_steps: int) -> Any:
+    """TensorBoard's writer; what a killed run wrote beyond ``done_steps`` is not shown twice."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise SettingsError("--tensorboard needs the package tensorboard: pip install 'cltt[tensorboard]'") from None
-    return SummaryWriter(str(run_dir / "tensorboard"))
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=done_steps + 1)

@@ -127,12 +127,13 @@ def train(settings: TrainSettings, *, on_step: Callable[[float], None] | None = 
     """
     stop = StopSignals()
     facts = distributed.rank_facts()
-    device = distributed.pick_device(settings.run.device, facts)
-    distributed.start(facts, device)
     try:
+        device = distributed.pick_device(settings.run.device, facts)
+        distributed.start(facts, device)
         return _train(settings, facts, device, stop, on_step)
     finally:
         distributed.stop()
+        stop.restore()
 
 
 def _train(

@@ -71,9 +71,13 @@ class StopSignals:
     def __init__(self) -> None:
         self.requested = False
         self._deferred = False
-        for name in ("SIGUSR1", "SIGTERM"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._on_signal)
+        numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name)]
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+
+    def restore(self) -> None:
+        """Give both signals back to those who had them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -1,0 +1,93 @@
+"""Training on one CUDA device: a run with autocast, resume to the last bit, caching's memory, the check of the loss."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from cltt import TemporalInfoNCE, app, checkpoint
+from cltt._gradcache import cached_backward
+from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+from cltt.trainer import HostCopy, NonFiniteLossError
+from tests import training
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.make_shards(tmp_path_factory.mktemp("training"))
+
+
+def run(shards: Path, run_dir: Path, *more: str) -> list[float]:
+    """Losses of a run of ResNet-18 on CUDA."""
+    losses: list[float] = []
+    settings = train.parse([*training.flags(shards, run_dir), "--device", "cuda", "--epochs", "2", *more])
+    assert app.train(settings, on_step=losses.append) == 0
+    return losses
+
+
+def test_bf16_follows_fp32(shards: Path, tmp_path: Path) -> None:
+    """Autocast is on by default on CUDA, and its losses lie near those without."""
+    half, full = run(shards, tmp_path / "half"), run(shards, tmp_path / "full", "--amp", "off")
+    assert half != full
+    assert half[:4] == pytest.approx(full[:4], abs=0.1)
+    assert half[-1] < half[0]
+    assert (tmp_path / "half" / "metrics.csv").read_text().count("\n") == 3
+
+
+def test_deterministic_resume_is_bit_identical(shards: Path, tmp_path: Path) -> None:
+    whole = run(shards, tmp_path / "whole", "--deterministic")
+    first = run(shards, tmp_path / "parts", "--deterministic")
+    (tmp_path / "parts" / "epoch-0002.pt").unlink()
+    rest = run(shards, tmp_path / "parts", "--deterministic", "--resume")
+    torch.use_deterministic_algorithms(False)
+    assert first == whole
+    assert rest == whole[12:]
+    weights = [checkpoint.load(tmp_path / name / "epoch-0002.pt")["model"] for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_caching_holds_no_more_memory_for_a_larger_batch() -> None:
+    """Peak memory beyond the batch itself, at 8 and at 64 windows of 8 a time."""
+
+    def peak(windows: int) -> int:
+        device = torch.device("cuda")
+        encoder = build_encoder("resnet18")
+        model = ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim)).to(device)
+        frames = torch.zeros(windows, 5, 3, 64, 64, device=device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        cached_backward(model, frames, 8, forward=lambda m, x: m(x), loss_of=TemporalInfoNCE())
+        return torch.cuda.max_memory_allocated() - before
+
+    peak(8)  # workspaces of the libraries
+    assert peak(64) < peak(8) + 30e6
+
+
+def test_scalars_reach_the_host_before_the_work_behind_them() -> None:
+    x = torch.full((), 3.5, device="cuda")
+    copy = HostCopy(x, torch.full((), 2, dtype=torch.int32, device="cuda"))
+    x.fill_(math.nan)
+    assert copy.read() == [3.5, 2.0]
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poisoned(TemporalInfoNCE):
+        calls = 0
+
+        def forward(self, z: torch.Tensor, *ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            Poisoned.calls += 1
+            return super().forward(z, *ids) * (math.nan if Poisoned.calls == 15 else 1.0)
+
+    monkeypatch.setattr(app, "TemporalInfoNCE", Poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2, step 3"):
+        run(shards, tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run" / "epoch-0001.pt")["model"]
+    assert all(torch.isfinite(value).all() for value in state.values())
