@@ -157,7 +157,10 @@ def write_html(made: Inspection) -> int:
 
 
 def emit(facts: dict[str, Any], text: str, as_json: bool) -> None:
-    print(json.dumps(facts, indent=2) if as_json else visualize.printable_lines(text))
+    """Print; names in letters that the terminal cannot show get ``?`` there, and escapes in JSON."""
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = visualize.printable_lines(text).encode(encoding, "replace").decode(encoding)
+    print(json.dumps(facts, indent=2) if as_json else shown)
 
 
 def deliver(figure: Figure, save_path: str | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"pil_kwargs": {"compress_level": PNG_LEVEL}} if path.suffix.lower() == ".png" else {}
-        figure.savefig(path, dpi=DPI, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a name in letters the font lacks is drawn as boxes
+            figure.savefig(path, dpi=DPI, **options)
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or error}; give another --save-path") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -306,6 +307,18 @@ def test_it_saves_without_any_environment_and_makes_the_folders(shards: Path, tm
     done = script("--shards", shards, *SMALL, "--save-path", save_path)
     assert done.returncode == 0, done.stderr
     assert matplotlib.image.imread(save_path).ndim == 3
+
+
+@pytest.mark.parametrize("mode", [["sample"], ["stats"], ["verify"], ["html", "--batch-size", "3"]])
+def test_names_of_any_letters(tmp_path: Path, mode: list[str]) -> None:
+    root = data.make_clips(tmp_path / "frames", {"$x_{a}^2": 12, "日本": 12, "z" * 200: 12})
+    with contextlib.suppress(OSError):  # a file system that takes Unicode names only
+        os.rename(os.fsencode(root / "$x_{a}^2"), os.fsencode(root) + b"/\xff$x_{a}^2$")
+    argv = ["--root-dir", root, *SMALL, "--save-path", tmp_path / "w.png", "--out", tmp_path / "g", "--mode", *mode]
+    for encoding in ("ascii", "utf-8"):
+        done = script(*argv, env={"PYTHONIOENCODING": encoding})
+        assert done.returncode == 0, done.stderr
+        assert done.stderr in ("", f"wrote {tmp_path / 'w.png'}\n")
 
 
 BACKEND = """
