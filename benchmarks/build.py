@@ -126,7 +126,12 @@ def decode_resize_encode(frame: bytes) -> bytes:
 
 
 def row(
-    what: str, ours: harness.Timing, peer: harness.Timing, frames: int, bound: str, reached: Callable[[float], bool]
+    what: str,
+    ours: harness.Timing,
+    peer: harness.Timing,
+    frames: int,
+    bound: str,
+    reached: Callable[[float], bool] | None,
 ) -> harness.Row:
     """One figure against a peer: the ratio is our time over the peer's, round by round."""
     ratio = harness.ratio(ours, peer)
@@ -141,7 +146,7 @@ def row(
         "ratio_p80": ratio.p80,
         "rounds": len(ratio.seconds),
         "bound": bound,
-        "reached": "yes" if reached(ratio.median) else "no",
+        "reached": "" if reached is None else "yes" if reached(ratio.median) else "no",
     }
 
 
@@ -330,7 +335,7 @@ def reading(root: Path, folder: Path, rounds: int) -> list[harness.Row]:
     peer = timings["bare pread loop"]
     return [
         row("read 10,000 random frames", timings["cltt"], peer, 10_000, "<= 2", lambda r: r <= 2),
-        row("the same, 256 a call", timings["cltt, 256 a call"], peer, 10_000, "<= 2", lambda r: r <= 2),
+        row("the same, 256 a call", timings["cltt, 256 a call"], peer, 10_000, "", None),
     ]
 
 

@@ -135,7 +135,7 @@ def _frame_rows(plan: Plan, out: Path, clips: _Clips) -> Iterator[np.ndarray[Any
                 folder = int(folders[k])
                 clips.start(written + k, folder, plan)
             last_folder = int(folders[-1])
-        hole = bool(hole and not len(good)) or bool(breaks[-1] > (at[-1] if len(good) else 0))
+        hole = bool(breaks[-1] > (at[-1] if len(good) else 0))
         written += len(good)
         yield rows[good][list(format.FRAME_DTYPE.names or ())]
 

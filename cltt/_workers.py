@@ -118,11 +118,11 @@ class Worker:
 
 @contextlib.contextmanager
 def crew(out: Path, workers: int) -> Iterator[list[Worker]]:
-    """``workers`` packing processes (none if one is asked for: the caller packs), stopped at the end.
+    """``workers`` - 1 packing processes, as the caller packs too; stopped at the end.
 
     They may be started before the plan is there: they import what they need while it is made.
     """
-    started = [Worker(out) for _ in range(workers if workers > 1 else 0)]
+    started = [Worker(out) for _ in range(workers - 1)]
     try:
         yield started
     finally:
@@ -130,20 +130,16 @@ def crew(out: Path, workers: int) -> Iterator[list[Worker]]:
 
 
 def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress) -> None:
-    """Pack those of ``shards`` that are not done by ``workers``, or in this process if they are not worth it.
+    """Pack those of ``shards`` that are not done, in this process and by ``workers``.
 
     Raises the first worker's DataError; the others are stopped, and what they had not finished leaves no shard.
     """
     plan = Plan(out / format.BUILD / PLAN)
     shards = [shard for shard in shards if not _tell_if_done(plan, out, shard, progress)]
-    if min(len(workers), len(shards)) <= 1:
-        for shard in shards:
-            pack_one(plan, out, shard, progress)
-        return
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:
         todo.put(shard)
-    _serve_all(workers, todo, progress)
+    _serve_all(workers, todo, progress, lambda shard, tell: pack_one(plan, out, shard, tell))
 
 
 def _tell_if_done(plan: Plan, out: Path, shard: int, progress: Progress) -> bool:
@@ -153,8 +149,13 @@ def _tell_if_done(plan: Plan, out: Path, shard: int, progress: Progress) -> bool
     return done
 
 
-def _serve_all(workers: list[Worker], todo: queue.SimpleQueue[int], progress: Progress) -> None:
-    """Give every worker one shard after another; one parent thread serves one worker."""
+def _serve_all(
+    workers: list[Worker],
+    todo: queue.SimpleQueue[int],
+    progress: Progress,
+    pack_here: Callable[[int, Progress], None],
+) -> None:
+    """Give every worker one shard after another, each from a thread of its own, and take shards here as well."""
     lock = threading.Lock()
 
     def tell(frames: int, size: int) -> None:
@@ -165,10 +166,19 @@ def _serve_all(workers: list[Worker], todo: queue.SimpleQueue[int], progress: Pr
         for shard in iter(_next(todo), None):
             worker.pack(shard, tell)
 
-    with ThreadPoolExecutor(len(workers)) as pool:
+    def tell_here(frames: int, size: int) -> None:
+        tell(frames, size)
+        for driven in drives:
+            if driven.done():
+                driven.result()  # a worker's error ends our own packing at once
+
+    with ThreadPoolExecutor(max(1, len(workers))) as pool:
+        drives = [pool.submit(drive, worker) for worker in workers]
         try:
-            for finished in as_completed([pool.submit(drive, worker) for worker in workers]):
-                finished.result()
+            for shard in iter(_next(todo), None):
+                pack_here(shard, tell_here)
+            for driven in as_completed(drives):
+                driven.result()
         except BaseException:
             _stop(workers)  # before the pool waits for its threads, which wait for the workers
             raise

@@ -116,14 +116,14 @@ def test_any_number_of_workers_gives_the_same_bytes(root: Path, unbroken: Path, 
 @pytest.mark.slow
 def test_a_killed_worker_is_named_and_a_killed_parent_leaves_none(root: Path, unbroken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = _start(root, out, "--workers", "2")
+    process = _start(root, out, "--workers", "3")
     children = _wait_for_children(process.pid, 2)
     os.kill(children[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "killed by signal 9 while it wrote shard-" in output and "Traceback" not in output
     _assert_whole_under_final_names(out)
-    process = _start(root, out, "--workers", "2")
+    process = _start(root, out, "--workers", "3")
     children = _wait_for_children(process.pid, 2)
     process.kill()
     process.communicate()
