@@ -82,7 +82,8 @@ class Records:
         loss = f"{history.train[-1]['loss']:.4f}"
         evaluation = _accuracies(history.evaluation[-1]) if history.evaluation else ""
         bad = int(self.loader.stats()["frames_bad"])
-        print(f"complete: {where}, loss {loss}{evaluation}, bad frames {bad}; run in {run_dir}", flush=True)
+        rate = f"{self.progress.windows_per_second:.1f} windows/s"
+        print(f"complete: {where}, loss {loss}{evaluation}, {rate}, bad frames {bad}; run in {run_dir}", flush=True)
         self._plot(run_dir)
 
     def _write_csv(self) -> None:

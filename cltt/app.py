@@ -6,10 +6,14 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from cltt import checkpoint, distributed
 from cltt._records import Records
@@ -27,6 +31,9 @@ from cltt.trainer import EXIT_REQUEUE, Saver, StopSignals, Trainer
 from cltt.windows import WindowIndex
 
 EVALUATION_FILE = "evaluation.json"
+# torch 2.13 has a new name for "broadcast the buffers before every forward pass"
+_NEW_NAME = "forward_sync_buffers"
+_SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
 
 def open_dataset(data: DataSettings, facts: RankFacts | None = None) -> ShardDataset:
@@ -102,8 +109,8 @@ def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.devic
     if facts.world_size == 1:
         return model
     # Buffers are the running statistics: equal on all ranks if synchronised, and unused in training anyway.
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, **options)
 
 
 def build_optimizer(
@@ -273,7 +280,7 @@ def _evaluation(
     def evaluate() -> dict[str, float]:
         result = evaluator(encoder)
         replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
-        print(result.describe(), flush=True)
+        tqdm.write(result.describe())  # leaves the progress bar whole
         return result.row()
 
     return evaluate

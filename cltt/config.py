@@ -200,6 +200,9 @@ class LogSettings:
 
     def __post_init__(self) -> None:
         require_positive("eval_every", self.eval_every)
+        for name in ("csv_log_path", "eval_csv_log_path"):
+            path = getattr(self, name)
+            require(self.csv_log or path is None, f"{name} is {path!r}, but nothing is written to it without --csv-log")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,8 @@ def test_the_command_people_use_is_understood() -> None:
         (["--shards", "x", "--batch-size", "many"], ["--batch-size", "many"]),
         (["--shards", "x", "--batch-size", "0"], ["batch_size is 0"]),
         (["--shards", "x", "--no-such-flag"], ["--no-such-flag"]),
+        (["--shards", "x", "--csv-log-path", "a.csv"], ["a.csv", "--csv-log"]),
+        (["--shards", "x", "--root-dir", "y"], ["--root-dir", "--shards"]),
         (["--root-dir", "{frames}", "--frame-step", "100"], ["30", "window"]),
         (["--root-dir", "{frames}", "--batch-size", "1000", "--frame-step", "1"], ["1000"]),
         (["--root-dir", "{frames}", "--frame-step", "1", "--split", "val"], ["val", "none"]),
