@@ -109,7 +109,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set_ylim(0, 110)
         axes.set_title(f"{views[0]} labelled view{'s' if views[0] != '1' else ''} an object", loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower right", ncols=2)
     figure.supylabel("COIL-20 views named right, %", fontsize=9)
     figure.savefig(path)
 
