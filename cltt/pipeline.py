@@ -103,11 +103,11 @@ class BatchMaker:
 
     def _gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
         """uint8 [n, S*S*3]."""
-        rows = torch.from_numpy(slots).to(store.pixels.device)
         if store.pixels.device.type != "cpu":
-            return store.pixels.index_select(0, rows)
-        out = torch.from_numpy(self._memory.take(len(slots) * store.pixels.shape[1])).view(len(slots), -1)
-        return torch.index_select(store.pixels, 0, rows, out=out)
+            return store.pixels.index_select(0, torch.from_numpy(slots).to(store.pixels.device))
+        # numpy, not torch: it copies whole rows, and starts no OpenMP threads that spin where the decoders should run.
+        out = self._memory.take(len(slots) * store.pixels.shape[1]).reshape(len(slots), -1)
+        return torch.from_numpy(np.take(store.pixels.numpy(), slots, axis=0, out=out, mode="clip"))
 
     def _augmented(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray]) -> torch.Tensor:
         """uint8 [n, S, S, 3]."""
