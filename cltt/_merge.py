@@ -163,7 +163,7 @@ def _clip_matrix(clips: _Clips, num_frames: int, settings: dict[str, Any]) -> tu
 def _write_index_files(plan: Plan, out: Path) -> tuple[int, int, list[str]]:
     """Write frames.npy, clips.npy and the keys; (frames, clips, label names)."""
     clips = _Clips()
-    with format.published(out / format.FRAMES) as file:
+    with format.published(out / format.FRAMES, sync=False) as file:
         writer = format.NpyWriter(file, format.FRAME_DTYPE)
         for rows in _frame_rows(plan, out, clips):
             writer.write(rows)
@@ -171,11 +171,11 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[int, int, list[str]]:
     if writer.rows == 0:
         raise DataError(f"not one of the {plan.num_frames} files under {plan.root_dir!r} is a whole picture")
     matrix, label_names = _clip_matrix(clips, writer.rows, plan.settings)
-    with format.published(out / format.CLIPS) as file:
+    with format.published(out / format.CLIPS, sync=False) as file:
         np.save(file, matrix)
-    with format.published(out / format.KEYS) as file:
+    with format.published(out / format.KEYS, sync=False) as file:
         file.write(b"".join(clips.keys))
-    with format.published(out / format.KEY_OFFSETS) as file:
+    with format.published(out / format.KEY_OFFSETS, sync=False) as file:
         np.save(file, np.cumsum([0, *map(len, clips.keys)], dtype=np.int64))
     return writer.rows, matrix.shape[1], label_names
 
@@ -194,7 +194,7 @@ def _notes(plan: Plan, out: Path) -> Iterator[tuple[str, str, str]]:
 def _write_report(plan: Plan, out: Path) -> dict[str, dict[str, int]]:
     """Write report.json a line a file; counts by reason of what was skipped and re-encoded."""
     counts: dict[str, Counter[str]] = {"skipped": Counter(), "reencoded": Counter()}
-    with format.published(out / format.REPORT) as file:
+    with format.published(out / format.REPORT, sync=False) as file:
         file.write(b'{"files": [')
         for number, (path, what, reason) in enumerate(_notes(plan, out)):
             counts[what][reason] += 1
@@ -230,5 +230,6 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
         "shards": shards,
         "files": files,
     }
+    format.flush(out)  # all that the index speaks of
     format.write_json(out / format.INDEX, index)
     return index

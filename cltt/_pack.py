@@ -171,7 +171,8 @@ def pack_shard(plan: Plan, out: Path, shard: int, progress: Progress) -> None:
     records, facts = part_paths(out, shard)
     facts.unlink(missing_ok=True)
     temporary = out / format.BUILD / (format.shard_name(shard) + ".tmp")
-    with ThreadPoolExecutor(READ_THREADS) as pool, format.published(out / format.shard_name(shard), temporary) as file:
+    tar = out / format.shard_name(shard)
+    with ThreadPoolExecutor(READ_THREADS) as pool, format.published(tar, temporary, sync=False) as file:
         writer = _ShardWriter(file, shard)
 
         def read(piece: list[_Planned]) -> list[tuple[_Planned, bytes | None]]:
@@ -183,6 +184,6 @@ def pack_shard(plan: Plan, out: Path, shard: int, progress: Progress) -> None:
             writer.flush()
             progress(len(piece), sum(max(0, frame.size) for frame, _ in piece))
         writer.close()
-        with format.published(records, last=False) as part:
+        with format.published(records, sync=False) as part:
             np.save(part, np.array(writer.rows, PART_DTYPE))
-        format.write_json(facts, writer.facts(), last=False)
+        format.write_json(facts, writer.facts(), sync=False)

@@ -117,8 +117,10 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
         )
     facts = {name: getattr(columns, name) for name in ("frames", "clips", "shards", "bytes")}
     format.write_json(temporary / "plan.json", {"root_dir": root_dir, "settings": settings, **facts})
+    for file in temporary.iterdir():
+        format.flush(file)
     os.replace(temporary, folder)
-    format.sync_folder(folder.parent)
+    format.flush(folder.parent)
 
 
 class Plan:

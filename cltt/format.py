@@ -166,9 +166,9 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` last (a file's own fsync does not)."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Make a file's contents last, or the names in a folder (a file's own fsync does not)."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -187,10 +187,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def published(path: Path, temporary: Path | None = None, *, last: bool = True) -> Iterator[Any]:
+def published(path: Path, temporary: Path | None = None, *, sync: bool = True) -> Iterator[Any]:
     """A file to write (binary) that appears under ``path`` only when whole and on disk.
 
-    ``last=False``: another file published later speaks of this one, and waits for the folder's entries for both.
+    ``sync=False`` leaves the folder's entry to a later :func:`flush`, before anything speaks of this file.
     """
     temporary = temporary or path.with_name(f".{path.name}.tmp")
     with writing(path):
@@ -203,12 +203,12 @@ def published(path: Path, temporary: Path | None = None, *, last: bool = True) -
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        if last:
-            sync_folder(path.parent)
+        if sync:
+            flush(path.parent)
 
 
-def write_json(path: Path, value: Any, *, last: bool = True) -> None:
-    with published(path, last=last) as file:
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    with published(path, sync=sync) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
