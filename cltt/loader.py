@@ -28,6 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 STATE_VERSION = 1
 # The block in use, and the next one that is filled meanwhile.
 BLOCKS_HELD = 2
+STEPS_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -237,10 +238,13 @@ class WindowLoader:
 
     def _slots(self) -> int:
         framing, device = self._decoder.framing, self._decoder.device
+        step = self._batch_size // self._share["world_size"] * self.index.window_size
         block = self.plan.frames_per_block(**self._share)
-        least = self._batch_size // self._share["world_size"] * self.index.window_size
         needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
-        return slots_for(needed, block, least, framing.pixels * 3, self._cache_bytes, device)
+        if block == step * -(-len(self.plan) // self.plan.num_blocks):
+            # No frame of a block is used twice: a few steps ahead do, in memory that stays in the processor's caches.
+            needed = block = min(block, STEPS_AHEAD * step)
+        return slots_for(needed, block, step, framing.pixels * 3, self._cache_bytes, device)
 
     def _next_batch(self, prefetcher: Prefetcher) -> Batch:
         ready = prefetcher.take()
