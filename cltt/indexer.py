@@ -130,10 +130,7 @@ def build_shards(
             return finished
         if finalize:
             return _publish(_open_plan(root, out, settings, may_make=False), out)
-        with _task_lock(out, part), crew(out, workers or _cores()) as packers:
-            plan = _open_plan(root, out, settings)
-            _pack(plan, out, list(range(plan.num_shards)[part or slice(None)]), packers)
-        return _planned_report(plan, out) if part is not None else _publish(plan, out)
+        return _build(root, out, settings, workers or _cores(), part)
 
 
 # ---- settings
@@ -244,6 +241,14 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
 
 
 # ---- the steps
+
+
+def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
+    """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
+    with _task_lock(out, part), crew(out, workers) as packers:
+        plan = _open_plan(root, out, settings)
+        _pack(plan, out, list(range(plan.num_shards)[part or slice(None)]), packers)
+    return _planned_report(plan, out) if part is not None else _publish(plan, out)
 
 
 def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
