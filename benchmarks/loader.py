@@ -1,14 +1,16 @@
 """Windows a second of the loader and its peers, decodes a frame, and the share of the machine's decode ceiling.
 
 ``python -m benchmarks.loader [--quick]``. Same JPEG bytes, same batches (uint8 [B, T, 3, S, S], a view of channels-last
-memory), the same number of threads or worker processes: one a core. Each sample is a fresh loader, timed from its first
-batch on, so that nobody works ahead while another one is timed; the project's loader and webdataset run to the end of
-the epoch, because what they save is not spread evenly over it. FFCV is not among the peers: its source package does not
-build here.
+memory), the same number of threads or worker processes: one a core. Each sample is a fresh loader, so that nobody works
+ahead while another one is timed. The peers that decode every window anew are timed over some batches, from their first
+batch on. The project's loader and webdataset are timed over a whole epoch with its start: what they save is not spread
+evenly over an epoch, and a shuffle buffer is filled before its first batch. FFCV is not among the peers: its source
+package does not build here.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
 import time
@@ -71,16 +73,15 @@ class Race:
         self.epoch = 0
         self.decodes: list[float] = []
 
-    def entries(self) -> dict[str, tuple[Callable[[], Batches], int]]:
-        """name -> (fresh iterator, most batches to draw of it)."""
-        whole = len(self.index) // BATCH
-        short = min(self.most, whole)
+    def entries(self) -> dict[str, tuple[Callable[[], Batches], int | None]]:
+        """name -> (fresh iterator, batches to time; None: a whole epoch)."""
+        short = min(self.most, len(self.index) // BATCH - 1)
         return {
             "PIL + DataLoader": (lambda: file_batches(self.files, self.index, BATCH, self.workers, "pil"), short // 3),
             "OpenCV + DataLoader": (lambda: file_batches(self.files, self.index, BATCH, self.workers, "opencv"), short),
             "DALI file reader": (lambda: dali_batches(self.files, self.index, BATCH, self.workers), short),
-            STREAM: (lambda: webdataset_batches(self.dataset, self.index, BATCH, self.workers), whole),
-            OURS: (self.ours, whole),
+            STREAM: (lambda: webdataset_batches(self.dataset, self.index, BATCH, self.workers), None),
+            OURS: (self.ours, None),
         }
 
     def ours(self) -> Batches:
@@ -105,16 +106,18 @@ class Race:
                 yield batch.frames
 
 
-def seconds_a_window(batches: Batches, most: int) -> float:
-    """Time from the first batch on, for a window."""
+def seconds_a_window(start: Callable[[], Batches], most: int | None) -> float:
+    """Time of a window: of a whole epoch with its start, or of ``most`` batches after the first."""
+    began = time.perf_counter()
+    batches = start()
     first = next(batches)
     assert first.shape == (BATCH, T, 3, S, S) and first.dtype == torch.uint8 and first.stride()[2] == 1
-    count, start = 0, time.perf_counter()
-    for frames in batches:
+    count = len(first)
+    if most is not None:
+        began, count = time.perf_counter(), 0
+    for frames in itertools.islice(batches, most):
         count += len(frames)
-        if count >= (most - 1) * BATCH:
-            break
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     del batches  # ends worker processes
     return seconds / count
 
@@ -143,7 +146,7 @@ def run_race(race: Race, rounds: int) -> dict[str, harness.Timing]:
         entries = race.entries()
         for name in list(entries)[:: 1 if turn % 2 == 0 else -1]:
             start, most = entries[name]
-            seconds.setdefault(name, []).append(seconds_a_window(start(), most))
+            seconds.setdefault(name, []).append(seconds_a_window(start, most))
         seconds[CEILING].append(T * decode_ceiling(jpegs, race.workers))
     return {name: harness.Timing(name, tuple(values)) for name, values in seconds.items()}
 

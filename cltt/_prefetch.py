@@ -20,8 +20,8 @@ from cltt.errors import CLTTError
 
 # Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
 EVICT_AHEAD = 2
-# Jobs handed out together hold this many times the frames of one job: sorted by frame, they read large pieces.
-CHUNK_JOBS = 16
+# Frames handed out together: sorted, so that neighbours come in one read, and cut into jobs.
+CHUNK_FRAMES = 256
 # How long a thread may take to see that it should stop, in seconds.
 PATIENCE = 3.0
 
@@ -149,7 +149,7 @@ class Prefetcher:
                     self._progress.changed.notify_all()
 
     def _plan(self) -> None:
-        batch = PendingChunk(self._publish, CHUNK_JOBS * self._job_frames)
+        batch = PendingChunk(self._publish)
         for block in self._blocks:
             for step in range(max(self._start, block.steps.start), block.steps.stop):
                 uses = block.step(step)
@@ -189,11 +189,11 @@ class Prefetcher:
 class PendingChunk:
     """Collects the fresh frames of consecutive steps.
 
-    They are published after 1, 2, 4 ... steps, so that the first batch is soon there, and at ``most`` frames.
+    They are published after 1, 2, 4 ... steps, so that the first batch is soon there, and at CHUNK_FRAMES.
     """
 
-    def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None], most: int) -> None:
-        self._publish, self._most = publish, most
+    def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None]) -> None:
+        self._publish = publish
         self._limit = 1
         self._clear()
 
@@ -209,7 +209,7 @@ class PendingChunk:
         self._steps.append(ReadyStep(step, uses, where, int(fresh.sum()), self._chunk))
         self._frames.append(uses.unique[fresh])
         self._slots.append(slots[fresh])
-        if len(self._steps) >= self._limit or sum(map(len, self._frames)) >= self._most:
+        if len(self._steps) >= self._limit or sum(map(len, self._frames)) >= CHUNK_FRAMES:
             self._limit *= 2
             self.flush()
 

@@ -104,7 +104,7 @@ class WindowLoader:
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
         self.dataset, self.index = dataset, index
-        self.device = pick_device(device, rank_facts()) if isinstance(device, str) else device
+        self.device = chosen_device(device)
         self._order = {"seed": seed, "min_gap": min_gap, "depth": depth, "run": run}
         self._batch_size, self._share = batch_size, {"rank": rank, "world_size": world_size}
         self._look = {"image_size": image_size, "augment": augment, "augment_scope": augment_scope}
@@ -266,6 +266,14 @@ class WindowLoader:
         if self._look["augment"] == "none":
             return None
         return uniforms(self.plan.seed, self.epoch, window_ids, frame_ids, str(self._look["augment_scope"]))
+
+
+def chosen_device(device: str | torch.device) -> torch.device:
+    """The device asked for; ``auto`` and names without a number are this rank's. SettingsError if it is not there."""
+    asked = torch.device(device) if device != "auto" else None
+    if asked is None or asked.index is None:
+        return pick_device(str(device), rank_facts())
+    return asked
 
 
 class ReplayLoader:

@@ -99,7 +99,7 @@ class BatchMaker:
             store.gathered = torch.cuda.current_stream(self.device).record_event()
         size = self.framing.image_size
         frames = rows.view(*slots.shape, size, size, 3).permute(0, 1, 4, 2, 3)
-        return self._finished(frames.to(self.device, non_blocking=True))
+        return self._finished(frames.to(self.device))
 
     def _gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
         """uint8 [n, S*S*3]."""

@@ -1,0 +1,80 @@
+"""The loader on CUDA: batches of the CPU loader, no stale slots, states that fit both, and an end to its threads."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
+from tests import data
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardDataset:
+    folder = tmp_path_factory.mktemp("gpu")
+    clips = data.make_clips(folder / "clips", {f"c{k}": 60 for k in range(6)}, height=120, width=160)
+    build_shards(clips, folder / "shards", workers=1)
+    return ShardDataset(Path(folder) / "shards")
+
+
+def make(dataset: ShardDataset, device: str, **options: object) -> WindowLoader:
+    index = WindowIndex(dataset.clip_lengths, 4, 2, 1)
+    defaults = {"image_size": 64, "dtype": torch.uint8, "depth": 8, "num_threads": 3, "device": device}
+    return WindowLoader(dataset, index, 8, **{**defaults, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+@pytest.mark.parametrize("augment", ["none", "crop"])
+def test_batches_are_those_of_the_cpu(dataset: ShardDataset, augment: str, share: float) -> None:
+    """With a cache of one step every slot is written again at once: a frame that came too early would show."""
+    cache = None if share else 1
+    with make(dataset, "cpu", augment=augment) as cpu, make(dataset, "cuda", augment=augment, cache_bytes=cache) as gpu:
+        for _ in range(2):
+            for ours, found in zip(cpu, gpu, strict=True):
+                assert found.frames.device.type == "cuda" and found.window_ids.device.type == "cpu"
+                assert torch.equal(ours.frame_ids, found.frame_ids)
+                difference = (ours.frames.int() - found.frames.cpu().int()).abs().float().flatten(2).mean(dim=2)
+                assert difference.mean() < 2 and difference.max() < 6
+
+
+def test_slots_are_not_written_before_they_are_gathered(dataset: ShardDataset) -> None:
+    """The consumer's stream is kept busy, so that gathers run long after the loader went on."""
+    with make(dataset, "cuda") as calm:
+        expected = [batch.frames.clone() for batch in calm]
+    busy = torch.randn(4096, 4096, device="cuda")
+    with make(dataset, "cuda", cache_bytes=1) as loader:
+        for batch, want in zip(loader, expected, strict=True):
+            for _ in range(10):
+                busy = (busy @ busy).clamp(-1, 1)
+            assert (batch.frames.int() - want.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_types_and_memory_order(dataset: ShardDataset, dtype: torch.dtype) -> None:
+    with make(dataset, "cuda", dtype=dtype, channels_last=True) as loader:
+        batch = next(iter(loader))
+    assert batch.frames.dtype == dtype
+    assert batch.frames.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert torch.isfinite(batch.frames).all() and abs(float(batch.frames.float().mean())) < 3
+
+
+def test_a_state_goes_from_one_device_to_the_other(dataset: ShardDataset) -> None:
+    with make(dataset, "cuda") as gpu, make(dataset, "cpu") as cpu:
+        batches = iter(gpu)
+        for _ in range(3):
+            next(batches)
+        cpu.load_state_dict(gpu.state_dict())
+        rest = [batch.window_ids.tolist() for batch in batches]
+        assert rest == [batch.window_ids.tolist() for batch in cpu]
+
+
+def test_threads_end_with_the_loop(dataset: ShardDataset) -> None:
+    with pytest.raises(KeyError):
+        for _ in make(dataset, "cuda"):
+            raise KeyError
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cltt-")]
