@@ -157,7 +157,8 @@ def _train(
     with ExitStack() as stack:
         loader = stack.enter_context(build_loader(dataset, index, settings, device, facts))
         store = stack.enter_context(_open_store(settings)) if facts.is_main else None
-        trainer = build_trainer(settings, loader, device, facts, store=store, stop=stop)
+        weights = settings.checkpoint.checkpoint_path if start_from is None else None
+        trainer = build_trainer(settings, loader, device, facts, store=store, stop=stop, weights=weights)
         if start_from is not None:
             _resume(trainer, start_from, settings, dataset)
         if not facts.is_main:
@@ -178,12 +179,13 @@ def build_trainer(
     *,
     store: CheckpointStore | None,
     stop: StopSignals,
+    weights: str | None = None,
 ) -> Trainer:
-    """Model, loss, optimizer and schedule around ``loader``, at the start of the run."""
+    """Model, loss, optimizer and schedule around ``loader``; ``weights``: a checkpoint whose weights to start from."""
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model)
-    if settings.checkpoint.checkpoint_path is not None:
-        load_weights(model, Path(settings.checkpoint.checkpoint_path))
+    if weights is not None:
+        load_weights(model, Path(weights))
     wrapped = prepare_model(model, settings.run, device, facts)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
     facts_saved = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}

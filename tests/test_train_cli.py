@@ -240,6 +240,10 @@ def test_checkpoint_path_starts_a_new_run_from_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=0)
     with open(tmp_path / "second" / "metrics.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
+    (tmp_path / "first" / "epoch-0001.pt").rename(tmp_path / "first" / "gone")
+    resumed = run_train([*arguments, "first/epoch-0001.pt", "--lr", "1e-12", "--resume"], tmp_path)
+    assert resumed.returncode == 0, resumed.stderr  # the weights to start from are not needed any more
+    (tmp_path / "first" / "gone").rename(tmp_path / "first" / "epoch-0001.pt")
     wrong = run_train([*arguments[:-2], "third", "--checkpoint-path", "first", "--proj-dim", "4"], tmp_path)
     assert wrong.returncode == 2 and "--proj-dim" in wrong.stderr, wrong.stderr
 
