@@ -22,7 +22,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults, but not those that say nothing (None, and the False of a switch)."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -191,6 +192,7 @@ def test_a_folder_with_spaces_becomes_a_run(frames: Path, tmp_path: Path) -> Non
     """Shards, checkpoint, both CSV files, settings, curves; a second start without --resume is refused."""
     arguments = ["--root-dir", str(frames), *TINY, "--checkpoint-dir", "runs/my run", "--csv-log"]
     arguments += ["--csv-log-path", "runs/my run/metrics.csv", "--eval-data", str(frames.parent / "cropped images")]
+    arguments += ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
     done = run_train(arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "my run"
@@ -199,6 +201,8 @@ def test_a_folder_with_spaces_becomes_a_run(frames: Path, tmp_path: Path) -> Non
     assert (run / "metrics.csv").read_text().startswith("epoch,loss,learning_rate,decay_rate\n1,")
     assert json.loads((run / "settings.json").read_text())["data"]["root_dir"] == str(frames)
     assert "complete" in done.stdout
+    if "--tensorboard" in arguments:
+        assert len(list((run / "tensorboard").iterdir())) == 1
     again = run_train(arguments, tmp_path)
     assert again.returncode == 2 and "--resume" in again.stderr
     resumed = run_train([*arguments, "--resume"], tmp_path)
