@@ -50,7 +50,7 @@ def _shards_of_root(data: DataSettings, facts: RankFacts) -> Path:
         raise SettingsError(
             f"{facts.world_size} ranks, but no shards of {root!r} yet; build them: {shlex.join(command)}"
         )
-    now = describe_root(root, files=data.rescan or not built)
+    now = describe_root(root, files=data.rescan or not built or not record.is_file())
     change = _change(record, now) if built else None
     if built and change is None:
         _say(facts, f"using the shards in {out}: {root} is as it was when they were built")

@@ -185,6 +185,11 @@ def test_shards_are_reused_until_the_folder_changes(
     frames_found, said = opened()
     assert frames_found == 61 and "gained or lost clips" in said
     assert len(list((tmp_path / "shards").glob("*/index.json"))) == 1
+    next(
+        (tmp_path / "shards").glob("*.source.json")
+    ).unlink()  # as if built by hand: the folder as it is becomes theirs
+    assert "using the shards" in opened()[1]
+    assert "using the shards" in opened(rescan=True)[1]
 
 
 @pytest.mark.slow
