@@ -26,7 +26,9 @@ def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if (data.SHARED / "real").is_dir():
         return data.SHARED / "real"
     root = tmp_path_factory.mktemp("real")
-    data.make_clips(root, {"a/clip_000": 60, "a/clip_001": 45, "b/clip_000": 80, "c/clip_000": 12}, height=96, width=128)
+    data.make_clips(
+        root, {"a/clip_000": 60, "a/clip_001": 45, "b/clip_000": 80, "c/clip_000": 12}, height=96, width=128
+    )
     data.add_mac_clutter(root)
     return root
 

@@ -19,7 +19,7 @@ def frame_image(clip: int, index: int, height: int, width: int) -> np.ndarray:
 
 
 def make_clips(root: Path, lengths: dict[str, int], *, height: int = 48, width: int = 64, quality: int = 90) -> Path:
-    """Write ``lengths[clip]`` JPEG frames ``frame_000000.jpg ...`` into ``root/clip`` for every clip; return ``root``."""
+    """Write ``lengths[clip]`` JPEG frames ``frame_000000.jpg ...`` into each ``root/clip``; return ``root``."""
     for number, (clip, length) in enumerate(lengths.items()):
         folder = root / clip
         folder.mkdir(parents=True, exist_ok=True)
