@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +50,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
                 holder = os.read(handle, 200).decode(errors="replace") or "another process"
                 raise DataError(f"{path.parent.parent} is being built by {holder}; wait for it or build elsewhere")
             if _is_still_there(handle, path):
-                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode().ljust(120), 0)
+                os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
                 yield
                 return
         finally:

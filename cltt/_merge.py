@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from cltt import format, source
-from cltt._pack import part_paths
+from cltt._pack import read_part
 from cltt._plan import Plan
 from cltt.errors import DataError, SettingsError
 
 NONE = -1  # no label, no split
+PART_DTYPE = np.dtype([*format.FRAME_FIELDS, ("good", "?")])  # what _pack.PART_ROW packs
 
 
 # ---- labels and splits, by the key of the clip's folder
@@ -122,7 +123,7 @@ def _frame_rows(plan: Plan, out: Path, clips: _Clips) -> Iterator[np.ndarray[Any
     written, last_folder, hole = 0, -1, False
     for shard in range(plan.num_shards):
         frames = plan.shard_frames(shard)
-        rows = np.load(part_paths(out, shard)[0])
+        rows = np.frombuffer(read_part(out, shard)[1], PART_DTYPE)
         planned = np.array(plan.frames[frames.start : frames.stop])
         good = np.flatnonzero(rows["good"])
         folders = planned["clip"][good].astype(np.int64)
@@ -188,7 +189,7 @@ def _notes(plan: Plan, out: Path) -> Iterator[tuple[str, str, str]]:
     for path, reason in plan.skipped():
         yield path, "skipped", reason
     for shard in range(plan.num_shards):
-        yield from json.loads(part_paths(out, shard)[1].read_text())["notes"]
+        yield from read_part(out, shard)[0]["notes"]
 
 
 def _write_report(plan: Plan, out: Path) -> dict[str, dict[str, int]]:
@@ -211,7 +212,7 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
     counts = _write_report(plan, out)
     shards = []
     for shard in range(plan.num_shards):
-        facts = json.loads(part_paths(out, shard)[1].read_text())
+        facts = read_part(out, shard)[0]
         shards.append({"name": format.shard_name(shard), "size": facts["size"], "sha256": facts["sha256"]})
     files = {
         name: {"size": (out / name).stat().st_size, "sha256": format.file_sha256(out / name)}

@@ -1,23 +1,27 @@
-"""Packing one planned shard: read the source files ahead, check each frame, write the tar and its part of the index.
+"""Packing planned shards: read the source files, check each frame, write the tar and its part of the index.
 
 A shard is done when its part says so and a tar of that size lies under its final name; both appear whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
+import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-
-import numpy as np
+from types import TracebackType
+from typing import Any
 
 from cltt import format, source
-from cltt._plan import Plan
+from cltt._locks import locked
+from cltt._plan import Plan, Planned
 from cltt.errors import DataError
 
 READ_THREADS = 32  # they wait for the file system, they do not compute
@@ -25,165 +29,245 @@ READ_FRAMES = 8  # frames read by one thread at a time ...
 READ_BYTES = 1 << 20  # ... unless they hold more than this
 READ_AHEAD = 64  # such pieces in flight ...
 HELD_BYTES = 64 << 20  # ... unless they may hold more than this
-# One row a planned frame: a format.FRAME_DTYPE record and whether the frame is in the shard.
-PART_DTYPE = np.dtype([*((name, format.FRAME_DTYPE[name]) for name in format.FRAME_DTYPE.names or ()), ("good", "?")])
+SLOW_SECONDS = 150e-6  # a file system that takes longer for a file is worth threads; a warm cache takes a tenth
+PROGRESS_SECONDS = 0.05  # between two reports
+WRITE_BYTES = 1 << 20  # written at a time
+WRITE_BUFFERS = 1000  # IOV_MAX is 1024
+# A row of a part: a format.FRAME_DTYPE record and whether the frame is in the shard (_merge.PART_DTYPE).
+PART_ROW = struct.Struct("<qIIIHH?")
 Progress = Callable[[int, int], None]
+Content = bytes | None  # None: a dangling link
 
 
-class _Planned(NamedTuple):
-    """One planned frame with all that reading it takes."""
-
-    key: bytes
-    name: bytes
-    size: int
-    mtime_ns: int
-
-    @property
-    def path(self) -> bytes:
-        return source.join_key(self.key, self.name)
+# ---- reading
 
 
-def _pieces(plan: Plan, shard: int) -> Iterator[list[_Planned]]:
-    """The frames of a shard, in pieces that one thread reads."""
-    frames = plan.shard_frames(shard)
-    piece: list[_Planned] = []
+class _Reader:
+    """Reads planned frames in order: one by one while the file system is quick, ahead by threads once it is not."""
+
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+        self._pool = ThreadPoolExecutor(READ_THREADS)
+        self._slow = False
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def read(self, frames: Iterator[Planned]) -> Iterator[list[tuple[Planned, Content]]]:
+        """The frames with their contents, a piece at a time."""
+        pieces = _pieces(frames)
+        for piece in pieces:
+            if self._slow:
+                yield from self._read_ahead(piece, pieces)
+                return
+            times = [time.perf_counter()]
+            found = []
+            for frame in piece:
+                found.append((frame, _read_planned(self._root, frame)))
+                times.append(time.perf_counter())
+            spans = sorted(after - before for before, after in itertools.pairwise(times))
+            self._slow = spans[len(spans) // 2] > SLOW_SECONDS  # not the mean: one interruption says nothing
+            yield found
+
+    def _read_ahead(self, first: list[Planned], rest: Iterator[list[Planned]]) -> Iterator[Any]:
+        def read(piece: list[Planned]) -> list[tuple[Planned, Content]]:
+            return [(frame, _read_planned(self._root, frame)) for frame in piece]
+
+        largest = READ_BYTES
+        pending = [self._pool.submit(read, first)]
+        for piece in rest:
+            largest = max(largest, sum(frame.size for frame in piece))
+            pending.append(self._pool.submit(read, piece))
+            while len(pending) >= max(2, min(READ_AHEAD, HELD_BYTES // largest)):
+                yield pending.pop(0).result()
+        for future in pending:
+            yield future.result()
+
+
+def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
+    """The frames in pieces that one thread reads."""
+    piece: list[Planned] = []
     held = 0
-    for start in range(frames.start, frames.stop, 4096):
-        stop = min(start + 4096, frames.stop)
-        rows = np.array(plan.frames[start:stop])
-        facts = zip(plan.paths(start, stop), rows["size"].tolist(), rows["mtime_ns"].tolist(), strict=True)
-        for (key, name), size, mtime_ns in facts:
-            piece.append(_Planned(key, name, size, mtime_ns))
-            held += max(0, size)
-            if len(piece) == READ_FRAMES or held >= READ_BYTES:
-                yield piece
-                piece, held = [], 0
+    for frame in frames:
+        piece.append(frame)
+        held += frame.size
+        if len(piece) == READ_FRAMES or held >= READ_BYTES:
+            yield piece
+            piece, held = [], 0
     if piece:
         yield piece
 
 
-def _ahead(plan: Plan, shard: int) -> int:
-    """Pieces to read ahead without holding more than about HELD_BYTES."""
-    frames = plan.shard_frames(shard)
-    largest = int(plan.frames["size"][frames.start : frames.stop].max())
-    return max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, largest)))
-
-
-def _read_planned(root: bytes, frame: _Planned) -> bytes | None:
+def _read_planned(root: bytes, frame: Planned) -> Content:
     """The bytes of a source file, None for a dangling link; DataError if it is not the file that was planned."""
-    if frame.size == source.DANGLING:
+    key, name, size, mtime_ns = frame
+    if size == source.DANGLING:
         return None
-    path = os.path.join(root, frame.path)
+    path = b"%b/%b/%b" % (root, key, name)
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
             facts = os.fstat(handle)
-            data = os.read(handle, facts.st_size + 1)
+            data = os.read(handle, size + 1)
             while len(data) < facts.st_size and (more := os.read(handle, facts.st_size - len(data))):
                 data += more
         finally:
             os.close(handle)
     except OSError as error:
         what = "has disappeared since the plan was made" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise DataError(f"{os.fsdecode(path)!r} {what} ({error.strerror}); {_AGAIN}") from error
-    if (facts.st_size, facts.st_mtime_ns, len(data)) != (frame.size, frame.mtime_ns, frame.size):
-        raise DataError(f"{os.fsdecode(path)!r} has changed since the plan was made; {_AGAIN}")
+        raise DataError(f"{_printed(root, frame)} {what} ({error.strerror}); {_AGAIN}") from error
+    if len(data) != size or facts.st_size != size or facts.st_mtime_ns != mtime_ns:
+        raise DataError(f"{_printed(root, frame)} has changed since the plan was made; {_AGAIN}")
     return data
 
 
 _AGAIN = "put it back and start again, or make a new plan with --overwrite"
 
 
+def _printed(root: bytes, frame: Planned) -> str:
+    return repr(os.fsdecode(os.path.join(root, frame.path)))
+
+
+# ---- writing
+
+
 class _ShardWriter:
     """Writes one tar and collects what the index needs of it."""
 
-    def __init__(self, file: IO[bytes], shard: int) -> None:
-        self._file = file
+    def __init__(self, handle: int, shard: int, settings: dict[str, Any]) -> None:
+        self._handle = handle
         self._digest = hashlib.sha256()
         self._shard = shard
-        self.size = 0
-        self.rows: list[tuple[int, int, int, int, int, int, bool]] = []
-        self.notes: list[tuple[str, str, str]] = []  # (path, "skipped" or "reencoded", reason)
+        self._options = {name: settings[name] for name in ("verify", "resize_short", "quality")}
         self._pending: list[bytes] = []
+        self._written = 0
+        self.size = 0
+        self.rows: list[bytes] = []
+        self.notes: list[tuple[str, str, str]] = []  # (path, "skipped" or "reencoded", reason)
 
-    def add(self, frame: _Planned, data: bytes | None, settings: dict[str, Any]) -> None:
+    def add(self, frame: Planned, data: Content) -> None:
         try:
             if data is None:
                 raise source.BrokenPicture("symbolic link that leads nowhere")
-            stored = source.as_stored(
-                data,
-                verify=settings["verify"],
-                resize_short=settings["resize_short"],
-                quality=settings["quality"],
-            )
+            stored = source.as_stored(data, **self._options)
         except source.BrokenPicture as error:
             self.notes.append((os.fsdecode(frame.path), "skipped", str(error)))
-            self.rows.append((0, 0, 0, self._shard, 0, 0, False))
+            self.rows.append(PART_ROW.pack(0, 0, 0, self._shard, 0, 0, False))
             return
         if stored.reencoded:
             self.notes.append((os.fsdecode(frame.path), "reencoded", stored.reencoded))
         self._append(frame, stored)
 
-    def _append(self, frame: _Planned, stored: source.Stored) -> None:
-        size = len(stored.data)
+    def _append(self, frame: Planned, stored: source.Stored) -> None:
+        data, width, height, _ = stored
+        size = len(data)
         header = format.tar_header(format.member_name(frame.key, frame.name), size)
         offset = self.size + len(header)
-        crc = zlib.crc32(stored.data)
-        self.rows.append((offset, size, crc, self._shard, stored.width, stored.height, True))
-        self._pending += [header, stored.data, bytes(format.padding(size))]
+        self.rows.append(PART_ROW.pack(offset, size, zlib.crc32(data), self._shard, width, height, True))
+        self._pending += (header, data, bytes(format.padding(size)))
         self.size = offset + size + format.padding(size)
+        if self.size - self._written >= WRITE_BYTES or len(self._pending) >= WRITE_BUFFERS:
+            self._write()
 
-    def flush(self) -> None:
-        data = b"".join(self._pending)
+    def _write(self) -> None:
+        for piece in self._pending:
+            self._digest.update(piece)
+        done = os.writev(self._handle, self._pending)
+        if done < self.size - self._written:  # a full disk takes a part, and says so at the next write
+            rest = memoryview(b"".join(self._pending))[done:]
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
         self._pending.clear()
-        self._digest.update(data)
-        self._file.write(data)
+        self._written = self.size
 
     def close(self) -> None:
         self._pending.append(format.END_OF_ARCHIVE)
         self.size += len(format.END_OF_ARCHIVE)
-        self.flush()
+        self._write()
 
-    def facts(self) -> dict[str, Any]:
-        return {"size": self.size, "sha256": self._digest.hexdigest(), "notes": self.notes}
+    def part(self) -> bytes:
+        """The part of the index: a line of JSON, and behind it a PART_ROW for each planned frame."""
+        facts = {"size": self.size, "sha256": self._digest.hexdigest(), "notes": self.notes}
+        return json.dumps(facts).encode() + b"\n" + b"".join(self.rows)
 
 
-def part_paths(out: Path, shard: int) -> tuple[Path, Path]:
-    """(records, facts) of one shard's part of the index."""
-    stem = out / format.BUILD / f"part-{shard:06d}"
-    return stem.with_suffix(".npy"), stem.with_suffix(".json")
+def part_path(out: Path, shard: int) -> Path:
+    return out / format.BUILD / f"part-{shard:06d}"
+
+
+def read_part(out: Path, shard: int) -> tuple[dict[str, Any], bytes]:
+    """(size, sha256 and notes; rows as bytes) of a finished shard."""
+    facts, _, rows = part_path(out, shard).read_bytes().partition(b"\n")
+    return json.loads(facts), rows
 
 
 def is_done(out: Path, shard: int) -> bool:
     """Whether the shard lies whole under its final name."""
-    tar, (_, facts) = out / format.shard_name(shard), part_paths(out, shard)
     try:
-        return tar.stat().st_size == json.loads(facts.read_text())["size"]
+        size = (out / format.shard_name(shard)).stat().st_size
+        return bool(size == read_part(out, shard)[0]["size"])
     except FileNotFoundError:
         return False
 
 
-def pack_shard(plan: Plan, out: Path, shard: int, progress: Progress) -> None:
-    """Write one shard and its part of the index; ``progress`` is told (frames, bytes) now and then.
+class Packer:
+    """Packs one shard after another; while one is flushed to disk, the next is written."""
 
-    Raises DataError naming the source file that is gone, changed or unreadable.
-    """
-    records, facts = part_paths(out, shard)
-    facts.unlink(missing_ok=True)
-    temporary = out / format.BUILD / (format.shard_name(shard) + ".tmp")
-    tar = out / format.shard_name(shard)
-    with ThreadPoolExecutor(READ_THREADS) as pool, format.published(tar, temporary, sync=False) as file:
-        writer = _ShardWriter(file, shard)
+    def __init__(self, plan: Plan, out: Path) -> None:
+        self._plan = plan
+        self._out = out
+        self._reader = _Reader(plan.root)
+        self._flusher = ThreadPoolExecutor(1)
+        self._flushing: Future[None] | None = None
 
-        def read(piece: list[_Planned]) -> list[tuple[_Planned, bytes | None]]:
-            return [(frame, _read_planned(plan.root, frame)) for frame in piece]
+    def __enter__(self) -> Packer:
+        return self
 
-        for piece in source.ordered_map(pool, read, _pieces(plan, shard), _ahead(plan, shard)):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._reader.close()
+        self._flusher.shutdown()
+
+    def pack(self, shard: int, progress: Progress) -> None:
+        """Write ``shard`` unless it is done; :meth:`finish`, or the next shard, waits until it lies on disk.
+
+        ``progress`` is told (frames, bytes) now and then. Waits while another process is at this shard. Raises
+        DataError naming the source file that is gone, changed or unreadable, or the shard that cannot be written.
+        """
+        temporary = self._out / format.BUILD / (format.shard_name(shard) + ".tmp")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self._out / format.BUILD / f"{format.shard_name(shard)}.lock", wait=True))
+            if is_done(self._out, shard):
+                return
+            part_path(self._out, shard).unlink(missing_ok=True)
+            tar = self._out / format.shard_name(shard)
+            file = stack.enter_context(format.published(tar, temporary, sync=False))
+            part = self._write(file.fileno(), shard, progress)
+            self.finish()
+            self._flushing = self._flusher.submit(self._flush, stack.pop_all(), shard, part)
+
+    def finish(self) -> None:
+        """Wait until all shards are done."""
+        if self._flushing is not None:
+            self._flushing.result()
+
+    def _write(self, handle: int, shard: int, progress: Progress) -> bytes:
+        """Write the tar; returns its part of the index."""
+        writer = _ShardWriter(handle, shard, self._plan.settings)
+        told = time.monotonic()
+        count = size = 0
+        for piece in self._reader.read(self._plan.shard_plan(shard)):
             for frame, data in piece:
-                writer.add(frame, data, plan.settings)
-            writer.flush()
-            progress(len(piece), sum(max(0, frame.size) for frame, _ in piece))
+                writer.add(frame, data)
+                size += max(0, frame.size)
+            count += len(piece)
+            if time.monotonic() > told + PROGRESS_SECONDS:
+                progress(count, size)
+                told, count, size = time.monotonic(), 0, 0
         writer.close()
-        with format.published(records, sync=False) as part:
-            np.save(part, np.array(writer.rows, PART_DTYPE))
-        format.write_json(facts, writer.facts(), sync=False)
+        progress(count, size)
+        return writer.part()
+
+    def _flush(self, unpublished: contextlib.ExitStack, shard: int, part: bytes) -> None:
+        """Let the part and the tar appear, and give back the shard's lock."""
+        with unpublished, format.published(part_path(self._out, shard), sync=False) as file:
+            file.write(part)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 UPRIGHT_QUALITY = 95
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
 _END_OF_IMAGE = b"\xff\xd9"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_NO_LENGTH = frozenset([0x01, *range(0xD0, 0xD8)])
+_NO_LENGTH = frozenset([0x01, *range(0xD0, 0xD8), 0xFF])  # markers that stand alone, and the fill byte
+_SEGMENT = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length
+_FRAME_HEADER = struct.Struct(">BHHB").unpack_from  # precision, height, width, components
 _TAKEN_BY_HARDWARE = frozenset([0xC0, 0xC1, 0xC2])  # baseline, extended, progressive Huffman
 
 
@@ -70,26 +73,25 @@ def _orientation(segment: bytes) -> int:
 def jpeg_facts(data: bytes) -> JpegFacts:
     """Read the markers up to the start of the first scan; BrokenPicture if they don't add up."""
     position, orientation, frame = 2, 1, None
-    size = len(data)
-    while position + 4 <= size:
-        if data[position] != 0xFF:
+    last = len(data) - 4
+    while position <= last:
+        prefix, marker, length = _SEGMENT(data, position)
+        if prefix != 0xFF:
             raise BrokenPicture("broken JPEG: no marker where one must be")
-        marker = data[position + 1]
-        if marker == 0xFF or marker in _NO_LENGTH:  # fill byte, or a marker that stands alone
+        if marker in _NO_LENGTH:
             position += 1 if marker == 0xFF else 2
             continue
-        length = (data[position + 2] << 8) | data[position + 3]
-        if marker == 0xE1 and orientation == 1:
-            orientation = _orientation(data[position + 4 : position + 2 + length])
-        elif marker in _SOF and position + 10 <= size:
-            precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
-            frame = JpegFacts(width, height, components, precision, marker, orientation)
-        elif marker == 0xDA:
+        if marker == 0xDA:
             break
+        if marker in _SOF and position <= last - 6:
+            frame = marker, *_FRAME_HEADER(data, position + 4)
+        elif marker == 0xE1 and orientation == 1:
+            orientation = _orientation(data[position + 4 : position + 2 + length])
         position += 2 + length
-    if frame is None or position + 4 > size or not (frame.width and frame.height):
+    if frame is None or position > last or not (frame[2] and frame[3]):
         raise BrokenPicture("broken JPEG: cut off before the picture")
-    return JpegFacts(frame.width, frame.height, frame.components, frame.precision, frame.frame_marker, orientation)
+    kind, precision, height, width, components = frame
+    return JpegFacts(width, height, components, precision, kind, orientation)
 
 
 def _why_not_as_it_is(facts: JpegFacts) -> str:
@@ -129,6 +131,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray[Any, Any]:
 def _decode_any(data: bytes) -> np.ndarray[Any, Any]:
     """RGB uint8 [height, width, 3], upright; BrokenPicture if it cannot be decoded."""
     import cv2
+    import numpy as np
 
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # turns by EXIF, takes 16 bit to 8
     if pixels is None:

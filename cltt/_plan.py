@@ -1,126 +1,43 @@
 """The plan of a build: which frame goes into which shard, on disk before any shard is written and shared by all tasks.
 
 Shards are cut by the sizes of the source files alone, so the plan needs no look into a frame, and any worker can build
-any shard alone. Arrays are written in pieces and opened with memory-mapping: the plan of a hundred million frames costs
-no more memory than that of ten.
+any shard alone. Reading a shard's part needs no numpy: importing that would take a packing process longer than packing
+a thousand frames.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
 import json
 import os
-import shutil
+import struct
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cltt import format, source
-from cltt.errors import SettingsError
 
-# name: where the file's name starts in names.bin; gap: the frame number jumped here (only where gaps split clips).
-PLAN_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("name", "<i8"), ("clip", "<u4"), ("gap", "?")])
+if TYPE_CHECKING:
+    import numpy as np
+
 PLAN = "plan"
-WRITE_FRAMES = 8192  # frames held before they are written
+ROW = struct.Struct("<qqqI?")  # size, mtime_ns, start of the name, clip, gap: _planning.PLAN_DTYPE
+_OFFSET = struct.Struct("<q")
+_READ_FRAMES = 4096  # planned frames held at a time
 
 
-class _Columns:
-    """The files of a plan under way: grow by one clip at a time."""
+class Planned(NamedTuple):
+    """One planned frame with all that reading it takes."""
 
-    def __init__(self, folder: Path, shard_size: int, files: contextlib.ExitStack) -> None:
-        self._names: IO[bytes] = files.enter_context((folder / "names.bin").open("wb"))
-        self._keys: IO[bytes] = files.enter_context((folder / format.KEYS).open("wb"))
-        self._frames = self._npy(folder / format.FRAMES, PLAN_DTYPE, files)
-        self._key_offsets = self._npy(folder / format.KEY_OFFSETS, np.dtype("<i8"), files)
-        self._shards = self._npy(folder / "shards.npy", np.dtype("<i8"), files)
-        self._shard_size = shard_size
-        self._shard_bytes = 0
-        self._rows: list[tuple[int, int, int, int, bool]] = []
-        self.bytes = 0
-        self.frames = 0
-        self.clips = 0
-        self.shards = 0
+    key: bytes
+    name: bytes
+    size: int
+    mtime_ns: int
 
-    @staticmethod
-    def _npy(path: Path, dtype: np.dtype[Any], files: contextlib.ExitStack) -> format.NpyWriter:
-        writer = format.NpyWriter(files.enter_context(path.open("wb")), dtype)
-        files.callback(writer.close)
-        return writer
-
-    def add(self, clip: source.SourceClip, split_gaps: bool) -> None:
-        self._key_offsets.write(np.array([self._keys.tell()]))
-        self._keys.write(clip.key)
-        number = None
-        for frame in clip.frames:
-            last, number = number, source.frame_number(frame.name) if split_gaps else None
-            gap = last is not None and number is not None and number != last + 1
-            self._start_shard_if_full(max(0, frame.size))
-            self._rows.append((frame.size, frame.mtime_ns, self._names.tell(), self.clips, gap))
-            self._names.write(frame.name)
-            self.bytes += max(0, frame.size)
-            self.frames += 1
-            if len(self._rows) == WRITE_FRAMES:
-                self._flush()
-        self.clips += 1
-
-    def _start_shard_if_full(self, size: int) -> None:
-        member = format.BLOCK + size + format.padding(size)
-        if self.frames == 0 or self._shard_bytes + member > self._shard_size:
-            self._shards.write(np.array([self.frames]))
-            self._shard_bytes = 0
-            self.shards += 1
-        self._shard_bytes += member
-
-    def _flush(self) -> None:
-        self._frames.write(np.array(self._rows, PLAN_DTYPE))
-        self._rows.clear()
-
-    def finish(self) -> None:
-        self._rows.append((0, 0, self._names.tell(), self.clips, False))  # a sentinel: where the last name ends
-        self._flush()
-        self._key_offsets.write(np.array([self._keys.tell()]))
-        self._shards.write(np.array([self.frames]))
-
-
-def _write_skipped(file: IO[str], skipped: list[tuple[bytes, str]]) -> None:
-    for path, reason in skipped:
-        file.write(json.dumps([os.fsdecode(path), reason]) + "\n")
-    skipped.clear()
-
-
-def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
-    """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
-
-    Raises SettingsError if there is no frame at all, DataError for a folder or file that cannot be read.
-    """
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    root = source.check_root(root_dir)
-    with contextlib.ExitStack() as files, ThreadPoolExecutor(source.SCAN_THREADS) as pool:
-        columns = _Columns(temporary, settings["shard_size"], files)
-        skipped = files.enter_context((temporary / "skipped.jsonl").open("w"))
-        scan = source.scan_folders(root, pool)
-        for clip in source.scan_clips(scan, pool):
-            columns.add(clip, settings["split_gaps"])
-            _write_skipped(skipped, scan.skipped)
-        _write_skipped(skipped, scan.skipped)
-        columns.finish()
-    if columns.frames == 0:
-        shutil.rmtree(temporary)
-        raise SettingsError(
-            f"no frames under {root_dir!r}: give the folder whose sub-folders hold one image file a frame"
-        )
-    facts = {name: getattr(columns, name) for name in ("frames", "clips", "shards", "bytes")}
-    format.write_json(temporary / "plan.json", {"root_dir": root_dir, "settings": settings, **facts})
-    for file in temporary.iterdir():
-        format.flush(file)
-    os.replace(temporary, folder)
-    format.flush(folder.parent)
+    @property
+    def path(self) -> bytes:
+        return source.join_key(self.key, self.name)
 
 
 class Plan:
@@ -139,29 +56,38 @@ class Plan:
         self.num_clips: int = facts["clips"]
         self.num_shards: int = facts["shards"]
         self.num_bytes: int = facts["bytes"]
-        self.frames = np.load(folder / format.FRAMES, mmap_mode="r")
-        self._key_offsets = np.load(folder / format.KEY_OFFSETS, mmap_mode="r")
-        self._shards = np.load(folder / "shards.npy", mmap_mode="r")
+
+    @functools.cached_property
+    def frames(self) -> np.ndarray[Any, Any]:
+        """One ``_planning.PLAN_DTYPE`` record a frame and one behind the last; memory-mapped."""
+        import numpy as np
+
+        return np.load(self.folder / format.FRAMES, mmap_mode="r")
 
     def shard_frames(self, shard: int) -> range:
         """Planned frames of one shard."""
-        return range(int(self._shards[shard]), int(self._shards[shard + 1]))
+        return range(*self._offsets("shards.npy", shard, shard + 2))
 
-    def names(self, start: int, stop: int) -> list[bytes]:
-        """File names of the planned frames ``start`` to ``stop``-1."""
-        offsets = np.array(self.frames["name"][start : stop + 1])
-        return _cut(self.folder / "names.bin", offsets)
+    def shard_plan(self, shard: int) -> Iterator[Planned]:
+        """All frames of one shard in order."""
+        frames = self.shard_frames(shard)
+        for start in range(frames.start, frames.stop, _READ_FRAMES):
+            yield from self._planned(start, min(start + _READ_FRAMES, frames.stop))
+
+    def _planned(self, start: int, stop: int) -> Iterator[Planned]:
+        rows = format.read_npy_rows(self.folder / format.FRAMES, ROW, start, stop + 1)
+        names = _cut(self.folder / "names.bin", [row[2] for row in rows])
+        first = rows[0][3]
+        keys = self.keys(first, rows[-2][3] + 1)
+        for name, (size, mtime_ns, _, clip, _) in zip(names, rows[:-1], strict=True):
+            yield Planned(keys[clip - first], name, size, mtime_ns)
 
     def keys(self, start: int, stop: int) -> list[bytes]:
         """Keys of the clip folders ``start`` to ``stop``-1."""
-        return _cut(self.folder / format.KEYS, np.array(self._key_offsets[start : stop + 1]))
+        return _cut(self.folder / format.KEYS, self._offsets(format.KEY_OFFSETS, start, stop + 1))
 
-    def paths(self, start: int, stop: int) -> list[tuple[bytes, bytes]]:
-        """(clip key, file name) of the planned frames ``start`` to ``stop``-1."""
-        clips = np.array(self.frames["clip"][start:stop])
-        first = int(clips[0]) if len(clips) else 0
-        keys = self.keys(first, int(clips[-1]) + 1) if len(clips) else []
-        return [(keys[clip - first], name) for clip, name in zip(clips.tolist(), self.names(start, stop), strict=True)]
+    def _offsets(self, name: str, start: int, stop: int) -> list[int]:
+        return [offset for (offset,) in format.read_npy_rows(self.folder / name, _OFFSET, start, stop)]
 
     def skipped(self) -> Iterator[tuple[str, str]]:
         """(path, reason) of what the scan left out."""
@@ -171,10 +97,10 @@ class Plan:
                 yield path, reason
 
 
-def _cut(path: Path, offsets: np.ndarray[Any, Any]) -> list[bytes]:
+def _cut(path: Path, offsets: list[int]) -> list[bytes]:
     """The pieces of a blob between neighbouring ``offsets``."""
     with path.open("rb") as file:
-        file.seek(int(offsets[0]))
-        blob = file.read(int(offsets[-1] - offsets[0]))
-    ends = (offsets - offsets[0]).tolist()
-    return [blob[a:b] for a, b in itertools.pairwise(ends)]
+        file.seek(offsets[0])
+        blob = file.read(offsets[-1] - offsets[0])
+    first = offsets[0]
+    return [blob[a - first : b - first] for a, b in itertools.pairwise(offsets)]

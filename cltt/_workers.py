@@ -3,6 +3,7 @@
 A worker is a fresh interpreter, not a fork: the caller may hold threads (torch, DALI), have no ``__main__`` guard,
 or be typed into a shell. It gets shard numbers on its standard input and answers with one JSON line an event. When the
 input closes, because the parent is done or dead, the worker ends at once: a killed build leaves no process behind.
+It starts without ``site`` and imports little (no numpy): that took longer than packing a thousand frames.
 """
 
 from __future__ import annotations
@@ -20,43 +21,40 @@ from pathlib import Path
 from typing import IO, Any
 
 from cltt import format
-from cltt._locks import locked
-from cltt._pack import Progress, is_done, pack_shard
+from cltt._pack import Packer, Progress, is_done
 from cltt._plan import PLAN, Plan
 from cltt.errors import CLTTError, DataError
 
 _START = "import sys; sys.path[:] = {path!r}; from cltt._workers import serve; serve({out!r})"
-
-
-def pack_one(plan: Plan, out: Path, shard: int, progress: Progress) -> None:
-    """Pack ``shard`` unless it is done; waits while another process is at it."""
-    with locked(out / format.BUILD / f"{format.shard_name(shard)}.lock", wait=True):
-        if not is_done(out, shard):
-            pack_shard(plan, out, shard, progress)
+_PACKAGES = str(Path(__file__).parents[1])  # where this package lies, for an editable one is not on sys.path
+FINISH = "finish"
 
 
 # ---- in the worker
 
 
 def serve(out_dir: str) -> None:
-    """Pack the shards named on standard input until it closes."""
-    todo: queue.Queue[int] = queue.Queue()
+    """Pack the shards named on standard input until it closes; "finish" waits until all of them are done."""
+    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     out = Path(out_dir)
-    shard = todo.get()  # there is a plan once there is work
-    plan = Plan(out / format.BUILD / PLAN)
-    while True:
-        try:
-            pack_one(plan, out, shard, lambda frames, size: _tell(frames=frames, bytes=size))
-            _tell(done=shard)
-        except CLTTError as error:
-            _tell(error=str(error))
-        shard = todo.get()
+    task = todo.get()  # there is a plan once there is work
+    with Packer(Plan(out / format.BUILD / PLAN), out) as packer:
+        while True:
+            try:
+                if task == FINISH:
+                    packer.finish()
+                else:
+                    packer.pack(int(task), lambda frames, size: _tell(frames=frames, bytes=size))
+                _tell(done=task)
+            except CLTTError as error:
+                _tell(error=str(error))
+            task = todo.get()
 
 
-def _listen(todo: queue.Queue[int]) -> None:
+def _listen(todo: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
-        todo.put(int(line))
+        todo.put(line.strip())
     os._exit(0)
 
 
@@ -71,9 +69,9 @@ class Worker:
     """One packing process, as the parent sees it."""
 
     def __init__(self, out: Path) -> None:
-        code = _START.format(path=sys.path, out=str(out.absolute()))
+        code = _START.format(path=[*sys.path, _PACKAGES], out=str(out.absolute()))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-S", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -83,14 +81,24 @@ class Worker:
         assert self._process.stdin and self._process.stdout
         self._stdin: IO[str] = self._process.stdin
         self._stdout: IO[str] = self._process.stdout
+        self._shard: int | None = None
 
     def pack(self, shard: int, progress: Progress) -> None:
-        """Have one shard packed; DataError with the worker's own words, or saying that it is gone."""
+        """Have one shard written; DataError with the worker's own words, or saying that it is gone."""
+        self._shard = shard
+        self._ask(str(shard), progress)
+
+    def finish(self) -> None:
+        """Wait until all its shards are done; raises as :meth:`pack` does."""
+        if self._shard is not None:
+            self._ask(FINISH, lambda frames, size: None)
+
+    def _ask(self, task: str, progress: Progress) -> None:
         try:
-            self._stdin.write(f"{shard}\n")
+            self._stdin.write(f"{task}\n")
             self._stdin.flush()
         except BrokenPipeError:
-            raise self._gone(shard) from None
+            raise self._gone() from None
         for line in self._stdout:
             event = json.loads(line)
             if "done" in event:
@@ -98,13 +106,14 @@ class Worker:
             if "error" in event:
                 raise DataError(event["error"])
             progress(event["frames"], event["bytes"])
-        raise self._gone(shard)
+        raise self._gone()
 
-    def _gone(self, shard: int) -> DataError:
+    def _gone(self) -> DataError:
+        assert self._shard is not None
         status = self._process.wait()
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status} (its words are above)"
         return DataError(
-            f"a packing process {how} while it wrote {format.shard_name(shard)}; "
+            f"a packing process {how} while it wrote {format.shard_name(self._shard)}; "
             "start the build again: finished shards are kept"
         )
 
@@ -139,7 +148,8 @@ def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: P
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:
         todo.put(shard)
-    _serve_all(workers, todo, progress, lambda shard, tell: pack_one(plan, out, shard, tell))
+    with Packer(plan, out) as packer:
+        _serve_all(workers, todo, progress, packer)
 
 
 def _tell_if_done(plan: Plan, out: Path, shard: int, progress: Progress) -> bool:
@@ -153,7 +163,7 @@ def _serve_all(
     workers: list[Worker],
     todo: queue.SimpleQueue[int],
     progress: Progress,
-    pack_here: Callable[[int, Progress], None],
+    packer: Packer,
 ) -> None:
     """Give every worker one shard after another, each from a thread of its own, and take shards here as well."""
     lock = threading.Lock()
@@ -165,6 +175,7 @@ def _serve_all(
     def drive(worker: Worker) -> None:
         for shard in iter(_next(todo), None):
             worker.pack(shard, tell)
+        worker.finish()
 
     def tell_here(frames: int, size: int) -> None:
         tell(frames, size)
@@ -176,7 +187,8 @@ def _serve_all(
         drives = [pool.submit(drive, worker) for worker in workers]
         try:
             for shard in iter(_next(todo), None):
-                pack_here(shard, tell_here)
+                packer.pack(shard, tell_here)
+            packer.finish()
             for driven in as_completed(drives):
                 driven.result()
         except BaseException:

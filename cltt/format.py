@@ -14,11 +14,14 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError
+
+if TYPE_CHECKING:
+    import struct
+
+    import numpy as np
 
 FORMAT = "cltt-shards"
 VERSION = 1
@@ -32,15 +35,29 @@ BUILD = ".build"  # plan, parts and locks while a build is under way
 INDEX_FILES = (FRAMES, CLIPS, KEYS, KEY_OFFSETS)
 
 # offset: where the frame's bytes start in its shard; crc: CRC-32 of the bytes; width, height: pixels.
-FRAME_DTYPE = np.dtype(
-    [("offset", "<i8"), ("size", "<u4"), ("crc", "<u4"), ("shard", "<u4"), ("width", "<u2"), ("height", "<u2")]
-)
+FRAME_FIELDS = [
+    ("offset", "<i8"),
+    ("size", "<u4"),
+    ("crc", "<u4"),
+    ("shard", "<u4"),
+    ("width", "<u2"),
+    ("height", "<u2"),
+]
+FRAME_DTYPE: np.dtype[Any]  # the same to numpy, made when first touched: packing processes start without numpy
 # Rows of clips.npy, int64 [6, clips]: a row lies in one piece, so reading the lengths touches nothing else.
 CLIP_FIRST, CLIP_LENGTH, CLIP_KEY, CLIP_PART, CLIP_LABEL, CLIP_SPLIT = range(6)
 CLIP_ROWS = 6
 
 BLOCK = 512
 _SHARD_NAME = re.compile(r"shard-(\d{6,})\.tar")
+
+
+def __getattr__(name: str) -> Any:
+    if name != "FRAME_DTYPE":
+        raise AttributeError(f"module 'cltt.format' has no attribute {name!r}")
+    import numpy as np
+
+    return globals().setdefault(name, np.dtype(FRAME_FIELDS))
 
 
 def shard_name(shard: int) -> str:
@@ -223,11 +240,15 @@ class NpyWriter:
         self._data_start = file.tell()
 
     def _write_header(self) -> None:
+        import numpy as np
+
         descr = np.lib.format.dtype_to_descr(self._dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self.rows,)}
         np.lib.format.write_array_header_1_0(self._file, header)  # numpy leaves room for the length to grow
 
     def write(self, rows: np.ndarray[Any, Any]) -> None:
+        import numpy as np
+
         self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
         self.rows += len(rows)
 
@@ -237,6 +258,14 @@ class NpyWriter:
         if self._file.tell() != self._data_start:
             raise DataError("the .npy header outgrew its room")
         self._file.seek(0, os.SEEK_END)
+
+
+def read_npy_rows(path: Path, row: struct.Struct, start: int, stop: int) -> list[tuple[Any, ...]]:
+    """Rows ``start`` to ``stop``-1 of a .npy file of version 1 that holds records laid out as ``row``."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(10)[8:], "little")
+        file.seek(10 + header + start * row.size)
+        return list(row.iter_unpack(file.read((stop - start) * row.size)))
 
 
 def read_index(path: Path) -> dict[str, Any]:

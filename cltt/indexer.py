@@ -25,7 +25,8 @@ from cltt import format
 from cltt._locks import locked
 from cltt._merge import labeller, merge, parse_splits
 from cltt._pack import Progress, is_done
-from cltt._plan import PLAN, Plan, make_plan
+from cltt._plan import PLAN, Plan
+from cltt._planning import make_plan
 from cltt._verify import Damage, verify_shards
 from cltt._workers import Worker, crew, pack_shards
 from cltt.config import BuildSettings

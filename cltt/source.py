@@ -12,7 +12,6 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from cltt._picture import BrokenPicture, Stored, as_stored, check_every_bit, is_image
@@ -49,21 +48,20 @@ class SourceFrame(NamedTuple):
     mtime_ns: int
 
 
-@dataclass(frozen=True)
-class SourceClip:
+class SourceClip(NamedTuple):
     """A folder's frames in time order; ``key`` is the folder's path relative to the root (``b"."``: the root)."""
 
     key: bytes
     frames: list[SourceFrame]
 
 
-@dataclass
 class Scan:
     """The folders under ``root`` in natural order of their keys, and what was left out (path, reason) so far."""
 
-    root: bytes
-    keys: list[bytes]
-    skipped: list[tuple[bytes, str]] = field(default_factory=list)
+    def __init__(self, root: bytes, keys: list[bytes]) -> None:
+        self.root = root
+        self.keys = keys
+        self.skipped: list[tuple[bytes, str]] = []
 
 
 def natural_key(name: bytes) -> tuple[bytes | int, ...]:
@@ -117,8 +115,7 @@ def ordered_map(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Ite
 # ---- folders
 
 
-@dataclass(frozen=True)
-class _Folder:
+class _Folder(NamedTuple):
     key: bytes
     identity: tuple[int, int]
     folders: list[bytes]

@@ -25,6 +25,7 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 OWNER: dict[str, str] = {
     "_picture": "source",
     "_plan": "indexer",
+    "_planning": "indexer",
     "_pack": "indexer",
     "_merge": "indexer",
     "_verify": "indexer",
