@@ -213,7 +213,7 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
     shards = []
     for shard in range(plan.num_shards):
         facts = read_part(out, shard)[0]
-        shards.append({"name": format.shard_name(shard), "size": facts["size"], "sha256": facts["sha256"]})
+        shards.append({"name": format.shard_name(shard), "size": facts["size"], "crc": facts["crc"]})
     files = {
         name: {"size": (out / name).stat().st_size, "sha256": format.file_sha256(out / name)}
         for name in (*format.INDEX_FILES, format.REPORT)

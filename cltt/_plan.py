@@ -43,7 +43,7 @@ class Planned(NamedTuple):
 class Plan:
     """A plan on disk, opened for reading.
 
-    Attributes: root (bytes), settings, num_frames, num_clips, num_shards, num_bytes.
+    Attributes: root (bytes), settings, num_frames, num_clips, num_shards, num_bytes, largest (bytes of a frame).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,6 +56,7 @@ class Plan:
         self.num_clips: int = facts["clips"]
         self.num_shards: int = facts["shards"]
         self.num_bytes: int = facts["bytes"]
+        self.largest: int = facts["largest"]
 
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:

@@ -37,6 +37,7 @@ class _Columns:
         self._shard_bytes = 0
         self._rows: list[tuple[int, int, int, int, bool]] = []
         self.bytes = 0
+        self.largest = 0
         self.frames = 0
         self.clips = 0
         self.shards = 0
@@ -58,6 +59,7 @@ class _Columns:
             self._rows.append((frame.size, frame.mtime_ns, self._names.tell(), self.clips, gap))
             self._names.write(frame.name)
             self.bytes += max(0, frame.size)
+            self.largest = max(self.largest, frame.size)
             self.frames += 1
             if len(self._rows) == WRITE_FRAMES:
                 self._flush()
@@ -111,7 +113,7 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
         raise SettingsError(
             f"no frames under {root_dir!r}: give the folder whose sub-folders hold one image file a frame"
         )
-    facts = {name: getattr(columns, name) for name in ("frames", "clips", "shards", "bytes")}
+    facts = {name: getattr(columns, name) for name in ("frames", "clips", "shards", "bytes", "largest")}
     format.write_json(temporary / "plan.json", {"root_dir": root_dir, "settings": settings, **facts})
     with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together, so that the disk can take them together
         list(pool.map(format.flush, temporary.iterdir()))

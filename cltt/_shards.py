@@ -109,7 +109,7 @@ def _change(record: Path, now: dict[str, Any]) -> str | None:
 
 
 def stage(shards: Path, target: Path, facts: RankFacts) -> Path:
-    """Copy ``shards`` to ``target/NAME-FINGERPRINT``, once a node, each file held to its size and hash.
+    """Copy ``shards`` to ``target/NAME-FINGERPRINT``, once a node, each file held to its size and checksum.
 
     Local rank 0 copies; the other ranks wait for it. Jobs that share a node wait for each other's copy behind a lock.
     What is there already is used if it is whole. Returns the copy's folder.
@@ -128,7 +128,7 @@ def stage(shards: Path, target: Path, facts: RankFacts) -> Path:
 
 
 def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
-    """Copy each file that is missing or of another size, compare its hash, and publish ``index.json`` last."""
+    """Copy each file that is missing or of another size, compare its checksum, and publish ``index.json`` last."""
     if (copy / format.INDEX).is_file():
         return
     copy.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,13 @@ def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
 
 
 def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == expected["size"] and format.file_sha256(path) == expected["sha256"]
+    if not path.is_file() or path.stat().st_size != expected["size"]:
+        return False
+    return (
+        format.file_crc32(path) == expected["crc"]
+        if "crc" in expected
+        else format.file_sha256(path) == expected["sha256"]
+    )
 
 
 def _say(facts: RankFacts, line: str) -> None:

@@ -6,9 +6,11 @@ threads hide the latency of a parallel file system. Names are bytes all through:
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import stat
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +36,8 @@ __all__ = [
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
 STAT_CHUNK = 16  # files stat'ed by one thread at a time
 _DIGITS = re.compile(rb"(\d+)")
+WAIT_SECONDS = 500e-6  # a call that waits so long for the file system is better made in a thread ...
+WAITS = 2  # ... when so many in a row do
 ROOT_KEY = b"."
 DANGLING = -1  # the size of a frame whose symbolic link leads nowhere
 T = TypeVar("T")
@@ -69,7 +73,9 @@ def natural_key(name: bytes) -> tuple[bytes | int, ...]:
 
     ``1`` and ``01`` are equal to it; sort by the plain names first.
     """
-    return tuple(int(part) if k % 2 else part for k, part in enumerate(_DIGITS.split(name)))
+    parts: list[bytes | int] = list(_DIGITS.split(name))
+    parts[1::2] = map(int, _DIGITS.findall(name))
+    return tuple(parts)
 
 
 def path_order(key: bytes) -> tuple[tuple[tuple[bytes | int, ...], ...], bytes]:
@@ -112,6 +118,28 @@ def ordered_map(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Ite
         yield queue.popleft().result()
 
 
+class PatientMap:
+    """Maps in order: here while the file system answers at once, ahead by the threads of a pool once it does not.
+
+    With a warm cache, handing work to a thread takes longer than doing it.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._waits = 0  # calls in a row that waited; a single one may have been interrupted by another process
+
+    def __call__(self, function: Callable[[T], U], items: Iterator[T], ahead: int) -> Iterator[U]:
+        for item in items:
+            if self._waits >= WAITS:
+                yield from ordered_map(self._pool, function, itertools.chain([item], items), ahead)
+                return
+            start = time.perf_counter() - time.thread_time()
+            result = function(item)
+            waited = time.perf_counter() - time.thread_time() - start > WAIT_SECONDS
+            self._waits = self._waits + 1 if waited else 0
+            yield result
+
+
 # ---- folders
 
 
@@ -145,8 +173,9 @@ def _walk(
     """(folders, linked folders) reached from ``start`` without following a link; ``seen`` gains their identities."""
     keys, links = [], []
     level = [start]
+    listed = PatientMap(pool)
     while level:
-        found = list(ordered_map(pool, lambda key: _list_folder(root, key), iter(level), 4 * SCAN_THREADS))
+        found = list(listed(lambda key: _list_folder(root, key), iter(level), 4 * SCAN_THREADS))
         keys += [folder.key for folder in found]
         links += [link for folder in found for link in folder.links]
         seen.update(folder.identity for folder in found)
@@ -195,8 +224,9 @@ def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[byte
 def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> tuple[list[SourceFrame], list[tuple[bytes, str]]]:
     """(frames, left out) among the files ``names`` of the folder ``key``."""
     frames, skipped = [], []
+    folder = os.path.join(root, key, b"")
     for name in names:
-        path = os.path.join(root, key, name)
+        path = folder + name
         try:
             facts = os.stat(path)
         except OSError as error:
@@ -221,9 +251,9 @@ def _starts_like_an_image(path: bytes) -> bool:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
-def _chunks(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[tuple[bytes, list[bytes], bool]]:
+def _chunks(scan: Scan, mapped: PatientMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
     """(key, up to STAT_CHUNK file names, last of its folder) over all folders in order."""
-    listings = ordered_map(pool, lambda key: _names(scan.root, key), iter(scan.keys), 4 * SCAN_THREADS)
+    listings = mapped(lambda key: _names(scan.root, key), iter(scan.keys), 4 * SCAN_THREADS)
     for key, names, skipped in listings:
         scan.skipped += skipped
         for start in range(0, max(1, len(names)), STAT_CHUNK):
@@ -240,7 +270,8 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
         return key, *_stat_files(scan.root, key, names), last
 
     frames: list[SourceFrame] = []
-    for key, found, skipped, last in ordered_map(pool, stat_chunk, _chunks(scan, pool), 4 * SCAN_THREADS):
+    chunks = _chunks(scan, PatientMap(pool))
+    for key, found, skipped, last in PatientMap(pool)(stat_chunk, chunks, 4 * SCAN_THREADS):
         frames += found
         scan.skipped += skipped
         if last:

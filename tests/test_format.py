@@ -105,7 +105,10 @@ def test_a_file_appears_only_when_whole(tmp_path: Path) -> None:
         (None, "no index.json, so no complete shards"),
         ("{", "cannot be read"),
         ('{"format": "other"}', "not the index of a set of shards"),
-        (json.dumps({"format": format.FORMAT, "version": 99}), "version 99, this program reads version 1"),
+        (
+            json.dumps({"format": format.FORMAT, "version": 99}),
+            f"version 99, this program reads version {format.VERSION}",
+        ),
     ],
 )
 def test_what_is_no_index_says_so(tmp_path: Path, text: str | None, message: str) -> None:
