@@ -107,11 +107,11 @@ class _Clips:
         self.keys: list[bytes] = []
         self._folder = -1
 
-    def start(self, frame: int, folder: int, plan: Plan) -> None:
+    def start(self, frame: int, folder: int, key: bytes) -> None:
         """A clip begins at ``frame``; it is the next part of the last one if it is of the same ``folder``."""
         same = folder == self._folder
         if not same:
-            self.keys.append(plan.keys(folder, folder + 1)[0])
+            self.keys.append(key)
             self._folder = folder
         part = self.columns[2][-1] + 1 if same else 0
         for column, value in zip(self.columns, (frame, len(self.keys) - 1, part), strict=True):
@@ -132,9 +132,9 @@ def _frame_rows(plan: Plan, out: Path, clips: _Clips) -> Iterator[np.ndarray[Any
         starts = (at != before) | (folders != np.concatenate([[last_folder], folders[:-1]]))
         if len(good):
             starts[0] |= hole
+            keys = plan.keys(int(folders[0]), int(folders[-1]) + 1)
             for k in np.flatnonzero(starts).tolist():
-                folder = int(folders[k])
-                clips.start(written + k, folder, plan)
+                clips.start(written + k, int(folders[k]), keys[folders[k] - folders[0]])
             last_folder = int(folders[-1])
         hole = bool(breaks[-1] > (at[-1] if len(good) else 0))
         written += len(good)

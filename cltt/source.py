@@ -270,8 +270,8 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
         return key, *_stat_files(scan.root, key, names), last
 
     frames: list[SourceFrame] = []
-    chunks = _chunks(scan, PatientMap(pool))
-    for key, found, skipped, last in PatientMap(pool)(stat_chunk, chunks, 4 * SCAN_THREADS):
+    mapped = PatientMap(pool)
+    for key, found, skipped, last in mapped(stat_chunk, _chunks(scan, mapped), 4 * SCAN_THREADS):
         frames += found
         scan.skipped += skipped
         if last:
