@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cltt import format, source
+from cltt._folder import check_files, cut_clips, note_facts
 from cltt.errors import DataError, FrameError, SettingsError
 
 Array = np.ndarray[Any, Any]
@@ -238,11 +239,22 @@ class _Files:
 class FolderDataset(_ClipTable):
     """The same interface over a plain folder of clips: nothing is built, the index is held in memory.
 
-    A file that turns out to be no whole picture is a FrameError when read. Frames that shards would hold re-encoded are
-    re-encoded on each read, so both give the same pixels.
+    Frames that shards would hold re-encoded are re-encoded on each read, so both give the same pixels.
+
+    Args:
+        root_dir: the folder of clip folders.
+        check: read every file first, leave out those that are no whole picture and cut their clips there: the clips are
+            then those of shards built with the default settings. Without it a scan of the names is enough, and a
+            broken file is a FrameError when it is read.
+
+    Attributes:
+        broken: with ``check``, why each file was left out, by its path relative to the root folder.
+
+    Raises SettingsError if there are no frames; with ``check``, DataError if no file is a whole picture or one cannot
+    be read.
     """
 
-    def __init__(self, root_dir: str | os.PathLike[str]) -> None:
+    def __init__(self, root_dir: str | os.PathLike[str], *, check: bool = False) -> None:
         self.path = Path(root_dir)
         self.root_dir = os.path.realpath(root_dir)
         self._root = source.check_root(self.root_dir)
@@ -252,20 +264,19 @@ class FolderDataset(_ClipTable):
             raise SettingsError(f"no frames under {os.fsdecode(self._root)!r}; its folders must hold one image a frame")
         self._keys = [clip.key for clip in clips]
         self._names = [frame.name for clip in clips for frame in clip.frames]
-        self._clips = self._clip_rows([len(clip.frames) for clip in clips])
-        self.num_frames, self.num_clips = len(self._names), len(clips)
+        self._facts: Array | None = None
+        self.broken: dict[str, str] = {}
+        good = np.ones(len(self._names), bool)
+        if check:
+            self._facts, self.broken = check_files(self._root, clips)
+            good = self._facts["width"] > 0
+            self._facts = self._facts[good]
+            self._names = [self._names[frame] for frame in np.flatnonzero(good).tolist()]
+        self._clips = cut_clips([len(clip.frames) for clip in clips], good)
+        self.num_frames, self.num_clips = len(self._names), self._clips.shape[1]
         self.fingerprint = self._hash(clips)
         self.label_names: list[str] = []
         self.split_names: list[str] = []
-
-    @staticmethod
-    def _clip_rows(lengths: list[int]) -> Array:
-        rows = np.full((format.CLIP_ROWS, len(lengths)), -1, np.int64)
-        rows[format.CLIP_LENGTH] = lengths
-        rows[format.CLIP_FIRST] = np.cumsum(lengths) - lengths
-        rows[format.CLIP_KEY] = np.arange(len(lengths))
-        rows[format.CLIP_PART] = 0
-        return rows
 
     @staticmethod
     def _hash(clips: list[source.SourceClip]) -> str:
@@ -278,22 +289,26 @@ class FolderDataset(_ClipTable):
 
     def clip_key(self, clip: int) -> str:
         """The clip folder's path relative to the root folder."""
-        return os.fsdecode(self._keys[clip])
+        return os.fsdecode(self._key(clip))
+
+    def _key(self, clip: int) -> bytes:
+        return self._keys[int(self._clips[format.CLIP_KEY, clip])]
 
     def frame_name(self, frame_id: int) -> str:
         """The file's path relative to the root folder."""
         self._check_ids([frame_id])
-        return os.fsdecode(source.join_key(self._keys[int(self.clip_of(frame_id))], self._names[frame_id]))
+        return os.fsdecode(source.join_key(self._key(int(self.clip_of(frame_id))), self._names[frame_id]))
 
     def frame_facts(self, frame_ids: Any) -> Array:
         """Records as those of :meth:`ShardDataset.frame_facts`; width and height from the files, zeros for the rest."""
         ids = self._check_ids(frame_ids)
+        if self._facts is not None:
+            return np.asarray(self._facts[ids])
         records = np.zeros(len(ids), format.FRAME_DTYPE)
         for record, frame_id in zip(records, ids.tolist(), strict=True):
             stored = self._stored(frame_id)
             if isinstance(stored, source.Stored):
-                record["size"], record["crc"] = len(stored.data), zlib.crc32(stored.data)
-                record["width"], record["height"] = stored.width, stored.height
+                note_facts(record, stored)
         return records
 
     def _stored(self, frame_id: int) -> source.Stored | FrameError:

@@ -31,6 +31,7 @@ OWNER: dict[str, str] = {
     "_verify": "indexer",
     "_locks": "indexer",
     "_workers": "indexer",
+    "_folder": "reader",
     "_gradcache": "trainer",
     "_history": "trainer",
     "_progress": "app",

@@ -9,12 +9,13 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cltt import ShardDataset, build_shards, format, reader
+from cltt import ShardDataset, WindowIndex, _folder, build_shards, format, reader
 from cltt.errors import DataError, FrameError
 from cltt.reader import FolderDataset
 from tests import data
@@ -178,3 +179,87 @@ def test_closed_files_after_use(built: Path) -> None:
     del dataset
     gc.collect()
     assert open_shards() == 0
+
+
+# ---- a plain folder with broken files
+
+
+def break_files(root: Path) -> None:
+    """Every kind of file that a build leaves out, at the ends of clips, in their middle, side by side, and alone."""
+    (root / "a/frame_000000.jpg").write_bytes(b"")
+    (root / "a/frame_000007.jpg").write_text("no picture at all")
+    whole = (root / "a/frame_000012.jpg").read_bytes()
+    (root / "a/frame_000012.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "a/frame_000013.jpg").write_bytes(whole[:100])
+    hollow = bytearray((root / "b/frame_000009.jpg").read_bytes())
+    late = len(hollow) * 9 // 10
+    hollow[late : late + 20] = b"\xff\xd9" * 10  # its header and its end are whole
+    (root / "b/frame_000009.jpg").write_bytes(bytes(hollow))
+    (root / "b/frame_000019.jpg").unlink()
+    (root / "b/frame_000019.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "c/frame_000000.jpg").write_bytes(b"GIF89a")  # all of its clip
+    (root / "d/frame_000000.jpg").write_bytes(b"")
+
+
+@pytest.fixture(scope="module")
+def broken_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = data.make_clips(tmp_path_factory.mktemp("broken"), {"a": 25, "b": 20, "c": 1, "d": 9, "e": 11})
+    break_files(root)
+    cv2.imwrite(str(root / "e/frame_000003.png"), data.frame_image(0, 3, 48, 64))
+    data.add_mac_clutter(root)
+    return root
+
+
+def test_a_checked_folder_has_the_clips_of_its_shards(broken_root: Path, tmp_path: Path) -> None:
+    build_shards(broken_root, tmp_path / "s", workers=1, shard_size=20_000)
+    packed, plain = ShardDataset(tmp_path / "s"), FolderDataset(broken_root, check=True)
+    assert (plain.num_frames, plain.num_clips) == (packed.num_frames, packed.num_clips)
+    assert np.array_equal(plain.clip_lengths, packed.clip_lengths)
+    assert np.array_equal(plain.clip_offsets, packed.clip_offsets)
+    clips = range(packed.num_clips)
+    assert [(plain.clip_key(c), plain.clip_part(c)) for c in clips] == [
+        (packed.clip_key(c), packed.clip_part(c)) for c in clips
+    ]
+    assert {packed.clip_part(c) for c in clips} == {0, 1, 2}
+    frames = range(packed.num_frames)
+    assert [plain.frame_name(f) for f in frames] == [packed.frame_name(f) for f in frames]
+    assert plain.read(frames) == packed.read(frames)
+    for name in ("size", "crc", "width", "height"):
+        assert np.array_equal(plain.frame_facts(frames)[name], packed.frame_facts(frames)[name])
+    report = json.loads((tmp_path / "s" / "report.json").read_text())["files"]
+    left_out = {file["file"]: file["reason"] for file in report if file["what"] == "skipped"}
+    assert plain.broken.items() <= left_out.items() and len(plain.broken) == 8
+
+
+def test_windows_of_a_checked_folder_are_those_of_its_shards(broken_root: Path, tmp_path: Path) -> None:
+    build_shards(broken_root, tmp_path / "s", workers=1)
+    packed, plain = ShardDataset(tmp_path / "s"), FolderDataset(broken_root, check=True)
+    ours, theirs = (WindowIndex(made.clip_lengths, 3, 2, 1) for made in (plain, packed))
+    assert len(ours) == len(theirs) > 0
+    assert np.array_equal(ours.frames(np.arange(len(ours))), theirs.frames(np.arange(len(theirs))))
+    quick = FolderDataset(broken_root)
+    assert len(WindowIndex(quick.clip_lengths, 3, 2, 1)) > len(ours)  # windows across the holes
+
+
+def test_a_checked_folder_without_a_picture_is_refused(tmp_path: Path) -> None:
+    root = data.make_clips(tmp_path / "frames", {"a": 2})
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"not one of the 2 files under .* is a whole picture"):
+        FolderDataset(root, check=True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clips_are_cut_as_one_would_by_hand(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, 9, 6).tolist()
+    good = random.random(sum(lengths)) < 0.7
+    good[random.integers(len(good))] = True
+    expected, start = [], 0
+    for folder, length in enumerate(lengths):
+        runs = [len(run) for run in "".join("x" if ok else " " for ok in good[start : start + length]).split()]
+        expected += [(run, folder, part) for part, run in enumerate(runs)]
+        start += length
+    rows = _folder.cut_clips(lengths, good)
+    found = zip(rows[format.CLIP_LENGTH], rows[format.CLIP_KEY], rows[format.CLIP_PART], strict=True)
+    assert [tuple(map(int, clip)) for clip in found] == expected
