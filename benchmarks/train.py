@@ -236,7 +236,7 @@ def waiting(device: torch.device, folder: Path, shards: Path, *, quick: bool) ->
     dataset = app.open_dataset(settings.data)
     steps = (20 if quick else 60) if device.type == "cpu" else 300
     with app.build_loader(dataset, app.build_index(dataset, settings), settings, device, facts) as loader:
-        trainer = app.build_trainer(settings, loader, device, facts, store=None, stop=StopSignals())
+        trainer = app.build_trainer(settings, loader, device, facts, stop=StopSignals())
         batches = iter(loader)
         trainer.model.train()
         trainer._step(next(batches))

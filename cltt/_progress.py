@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 LINE_SECONDS = 60.0
+BAR = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"  # fits 80 columns on the CPU
 
 
 class Progress:
@@ -40,7 +42,9 @@ class Progress:
         self._wait_share = wait_share
         self._device = device
         self._terminal = sys.stderr.isatty()
-        self._bar: Any = tqdm(total=total_steps, initial=done_steps, unit="step", disable=not self._terminal)
+        self._bar: Any = tqdm(
+            total=total_steps, initial=done_steps, unit="step", disable=not self._terminal, bar_format=BAR, **_size()
+        )
         self._total, self._done, self._first = total_steps, done_steps, done_steps
         self._start = time.monotonic()
         self._next_line = self._start + LINE_SECONDS
@@ -76,3 +80,15 @@ class Progress:
         if self._device.type == "cuda":
             facts += f" mem {torch.cuda.max_memory_allocated(self._device) / 1e9:.1f} GB"
         return facts
+
+
+def _size() -> dict[str, Any]:
+    """tqdm's options for the size of the terminal.
+
+    Some terminals (under ``script``, in containers) say 0 x 0, in which tqdm by itself shows nothing.
+    """
+    try:
+        unknown = 0 in os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):  # no terminal
+        return {}
+    return {"ncols": 80, "nrows": 24} if unknown else {"dynamic_ncols": True}

@@ -109,8 +109,13 @@ def _accuracies(row: dict[str, float]) -> str:
 
 def _open_board(run_dir: Path, done_steps: int) -> Any:
     """TensorBoard's writer; what a killed run wrote beyond ``done_steps`` is not shown twice."""
+    return summary_writer()(str(run_dir / "tensorboard"), purge_step=done_steps + 1)
+
+
+def summary_writer() -> Any:
+    """TensorBoard's class of writers; SettingsError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise SettingsError("--tensorboard needs the package tensorboard: pip install 'cltt[tensorboard]'") from None
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=done_steps + 1)
+    return SummaryWriter

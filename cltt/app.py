@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from cltt import checkpoint, distributed
-from cltt._records import Records
+from cltt._records import Records, summary_writer
 from cltt._shards import locate_shards
 from cltt.checkpoint import CheckpointStore, replace_file
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings, differences
@@ -27,10 +27,11 @@ from cltt.loader import WindowLoader
 from cltt.loss import TemporalInfoNCE
 from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
 from cltt.reader import ShardDataset
-from cltt.trainer import EXIT_REQUEUE, Saver, StopSignals, Trainer
+from cltt.trainer import Saver, StopSignals, Trainer
 from cltt.windows import WindowIndex
 
 EVALUATION_FILE = "evaluation.json"
+STOP_NOTICE = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
 # torch 2.13 has a new name for "broadcast the buffers before every forward pass"
 _NEW_NAME = "forward_sync_buffers"
 _SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
@@ -128,12 +129,12 @@ def autocast_type(run: RunSettings, device: torch.device) -> torch.dtype | None:
 
 
 def train(settings: TrainSettings, *, on_step: Callable[[float], None] | None = None) -> int:
-    """Train from scratch, from weights or from where the run stopped -> exit status: 0, or 85 if asked to stop.
+    """Train from scratch, from weights or from where the run stopped -> exit status: 0, or 85 or 130 if asked to stop.
 
     ``on_step`` is called with the loss after every step. Raises SettingsError and DataError for what the user can mend.
     """
-    stop = StopSignals()
     facts = distributed.rank_facts()
+    stop = StopSignals(STOP_NOTICE if facts.is_main else "")
     try:
         device = distributed.pick_device(settings.run.device, facts)
         distributed.start(facts, device)
@@ -151,24 +152,27 @@ def _train(
     on_step: Callable[[float], None] | None,
 ) -> int:
     start_from = distributed.from_main(lambda: _find_start(settings))
+    evaluator = _open_evaluator(settings, device)
     dataset = open_dataset(settings.data, facts)
     index = build_index(dataset, settings)
     _prepare_torch(settings.run, device)
     with ExitStack() as stack:
         loader = stack.enter_context(build_loader(dataset, index, settings, device, facts))
-        store = stack.enter_context(_open_store(settings)) if facts.is_main else None
         weights = settings.checkpoint.checkpoint_path if start_from is None else None
-        trainer = build_trainer(settings, loader, device, facts, store=store, stop=stop, weights=weights)
+        trainer = build_trainer(settings, loader, device, facts, stop=stop, evaluator=evaluator, weights=weights)
         if start_from is not None:
             _resume(trainer, start_from, settings, dataset)
         if not facts.is_main:
-            return 0 if trainer.run() else EXIT_REQUEUE
+            return 0 if trainer.run() else stop.status
+        trainer.saver.store = stack.enter_context(
+            _open_store(settings)
+        )  # makes the run's folder: nothing is refused now
         records = stack.enter_context(Records(settings, trainer, loader, device))
         trainer.on_step = records.on_step if on_step is None else _both(records.on_step, on_step)
         trainer.on_epoch = records.on_epoch
         done = trainer.run()
         records.summarise(done)
-    return 0 if done else EXIT_REQUEUE
+    return 0 if done else stop.status
 
 
 def build_trainer(
@@ -177,11 +181,14 @@ def build_trainer(
     device: torch.device,
     facts: RankFacts,
     *,
-    store: CheckpointStore | None,
     stop: StopSignals,
+    evaluator: Evaluator | None = None,
     weights: str | None = None,
 ) -> Trainer:
-    """Model, loss, optimizer and schedule around ``loader``; ``weights``: a checkpoint whose weights to start from."""
+    """Model, loss, optimizer and schedule around ``loader``; ``weights``: a checkpoint whose weights to start from.
+
+    Its saver has no store yet.
+    """
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model)
     if weights is not None:
@@ -195,14 +202,14 @@ def build_trainer(
         optimizer=optimizer,
         scheduler=scheduler,
         loader=loader,
-        saver=Saver(store, minutes=settings.checkpoint.checkpoint_minutes, extra=facts_saved),
+        saver=Saver(None, minutes=settings.checkpoint.checkpoint_minutes, extra=facts_saved),
         stop=stop,
         device=device,
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
         mask_overlaps=settings.model.mask_overlaps,
-        evaluate=_evaluation(settings, model.encoder, device) if facts.is_main else None,
+        evaluate=None if evaluator is None else _evaluation(settings, model.encoder, evaluator),
         eval_every=settings.log.eval_every,
     )
 
@@ -220,8 +227,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from error
 
 
+def _check_outputs(settings: TrainSettings) -> None:
+    """SettingsError, before anything is built, if the run could not write what it is asked to; leaves no trace."""
+    checkpoint.check_writable(settings.run_dir, "give another --checkpoint-dir")
+    if settings.log.csv_log:
+        for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
+            if path.is_dir():
+                raise SettingsError(f"{path} is a folder; {flag} names a file")
+            checkpoint.check_writable(path.parent, f"give another {flag}")
+    if settings.log.tensorboard:
+        summary_writer()
+
+
 def _find_start(settings: TrainSettings) -> Path | None:
     """The checkpoint to go on from; None: a fresh start. Without --resume, a folder that holds a run is refused."""
+    _check_outputs(settings)
     run_dir = settings.run_dir
     if not settings.checkpoint.resume:
         if checkpoint.list_checkpoints(run_dir):
@@ -271,13 +291,22 @@ def _both(first: Callable[[float], None], second: Callable[[float], None]) -> Ca
     return call
 
 
-def _evaluation(
-    settings: TrainSettings, encoder: nn.Module, device: torch.device
-) -> Callable[[], dict[str, float]] | None:
-    """Evaluates ``encoder`` on --eval-data and returns the row for the CSV; None without such data."""
-    if settings.log.eval_data is None:
-        return None
-    evaluator = Evaluator(settings.log.eval_data, image_size=settings.data.image_size, device=device)
+def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator | None:
+    """Rank 0's evaluator on --eval-data, None elsewhere or without such data; all ranks hear of data that cannot work.
+
+    A collective.
+    """
+    opened: list[Evaluator] = []
+    data = settings.log.eval_data
+    if data is not None:
+        distributed.from_main(
+            lambda: opened.append(Evaluator(data, image_size=settings.data.image_size, device=device))
+        )
+    return opened[0] if opened else None
+
+
+def _evaluation(settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator) -> Callable[[], dict[str, float]]:
+    """Evaluates ``encoder`` and returns the row for the CSV."""
 
     def evaluate() -> dict[str, float]:
         result = evaluator(encoder)

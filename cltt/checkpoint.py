@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cltt.errors import DataError
+from cltt.errors import DataError, SettingsError
 
 VERSION = 1
 LATEST = "latest"
@@ -54,6 +56,26 @@ def replace_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
+
+    A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
+    """
+    folder = folder.absolute()
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or error
+        raise SettingsError(f"cannot write to {folder}: {why}; {remedy}") from error
+    finally:
+        for path in missing:
+            with suppress(OSError):  # not made, or in use by another run by now
+                path.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
+import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from cltt.errors import CLTTError
 
 EXIT_USAGE = 2
+EXIT_REQUEUE = 85  # "stopped on request; run the same command again": a batch script requeues on it
+EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
 S = TypeVar("S")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults, but not those that say nothing (None, and the False of a switch)."""
+    """Show defaults, but not those that say nothing (None, nothing at all, and the False of a switch)."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False
+        silent = action.default is None or action.default is False or action.default == ""
         return action.help if silent else super()._get_help_string(action)
 
 
@@ -67,16 +73,61 @@ def settings_from(args: argparse.Namespace, settings: type[S]) -> S:
 
 
 def run(main: Callable[[], int | None], prog: str) -> NoReturn:
-    """Run a script's ``main`` and exit with its status; a :class:`CLTTError` becomes one sentence and status 2."""
+    """Run a script's ``main`` and exit with its status; a :class:`CLTTError` becomes one sentence and status 2.
+
+    Warnings, and what the package logs, become a line each.
+    """
+    with _plain_warnings():
+        sys.exit(_status_of(main, prog))
+
+
+def _status_of(main: Callable[[], int | None], prog: str) -> int:
     try:
-        status = main()
+        status = main() or 0
+        sys.stdout.flush()
+        return status
     except CLTTError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
-        status = EXIT_USAGE
-    except BrokenPipeError:  # `... | head` closed our output
-        sys.stderr.close()
-        status = 0
+        return EXIT_USAGE
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # a worker or a connection broke, which must not pass for success
+        return 0
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
-        status = 130
-    sys.exit(status or 0)
+        return EXIT_INTERRUPTED
+
+
+def _reader_is_gone() -> bool:
+    """Whether ``... | head`` closed our output; if so, what is still to be written goes nowhere, without a message."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()  # what could not be written is still in the buffer
+        except BrokenPipeError:
+            gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Each warning once, as a line ``warning: ...`` without its place in the source; the same for the package's log."""
+    said = set()
+
+    def show(message: Warning | str, category: Any, filename: str, lineno: int, *_: TextIO | str | None) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    log = logging.getLogger("cltt")
+    log.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
+    finally:
+        log.removeHandler(handler)

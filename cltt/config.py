@@ -58,6 +58,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 AMP_MODES = ("auto", "bf16", "off")
+MIN_IMAGE_SIZE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,12 @@ class DataSettings:
             (self.root_dir is None) != (self.shards is None),
             "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
         )
-        for name in ("batch_size", "image_size", "num_workers"):
+        for name in ("batch_size", "num_workers"):
             require_positive(name, getattr(self, name))
+        require(
+            self.image_size >= MIN_IMAGE_SIZE,
+            f"image_size is {self.image_size}; it must be at least {MIN_IMAGE_SIZE} pixels",
+        )
         for name in ("min_gap", "max_bad_frames"):
             _not_negative(name, getattr(self, name))
         for name in ("depth", "cache_gb"):
@@ -126,9 +131,15 @@ class ModelSettings:
 class OptimSettings:
     """Adam, a cosine schedule over epochs, and how a step is made."""
 
-    epochs: int = setting(25, "epochs of the run; the cosine schedule ends with the last")
+    epochs: int = setting(
+        25,
+        "epochs of the run; the cosine schedule ends with the last (to train a finished run longer, start a new one "
+        "from its weights with --checkpoint-path)",
+    )
     max_batches_per_epoch: int = setting(0, "end an epoch after this many batches (0: all)")
-    lr: float = setting(1e-3, "learning rate of the first epoch")
+    lr: float = setting(
+        1e-3, "learning rate of the first epoch; progress lines and CSV give that of the next, at each epoch's end"
+    )
     weight_decay: float = setting(1e-4, "L2 penalty added to the gradient (torch.optim.Adam's, not decoupled)")
     max_grad_norm: float = setting(1.0, "clip the gradient to this norm (0: never)")
     sub_batch_size: int = setting(
@@ -170,7 +181,9 @@ class CheckpointSettings:
         None, "folder of this run (default: checkpoints/ws<T>_fs<step>_wstr<stride>)", type=str
     )
     resume: bool = setting(False, "go on from the latest checkpoint in --checkpoint-dir; start fresh if there is none")
-    checkpoint_path: str | None = setting(None, "start a new run from the weights of this checkpoint", type=str)
+    checkpoint_path: str | None = setting(
+        None, "start a new run from the weights of this checkpoint (or of the newest in a run's folder)", type=str
+    )
     checkpoint_minutes: float = setting(30.0, "save within an epoch after this many minutes (0: at epoch ends only)")
     keep_last: int = setting(3, "checkpoints kept, the newest first")
     keep_every: int = setting(10, "also keep the checkpoint of every n-th epoch (0: none)")
@@ -193,7 +206,11 @@ class LogSettings:
         None, "file for the evaluation metrics (default: --csv-log-path with _eval before the extension)", type=str
     )
     eval_data: str | None = setting(
-        None, "labelled images to evaluate on: a folder a class, flat COIL files, CIFAR archives, or shards", type=str
+        None,
+        "labelled images to evaluate on: a folder a class, flat COIL files, CIFAR archives, or shards; images without "
+        "train and test parts of their own are split at random, which flatters the result where they are neighbouring "
+        "frames of a video",
+        type=str,
     )
     eval_every: int = setting(1, "evaluate after every n-th epoch, and after the last")
     tensorboard: bool = setting(False, "also write TensorBoard files to the checkpoint folder (extra: tensorboard)")
@@ -216,6 +233,10 @@ class TrainSettings:
     run: RunSettings = RunSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
+
+    def __post_init__(self) -> None:
+        size = self.windows.window_size
+        require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
 
     @staticmethod
     def groups() -> dict[str, type]:
@@ -310,13 +331,16 @@ class LookSettings:
     """What ``inspect_windows.py`` shows, and where the picture goes."""
 
     mode: str = setting("sample", "what to look at", choices=LOOK_MODES)
-    save_path: str | None = setting(None, "picture to write (sample, batch, stats)", type=str)
+    save_path: str | None = setting(
+        None, "picture to write (sample, batch, stats); without it a window opens, unless --json is given", type=str
+    )
     out: str | None = setting(None, "folder for the gallery (html)", type=str)
     json: bool = setting(False, "print JSON instead of lines to read")
     sample_idx: int = setting(0, "window to show (sample)")
     batch_sampling: str = setting(
         "random",
-        "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step",
+        "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step (with --root-dir, "
+        "plan and --mode stats first read every file: clips end at a broken one)",
         choices=BATCH_SAMPLINGS,
     )
     batch_idx: int = setting(0, "which batch (contiguous, random)")
@@ -332,6 +356,11 @@ class LookSettings:
     difference: bool = setting(False, "add rows of differences between neighbouring frames")
     fps: float | None = setting(None, "frames a second of the clips: gives times in seconds", type=float)
     decode: bool = setting(False, "decode every frame as well (verify)")
+
+    @property
+    def counts_windows(self) -> bool:
+        """Whether what is shown depends on the exact windows of training, so on every frame being whole."""
+        return self.mode == "stats" or (self.mode in ("batch", "html") and self.batch_sampling == "plan")
 
     def __post_init__(self) -> None:
         for name in ("epoch", "seed", "batch_idx"):

@@ -202,8 +202,10 @@ class WindowLoader:
                 batch = self._next_batch(prefetcher)
                 self._step += 1
                 self._clock.waited()
-                yield batch
-                self._clock.worked()
+                try:
+                    yield batch
+                finally:  # also where the consumer leaves after this batch
+                    self._clock.worked()
         finally:
             stop()
 
@@ -270,7 +272,10 @@ class WindowLoader:
 
 def chosen_device(device: str | torch.device) -> torch.device:
     """The device asked for; ``auto`` and names without a number are this rank's. SettingsError if it is not there."""
-    asked = torch.device(device) if device != "auto" else None
+    try:
+        asked = torch.device(device) if device != "auto" else None
+    except RuntimeError:
+        raise SettingsError(f"device is {device!r}; it must be auto, cuda, cuda:N, mps or cpu") from None
     if asked is None or asked.index is None:
         return pick_device(str(device), rank_facts())
     return asked

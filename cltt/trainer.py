@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +29,12 @@ from cltt import distributed
 from cltt._gradcache import cached_backward, random_state, set_random_state
 from cltt._history import History
 from cltt.checkpoint import CheckpointStore, replace_file
+from cltt.cli import EXIT_INTERRUPTED, EXIT_REQUEUE
 from cltt.config import OptimSettings
 from cltt.errors import CLTTError
 
 __all__ = ["EXIT_REQUEUE", "History", "NonFiniteLossError", "Saver", "StopSignals", "Trainer"]
 
-EXIT_REQUEUE = 85  # "saved and stopped on request; run the same command again": a batch script requeues on it
 _GO_ON, _SAVE, _STOP = 0, 1, 2  # what a rank asks for; the largest of all ranks is done
 
 
@@ -61,21 +62,32 @@ class Loader(Protocol):
 
 
 class StopSignals:
-    """SIGUSR1 and SIGTERM ask the run to save and stop.
+    """SIGUSR1, SIGTERM and Ctrl-C (SIGINT) ask the run to save and stop.
 
-    Outside :meth:`deferred` nothing is there to save, so the process exits at once, with EXIT_REQUEUE; inside, the
-    signal is remembered and the loop acts on it after the step (several ranks: at the latest after the next one, which
-    is the same for all). Further signals change nothing.
+    Outside :meth:`deferred` nothing is there to save, so the process ends at once, with EXIT_REQUEUE (Ctrl-C:
+    KeyboardInterrupt); inside, the signal is remembered and the loop acts on it after the step (several ranks: at the
+    latest after the next one, which is the same for all). Further signals change nothing, but that a second Ctrl-C
+    ends the process at once.
+
+    Args:
+        notice: said on the terminal at the first Ctrl-C ("": nothing).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = "") -> None:
         self.requested = False
+        self._interrupted = False
         self._deferred = False
-        numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name)]
+        self._notice = notice
+        numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)]
         self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
 
+    @property
+    def status(self) -> int:
+        """Exit status of a run that was stopped."""
+        return EXIT_INTERRUPTED if self._interrupted else EXIT_REQUEUE
+
     def restore(self) -> None:
-        """Give both signals back to those who had them before."""
+        """Give the signals back to those who had them before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -89,7 +101,12 @@ class StopSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        if not self._deferred:
+        if number == signal.SIGINT:
+            if self._interrupted or not self._deferred:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            os.write(2, self._notice.encode())  # not print(), which may be halfway through a line
+        elif not self._deferred:
             raise SystemExit(EXIT_REQUEUE)
 
 
