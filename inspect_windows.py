@@ -16,6 +16,7 @@ import json
 import sys
 import warnings
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ from cltt.windows import WindowIndex
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+HERE_OTHERWISE = ("root_dir",)  # train.py builds shards of it
 ONLY_TRAINING = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "max_bad_frames")
+NAMED = 10  # files named where there may be thousands
 
 
 class Inspection:
@@ -39,8 +42,9 @@ class Inspection:
 
     def __init__(self, argv: list[str] | None) -> None:
         parser = Parser(prog="inspect_windows.py", description="Look at what the network will see.")
+        parser.add_argument("--root-dir", help="folder of clip folders, looked at as it is: nothing is built")
         add_settings(parser, LookSettings)
-        add_settings(parser, DataSettings, skip=ONLY_TRAINING)
+        add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
         args = parser.parse_args(argv)
         self.look = settings_from(args, LookSettings)
@@ -48,11 +52,18 @@ class Inspection:
         self.data = settings_from(args, DataSettings)
         if self.look.save_path:
             visualize.check_save_path(Path(self.look.save_path))
-        self.dataset = open_dataset(self.data)
+        if self.look.mode == "html" and self.look.out is not None:
+            visualize.check_gallery_folder(Path(self.look.out))
+        self.dataset = open_dataset(self.data, check=self.look.counts_windows)
 
     def clips(self, split: str) -> np.ndarray:
-        """Ids of the clips of a split, or of all."""
-        return np.arange(self.dataset.num_clips) if split == "all" else self.dataset.split_clips(split)
+        """Ids of the clips of a split, or of all; SettingsError if there are none."""
+        if split == "all":
+            return np.arange(self.dataset.num_clips)
+        clips = self.dataset.split_clips(split)
+        there = ", ".join(f"{name} {len(self.dataset.split_clips(name)):,}" for name in self.dataset.split_names)
+        require(len(clips) > 0, f"the split {split!r} has no clips (clips a split: {there}); give another --split")
+        return clips
 
     def index(self) -> tuple[WindowIndex, str]:
         """The windows that training would take, and the name of their split."""
@@ -62,7 +73,8 @@ class Inspection:
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
         """Window ids of the batch asked for, and its name."""
         look, size = self.look, self.data.batch_size
-        fits = f"--batch-size is {size}, but there are only {len(index)} windows; take a smaller batch"
+        there = visualize.counted(len(index), "window")
+        fits = f"--batch-size is {size}, but the clips give only {there}; take a smaller batch"
         require(size <= len(index), fits)
         if look.batch_sampling == "contiguous":
             return visualize.contiguous_ids(index, size, look.batch_idx), f"contiguous batch {look.batch_idx}"
@@ -96,18 +108,32 @@ class Inspection:
         }
 
 
-def open_dataset(settings: DataSettings) -> ShardDataset | FolderDataset:
-    """The shards, or the folder of clips as it lies there."""
-    if settings.root_dir is not None:
-        return FolderDataset(settings.root_dir)
-    assert settings.shards is not None  # DataSettings wants one of the two
-    return ShardDataset(settings.shards)
+def open_dataset(settings: DataSettings, *, check: bool) -> ShardDataset | FolderDataset:
+    """The shards, or the folder of clips as it lies there; with ``check``, cut at broken files as its shards would be.
+
+    A line on stderr says what was left out.
+    """
+    if settings.root_dir is None:
+        assert settings.shards is not None  # DataSettings wants one of the two
+        return ShardDataset(settings.shards)
+    dataset = FolderDataset(settings.root_dir, check=check)
+    if dataset.broken:
+        print(f"note: {broken_text(dataset.broken)}", file=sys.stderr)
+    return dataset
+
+
+def broken_text(broken: dict[str, str]) -> str:
+    """How many files were left out, and the first of them by name."""
+    first = [visualize.printable_lines(f"{name} ({reason})") for name, reason in islice(broken.items(), NAMED)]
+    more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+    whole = f"{visualize.counted(len(broken), 'file')} left out, and the clip cut there, as shards would be"
+    return f"{whole}: {', '.join(first)}{more}"
 
 
 def show_windows(made: Inspection) -> int:
     """Modes sample and batch: print what the windows are, then draw them."""
     look, data = made.look, made.data
-    if look.save_path is None:
+    if look.save_path is None and not look.json:
         visualize.require_window()
     index, split = made.index()
     if look.mode == "sample":
@@ -117,6 +143,8 @@ def show_windows(made: Inspection) -> int:
     view = visualize.view_windows(made.dataset, index, ids, image_size=data.image_size)
     facts = {**made.size_facts(split), "windows": len(index), "showing": name, **view.facts()}
     emit(facts, visualize.windows_text(facts), look.json)
+    if look.json and look.save_path is None:
+        return 0
     augmented = None
     if data.augment != "none":
         draws = {"seed": look.seed, "epoch": look.epoch}
@@ -138,10 +166,11 @@ def show_stats(made: Inspection) -> int:
 def verify(made: Inspection) -> int:
     """Exit status 1 if any frame is damaged."""
     split, decode = made.look.split or "all", made.look.decode
-    damaged = [str(error) for error in visualize.damaged_frames(made.dataset, made.clips(split), decode=decode)]
-    facts = {**made.size_facts(split), "decoded": decode, "damaged": damaged}
-    total = f"{facts['frames']:,} frames {'read and decoded' if decode else 'read'}, {len(damaged):,} damaged"
-    emit(facts, "\n".join([*damaged, total]), made.look.json)
+    damaged = visualize.damaged_frames(made.dataset, made.clips(split), decode=decode)
+    facts = {**made.size_facts(split), "decoded": decode, "damaged": [str(error) for error in damaged]}
+    frames = visualize.counted(facts["frames"], "frame")
+    total = f"{frames} {'read and decoded' if decode else 'read'}, {len(damaged):,} damaged"
+    emit(facts, "\n".join([*visualize.damaged_text(damaged), total]), made.look.json)
     return 1 if damaged else 0
 
 
@@ -152,7 +181,8 @@ def write_html(made: Inspection) -> int:
     ids, title = made.batch_ids(index)
     view = visualize.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
     page = visualize.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title)
-    emit({**made.size_facts(split), "page": str(page)}, f"wrote {page}: open it in a browser", made.look.json)
+    text = [*visualize.damaged_lines(view.facts()), f"wrote {page}: open it in a browser"]
+    emit({**made.size_facts(split), "page": str(page)}, "\n".join(text), made.look.json)
     return 0
 
 

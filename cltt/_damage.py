@@ -9,10 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from cltt._figures import counted
 from cltt._views import Dataset, Ids
 from cltt.errors import FrameError
 
 PIECE = 256  # frames a thread reads at a time
+NAMED = 20  # lines of frames for one reason
 AHEAD = 4  # pieces in flight for each thread
 
 
@@ -60,3 +62,41 @@ def _check(dataset: Dataset, ids: Ids, decode: bool) -> list[FrameError]:
             except ValueError as error:
                 damaged.append(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
     return damaged
+
+
+def damaged_text(damaged: list[FrameError]) -> list[str]:
+    """Lines to read: for each reason (it names the shard, where there is one) how many frames, and which.
+
+    A frame that is alone with its reason has one line. Neighbours of one name share a line: a missing shard takes the
+    names of its frames with it, but not their clip.
+    """
+    reasons: dict[str, list[FrameError]] = {}
+    for error in damaged:
+        reasons.setdefault(error.reason, []).append(error)
+    lines = []
+    for reason, errors in reasons.items():
+        if len(errors) == 1:
+            lines.append(str(errors[0]))
+            continue
+        lines.append(f"{counted(len(errors), 'frame')}: {reason}")
+        runs = _runs(errors)
+        lines += [f"  {_frames_text(run)}" for run in runs[:NAMED]]
+        if rest := sum(map(len, runs[NAMED:])):
+            lines.append(f"  and {counted(rest, 'frame')} more; --json names all")
+    return lines
+
+
+def _runs(errors: list[FrameError]) -> list[list[FrameError]]:
+    """Neighbouring frames of one name together."""
+    runs: list[list[FrameError]] = []
+    for error in errors:
+        if runs and (error.name, error.frame_id) == (runs[-1][-1].name, runs[-1][-1].frame_id + 1):
+            runs[-1].append(error)
+        else:
+            runs.append([error])
+    return runs
+
+
+def _frames_text(run: list[FrameError]) -> str:
+    first, last = run[0].frame_id, run[-1].frame_id
+    return f"frame {first} ({run[0].name})" if first == last else f"frames {first} to {last} ({run[0].name})"

@@ -6,9 +6,12 @@ nor an environment variable.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +76,35 @@ def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_axisbelow(True)
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 clip``, ``2,000 clips``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+@contextmanager
+def writing(path: Path, flag: str) -> Iterator[None]:
+    """Turn an OSError of writing ``path``, which the person chose with ``flag``, into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror or error}; give another {flag}") from error
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raise SettingsError before any work if ``path`` lies, or would have to be made, where nothing can be written."""
+    with writing(path, flag):
+        existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not (existing.is_dir() or existing == path):
+            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a folder")
+        if not os.access(existing, os.W_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write to {existing}")
+
+
 def check_save_path(path: Path) -> None:
     """Raise SettingsError before any work if a picture cannot be saved as ``path``."""
     if path.suffix.lower() not in SUFFIXES:
         raise SettingsError(f"cannot save a picture as {path.name!r}; its ending must be one of {', '.join(SUFFIXES)}")
+    check_writable(path, "--save-path")
     if path.is_dir():
         raise SettingsError(f"{path} is a folder; give the file name of the picture")
 
@@ -87,14 +115,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
     check_save_path(path)
     FigureCanvasAgg(figure)
-    try:
+    with writing(path, "--save-path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"pil_kwargs": {"compress_level": PNG_LEVEL}} if path.suffix.lower() == ".png" else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # a name in letters the font lacks is drawn as boxes
             figure.savefig(path, dpi=DPI, **options)
-    except OSError as error:
-        raise SettingsError(f"cannot write {path}: {error.strerror or error}; give another --save-path") from error
 
 
 def show_figure(figure: Figure) -> None:

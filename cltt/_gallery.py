@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cltt._figures import printable
+from cltt._figures import check_writable, printable, writing
 from cltt._views import Dataset, Ids, Pixels, WindowView, clip_name
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
@@ -39,9 +39,9 @@ def write_gallery(
 ) -> Path:
     """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
 
-    Raises SettingsError if ``out`` holds anything else.
+    Raises SettingsError if ``out`` holds anything else or cannot be written.
     """
-    _clear(out)
+    check_gallery_folder(out)
     facts = {
         "columns": COLUMNS,
         "settings": asdict(settings),
@@ -49,9 +49,15 @@ def write_gallery(
         "clips": _clip_facts(dataset, clips),
         "batch": None if batch is None else {"title": batch_title, "rows": _batch_facts(batch)},
     }
-    _write_strips(dataset, clips, out / "strips")
-    if batch is not None:
-        _write_batch(batch, out / "batch")
+    with writing(out, "--out"):
+        _clear(out)
+        _write_strips(dataset, clips, out / "strips")
+        if batch is not None:
+            _write_batch(batch, out / "batch")
+        return _write_page(out, facts)
+
+
+def _write_page(out: Path, facts: dict[str, Any]) -> Path:
     page = files("cltt").joinpath("gallery.html").read_text(encoding="utf-8")
     # Inside a script element only "<" could end the data early.
     data = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")
@@ -60,16 +66,25 @@ def write_gallery(
     return index
 
 
-def _clear(out: Path) -> None:
-    """An empty folder ``out``; only what a gallery wrote is ever deleted."""
-    index = out / "index.html"
+def check_gallery_folder(out: Path) -> None:
+    """Raise SettingsError before any work if no gallery can be written into ``out``."""
+    check_writable(out, "--out")
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not (index.is_file() and MARKER in index.read_text(encoding="utf-8", errors="replace")[:300]):
+    with writing(out, "--out"):
+        if out.is_dir() and any(out.iterdir()) and not _holds_gallery(out):
             raise SettingsError(f"--out {out} holds other files; give a new or empty folder")
-        for folder in ("strips", "batch"):
-            shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _holds_gallery(out: Path) -> bool:
+    index = out / "index.html"
+    return index.is_file() and MARKER in index.read_text(encoding="utf-8", errors="replace")[:300]
+
+
+def _clear(out: Path) -> None:
+    """Make the folder ``out``, or delete what an earlier gallery wrote into it."""
+    for folder in ("strips", "batch"):
+        shutil.rmtree(out / folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cltt._figures import counted
 from cltt._views import Dataset, Ids, clip_name
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
@@ -169,14 +170,15 @@ def stats_text(stats: dict[str, Any]) -> str:
     lengths, short, repeats = stats["clip_lengths"], stats["too_short"], stats["duplicates"]
     settings = stats["window_settings"]
     lines = [
-        f"{stats['clips']:,} clips, {stats['frames']:,} frames, {size_text(stats['bytes'])}",
-        f"clip length: {lengths['shortest']:,} to {lengths['longest']:,} frames, median {lengths['median']:,.0f}",
+        f"{counted(stats['clips'], 'clip')}, {counted(stats['frames'], 'frame')}, {size_text(stats['bytes'])}",
+        f"clip length: {lengths['shortest']:,} to {counted(lengths['longest'], 'frame')}, "
+        f"median {lengths['median']:,.0f}",
         f"frame sizes: {sizes_text(stats['frame_sizes'])}",
         f"windows: {stats['windows']:,} at size {settings['window_size']}, step {settings['frame_step']}, "
-        f"stride {settings['window_stride']} (span {settings['span']} frames)",
-        f"too short for a window: {short['clips']:,} clips with {short['frames']:,} frames"
+        f"stride {settings['window_stride']} (span {counted(settings['span'], 'frame')})",
+        f"too short for a window: {counted(short['clips'], 'clip')} with {counted(short['frames'], 'frame')}"
         + named_list([f"{item['clip']} ({item['frames']})" for item in short["examples"]], short["clips"]),
-        f"duplicates: {repeats['pairs']:,} frames repeat the one before, in {repeats['clips']:,} clips"
+        f"frames that repeat the one before: {repeats['pairs']:,}, in {counted(repeats['clips'], 'clip')}"
         + named_list([f"{item['clip']} ({item['pairs']})" for item in repeats["most"]], repeats["clips"]),
         *_table_lines(stats["windows_at"]),
         *_group_lines("split", stats["splits"]),
@@ -223,6 +225,7 @@ def _table_lines(table: dict[str, Any]) -> list[str]:
 
 def _group_lines(kind: str, groups: list[dict[str, Any]]) -> list[str]:
     return [
-        f"{kind} {group['name']}: {group['clips']:,} clips, {group['frames']:,} frames, {group['windows']:,} windows"
+        f"{kind} {group['name']}: {counted(group['clips'], 'clip')}, {counted(group['frames'], 'frame')}, "
+        f"{counted(group['windows'], 'window')}"
         for group in groups
     ]

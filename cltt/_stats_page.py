@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt._figures import GREY, INK, PALE, PALETTE, plain_axes, printable, shorten
+from cltt._figures import GREY, INK, PALE, PALETTE, counted, plain_axes, printable, shorten
 from cltt._stats import size_name, size_text
 
 if TYPE_CHECKING:
@@ -39,18 +39,24 @@ def _draw_totals(axes: Axes, stats: dict[str, Any]) -> None:
     """The numbers a person looks for first."""
     settings, short, repeats = stats["window_settings"], stats["too_short"], stats["duplicates"]
     lines = [
-        (f"{stats['clips']:,}", "clips"),
-        (f"{stats['frames']:,}", "frames"),
+        _number(stats["clips"], "clip"),
+        _number(stats["frames"], "frame"),
         (size_text(stats["bytes"]), "of JPEG data"),
-        (f"{stats['windows']:,}", f"windows ({_short_settings(settings)})"),
-        (f"{short['clips']:,}", f"clips too short, with {short['frames']:,} frames"),
-        (f"{repeats['pairs']:,}", "frames repeat the one before"),
+        _number(stats["windows"], "window", f" ({_short_settings(settings)})"),
+        _number(short["clips"], "clip", f" too short, with {counted(short['frames'], 'frame')}"),
+        _number(repeats["pairs"], "frame", " the same as the one before"),
     ]
     axes.axis("off")
     for number, (value, name) in enumerate(lines):
         y = 0.95 - number * 0.165
         axes.text(0, y, value, transform=axes.transAxes, fontsize=15, fontweight="bold", color=INK, va="center")
         axes.text(0, y - 0.075, name, transform=axes.transAxes, fontsize=9.5, color=GREY, va="center")
+
+
+def _number(count: int, noun: str, more: str = "") -> tuple[str, str]:
+    """A count, and what it counts."""
+    value, _, name = counted(count, noun).partition(" ")
+    return value, name + more
 
 
 def _short_settings(settings: dict[str, int]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cltt._figures import counted
 from cltt.errors import DataError, FrameError, SettingsError
 from cltt.reader import FolderDataset, ShardDataset
 from cltt.windows import WindowIndex
@@ -15,6 +16,8 @@ from cltt.windows import WindowIndex
 Ids = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 Dataset = ShardDataset | FolderDataset
+IN_PLACE = "training takes the nearest good frame instead"
+CUT = "training cuts the clip there"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class WindowView:
         clip_names: [b], the clip's folder, with its part where a damaged frame cut the clip in two.
         frame_names: [b][T], source files relative to the root folder.
         damaged: one sentence for each frame id that cannot be shown.
+        in_training: what training does about those.
     """
 
     window_ids: Ids
@@ -40,6 +44,7 @@ class WindowView:
     clip_names: list[str]
     frame_names: list[list[str]]
     damaged: dict[int, str]
+    in_training: str = IN_PLACE
 
     @property
     def distinct_frames(self) -> int:
@@ -67,6 +72,7 @@ class WindowView:
             "distinct_frames": self.distinct_frames,
             "overlapping_pairs": self.overlapping_pairs,
             "damaged": list(self.damaged.values()),
+            "damaged_in_training": self.in_training if self.damaged else "",
         }
 
 
@@ -87,6 +93,7 @@ def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image
         clip_names=[clip_name(dataset, int(clip)) for clip in clips],
         frame_names=[[names[place] for place in row] for row in position.reshape(frame_ids.shape)],
         damaged=damaged,
+        in_training=IN_PLACE if isinstance(dataset, ShardDataset) else CUT,
     )
 
 
@@ -155,7 +162,9 @@ def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
     """Windows ``batch_idx * batch_size ...`` in data order [B]: what a loader that does not shuffle gives."""
     batches = len(index) // batch_size
     if not 0 <= batch_idx < batches:
-        raise SettingsError(f"--batch-idx is {batch_idx}; {len(index)} windows give batches 0 to {batches - 1}")
+        raise SettingsError(
+            f"--batch-idx is {batch_idx}; {counted(len(index), 'window')} give batches 0 to {batches - 1}"
+        )
     return np.arange(batch_idx * batch_size, (batch_idx + 1) * batch_size, dtype=np.int64)
 
 
@@ -168,10 +177,18 @@ def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -
 def windows_text(facts: dict[str, Any]) -> str:
     """What :meth:`WindowView.facts` and the size of the data set say, as lines to read."""
     lines = [
-        f"{facts['clips']:,} clips, {facts['frames']:,} frames, {facts['windows']:,} windows (split: {facts['split']})",
+        f"{counted(facts['clips'], 'clip')}, {counted(facts['frames'], 'frame')}, "
+        f"{counted(facts['windows'], 'window')} (split: {facts['split']})",
         f"{facts['showing']}: {' x '.join(map(str, facts['shape']))} ([B, T, C, H, W]), "
-        f"{facts['distinct_frames']} distinct frames, {facts['overlapping_pairs']} pairs of windows overlap in time",
+        f"{counted(facts['distinct_frames'], 'distinct frame')}, "
+        f"pairs of windows that overlap in time: {facts['overlapping_pairs']}",
     ]
     for window, clip, names in zip(facts["window_ids"], facts["clips_shown"], facts["frame_names"], strict=True):
         lines.append(f"window {window}, clip {clip}: " + ", ".join(names))
-    return "\n".join([*lines, *(f"damaged: {sentence}" for sentence in facts["damaged"])])
+    return "\n".join([*lines, *damaged_lines(facts)])
+
+
+def damaged_lines(facts: dict[str, Any]) -> list[str]:
+    """The damaged frames of :meth:`WindowView.facts`, a line each, and what becomes of them."""
+    lines = [f"damaged: {sentence}" for sentence in facts["damaged"]]
+    return [*lines, f"damaged frames are drawn grey; {facts['damaged_in_training']}"] if lines else []

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cltt._curves import draw_curves, name_runs, read_run
-from cltt._damage import damaged_frames
+from cltt._damage import damaged_frames, damaged_text
 from cltt._figures import (
     GREY,
     MAX_SIDE,
     check_save_path,
+    counted,
     pixel_figure,
     printable_lines,
     require_window,
@@ -27,7 +28,7 @@ from cltt._figures import (
     show_figure,
     write,
 )
-from cltt._gallery import write_gallery
+from cltt._gallery import check_gallery_folder, write_gallery
 from cltt._stats import dataset_stats, stats_text
 from cltt._stats_page import draw_stats
 from cltt._views import (
@@ -35,6 +36,7 @@ from cltt._views import (
     WindowView,
     augment_windows,
     contiguous_ids,
+    damaged_lines,
     random_ids,
     sample_id,
     view_windows,
@@ -50,9 +52,13 @@ if TYPE_CHECKING:
 __all__ = [
     "WindowView",
     "augment_windows",
+    "check_gallery_folder",
     "check_save_path",
     "contiguous_ids",
+    "counted",
     "damaged_frames",
+    "damaged_lines",
+    "damaged_text",
     "dataset_stats",
     "draw_curves",
     "draw_stats",
@@ -104,7 +110,10 @@ def draw_windows(
     figure, axes = pixel_figure(layout.width, layout.height)
     figure.figimage(layout.paste(grid), origin="upper", zorder=-1)  # under the text
     write(axes, MARGIN, MARGIN + 8, title, size=17, weight="bold")
-    write(axes, MARGIN, MARGIN + 28, _shape_line(view), size=12, color=GREY)
+    write(axes, MARGIN, MARGIN + 27, _shape_line(view), size=12, color=GREY)
+    if view.damaged:
+        line = f"grey: {counted(len(view.damaged), 'damaged frame')}; {view.in_training}"
+        write(axes, MARGIN, MARGIN + 41, line, size=12, color=GREY)
     extra = [f"change since the\nframe before (x{DIFFERENCE_GAIN})"] if difference else []
     extra += ["augmented"] if augmented is not None else []
     for window in range(layout.windows):
@@ -188,7 +197,7 @@ def _shape_line(view: WindowView) -> str:
     )
     if count > 1:
         line += f", {view.overlapping_pairs} of {count * (count - 1) // 2} pairs of windows overlap in time"
-    return line + (f", {len(view.damaged)} damaged (grey)" if view.damaged else "")
+    return line
 
 
 def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames_per_second: float | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -16,11 +18,11 @@ import numpy as np
 import pytest
 
 import inspect_windows
-from cltt import WindowIndex, _stats, build_shards, visualize
+from cltt import WindowIndex, _folder, _stats, build_shards, reader, visualize
 from cltt.cli import run
 from cltt.config import WindowSettings
-from cltt.errors import SettingsError
-from cltt.reader import ShardDataset
+from cltt.errors import FrameError, SettingsError
+from cltt.reader import FolderDataset, ShardDataset
 from tests import data
 
 ROOT = Path(__file__).parents[1]
@@ -236,6 +238,51 @@ def test_a_plan_batch_is_the_batch_of_training(
     assert compared == 6
 
 
+def test_a_plan_batch_of_a_folder_with_broken_files_is_the_batch_of_training(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Training packs the folder, which cuts clips at the broken files; what is shown of the plain folder must agree."""
+    from cltt import WindowLoader
+
+    root = shutil.copytree(folder, tmp_path / "frames")
+    (root / "a/one/frame_000011.jpg").write_bytes(b"")
+    (root / "b/one/frame_000020.jpg").write_text("no picture")
+    cut_off = (root / "c/one/frame_000002.jpg").read_bytes()
+    (root / "c/one/frame_000002.jpg").write_bytes(cut_off[: len(cut_off) // 2])
+    build_shards(root, tmp_path / "s", workers=1)
+    dataset = ShardDataset(tmp_path / "s")
+    index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
+    stats = facts(capsys, "--root-dir", root, *WINDOWS, "--mode", "stats")
+    packed = facts(capsys, "--shards", tmp_path / "s", *WINDOWS, "--mode", "stats")
+    assert {**stats, "data": ""} == {**packed, "data": ""} and stats["windows"] == len(index)
+    argv = ["--root-dir", root, *SMALL, "--mode", "batch", "--batch-sampling", "plan", "--batch-size", "4"]
+    with WindowLoader(dataset, index, 4, seed=5, image_size=32, device="cpu", num_threads=1) as loader:
+        for step, batch in enumerate(loader):
+            shown = facts(capsys, *argv, "--seed", "5", "--step", step)
+            assert shown["window_ids"] == batch.window_ids.tolist()
+            assert shown["frame_ids"] == batch.frame_ids.tolist()
+            names = [[dataset.frame_name(frame) for frame in row] for row in batch.frame_ids.tolist()]
+            assert shown["frame_names"] == names and shown["damaged"] == []
+    inspect_windows.main([*map(str, argv), "--save-path", str(tmp_path / "b.png")])
+    note = capsys.readouterr().err.splitlines()[0]
+    assert note.startswith("note: 3 files left out") and "b/one/frame_000020.jpg (not an image)" in note
+
+
+def test_only_what_counts_windows_reads_every_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    checked = []
+    monkeypatch.setattr(reader, "check_files", lambda *given: checked.append(given) or _folder.check_files(*given))
+    argv = ["--root-dir", str(folder), *SMALL, "--json", "--batch-size", "4", "--mode"]
+    for mode in (["sample"], ["batch"], ["batch", "--batch-sampling", "contiguous"], ["verify"]):
+        inspect_windows.main([*argv, *mode])
+        assert not checked
+    plan = ["--batch-sampling", "plan"]
+    for mode in (["stats"], ["batch", *plan], ["html", *plan, "--out", str(tmp_path / "g")]):
+        inspect_windows.main([*argv, *mode])
+        assert checked.pop() and not checked
+
+
 def test_pictures_are_of_the_training_split_as_in_training(
     split_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -247,6 +294,13 @@ def test_pictures_are_of_the_training_split_as_in_training(
     assert facts(capsys, *argv, "--split", "all")["frames"] == 127
     assert facts(capsys, "--shards", split_shards, "--mode", "stats")["frames"] == 127
     assert "no split 'test'" in refusal(capsys, *argv, "--split", "test")
+
+
+@pytest.mark.parametrize("mode", ["sample", "batch", "stats", "verify"])
+def test_an_empty_split_is_named(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, mode: str) -> None:
+    build_shards(folder, tmp_path / "s", workers=1, splits="train=1,val=0")
+    argv = ["--shards", tmp_path / "s", *SMALL, "--json", "--mode", mode, "--split", "val"]
+    assert "the split 'val' has no clips (clips a split: train 5, val 0)" in refusal(capsys, *argv)
 
 
 # ---- errors
@@ -263,7 +317,7 @@ def test_pictures_are_of_the_training_split_as_in_training(
         ),
         (["--mode", "batch", "--batch-size", "8", "--batch-idx", "-1"], "batch_idx is -1; it must be 0 or more"),
         (["--mode", "batch", "--batch-size", "8", "--batch-sampling", "plan", "--step", "5"], "steps 0 to 4"),
-        (["--mode", "batch", "--batch-size", "48"], "there are only 47 windows"),
+        (["--mode", "batch", "--batch-size", "48"], "the clips give only 47 windows"),
         (["--mode", "batch", "--seed", "-1"], "seed is -1"),
         (["--window-size", "60"], "the longest of the 5 clips has 41"),
         (["--fps", "0"], "fps is 0.0"),
@@ -283,6 +337,58 @@ def test_data_that_are_not_there_get_one_sentence(capsys: pytest.CaptureFixture[
     for flag in ("--shards", "--root-dir"):
         assert "nowhere" in refusal(capsys, flag, tmp_path / "nowhere", "--mode", "stats")
     assert "--root-dir" in refusal(capsys, "--mode", "stats")
+
+
+@pytest.mark.parametrize("argv", [["--save-path"], ["--mode", "html", "--batch-size", "2", "--out"]])
+def test_a_place_that_cannot_be_written_gets_one_sentence(
+    shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: list[str]
+) -> None:
+    """A file where a folder must be, no permission found before the work, and a disk that fails in its midst."""
+    asked = ["--shards", shards, *SMALL, *argv]
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'} is not a folder; give another {argv[-1]}" in refusal(
+        capsys, *asked, tmp_path / "file/new/w.png"
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+        patched.setattr(inspect_windows, "open_dataset", None)  # not come to
+        said = refusal(capsys, *asked, tmp_path / "new/w.png")
+    assert f"no permission to write to {tmp_path}; give another {argv[-1]}" in said
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    capsys.readouterr()
+    with pytest.raises(SettingsError, match=rf"new/w\.png: Permission denied; give another {argv[-1]}"):
+        inspect_windows.main([*map(str, asked), str(tmp_path / "new/w.png")])
+
+
+@pytest.mark.parametrize("mode", [["sample", "--augment", "crop"], ["batch", "--batch-size", "4"]])
+def test_json_needs_no_picture(
+    shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: list[str]
+) -> None:
+    for drawing in ("require_window", "draw_windows", "augment_windows", "show_figure"):
+        monkeypatch.setattr(visualize, drawing, None)
+    assert facts(capsys, "--shards", shards, *SMALL, "--mode", *mode)["windows"] == 47
+
+
+def test_help_says_that_nothing_is_built() -> None:
+    printed = " ".join(script("--help").stdout.split())
+    assert "nothing is built" in printed and "shards are built from it" not in printed
+    assert printed.count("--root-dir ROOT_DIR") == 2  # in the usage and once in the list
+
+
+def test_one_of_a_thing_is_not_called_many(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    root = data.make_clips(tmp_path / "frames", {"a": 1})
+    argv = ["--root-dir", str(root), "--window-size", "1", "--image-size", "32", "--batch-size", "1"]
+    save = ["--save-path", str(tmp_path / "w.png")]
+    for mode in (["sample", *save], ["batch", *save], ["stats"], ["verify"]):
+        inspect_windows.main([*argv, "--mode", *mode])
+    printed = capsys.readouterr().out
+    assert "1 clip, 1 frame, 1 window (split: all)" in printed and "1 frame read, 0 damaged" in printed
+    assert not re.search(r"\b1 (clips|frames|windows|distinct frames)\b", printed)
+    assert "only 1 window;" in refusal(capsys, *argv, "--json", "--mode", "batch", "--batch-size", "2")
 
 
 # ---- showing and saving
@@ -467,13 +573,46 @@ def test_verify_names_every_damaged_frame(
 ) -> None:
     assert facts(capsys, "--shards", shards, "--mode", "verify", "--decode")["damaged"] == []
     assert inspect_windows.main(["--shards", str(damaged_shards), "--mode", "verify"]) == 1
-    *lines, last = capsys.readouterr().out.splitlines()
+    reason, *lines, last = capsys.readouterr().out.splitlines()
     dataset = ShardDataset(damaged_shards)
-    assert [line.split(":")[0] for line in lines] == [
-        f"frame {frame} ({dataset.frame_name(frame)})" for frame in (4, 70)
-    ]
-    assert all("CRC mismatch" in line for line in lines)
+    named = [f"frame {frame} ({dataset.frame_name(frame)})" for frame in (4, 70)]
+    assert lines == [f"  {name}" for name in named]
+    assert reason.startswith("2 frames: ") and "shard-000000.tar: CRC mismatch" in reason
     assert last == "127 frames read, 2 damaged"
+    assert inspect_windows.main(["--shards", str(damaged_shards), "--mode", "verify", "--json"]) == 1
+    damaged = json.loads(capsys.readouterr().out)["damaged"]
+    assert [line.split(":")[0] for line in damaged] == named
+
+
+def test_one_damaged_frame_has_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_shards(folder, tmp_path / "s", workers=1)
+    flip(tmp_path / "s", ShardDataset(tmp_path / "s"), 4)
+    inspect_windows.main(["--shards", str(tmp_path / "s"), "--mode", "verify"])
+    line, total = capsys.readouterr().out.splitlines()
+    assert line.startswith("frame 4 (a/one/frame_000004.jpg): ") and total == "127 frames read, 1 damaged"
+
+
+def test_a_cut_off_shard_has_a_line_a_clip_not_a_frame(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_shards(folder, tmp_path / "s", workers=1)
+    tar = tmp_path / "s/shard-000000.tar"
+    cut = int(ShardDataset(tmp_path / "s").frame_facts([40])["offset"][0]) - 512  # before the frame's own header
+    os.truncate(tar, cut)
+    assert inspect_windows.main(["--shards", str(tmp_path / "s"), "--mode", "verify"]) == 1
+    reason, *lines, total = capsys.readouterr().out.splitlines()
+    assert reason.startswith(f"87 frames: {tar}: cut off; ")
+    ranges = {"a/two": (40, 54), "b/one": (55, 95), "b/two": (96, 98), "c/one": (99, 126)}
+    assert lines == [f"  frames {first} to {last} (in clip {clip!r})" for clip, (first, last) in ranges.items()]
+    assert total == "127 frames read, 87 damaged"
+
+
+def test_of_very_many_damaged_frames_the_first_are_named_and_the_others_counted() -> None:
+    errors = [FrameError(2 * k, f"a/{k}.jpg", "CRC mismatch") for k in range(100)]
+    reason, *lines, rest = visualize.damaged_text(errors)
+    assert reason == "100 frames: CRC mismatch"
+    assert lines == [f"  frame {2 * k} (a/{k}.jpg)" for k in range(len(lines))]
+    assert rest == f"  and {100 - len(lines)} frames more; --json names all" and 5 < len(lines) < 50
 
 
 def test_decoding_finds_what_a_crc_cannot(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -498,6 +637,23 @@ def test_a_damaged_frame_is_shown_grey_and_named(
     assert len(shown["damaged"]) == 1 and "a/one/frame_000004.jpg" in shown["damaged"][0]
     drawn = drawn_frames(tmp_path / "w.png", visualize.Layout(1, 1, 3, 32), 0)[0]
     assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()
+
+
+def test_a_damaged_frame_comes_with_what_training_does_about_it(
+    damaged_shards: Path, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of shards it takes a neighbour instead; of a folder it builds shards first, without the broken file."""
+    argv = [*SMALL, "--sample-idx", "0", "--save-path", str(tmp_path / "w.png")]
+    inspect_windows.main(["--shards", str(damaged_shards), *argv])
+    assert "drawn grey; training takes the nearest good frame instead\n" in capsys.readouterr().out
+    broken = shutil.copytree(folder, tmp_path / "frames")
+    (broken / "a/one/frame_000004.jpg").write_bytes(b"")
+    inspect_windows.main(["--root-dir", str(broken), *argv])
+    assert "drawn grey; training cuts the clip there\n" in capsys.readouterr().out
+    index = WindowIndex([30], 3, 4, 2)
+    view = visualize.view_windows(FolderDataset(broken), index, np.array([0]), image_size=32)
+    texts = [text.get_text() for axes in visualize.draw_windows(view, "t").axes for text in axes.texts]
+    assert "grey: 1 damaged frame; training cuts the clip there" in texts
 
 
 def test_a_missing_shard_is_damage_not_a_crash(damaged_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
