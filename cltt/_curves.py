@@ -20,6 +20,7 @@ Columns = dict[str, list[float]]
 TRAIN_COLUMNS = ("epoch", "loss", "learning_rate", "decay_rate")
 EVAL_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
 PART_STYLES = {"train": ":", "val": "--", "test": "-"}
+THIN, BROAD = 1.6, 4.0  # line widths, in points, of the last run and the first
 FEW = 40  # points a curve may have and still get a dot each
 
 
@@ -92,9 +93,10 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     axes = figure.subplots(panels // 2, 2, squeeze=False).ravel()
     plain_axes(axes[0], "Training loss", "epoch", "mean loss")
     plain_axes(axes[1], "Learning rate", "epoch", "at the end of the epoch")
-    for (name, metrics), color in zip(runs.items(), _colors(len(runs)), strict=True):
-        _line(axes[0], metrics.train, "loss", color, "-", shorten(printable(name), 48))
-        _line(axes[1], metrics.train, "learning_rate", color, "-")
+    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
+    for (name, metrics), (color, width) in zip(runs.items(), looks, strict=True):
+        _line(axes[0], metrics.train, "loss", color, "-", width, shorten(printable(name), 48))
+        _line(axes[1], metrics.train, "learning_rate", color, "-", width)
     if evaluated:
         _draw_evaluation(axes[2], axes[3], runs)
     if len(runs) > 1:
@@ -110,27 +112,35 @@ def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, runs: Mapping[str, Ru
     plain_axes(loss_axes, "Linear evaluation: loss", "epoch", "cross-entropy")
     plain_axes(accuracy_axes, "Linear evaluation: accuracy", "epoch", "accuracy")
     shown = set()
-    for metrics, color in zip(runs.values(), _colors(len(runs)), strict=True):
+    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
+    for metrics, (color, width) in zip(runs.values(), looks, strict=True):
         for part, style in PART_STYLES.items():
-            if _line(loss_axes, metrics.evaluation, f"{part}_loss", color, style):
+            if _line(loss_axes, metrics.evaluation, f"{part}_loss", color, style, width):
                 shown.add(part)
-            if _line(accuracy_axes, metrics.evaluation, f"{part}_acc", color, style):
+            if _line(accuracy_axes, metrics.evaluation, f"{part}_acc", color, style, width):
                 shown.add(part)
     for part in (part for part in PART_STYLES if part in shown):
         accuracy_axes.plot([], [], color="#666666", linestyle=PART_STYLES[part], label=part)
     accuracy_axes.legend(frameon=False, loc="best")
 
 
-def _line(axes: Axes, columns: Columns, name: str, color: str, style: str, label: str | None = None) -> bool:
+def _line(
+    axes: Axes, columns: Columns, name: str, color: str, style: str, width: float, label: str | None = None
+) -> bool:
     """Draw one column over its epochs; False if it has no value."""
     from matplotlib.ticker import MaxNLocator
 
     points = [(x, y) for x, y in zip(columns["epoch"], columns[name], strict=True) if math.isfinite(y)]
     marker = "o" if len(points) <= FEW else None
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    axes.plot(xs, ys, color=color, linestyle=style, marker=marker, markersize=3.5, linewidth=1.6, label=label)
+    axes.plot(xs, ys, color=color, linestyle=style, marker=marker, markersize=1.9 + width, linewidth=width, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return bool(points)
+
+
+def _widths(count: int) -> list[float]:
+    """Line widths in points, the first run's the broadest: of runs with equal curves each still shows."""
+    return [THIN + (BROAD - THIN) * (count - 1 - number) / max(count - 1, 1) for number in range(count)]
 
 
 def _colors(count: int) -> list[str]:

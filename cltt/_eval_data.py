@@ -6,6 +6,7 @@ Where the data has no train, val and test parts of its own, they are made per cl
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ MAX_IMAGES = 50_000  # a part larger than this is thinned out evenly: accuracies
 READ_THREADS, READ_TOGETHER = 8, 16
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 _COIL_NAME = re.compile(r"(obj\d+)__\d+", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
 
 Reader = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -79,8 +82,17 @@ def fit(image: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def open_labelled(path: str | Path) -> LabelledData:
-    """Find out what ``path`` is and open it. SettingsError if it is none of the four kinds, or has no labels."""
-    path = Path(path)
+    """Find out what ``path`` is and open it. SettingsError if it is none of the four kinds, or has no labels.
+
+    Warns, on the log, of classes that are in val or test but not in train.
+    """
+    data = _open(Path(path))
+    if "train" in data.parts:
+        _warn_of_unknown_classes(data)
+    return data
+
+
+def _open(path: Path) -> LabelledData:
     if not path.is_dir():
         raise SettingsError(f"evaluation data {str(path)!r} is not a folder")
     if (path / format.INDEX).is_file():
@@ -99,6 +111,22 @@ def open_labelled(path: str | Path) -> LabelledData:
     names = sorted({label for _, label in files})
     labels = np.array([names.index(label) for _, label in files])
     return _split(_thin(_file_images([file for file, _ in files], labels)), names, "image")
+
+
+def _warn_of_unknown_classes(data: LabelledData) -> None:
+    """Name the classes of val and test that train lacks: no classifier learnt on train can get them right."""
+    known = data.parts["train"].labels
+    for part in ("val", "test"):
+        labels = data.parts[part].labels if part in data.parts else np.empty(0, np.int64)
+        lost = ~np.isin(labels, known)
+        if lost.any():
+            unknown = [data.label_names[label] for label in np.unique(labels[lost])]
+            named = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+            log.warning(
+                "%d of the %d classes in the %s part are not in the train part (%s): their %d of its %d images count "
+                "as wrong whatever the encoder; split so that every class is in train (shards: not --split-by parent)",
+                *(len(unknown), len(np.unique(labels)), part, named, lost.sum(), len(labels)),
+            )
 
 
 # ---- files

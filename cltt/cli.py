@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,6 +43,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 clip``, ``2,000 clips``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def setting(default: Any, help: str, **argparse_options: Any) -> Any:
@@ -102,9 +108,12 @@ def _reader_is_gone() -> bool:
     """Whether ``... | head`` closed our output; if so, what is still to be written goes nowhere, without a message."""
     gone = False
     for stream in (sys.stdout, sys.stderr):
+        poll = select.poll()
         try:
-            stream.flush()  # what could not be written is still in the buffer
-        except BrokenPipeError:
+            poll.register(stream, select.POLLOUT)
+        except (OSError, ValueError):  # not a file of the system's
+            continue
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
             gone = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return gone

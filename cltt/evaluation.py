@@ -14,7 +14,7 @@ import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,6 +30,10 @@ from cltt.errors import SettingsError
 from cltt.models import build_encoder
 from cltt.pipeline import IMAGENET_MEAN, IMAGENET_STD
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 __all__ = [
     "EvaluationResult",
     "Evaluator",
@@ -43,6 +47,9 @@ __all__ = [
 ]
 
 SHOTS = (1, 4)
+PART_STYLES = {"train": (":", "v"), "val": ("--", "s"), "test": ("-", "o")}
+COLORS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito's, told apart by colour-blind readers
+INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,13 @@ class EvaluationSettings:
     """Flags of ``python -m cltt.evaluation``."""
 
     checkpoint: str = cli.setting("", "a checkpoint, or a run's folder: all of its checkpoints", required=True)
-    data: str = cli.setting("", "labelled images: a folder a class, flat COIL files, CIFAR, or shards", required=True)
+    data: str = cli.setting(
+        "",
+        "labelled images: a folder a class, flat COIL files, CIFAR, or shards. Folders train, val and test in it, and "
+        "the splits of shards, are kept; images without such parts are split at random, 60/20/20 a class: of a video, "
+        "neighbouring frames then lie on both sides, which flatters the result",
+        required=True,
+    )
     out: str | None = cli.setting(
         None, "folder for evaluation.csv, .json and .png (default: the run's folder)", type=str
     )
@@ -217,24 +230,49 @@ def write_results(rows: list[dict[str, Any]], out: Path) -> None:
         writer = csv.DictWriter(file, flat[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(flat)
-    _plot(flat, out / "evaluation.png")
+    draw_accuracies(flat).savefig(out / "evaluation.png", dpi=150)
 
 
-def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracies over checkpoints."""
+def draw_accuracies(rows: list[dict[str, Any]]) -> Figure:
+    """Accuracies over checkpoints, from the rows of ``evaluation.csv``; of equal curves each still shows."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    positions = range(len(rows))
-    for name in rows[0]:
-        if name.endswith("_acc") or name.startswith("nn_"):
-            axes.plot(positions, [row[name] for row in rows], marker="o", linestyle="--" if "nn_" in name else "-")
-            axes.annotate(name, (len(rows) - 1, rows[-1][name]), xytext=(6, 0), textcoords="offset points", fontsize=8)
+    figure = Figure(figsize=(11, 3.8), facecolor="white", layout="constrained")
+    probe, nearest = figure.subplots(1, 2)
+    for number, (part, (style, marker)) in enumerate(PART_STYLES.items()):
+        _draw(
+            probe, rows, f"{part}_acc", part, linestyle=style, marker=marker, color=COLORS[number], linewidth=3 - number
+        )
+    shots = [name for name in rows[0] if name.startswith("nn_")]
+    for number, (name, color) in enumerate(zip(shots, COLORS, strict=False)):
+        label = f"{name.removeprefix('nn_')} labelled a class"
+        _draw(nearest, rows, name, label, linestyle="-", marker="osv"[number], color=color, linewidth=3 - number)
+    _dress(probe, "Linear probe", rows)
+    _dress(nearest, "Nearest neighbour", rows)
+    return figure
+
+
+def _draw(axes: Axes, rows: list[dict[str, Any]], name: str, label: str, **look: Any) -> None:
+    if name in rows[0]:
+        axes.plot(
+            range(len(rows)), [row[name] for row in rows], label=label, markersize=2 + 2 * look["linewidth"], **look
+        )
+
+
+def _dress(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
+    """Title, axes named, no more lines than needed; at most ten checkpoints named."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     labels = [f"{row['epoch']}" + (f"+{row['step']}" if row["step"] else "") for row in rows]
-    axes.set(xticks=positions, xticklabels=labels, xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
+    every = -(-len(rows) // 10)
+    axes.set_xticks(range(0, len(rows), every), labels[::every])
+    axes.set_xlabel("epoch", color=GREY)
+    axes.set_ylabel("accuracy", color=GREY)
+    axes.set_ylim(-0.02, 1.02)
+    axes.tick_params(colors=GREY)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    if axes.lines:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -242,9 +280,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.Parser(prog="python -m cltt.evaluation", description="Evaluate the encoder of one or all checkpoints.")
     cli.add_settings(parser, EvaluationSettings)
     settings = cli.settings_from(parser.parse_args(argv), EvaluationSettings)
-    rows = evaluate_checkpoints(settings)
     source = Path(settings.checkpoint)
+    if not source.exists():
+        raise SettingsError(f"no checkpoint at {source}")
     out = Path(settings.out) if settings.out else (source if source.is_dir() else source.parent)
+    checkpoint.check_writable(out, "give another --out")
+    rows = evaluate_checkpoints(settings)
     write_results(rows, out)
     print(f"written: {out / 'evaluation.csv'}, evaluation.json, evaluation.png")
     return 0

@@ -173,8 +173,8 @@ class WindowLoader:
         """Totals of this rank since the loader was made.
 
         frames_read, frames_decoded, bytes_read; frames_reused: places in windows that needed no decoding of their own;
-        frames_bad: distinct frames that could not be used; wait_share: share (0..1) of the time between the first
-        and the last batch of each iteration that the consumer spent waiting for batches.
+        frames_bad: distinct frames that could not be used; wait_share: share (0..1) of the time from the start of each
+        iteration to the end of its last step that the consumer spent waiting for batches.
         """
         frames = self._frames
         read, decoded, size = (frames.read, frames.decoded, frames.bytes_read) if frames else (0, 0, 0)

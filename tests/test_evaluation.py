@@ -49,6 +49,18 @@ def colour_folder(root: Path, images: int = 10) -> Path:
 # ---- data
 
 
+def test_classes_that_only_the_test_part_has_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    colour_folder(tmp_path / "train", 4)
+    colour_folder(tmp_path / "test", 3)
+    open_labelled(tmp_path)
+    assert not caplog.records
+    write_image(tmp_path / "test" / "violet" / "0.png", (200, 20, 200))
+    open_labelled(tmp_path)
+    (record,) = caplog.records
+    assert "1 of the 4 classes in the test part" in record.getMessage()
+    assert "(violet): their 1 of its 10 images" in record.getMessage()
+
+
 def test_class_folders_are_split_per_class(tmp_path: Path) -> None:
     found = open_labelled(colour_folder(tmp_path))
     assert found.label_names == ["blue", "green", "red"]
@@ -235,3 +247,27 @@ def test_the_command_evaluates_every_checkpoint_of_a_run(tmp_path: Path) -> None
     arguments += ["--out", str(tmp_path / "one")]
     assert evaluation.main(["--checkpoint", str(run / "epoch-0001.pt"), *arguments]) == 0
     assert len((tmp_path / "one" / "evaluation.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("out", ["afile", "afile/x", "/proc/x"])
+def test_an_unusable_out_is_refused_before_the_work(out: str, tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    (tmp_path / "epoch-0001.pt").write_bytes(b"not read")
+    with pytest.raises(SettingsError, match=r"cannot write to .*--out"):
+        evaluation.main(["--checkpoint", str(tmp_path / "epoch-0001.pt"), "--data", "x", "--out", str(tmp_path / out)])
+
+
+def test_equal_accuracies_all_show_in_the_plot() -> None:
+    values = {"train_acc": 1.0, "val_acc": 1.0, "test_acc": 1.0, "nn_1": 1.0, "nn_4": 1.0, "nn_all": 1.0}
+    figure = evaluation.draw_accuracies([{"epoch": epoch, "step": 0, **values} for epoch in (1, 2)])
+    for axes in figure.axes:
+        widths = [line.get_linewidth() for line in axes.lines]
+        assert widths == sorted(set(widths), reverse=True) and len(widths) == 3
+        assert len(axes.get_legend().get_texts()) == 3 and not axes.texts  # no labels printed at the curves' ends
+
+
+def test_help_shows_no_empty_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluation.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: )" not in shown and "(default: auto)" in shown and "at random" in shown

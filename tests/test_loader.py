@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,10 @@ def test_wait_share_tells_who_waited(dataset: ShardDataset) -> None:
             pass
         no_body = loader.stats()["wait_share"]
     assert 0 <= slow_body < 0.6 < no_body <= 1
+    with make(dataset) as loader:
+        for _ in islice(loader, 1):  # an epoch of one step: its body counts, too
+            time.sleep(0.5)
+        assert loader.stats()["wait_share"] < 0.6
 
 
 @pytest.mark.parametrize(
@@ -212,6 +217,7 @@ def test_wait_share_tells_who_waited(dataset: ShardDataset) -> None:
         ({"augment": "mixup"}, "none, crop, simclr"),
         ({"augment_scope": "batch"}, "frame, window"),
         ({"image_size": 0}, "image_size is 0"),
+        ({"device": "foo"}, "device is 'foo'; it must be auto, cuda"),
         ({"num_threads": 0}, "num_threads is 0"),
         ({"max_bad_frames": -1}, "max_bad_frames is -1"),
         ({"cache_bytes": 0}, "cache_bytes is 0"),

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib.util
 import json
+import logging
 import os
+import pty
+import select
 import shutil
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -118,6 +127,18 @@ def test_the_command_people_use_is_understood() -> None:
         (["--root-dir", "{frames}", "--frame-step", "100"], ["30", "window"]),
         (["--root-dir", "{frames}", "--batch-size", "1000", "--frame-step", "1"], ["1000"]),
         (["--root-dir", "{frames}", "--frame-step", "1", "--split", "val"], ["val", "none"]),
+        (["--shards", "x", "--window-size", "1"], ["--window-size is 1", "2 or more"]),
+        (["--shards", "x", "--image-size", "7"], ["image_size is 7", "16"]),
+        (["--root-dir", "{frames}", "--checkpoint-dir", "{tmp}/afile"], ["afile", "file of that name", "--checkpoint"]),
+        (["--root-dir", "{frames}", "--checkpoint-dir", "{tmp}/afile/x"], ["afile/x", "--checkpoint-dir"]),
+        (["--root-dir", "{frames}", "--checkpoint-dir", "/proc/x"], ["/proc/x", "--checkpoint-dir"]),
+        (["--root-dir", "{frames}", "--csv-log", "--csv-log-path", "/proc/x/m.csv"], ["/proc/x", "--csv-log-path"]),
+        (["--root-dir", "{frames}", "--csv-log", "--csv-log-path", "{tmp}"], ["is a folder", "--csv-log-path"]),
+        (["--root-dir", "{frames}", "--eval-data", "{tmp}/nowhere"], ["nowhere", "evaluation data"]),
+        (
+            ["--root-dir", "{frames}", "--frame-step", "1", "--batch-size", "8", "--checkpoint-path", "{tmp}/no.pt"],
+            ["no.pt"],
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(
@@ -129,12 +150,91 @@ def test_bad_input_gets_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "sidecars" / "clip").mkdir(parents=True)
     (tmp_path / "sidecars" / "clip" / "._frame_1.jpg").write_bytes(b"\x00\x05\x16\x07")
     filled = [argument.format(tmp=tmp_path, frames=frames) for argument in arguments]
     error = refusal([*filled, "--device", "cpu"], capsys)
     assert all(part in error for part in parts), error
+    assert not (tmp_path / "checkpoints").exists()  # what is refused leaves no run behind
+
+
+def test_warnings_are_one_line_each_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        warnings.warn("beware", stacklevel=1)
+        warnings.warn("beware", stacklevel=1)
+        logging.getLogger("cltt.some_module").warning("frame %d is bad", 3)
+        return 5
+
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main, "prog")
+    assert exit.value.code == 5
+    assert capsys.readouterr().err == "warning: beware\nwarning: frame 3 is bad\n"
+
+
+def test_only_a_closed_output_ends_quietly() -> None:
+    """``| head`` is no error; a pipe to something else that breaks is one."""
+    code = "from cltt import cli\ncli.run(lambda: [print(i) for i in range(10**5)] and 0, 'prog')"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
+    process.stderr.close()
+
+    def worker_died() -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        cli.run(worker_died, "prog")
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_while_torch_is_imported_asks_to_be_run_again(name: str, tmp_path: Path) -> None:
+    slow = "print('importing', flush=True)\nimport time\ntime.sleep(60)\n"
+    (tmp_path / "torch.py").write_text(slow)
+    command = [sys.executable, str(training.ROOT / "train.py"), "--shards", "x"]
+    path = os.pathsep.join([str(tmp_path), str(training.ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
+        process.send_signal(getattr(signal, name))
+        assert process.wait(timeout=30) == 85
+
+
+@pytest.mark.parametrize("rows_and_columns", [(0, 0), (24, 80)])
+def test_the_bar_moves_on_a_terminal(rows_and_columns: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on one that does not know its size."""
+    import torch
+
+    from cltt._progress import Progress
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *rows_and_columns, 0, 0))
+    with open(theirs, "w") as terminal, open(ours, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress = Progress(
+            total_steps=400,
+            done_steps=0,
+            steps_per_epoch=4,
+            batch_size=1000,
+            wait_share=lambda: 0.125,
+            device=torch.device("cpu"),
+        )
+        for _ in range(3):
+            time.sleep(0.12)  # tqdm draws at most every 0.1 s
+            progress.step(1.25)
+        terminal.flush()
+        seen = b""
+        while b"3/400" not in seen or not seen.endswith(b"]"):  # a terminal hands over what it has so far
+            assert select.select([screen], [], [], 10)[0], seen
+            seen += screen.read(10_000)
+        shown = seen.decode().split("\r")
+        progress.close()
+    for step in (1, 2, 3):
+        (line,) = (line for line in shown if f"| {step}/400" in line)
+        assert "loss 1.2500" in line and "windows/s" in line and line.rstrip().endswith("wait 12.5%]"), line
 
 
 def test_several_ranks_without_shards_print_the_build_command(
@@ -153,6 +253,19 @@ def test_several_ranks_without_shards_print_the_build_command(
         app.open_dataset(settings, RankFacts(1, 2, 1))
     app.open_dataset(settings)
     assert app.open_dataset(settings, RankFacts(1, 2, 1)).num_frames == 55
+
+
+def test_a_working_folder_that_takes_no_shards_names_the_way_out(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cltt import app
+    from cltt.config import DataSettings
+    from cltt.errors import SettingsError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").write_text("no folder")
+    with pytest.raises(SettingsError, match=r"cannot write to .*shards: .*give --shards, or start in another"):
+        app.open_dataset(DataSettings(root_dir=str(frames)))
 
 
 def test_shards_are_reused_until_the_folder_changes(
@@ -255,6 +368,20 @@ def test_checkpoint_path_starts_a_new_run_from_weights(tmp_path: Path) -> None:
     (tmp_path / "first" / "gone").rename(tmp_path / "first" / "epoch-0001.pt")
     wrong = run_train([*arguments[:-2], "third", "--checkpoint-path", "first", "--proj-dim", "4"], tmp_path)
     assert wrong.returncode == 2 and "--proj-dim" in wrong.stderr, wrong.stderr
+
+
+@pytest.mark.slow
+def test_all_ranks_hear_of_evaluation_data_that_cannot_work(tmp_path: Path) -> None:
+    shards = training.make_shards(tmp_path)
+    arguments = training.flags(shards, tmp_path / "run", "--eval-data", str(tmp_path / "nowhere"))
+    port = training.free_port()
+    ranks = [
+        training.start_tiny(arguments, tmp_path / "losses", **training.rank_environment(rank, 2, port))
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], outputs
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

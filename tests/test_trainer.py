@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +240,22 @@ def test_cached_gradient_is_the_full_one(sub_batch: int) -> None:
     assert loss.item() == pytest.approx(full.item(), abs=1e-6)
     for found, wanted in zip(gradients(model), expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_ctrl_c_asks_first_and_insists_when_repeated(capfd: pytest.CaptureFixture[str]) -> None:
+    stop = StopSignals("saving\n")
+    try:
+        with pytest.raises(KeyboardInterrupt):  # nothing is there to save yet
+            signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err == ""
+        with stop.deferred():
+            signal.raise_signal(signal.SIGINT)
+            assert stop.requested and stop.status == 130
+            assert capfd.readouterr().err == "saving\n"
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        stop.restore()
 
 
 def test_cached_passes_agree_in_training_mode() -> None:

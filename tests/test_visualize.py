@@ -135,3 +135,13 @@ def test_differences_are_between_neighbouring_frames() -> None:
     assert (shown[0] == 255).all()
     assert shown[1].tolist() == [[225, 255], [255, 255]]
     assert (shown[2] == 0).all()
+
+
+def test_equal_runs_do_not_hide_each_other(tmp_path: Path) -> None:
+    """The one drawn later is the narrower."""
+    metrics = read_run(make_run(tmp_path / "run"))
+    figure = visualize.draw_curves({"a": metrics, "b": metrics})
+    for axes in figure.axes[:2]:
+        below, above = axes.lines
+        assert below.get_linewidth() > 1.5 * above.get_linewidth()
+        assert below.get_markersize() > above.get_markersize()
