@@ -19,19 +19,21 @@ BLUE, ORANGE = PALETTE[0], PALETTE[1]
 
 
 def draw_stats(stats: dict[str, Any], title: str) -> Figure:
-    """One page: totals, clip lengths, frame sizes, windows at other settings, splits and labels."""
+    """One page: totals, clip lengths, frame sizes, windows at other settings, and any splits and labels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]
     figure.suptitle(printable(title), x=0.012, ha="left", fontsize=14, weight="bold", color=INK, parse_math=False)
-    panels = figure.subplots(2, 3)
-    _draw_totals(panels[0, 0], stats)
-    _draw_lengths(panels[0, 1], stats)
-    _draw_sizes(panels[0, 2], stats)
-    _draw_table(panels[1, 0], stats)
-    _draw_groups(panels[1, 1], "Splits (clips)", stats["splits"])
-    _draw_groups(panels[1, 2], "Labels (clips)", stats["labels"])
+    grid = figure.add_gridspec(2, 3)
+    _draw_totals(figure.add_subplot(grid[0, 0]), stats)
+    _draw_lengths(figure.add_subplot(grid[0, 1]), stats)
+    _draw_sizes(figure.add_subplot(grid[0, 2]), stats)
+    kinds = {"Splits (clips)": stats["splits"], "Labels (clips)": stats["labels"]}
+    groups = [(name, found) for name, found in kinds.items() if found]
+    _draw_table(figure.add_subplot(grid[1, : 3 - len(groups)]), stats)
+    for column, (name, found) in enumerate(groups, start=3 - len(groups)):
+        _draw_groups(figure.add_subplot(grid[1, column]), name, found)
     return figure
 
 
@@ -44,7 +46,7 @@ def _draw_totals(axes: Axes, stats: dict[str, Any]) -> None:
         (size_text(stats["bytes"]), "of JPEG data"),
         _number(stats["windows"], "window", f" ({_short_settings(settings)})"),
         _number(short["clips"], "clip", f" too short, with {counted(short['frames'], 'frame')}"),
-        _number(repeats["pairs"], "frame", " the same as the one before"),
+        _number(repeats["pairs"], "frame", " equal to the one before"),
     ]
     axes.axis("off")
     for number, (value, name) in enumerate(lines):
@@ -90,9 +92,6 @@ def _draw_groups(axes: Axes, title: str, groups: list[dict[str, Any]]) -> None:
     plain_axes(axes, title, "", "")
     axes.grid(False)
     _bars(axes, [(shorten(printable(group["name"]), 18), group["clips"]) for group in groups])
-    if not groups:
-        axes.axis("off")
-        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
 def _bars(axes: Axes, values: list[tuple[str, int]]) -> None:

@@ -16,6 +16,7 @@ from cltt.windows import WindowIndex
 Ids = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 Dataset = ShardDataset | FolderDataset
+GREY_LEVEL = 128  # of a frame that cannot be shown
 IN_PLACE = "training takes the nearest good frame instead"
 CUT = "training cuts the clip there"
 
@@ -102,7 +103,7 @@ def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pi
     from cltt.pixels import FrameDecoder, Framing  # not at the top: OpenCV is slow to import and curves need none
 
     decoder = FrameDecoder(Framing(image_size=image_size))
-    pictures = np.full((len(frame_ids), image_size, image_size, 3), 128, dtype=np.uint8)
+    pictures = np.full((len(frame_ids), image_size, image_size, 3), GREY_LEVEL, dtype=np.uint8)
     damaged: dict[int, str] = {}
     for place, (frame, data) in enumerate(zip(frame_ids.tolist(), dataset.read_each(frame_ids), strict=True)):
         if isinstance(data, FrameError):
@@ -118,7 +119,7 @@ def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pi
 def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str, *, seed: int, epoch: int) -> Pixels:
     """The frames of ``view`` as training's augmentation leaves them in ``epoch`` [b, T, S, S, 3], by the loader's code.
 
-    Imports torch, as the loader does. A frame that cannot be decoded is black.
+    Imports torch, as the loader does. A frame that cannot be decoded is grey, as in ``view``.
     """
     import torch
 
@@ -128,13 +129,14 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     framing = Framing(image_size=view.frames.shape[2], margin=True)
     distinct, slots = np.unique(view.frame_ids, return_inverse=True)
     store = FrameStore(len(distinct), framing, cpu)
-    store.pixels.zero_()
     good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]
     CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store)
     maker = BatchMaker(framing, cpu, torch.uint8, augment, channels_last=True, threads=1)
     draws = uniforms(seed, epoch, view.window_ids, view.frame_ids, scope)
     batch = maker.make(store, slots.reshape(view.frame_ids.shape), draws)  # [b, T, 3, S, S]
-    return batch.permute(0, 1, 3, 4, 2).numpy()
+    pixels: Pixels = batch.permute(0, 1, 3, 4, 2).numpy()
+    pixels[np.isin(view.frame_ids, list(view.damaged))] = GREY_LEVEL
+    return pixels
 
 
 def frame_name(dataset: Dataset, frame_id: int) -> str:

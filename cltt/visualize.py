@@ -76,7 +76,7 @@ __all__ = [
     "write_gallery",
 ]
 
-MARGIN, GAP, HEADER = 16, 6, 66  # pixels round the picture, between frames, above the first row
+MARGIN, GAP, HEADER = 16, 6, 74  # pixels round the picture, between frames, above the first row
 LABEL_WIDTH, CAPTION_HEIGHT = 200, 34  # pixels left of a row, under a row of frames
 LETTER = 6.2  # pixels a letter of a caption takes, about
 DIFFERENCE_GAIN = 3

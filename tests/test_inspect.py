@@ -542,6 +542,17 @@ def test_stats_in_text_and_as_a_page(shards: Path, capsys: pytest.CaptureFixture
     assert matplotlib.image.imread(tmp_path / "new" / "s.png").shape == (800, 1200, 4)
 
 
+def test_the_page_of_stats_has_no_empty_panel(shards: Path, split_shards: Path, folder: Path) -> None:
+    def titles(dataset: ShardDataset | FolderDataset) -> list[str]:
+        figure = visualize.draw_stats(visualize.dataset_stats(dataset, WindowSettings()), "t")
+        return [axes.get_title(loc="left") for axes in figure.axes][1:]
+
+    always = ["Clip lengths", "Frame sizes (frames)", "Windows at other settings"]
+    assert titles(ShardDataset(shards)) == [*always, "Labels (clips)"]
+    assert titles(ShardDataset(split_shards)) == [*always, "Splits (clips)"]
+    assert titles(FolderDataset(folder)) == always
+
+
 def test_stats_need_no_window_to_fit(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stats = facts(capsys, "--shards", shards, "--window-size", "60", "--mode", "stats")
     assert stats["windows"] == 0 and stats["too_short"]["frames"] == 127
@@ -636,6 +647,9 @@ def test_a_damaged_frame_is_shown_grey_and_named(
     shown = facts(capsys, *argv)
     assert len(shown["damaged"]) == 1 and "a/one/frame_000004.jpg" in shown["damaged"][0]
     drawn = drawn_frames(tmp_path / "w.png", visualize.Layout(1, 1, 3, 32), 0)[0]
+    assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()
+    inspect_windows.main([*map(str, argv), "--augment", "simclr"])
+    drawn = drawn_frames(tmp_path / "w.png", visualize.Layout(1, 2, 3, 32), 1)[0]
     assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()
 
 
