@@ -47,7 +47,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _lock(handle, flags, path):
-                holder = os.read(handle, 200).decode(errors="replace") or "another process"
+                holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
                 raise DataError(f"{path.parent.parent} is being built by {holder}; wait for it or build elsewhere")
             if _is_still_there(handle, path):
                 os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PLAN = "plan"
+PLAN_FACTS = "plan.json"
 ROW = struct.Struct("<qqqI?")  # size, mtime_ns, start of the name, clip, gap: _planning.PLAN_DTYPE
 _OFFSET = struct.Struct("<q")
 _READ_FRAMES = 4096  # planned frames held at a time
@@ -48,7 +49,7 @@ class Plan:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        facts = json.loads((folder / "plan.json").read_text())
+        facts = json.loads((folder / PLAN_FACTS).read_text())
         self.root_dir: str = facts["root_dir"]
         self.root = os.fsencode(self.root_dir)
         self.settings: dict[str, Any] = facts["settings"]

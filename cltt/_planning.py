@@ -16,6 +16,8 @@ from typing import IO, Any
 import numpy as np
 
 from cltt import format, source
+from cltt._groups import check_labels
+from cltt._plan import PLAN_FACTS, Plan
 from cltt.errors import SettingsError
 
 # What _plan.ROW unpacks. name: where the file's name starts in names.bin; gap: the frame number jumped here (only where
@@ -54,7 +56,7 @@ class _Columns:
         number = None
         for frame in clip.frames:
             last, number = number, source.frame_number(frame.name) if split_gaps else None
-            gap = last is not None and number is not None and number != last + 1
+            gap = last is not None and number is not None and number not in (last, last + 1)
             self._start_shard_if_full(max(0, frame.size))
             self._rows.append((frame.size, frame.mtime_ns, self._names.tell(), self.clips, gap))
             self._names.write(frame.name)
@@ -93,15 +95,30 @@ def _write_skipped(file: IO[str], skipped: list[tuple[bytes, str]]) -> None:
 def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
 
-    Raises SettingsError if there is no frame at all, DataError for a folder or file that cannot be read.
+    Raises SettingsError if there is no frame at all or no clip gets a label that should, DataError for a folder or file
+    that cannot be read; ``folder`` is not there then.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        with format.writing(temporary):
+            temporary.mkdir(parents=True)
+        _write_plan(root_dir, temporary, settings)
+        check_labels(Plan(temporary), settings)
+        with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
+            list(pool.map(format.flush, temporary.iterdir()))
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    format.flush(folder.parent)
+
+
+def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     root = source.check_root(root_dir)
     with contextlib.ExitStack() as files, ThreadPoolExecutor(source.SCAN_THREADS) as pool:
-        columns = _Columns(temporary, settings["shard_size"], files)
-        skipped = files.enter_context((temporary / "skipped.jsonl").open("w"))
+        columns = _Columns(folder, settings["shard_size"], files)
+        skipped = files.enter_context((folder / "skipped.jsonl").open("w"))
         scan = source.scan_folders(root, pool)
         for clip in source.scan_clips(scan, pool):
             columns.add(clip, settings["split_gaps"])
@@ -109,13 +126,16 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
         _write_skipped(skipped, scan.skipped)
         columns.finish()
     if columns.frames == 0:
-        shutil.rmtree(temporary)
         raise SettingsError(
             f"no frames under {root_dir!r}: give the folder whose sub-folders hold one image file a frame"
         )
     facts = {name: getattr(columns, name) for name in ("frames", "clips", "shards", "bytes", "largest")}
-    format.write_json(temporary / "plan.json", {"root_dir": root_dir, "settings": settings, **facts})
-    with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together, so that the disk can take them together
-        list(pool.map(format.flush, temporary.iterdir()))
-    os.replace(temporary, folder)
-    format.flush(folder.parent)
+    format.write_json(folder / PLAN_FACTS, {"root_dir": root_dir, "settings": settings, **facts})
+
+
+def regroup(plan: Plan, settings: dict[str, Any]) -> Plan:
+    """``plan`` with other labels and splits: they change nothing that is packed. Raises as :func:`make_plan` does."""
+    check_labels(plan, settings)
+    facts = json.loads((plan.folder / PLAN_FACTS).read_text())
+    format.write_json(plan.folder / PLAN_FACTS, {**facts, "settings": settings})
+    return Plan(plan.folder)

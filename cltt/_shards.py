@@ -17,7 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cltt import distributed, format
-from cltt.checkpoint import replace_file
+from cltt.checkpoint import check_writable, replace_file
+from cltt.cli import counted
 from cltt.config import BuildSettings, DataSettings
 from cltt.distributed import RankFacts
 from cltt.errors import DataError, SettingsError
@@ -58,13 +59,17 @@ def _shards_of_root(data: DataSettings, facts: RankFacts) -> Path:
     if facts.world_size > 1:
         command = ["python", "tools/build_shards.py", "--root-dir", data.root_dir, "--out", str(out), "--overwrite"]
         raise SettingsError(f"{root!r} {change} since its shards were built; build them anew: {shlex.join(command)}")
+    check_writable(
+        SHARDS_HOME,
+        "build the shards elsewhere (tools/build_shards.py) and give --shards, or start in another working folder",
+    )
     _say(facts, f"building shards of {root} in {out}" + (f" again: the folder {change}" if built else ""))
     record.unlink(missing_ok=True)
     if "digest" not in now:
         now = describe_root(root, files=True)
     report = build_shards(root, out, overwrite=built, **asdict(settings))
     replace_file(record, json.dumps(now).encode())
-    _say(facts, f"built {report.clips} clips, {report.frames} frames; left out: {sum(report.skipped.values())} files")
+    _say(facts, f"built {report}; left out: {counted(sum(report.skipped.values()), 'file')}")
     return out
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from cltt import format, source
+from cltt.cli import counted
 from cltt.errors import DataError
 
 CHUNK = 64  # frames checked by one thread at a time
+NO_SOURCE = "no source file"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def verify_shards(
     """Everything that is damaged in the shards at ``path``; an empty list if nothing is.
 
     ``decode`` reads every bit of every frame; ``source_dir`` compares each frame with the file it was made from, and
-    looks for files that are in neither the shards nor the report. Raises DataError if there is no readable index.
+    looks for files that are in neither the shards nor the report; a clip folder that only one side has is named once,
+    not file by file. Raises DataError if there is no readable index.
     """
     folder = Path(path)
     root = None if source_dir is None else source.check_root(source_dir)
@@ -64,7 +67,7 @@ def verify_shards(
         for shard, facts in enumerate(job.index["shards"]):
             first = int(bounds[shard])
             damages += _shard_damages(job, facts, np.array(frames[first : bounds[shard + 1]]), pool)
-    return damages + (list(_forgotten(job, frames)) if root is not None else [])
+    return _missing_clips_once(root, damages) + list(_forgotten(job, frames)) if root is not None else damages
 
 
 def _index_damages(job: _Job) -> Iterator[Damage]:
@@ -147,10 +150,31 @@ def _source_problem(job: _Job, path: bytes, crc: int) -> str:
         short, quality = settings["resize_short"], settings["quality"]
         stored = source.as_stored(data, verify="header", resize_short=short, quality=quality)
     except OSError as error:
-        return f"no source file: {error.strerror}"
+        return f"{NO_SOURCE}: {error.strerror}"
     except source.BrokenPicture as error:
         return f"the source file is broken now: {error}"
     return "" if zlib.crc32(stored.data) == crc else "not what the source file gives"
+
+
+def _missing_clips_once(root: bytes, damages: list[Damage]) -> list[Damage]:
+    """``damages`` with the frames of a folder that the source lacks as one line, where the first of them stood."""
+    lost: dict[str, int] = {}
+    grouped: list[Damage | str] = []
+    for damage in damages:
+        folder = damage.name.rpartition("/")[0]
+        is_lost = folder in lost or (folder and not os.path.isdir(os.path.join(root, os.fsencode(folder))))
+        if not (damage.problem.startswith(NO_SOURCE) and is_lost):
+            grouped.append(damage)
+            continue
+        if folder not in lost:
+            grouped.append(folder)
+        lost[folder] = lost.get(folder, 0) + 1
+    return [
+        Damage(item, f"no such folder in the source ({counted(lost[item], 'frame')} here)")
+        if isinstance(item, str)
+        else item
+        for item in grouped
+    ]
 
 
 def _forgotten(job: _Job, frames: Any) -> Iterator[Damage]:
@@ -162,6 +186,10 @@ def _forgotten(job: _Job, frames: Any) -> Iterator[Damage]:
         known[folder or source.ROOT_KEY].add(name)
     with ThreadPoolExecutor(source.SCAN_THREADS) as pool:
         for clip in source.scan_clips(source.scan_folders(job.root, pool), pool):
+            if clip.key not in known:
+                files = counted(len(clip.frames), "file")
+                yield Damage(os.fsdecode(clip.key), f"folder with {files} in the source, not in the shards")
+                continue
             for frame in clip.frames:
                 if frame.name not in known[clip.key]:
                     yield Damage(os.fsdecode(source.join_key(clip.key, frame.name)), "in the source, not in the shards")

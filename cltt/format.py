@@ -3,11 +3,15 @@
 A set of shards is a folder: ``shard-000000.tar ...`` hold the frames, ``frames.npy`` one record a frame, ``clips.npy``
 one column a clip, ``keys.bin`` and ``key_offsets.npy`` the clip keys, ``report.json`` what was left out or re-encoded,
 and ``index.json``, written last, says that all of it is complete.
+
+webdataset reads the tars too, but passes over a clip folder right under the root whose name begins and ends with two
+underscores (``__this__``), its mark for metadata: name such a folder otherwise if webdataset is to see its frames.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT = "cltt-shards"
-VERSION = 2
+VERSION = 1
 INDEX = "index.json"
 REPORT = "report.json"
 FRAMES = "frames.npy"
@@ -201,15 +205,25 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in _FULL:
+        return "make room and start again, the build goes on"
+    if error.errno in _FORBIDDEN:
+        return "mend the permissions or choose another folder for the shards"
+    return "start again when it can be written, the build goes on"
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write (disk full, quota, file size limit) into a DataError naming ``path``."""
+    """Turn the system's refusal to write into a DataError that names ``path`` and what helps against it."""
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}; make room and start again, the build goes on"
-        ) from error
+        raise DataError(f"cannot write {path}: {error.strerror}; {_remedy(error)}") from error
 
 
 @contextlib.contextmanager

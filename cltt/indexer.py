@@ -12,21 +12,19 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from cltt import format
+from cltt import _groups, format
 from cltt._locks import locked
-from cltt._merge import labeller, merge, parse_splits
+from cltt._merge import merge
 from cltt._pack import Progress, is_done
 from cltt._plan import PLAN, Plan
-from cltt._planning import make_plan
+from cltt._planning import make_plan, regroup
+from cltt._reports import BuildReport, built_report, planned_report, task_report
 from cltt._verify import Damage, verify_shards
 from cltt._workers import Worker, crew, pack_shards
 from cltt.config import BuildSettings
@@ -36,28 +34,6 @@ __all__ = ["BuildReport", "Damage", "build_shards", "verify_shards"]
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build gave, over the whole set; after a task or a dry run, what is planned.
-
-    Attributes:
-        path: the folder of the shards.
-        clips, frames, bytes, shards: counts; bytes is the size of all shards (of all source files if only planned).
-        reencoded: frames that are not the source's bytes.
-        skipped: files left out, counted by reason.
-        clip_lengths: int64 [clips], frames of each clip.
-    """
-
-    path: Path
-    clips: int
-    frames: int
-    bytes: int
-    shards: int
-    reencoded: int
-    skipped: dict[str, int]
-    clip_lengths: np.ndarray[Any, Any] = dataclasses.field(repr=False, compare=False)
 
 
 def build_shards(
@@ -90,16 +66,21 @@ def build_shards(
             keeps the clips of one parent folder together; another ``split_seed`` gives another split.
         label_from: "parent" (the folder that holds the clip; the clip itself if that is the root),
             "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
-        split_gaps: a jump in the frame numbers starts a new clip.
+        split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
+            twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
-        dry_run: only scan; write nothing.
+        dry_run: only scan; write nothing. What is found broken when packed is not known yet.
 
     A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it file by file).
-    Raises SettingsError for settings that cannot work or are not those of what lies in ``out_dir``; DataError, naming
-    the file, for a source that cannot be read or has changed since the plan was made, for a disk that is full, and for
-    an ``out_dir`` that another process is building.
+    A build that was broken off goes on with other labels and splits too, as they change nothing that is packed; tasks
+    and ``finalize`` must agree on all.
+
+    Raises SettingsError for settings that cannot work, among them a ``label_from`` that fits no clip, or are not those
+    of what lies in ``out_dir``; DataError, naming the file, for a source that cannot be read or has changed since the
+    plan was made, for a disk that is full or may not be written, and for an ``out_dir`` that another process is
+    building. A build refused before anything is packed leaves nothing behind.
     """
     settings = _settings(
         verify=verify,
@@ -123,7 +104,7 @@ def build_shards(
         _tidy_up(out)
         return finished
     _check_out(out)
-    with locked(out / format.BUILD / LOCK, shared=part is not None):
+    with _no_traces_of_refusal(out), locked(out / format.BUILD / LOCK, shared=part is not None):
         if overwrite:
             _remove_shards(out)
         elif finished := _finished(root, out, settings):  # by another process, since we looked
@@ -146,8 +127,8 @@ def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
 def _settings(**given: Any) -> dict[str, Any]:
     """The checked settings as they are kept with the shards; a table of labels counts by its contents."""
     settings = dataclasses.asdict(BuildSettings(**given))
-    parse_splits(settings["splits"])
-    labeller(settings["label_from"])
+    _groups.parse_splits(settings["splits"])
+    _groups.labeller(settings["label_from"])
     kind, _, file = (settings["label_from"] or "").partition(":")
     settings["label_table_sha256"] = format.file_sha256(Path(file)) if kind == "csv" else None
     return settings
@@ -192,7 +173,7 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
     index = format.read_index(out)
     if differences := _differences(settings, root, index["settings"], index["root_dir"]):
         raise SettingsError(f"{out} holds other shards ({differences}); use --overwrite or another folder")
-    return _report(out, index)
+    return dataclasses.replace(built_report(out, index), already_complete=True)
 
 
 def _tidy_up(out: Path) -> None:
@@ -227,8 +208,28 @@ def _remove_shards(out: Path) -> None:
             path.unlink()
 
 
-def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool = True) -> Plan:
-    """The plan in ``out``, made if it is not there: by one task, while the others wait for it."""
+@contextlib.contextmanager
+def _no_traces_of_refusal(out: Path) -> Iterator[None]:
+    """A build that ends before there is a plan leaves nothing in ``out``, nor ``out`` itself if it was not there."""
+    was_there = out.exists()
+    try:
+        yield
+    except BaseException:
+        if not (out / format.BUILD / PLAN).exists():
+            with contextlib.suppress(DataError, OSError), locked(out / format.BUILD / LOCK):  # unless another builds
+                if not (out / format.BUILD / PLAN).exists():
+                    shutil.rmtree(out / format.BUILD)
+        if not was_there:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool = True, alone: bool = False) -> Plan:
+    """The plan in ``out``, made if it is not there: by one task, while the others wait for it.
+
+    Who is ``alone`` there may give it other labels and splits.
+    """
     folder = out / format.BUILD / PLAN
     with locked(out / format.BUILD / "plan.lock", wait=True):
         if not folder.exists():
@@ -236,9 +237,10 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
             make_plan(root, folder, settings)
     plan = Plan(folder)
-    if differences := _differences(settings, root, plan.settings, plan.root_dir):
+    theirs = plan.settings | ({name: settings[name] for name in _groups.SETTINGS} if alone else {})
+    if differences := _differences(settings, root, theirs, plan.root_dir):
         raise SettingsError(f"{out} holds an unfinished build of another kind ({differences}); use --overwrite")
-    return plan
+    return plan if plan.settings == settings else regroup(plan, settings)
 
 
 # ---- the steps
@@ -247,15 +249,16 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
 def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
     """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
     with _task_lock(out, part), crew(out, workers) as packers:
-        plan = _open_plan(root, out, settings)
-        _pack(plan, out, list(range(plan.num_shards)[part or slice(None)]), packers)
-    return _planned_report(plan, out) if part is not None else _publish(plan, out)
+        plan = _open_plan(root, out, settings, alone=part is None)
+        shards = list(range(plan.num_shards)[part or slice(None)])
+        _pack(plan, out, shards, packers)
+    return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 
 
 def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
     with tempfile.TemporaryDirectory() as folder:
         make_plan(root, Path(folder) / PLAN, settings)
-        return _planned_report(Plan(Path(folder) / PLAN), out)
+        return planned_report(Plan(Path(folder) / PLAN), out)
 
 
 def _task_lock(out: Path, part: slice | None) -> contextlib.AbstractContextManager[None]:
@@ -298,34 +301,4 @@ def _publish(plan: Plan, out: Path) -> BuildReport:
         )
     index = merge(plan, out)
     shutil.rmtree(out / format.BUILD)
-    return _report(out, index)
-
-
-# ---- reports
-
-
-def _report(out: Path, index: dict[str, Any]) -> BuildReport:
-    counts = index["counts"]
-    return BuildReport(
-        path=out,
-        clips=counts["clips"],
-        frames=counts["frames"],
-        bytes=counts["bytes"],
-        shards=len(index["shards"]),
-        reencoded=sum(counts["reencoded"].values()),
-        skipped=counts["skipped"],
-        clip_lengths=np.load(out / format.CLIPS)[format.CLIP_LENGTH],
-    )
-
-
-def _planned_report(plan: Plan, out: Path) -> BuildReport:
-    return BuildReport(
-        path=out,
-        clips=plan.num_clips,
-        frames=plan.num_frames,
-        bytes=plan.num_bytes,
-        shards=plan.num_shards,
-        reencoded=0,
-        skipped=dict(sorted(Counter(reason for _, reason in plan.skipped()).items())),
-        clip_lengths=np.bincount(plan.frames["clip"][:-1], minlength=plan.num_clips).astype(np.int64),
-    )
+    return built_report(out, index)

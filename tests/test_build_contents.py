@@ -138,6 +138,7 @@ def test_broken_frames_cut_the_clip_and_are_reported(tmp_path: Path) -> None:
     assert reasons["p/a/frame_000005.jpg"] == "not an image"
     assert reasons["p/a/frame_000009.jpg"] == "symbolic link that leads nowhere"
     assert reasons["p/b/readme"] == reasons["notes.txt"] == "not an image"
+    assert report.cut == (1, 2)
     assert report.skipped["hidden file"] == 5 and sum(report.skipped.values()) == len(reasons) == 11
 
 
@@ -177,7 +178,16 @@ def test_gaps_split_only_when_asked(tmp_path: Path) -> None:
     root = data.make_clips(tmp_path / "root", {"a": 8})
     (root / "a/frame_000003.jpg").unlink()
     assert build_shards(root, tmp_path / "joined").clip_lengths.tolist() == [7]
-    assert build_shards(root, tmp_path / "split", split_gaps=True).clip_lengths.tolist() == [3, 4]
+    planned = build_shards(root, tmp_path / "split", split_gaps=True, dry_run=True)
+    built = build_shards(root, tmp_path / "split", split_gaps=True)
+    assert built.clip_lengths.tolist() == planned.clip_lengths.tolist() == [3, 4]
+    assert (built.clips, built.cut) == (planned.clips, planned.cut) == (2, (1, 2))
+
+
+def test_a_number_that_comes_twice_is_no_gap(tmp_path: Path) -> None:
+    root = data.make_clips(tmp_path / "root", {"a": 8})
+    (root / "a/frame_5.jpg").write_bytes((root / "a/frame_000005.jpg").read_bytes())
+    assert build_shards(root, tmp_path / "out", split_gaps=True).clip_lengths.tolist() == [9]
 
 
 def test_resized_frames(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_second_build_refuses_while_the_first_runs(root: Path, tmp_path: Path)
     with locked(out / format.BUILD / "build.lock"):
         second = _cli("--root-dir", str(root), "--out", str(out))
         assert second.returncode == 2
-        assert f"is being built by process {os.getpid()} on" in second.stderr
+        assert f"is being built by process {os.getpid()} on {os.uname().nodename}; wait" in second.stderr
         for options in ({"overwrite": True}, {"task": "0/2"}, {"finalize": True}):
             with pytest.raises(DataError, match="is being built by"):
                 _build(root, out, **options)
@@ -173,6 +173,17 @@ def test_nothing_to_pack_is_an_error(tmp_path: Path) -> None:
         _build(tmp_path / "root", tmp_path / "out2")
     with pytest.raises(SettingsError, match="is not a folder"):
         _build(tmp_path / "nowhere", tmp_path / "out3")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out3").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(SettingsError, match="is not a folder"):
+        _build(tmp_path / "nowhere", tmp_path / "mine", overwrite=True)
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"file/out/.*choose another folder"):
+        _build(root, tmp_path / "file" / "out")
 
 
 def test_other_peoples_files_are_left_alone(root: Path, tmp_path: Path) -> None:
@@ -192,10 +203,10 @@ def test_workers_need_no_main_guard(root: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(code)
     from_file = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=REPOSITORY)
-    assert from_file.returncode == 0 and "frames=40" in from_file.stdout, from_file.stderr
+    assert from_file.returncode == 0 and "40 frames" in from_file.stdout, from_file.stderr
     code = code.replace("out'", "out2'")
     typed = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, cwd=REPOSITORY)
-    assert typed.returncode == 0 and "frames=40" in typed.stdout, typed.stderr
+    assert typed.returncode == 0 and "40 frames" in typed.stdout, typed.stderr
 
 
 def test_building_imports_neither_torch_nor_dali(root: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -124,3 +126,16 @@ def test_an_unfinished_build_says_so(tmp_path: Path) -> None:
         format.read_index(tmp_path)
     with pytest.raises(DataError, match="no folder"):
         format.read_index(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "make room"), (errno.EACCES, "permissions"), (errno.EROFS, "another folder"), (errno.EIO, "again")],
+)
+def test_a_refusal_to_write_says_what_helps(number: int, remedy: str) -> None:
+    with pytest.raises(DataError, match=f"cannot write shards/x: .*{remedy}"), format.writing(Path("shards/x")):
+        raise OSError(number, os.strerror(number))
+
+
+def test_the_first_version_is_one() -> None:
+    assert format.VERSION == 1

@@ -118,6 +118,7 @@ BAD_SETTINGS = [
     ({"label_from": "regex:nothing"}, "gives no clip a label"),
     ({"label_from": "csv:/nowhere.csv"}, "cannot read '/nowhere.csv'"),
     ({"quality": 0}, "quality is 0"),
+    ({"quality": 50}, "give resize_short too"),
     ({"resize_short": 0}, "resize_short is 0"),
     ({"shard_size": 0}, "shard_size is 0"),
     ({"workers": 0}, "workers is 0"),
@@ -132,14 +133,83 @@ BAD_SETTINGS = [
 def test_settings_that_cannot_work(root: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         build_shards(root, tmp_path / "out", **options)  # type: ignore[arg-type]
-    assert not (tmp_path / "out" / format.INDEX).exists()
+    assert list(tmp_path.iterdir()) == [], "a refused build left something behind"
+
+
+NO_LABELS = ["regex:nothing(.)", "csv:{}"]
+
+
+@pytest.mark.parametrize("mode", [{}, {"dry_run": True}, {"task": "0/2"}, {"workers": 2}])
+@pytest.mark.parametrize("rule", NO_LABELS)
+def test_labels_that_fit_no_clip_are_found_before_packing(
+    root: Path, tmp_path: Path, rule: str, mode: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("clip,label\nelsewhere/c00,1\n")
+    monkeypatch.setattr("cltt.indexer.pack_shards", lambda *_: pytest.fail("it went on to pack"))
+    with pytest.raises(SettingsError, match=r"gives no clip a label; it must fit clip keys such as 'p0/c00'"):
+        build_shards(root, tmp_path / "out", label_from=rule.format(table), **mode)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def _break_off(root: Path, out: Path, **options: object) -> dict[Path, int]:
+    """Leave an unfinished build with all shards packed; their inodes."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cltt.indexer.merge", _interrupted)
+        build_shards(root, out, shard_size=9999, **options)  # type: ignore[arg-type]
+    return {shard: shard.stat().st_ino for shard in out.glob("shard-*.tar")}
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_unfinished_build_goes_on_with_other_labels_and_splits(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shards = _break_off(root, out, label_from="parent", splits="train=1")
+    other = {"label_from": "regex:c(.)", "splits": "train=0.5,val=0.5", "split_by": "parent", "split_seed": 4}
+    for refused in ({"task": "0/2"}, {"finalize": True}):
+        with pytest.raises(SettingsError, match="unfinished build of another kind"):
+            build_shards(root, out, shard_size=9999, **other, **refused)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="gives no clip a label"):
+        build_shards(root, out, shard_size=9999, label_from="regex:nothing")
+    build_shards(root, out, shard_size=9999, **other)  # type: ignore[arg-type]
+    assert {shard: shard.stat().st_ino for shard in out.glob("shard-*.tar")} == shards and len(shards) > 1
+    build_shards(root, tmp_path / "fresh", shard_size=9999, **other)  # type: ignore[arg-type]
+    assert_same(out, tmp_path / "fresh")
+
+
+def test_a_task_reports_its_share(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tasks = [build_shards(root, out, shard_size=9999, task=f"{task}/3") for task in range(3)]
+    whole = build_shards(root, out, shard_size=9999, finalize=True)
+    assert [task.shards for task in tasks] == [len(range(whole.shards)[k::3]) for k in range(3)]
+    for name in ("frames", "bytes", "shards", "reencoded"):
+        assert sum(getattr(task, name) for task in tasks) == getattr(whole, name), name
+    assert all(task.clip_lengths.sum() == task.frames and len(task.clip_lengths) == task.clips for task in tasks)
+
+
+def test_clips_are_counted_by_split_and_label(root: Path, tmp_path: Path) -> None:
+    options = {"splits": "train=0.7,val=0.3,none=0", "label_from": "regex:c0[0-6]"}
+    report = build_shards(root, tmp_path / "out", **options)  # type: ignore[arg-type]
+    dataset = ShardDataset(tmp_path / "out")
+    assert report.splits == {name: len(dataset.split_clips(name)) for name in ("train", "val", "none")}
+    assert report.splits["none"] == 0 and report.labels == {f"c0{k}": 1 for k in range(7)}
+    planned = build_shards(root, tmp_path / "plan", dry_run=True, **options)  # type: ignore[arg-type]
+    assert (planned.splits, planned.labels) == (report.splits, report.labels)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    said = _cli("--root-dir", str(root), "--out", str(tmp_path / "out"), *flags).stdout
+    assert "warning: split 'none' has no clips" in said and "53 clips without" in said
+    assert "largest of 1; " in said
 
 
 def test_a_complete_set_is_left_alone_and_others_refused(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = build_shards(root, out)
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert build_shards(root, out, workers=1) == report
+    assert not report.already_complete
+    again = build_shards(root, out, workers=1)
+    assert again == report and again.already_complete
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
     with pytest.raises(SettingsError, match=r"shard_size 1073741824 there, 9999 here.*--overwrite"):
         build_shards(root, out, shard_size=9999)
@@ -198,9 +268,17 @@ def test_command_line(root: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     plan = _cli("--root-dir", str(root), "--out", out, "--dry-run", "--window-size", "2", "--frame-step", "1")
     assert plan.returncode == 0, plan.stderr
-    assert "60 clips, 120 frames" in plan.stdout and "windows 60 (span 2 frames); 20 clips are too short" in plan.stdout
+    assert "60 clips, 120 frames, 0.1 MB in 1 shard (" in plan.stdout
+    assert "60 windows (span 2 frames); too short for one: 20 clips" in plan.stdout
+    assert "found broken when they are packed will lower these counts" in plan.stdout
     built = _cli("--root-dir", str(root), "--out", out, "--splits", "train=0.8,val=0.2", "--label-from", "parent")
-    assert built.returncode == 0 and "60 clips, 120 frames" in built.stdout, built.stderr
+    assert built.returncode == 0 and f"built {out}: 60 clips, 120 frames" in built.stdout, built.stderr
+    assert "labels: 5, the smallest of 12 clips, the largest of 12\n" in built.stdout
+    dataset = ShardDataset(out)
+    train, val = (len(dataset.split_clips(name)) for name in ("train", "val"))
+    assert f"splits: train {train} clips, val {val} clips" in built.stdout
+    same = _cli("--root-dir", str(root), "--out", out, "--splits", "train=0.8,val=0.2", "--label-from", "parent")
+    assert f"{out}: already complete (60 clips" in same.stdout and "source was not compared" in same.stdout
     again = _cli("--root-dir", str(root), "--out", out)
     assert again.returncode == 2 and "Traceback" not in again.stderr and again.stderr.count("\n") == 1
     assert _cli("verify", out, "--decode", "--source", str(root)).returncode == 0

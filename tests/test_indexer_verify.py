@@ -134,6 +134,18 @@ def test_the_source_is_compared(shards: Path, root: Path, tmp_path: Path) -> Non
     }
 
 
+def test_a_folder_that_one_side_lacks_is_named_once(shards: Path, root: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(root, tmp_path / "source"))
+    (source / "a").rename(source / "moved")
+    (source / "b/frame_000007.jpg").unlink()
+    problems = {damage.name: damage.problem for damage in verify_shards(shards, source_dir=source)}
+    assert problems == {
+        "a": "no such folder in the source (29 frames here)",
+        "b/frame_000007.jpg": "no source file: No such file or directory",
+        "moved": "folder with 30 files in the source, not in the shards",
+    }
+
+
 def test_decode_finds_what_a_header_check_lets_through(tmp_path: Path) -> None:
     root = data.make_clips(tmp_path / "root", {"a": 3})
     victim = root / "a/frame_000001.jpg"

@@ -24,10 +24,12 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 # Private modules live with the one public module that may import them.
 OWNER: dict[str, str] = {
     "_picture": "source",
+    "_groups": "indexer",
     "_plan": "indexer",
     "_planning": "indexer",
     "_pack": "indexer",
     "_merge": "indexer",
+    "_reports": "indexer",
     "_verify": "indexer",
     "_locks": "indexer",
     "_workers": "indexer",

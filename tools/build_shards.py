@@ -12,7 +12,7 @@ import dataclasses
 import sys
 import time
 
-from cltt.cli import Parser, add_settings, run, settings_from
+from cltt.cli import Parser, add_settings, counted, run, settings_from
 from cltt.config import BuildSettings, WindowSettings
 from cltt.indexer import BuildReport, build_shards, verify_shards
 from cltt.windows import WindowIndex
@@ -45,20 +45,43 @@ def verify_parser() -> Parser:
 
 
 def summary(report: BuildReport, what: str, seconds: float) -> str:
-    lines = [
-        f"{what} {report.path}: {report.clips:,} clips, {report.frames:,} frames, {report.bytes / 1e6:,.1f} MB "
-        f"in {report.shards:,} shards ({seconds:.1f} s)"
-    ]
+    lines = [f"{what} {report.path}: {report} ({seconds:.1f} s)"]
+    if report.already_complete:
+        lines = [
+            f"{report.path}: already complete ({report}); the source was not compared: "
+            f"`build_shards.py verify {report.path} --source DIR` compares, --overwrite builds anew"
+        ]
     lines += [f"  skipped {count:,}: {reason}" for reason, count in report.skipped.items()]
     if report.reencoded:
         lines.append(f"  re-encoded {report.reencoded:,} (see report.json)")
-    return "\n".join(lines)
+    if report.cut[0]:
+        lines.append(f"  cut {counted(report.cut[0], 'clip')} into {report.cut[1]:,} parts, at broken frames or gaps")
+    return "\n".join(lines + group_counts(report))
+
+
+def group_counts(report: BuildReport) -> list[str]:
+    """Clips by split and by label, and a warning for a split that has none."""
+    lines = []
+    if report.splits:
+        lines.append("  splits: " + ", ".join(f"{name} {counted(n, 'clip')}" for name, n in report.splits.items()))
+        lines += [f"  warning: split {name!r} has no clips" for name, n in report.splits.items() if n == 0]
+    if report.labels:
+        sizes, without = report.labels.values(), report.clips - sum(report.labels.values())
+        lines.append(
+            f"  labels: {len(sizes):,}, the smallest of {counted(min(sizes), 'clip')}, the largest of {max(sizes):,}"
+            + (f"; {counted(without, 'clip')} without" if without else "")
+        )
+    return lines
 
 
 def window_counts(report: BuildReport, settings: WindowSettings) -> str:
     index = WindowIndex(report.clip_lengths, **dataclasses.asdict(settings))
     short = int((report.clip_lengths < settings.span).sum())
-    return f"  windows {len(index):,} (span {settings.span} frames); {short:,} clips are too short for one"
+    return (
+        f"  {counted(len(index), 'window')} (span {settings.span} frames); "
+        f"too short for one: {counted(short, 'clip')}\n"
+        "  frames found broken when they are packed will lower these counts, and cut their clips"
+    )
 
 
 def build(argv: list[str]) -> int:
