@@ -101,9 +101,9 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with format.writing(temporary):
+        with format.writing(folder):
             temporary.mkdir(parents=True)
-        _write_plan(root_dir, temporary, settings)
+            _write_plan(root_dir, temporary, settings)
         check_labels(Plan(temporary), settings)
         with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
             list(pool.map(format.flush, temporary.iterdir()))

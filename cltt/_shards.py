@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -98,10 +99,11 @@ def describe_root(root: str, *, files: bool) -> dict[str, Any]:
 def _change(record: Path, now: dict[str, Any]) -> str | None:
     """What differs between the folder now and the ``record`` of when it was built; None: nothing that was compared.
 
-    Shards built by hand have no record: the folder as it is now becomes theirs.
+    Shards built by hand have no record: the folder as it is now becomes theirs, if it may be written.
     """
     if not record.is_file():
-        replace_file(record, json.dumps(now).encode())
+        with contextlib.suppress(OSError):
+            replace_file(record, json.dumps(now).encode())
         return None
     before = json.loads(record.read_text())
     if set(before["folders"]) != set(now["folders"]):

@@ -208,14 +208,17 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
 def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
     """(key, file names in natural order, left out) of one folder."""
     names, skipped = [], []
-    with os.scandir(os.path.join(root, key)) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                continue
-            if entry.name.startswith(b"."):
-                skipped.append((join_key(key, entry.name), "hidden file"))
-            else:
-                names.append(entry.name)
+    path = os.path.join(root, key)
+    try:
+        with os.scandir(path) as entries:
+            files = [entry.name for entry in entries if not entry.is_dir()]
+    except OSError as error:
+        raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
+    for name in files:
+        if name.startswith(b"."):
+            skipped.append((join_key(key, name), "hidden file"))
+        else:
+            names.append(name)
     names.sort()
     names.sort(key=natural_key)
     return key, names, sorted(skipped)

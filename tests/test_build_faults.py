@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -121,6 +122,16 @@ def test_a_full_disk(root: Path, tmp_path: Path) -> None:
         assert_same(disk / "out", tmp_path / "unbroken")
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_while_planning(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cltt._planning._Columns.finish", full)
+    with pytest.raises(DataError, match=r"cannot write .*plan: No space left on device; make room"):
+        _build(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_build_refuses_while_the_first_runs(root: Path, tmp_path: Path) -> None:
