@@ -16,6 +16,7 @@ from cltt.windows import WindowIndex
 Ids = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 Dataset = ShardDataset | FolderDataset
+NAMED = 10  # damaged frames that get a line each
 GREY_LEVEL = 128  # of a frame that cannot be shown
 IN_PLACE = "training takes the nearest good frame instead"
 CUT = "training cuts the clip there"
@@ -191,6 +192,10 @@ def windows_text(facts: dict[str, Any]) -> str:
 
 
 def damaged_lines(facts: dict[str, Any]) -> list[str]:
-    """The damaged frames of :meth:`WindowView.facts`, a line each, and what becomes of them."""
+    """The first damaged frames of :meth:`WindowView.facts`, a line each, and what becomes of all of them."""
     lines = [f"damaged: {sentence}" for sentence in facts["damaged"]]
-    return [*lines, f"damaged frames are drawn grey; {facts['damaged_in_training']}"] if lines else []
+    if not lines:
+        return []
+    rest = len(lines[NAMED:])
+    more = [f"damaged: {counted(rest, 'frame')} more; --json names all"] if rest else []
+    return [*lines[:NAMED], *more, f"damaged frames are drawn grey; {facts['damaged_in_training']}"]

@@ -618,6 +618,19 @@ def test_a_cut_off_shard_has_a_line_a_clip_not_a_frame(
     assert total == "127 frames read, 87 damaged"
 
 
+def test_a_picture_full_of_damage_names_some_and_counts_the_others(
+    damaged_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (damaged_shards / "shard-000000.tar").unlink()
+    argv = ["--shards", str(damaged_shards), *SMALL, "--mode", "batch", "--batch-size", "8", "--json"]
+    inspect_windows.main(argv)
+    named = json.loads(capsys.readouterr().out)["damaged"]
+    inspect_windows.main([*argv[:-1], "--save-path", str(tmp_path / "b.png")])
+    *lines, more, _ = [line for line in capsys.readouterr().out.splitlines() if line.startswith("damaged")]
+    assert lines == [f"damaged: {sentence}" for sentence in named[: len(lines)]] and 5 < len(lines) < len(named)
+    assert more == f"damaged: {len(named) - len(lines)} frames more; --json names all"
+
+
 def test_of_very_many_damaged_frames_the_first_are_named_and_the_others_counted() -> None:
     errors = [FrameError(2 * k, f"a/{k}.jpg", "CRC mismatch") for k in range(100)]
     reason, *lines, rest = visualize.damaged_text(errors)
