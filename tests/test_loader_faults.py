@@ -200,7 +200,8 @@ def test_a_forgotten_loader_ends_its_threads(shards: Path) -> None:
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in its background jobs, and so in ours
 from cltt import ShardDataset, WindowIndex, WindowLoader
 dataset = ShardDataset(sys.argv[1])
 index = WindowIndex(dataset.clip_lengths, 3, 2, 1)
