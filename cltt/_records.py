@@ -74,6 +74,7 @@ class Records:
 
     def summarise(self, done: bool) -> None:
         """Say how the run ended and, at its end, draw its curves into the run's folder."""
+        self.progress.close()  # the lines to come stand below the bar
         history, run_dir = self.trainer.history, self.settings.run_dir
         where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:

@@ -207,6 +207,7 @@ def test_wait_share_tells_who_waited(dataset: ShardDataset) -> None:
     with make(dataset) as loader:
         for _ in islice(loader, 1):  # an epoch of one step: its body counts, too
             time.sleep(0.5)
+            assert loader.stats()["wait_share"] < 0.6
         assert loader.stats()["wait_share"] < 0.6
 
 
