@@ -360,7 +360,7 @@ def main() -> None:
         for group in sections(Path(folder), args.quick):
             harness.print_table(group)
             rows += group
-    print(f"wrote {harness.write_csv('build_quick' if args.quick else 'build', rows)}")
+    print(f"wrote {harness.write_csv('build', rows)}")
 
 
 if __name__ == "__main__":
