@@ -139,6 +139,7 @@ class WindowLoader:
         if self._stop is not None:
             self._stop()
             self._stop = None
+        self._maker.close()
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``; nothing changes if the loader is in that epoch already."""
@@ -208,6 +209,7 @@ class WindowLoader:
                     self._clock.worked()
         finally:
             stop()
+            self._maker.close()
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()

@@ -6,8 +6,9 @@ Legend: S image_size; b windows in a batch; T frames in a window; h, w height an
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class BatchMaker:
         dtype: of the batch; uint8 stays raw.
         augment: "none", "crop" or "simclr".
         channels_last: leave C innermost in memory.
-        threads: for augmentation.
+        threads: for gathering and augmentation on the CPU.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class BatchMaker:
             torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
         ]
         self._graph: AugmentGraph | None = None
+        self._pool: ThreadPoolExecutor | None = None
 
     def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
         """The frames in ``slots`` [b, T] of ``store`` -> [b, T, 3, S, S].
@@ -106,8 +108,17 @@ class BatchMaker:
         if store.pixels.device.type != "cpu":
             return store.pixels.index_select(0, torch.from_numpy(slots).to(store.pixels.device))
         # numpy, not torch: it copies whole rows, and starts no OpenMP threads that spin where the decoders should run.
-        out = self._memory.take(len(slots) * store.pixels.shape[1]).reshape(len(slots), -1)
-        return torch.from_numpy(np.take(store.pixels.numpy(), slots, axis=0, out=out, mode="clip"))
+        pixels, out = store.pixels.numpy(), self._memory.take(len(slots) * store.pixels.shape[1])
+        out = out.reshape(len(slots), -1)
+        parts = np.array_split(np.arange(len(slots)), self._threads)
+
+        def gather(part: np.ndarray) -> None:
+            if len(part):
+                rows = slice(part[0], part[-1] + 1)
+                np.take(pixels, slots[rows], axis=0, out=out[rows], mode="clip")
+
+        self._in_threads(gather, parts)
+        return torch.from_numpy(out)
 
     def _augmented(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray]) -> torch.Tensor:
         """uint8 [n, S, S, 3]."""
@@ -122,9 +133,20 @@ class BatchMaker:
         def augment(k: int) -> None:
             _augment.apply(frames[k].numpy(), augmentation, k, shrink, out[k])
 
-        with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(augment, range(len(frames))))
+        self._in_threads(augment, range(len(frames)))
         return torch.from_numpy(out)
+
+    def _in_threads(self, work: Callable[[Any], None], items: Iterable[Any]) -> None:
+        """Do ``work`` on each item, in threads that live until :meth:`close`."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="cltt-gather")
+        list(self._pool.map(work, items))
+
+    def close(self) -> None:
+        """End the threads; the next batch starts them again."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
     def _augmented_on_gpu(self, frames: list[torch.Tensor], augmentation: _augment.Augmentation) -> torch.Tensor:
         if self._graph is None:
