@@ -98,7 +98,7 @@ def main() -> int:
     args = harness.parser("inspect", "Time inspect_windows.py on an index of ten million frames.").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shards = large_shards(Path(folder), FRAMES)
-        timings = harness.time_interleaved(commands(shards), rounds=3 if args.quick else 15, min_seconds=0)
+        timings = harness.time_interleaved(commands(shards), rounds=3 if args.quick else 7, min_seconds=0)
         rows = [{"case": name, "frames": FRAMES, **timing.columns()} for name, timing in timings.items()]
         rows.append(stats_row(shards))
     harness.write_csv("inspect", rows)
