@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from cltt.errors import DataError, SettingsError
+from cltt.format import flush
 
 VERSION = 1
 LATEST = "latest"
@@ -78,15 +79,6 @@ def check_writable(folder: Path, remedy: str) -> None:
                 path.rmdir()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Save ``state`` under ``path``, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -95,7 +87,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    flush(path.parent)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 from tests.slurm.fakes import REPOSITORY
 
 HERE = Path(__file__).parent
-LOCK = Path("/tmp/cltt-slurm-tests.lock")  # one cluster a machine: a second test run waits for the first
+LOCK = (
+    Path(tempfile.gettempdir()) / "cltt-slurm-tests.lock"
+)  # one cluster a machine: a second test run waits for the first
 MARK = "# written by slurm_up.sh"
 
 
