@@ -45,11 +45,10 @@ class CpuDecoder(FrameDecoder):
 
     def decode(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
         """As :meth:`Decoder.decode`."""
-        host = store.pixels.numpy()
         failures = {}
         for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
             try:
-                store.sizes[slot] = self.decode_into(jpeg, host[slot])
+                store.sizes[slot] = self.decode_into(jpeg, store.host_row(slot))
             except ValueError as error:
                 failures[position] = f"cannot be decoded ({error})"
         return failures
@@ -110,10 +109,10 @@ class DaliDecoder:
             if stream is not None and store.gathered is not None:
                 stream.wait_event(store.gathered)
             if isinstance(frames, torch.Tensor):
-                rows = torch.tensor(slots, device=store.pixels.device)
-                store.pixels[:, : frames[0].numel()].index_copy_(0, rows, frames.flatten(1))
+                rows = torch.tensor(slots, device=store.device)
+                store.rows()[:, : frames[0].numel()].index_copy_(0, rows, frames.flatten(1))
             else:
                 for slot, frame in zip(slots, frames, strict=True):
-                    store.pixels[slot, : frame.numel()].copy_(frame.reshape(-1))
+                    store.row(slot)[: frame.numel()].copy_(frame.reshape(-1))
         for slot, frame in zip(slots, frames, strict=True):
             store.sizes[slot] = frame.shape[:2]

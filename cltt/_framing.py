@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,32 +18,68 @@ from cltt.pixels import Framing
 class FrameStore:
     """Slots for decoded frames. A frame fills the first h*w*3 bytes of its slot, row by row, RGB.
 
+    Args:
+        slots: how many.
+        framing: of the frames.
+        device: where they lie.
+        page_slots: on a CPU, put slots in pages of this many (which divides ``slots``) that can be given away with
+            :meth:`exchange`; None: one page, which stays here.
+
     Attributes:
-        pixels: uint8 [slots, P*3] on ``device``.
+        pages: uint8 [page_slots, P*3] each; numpy arrays on a CPU, tensors elsewhere.
         sizes: int32 [slots, 2], h and w, on the host.
         gathered: on CUDA, the event after which every slot given back so far may be written to.
     """
 
-    def __init__(self, slots: int, framing: Framing, device: torch.device) -> None:
-        self.framing = framing
+    def __init__(self, slots: int, framing: Framing, device: torch.device, page_slots: int | None = None) -> None:
+        self.framing, self.device = framing, device
         self.gathered: torch.cuda.Event | None = None
         self.sizes = np.full((slots, 2), framing.short, dtype=np.int32)
-        shape = (slots, framing.pixels * 3)
+        self._exchanges = page_slots is not None
+        self.page_slots = page_slots or slots
+        self.pages: list[Any] = [self._new_page() for _ in range(slots // self.page_slots)]
+
+    def _new_page(self) -> np.ndarray | torch.Tensor:
+        shape = (self.page_slots, self.framing.pixels * 3)
+        if self.device.type != "cpu":
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
         # numpy asks the kernel for huge pages, torch does not. A slot that is never used takes no memory.
-        self.pixels = (
-            torch.from_numpy(np.empty(shape, np.uint8))
-            if device.type == "cpu"
-            else torch.empty(shape, dtype=torch.uint8, device=device)
-        )
+        return np.empty(shape, np.uint8)
 
     @property
     def slots(self) -> int:
-        return len(self.pixels)
+        return len(self.sizes)
+
+    def rows(self, page: int = 0) -> torch.Tensor:
+        """All slots of a page, uint8 [page_slots, P*3], a view."""
+        return torch.as_tensor(self.pages[page])
+
+    def row(self, slot: int) -> torch.Tensor:
+        """A slot, uint8 [P*3], a view."""
+        page, row = divmod(slot, self.page_slots)
+        return self.rows(page)[row]
+
+    def host_row(self, slot: int) -> np.ndarray:
+        """A slot of a store on a CPU, uint8 [P*3], a view."""
+        page, row = divmod(slot, self.page_slots)
+        return self.pages[page][row]  # type: ignore[no-any-return]
 
     def frame(self, slot: int) -> torch.Tensor:
         """The frame in ``slot``, uint8 [h, w, 3], a view."""
         height, width = self.sizes[slot].tolist()
-        return self.pixels[slot, : height * width * 3].view(height, width, 3)
+        return self.row(slot)[: height * width * 3].view(height, width, 3)
+
+    def page_in_order(self, slots: np.ndarray) -> int | None:
+        """The page that ``slots`` [n] are all of, in order, if it may be given away; else None."""
+        page, row = divmod(int(slots[0]), self.page_slots)
+        whole = self._exchanges and row == 0 and len(slots) == self.page_slots
+        return page if whole and (np.diff(slots) == 1).all() else None
+
+    def exchange(self, page: int, memory: np.ndarray) -> np.ndarray:
+        """Give away the memory of ``page`` with what is in it and take ``memory`` of the same size in its place."""
+        given: np.ndarray = self.pages[page]
+        self.pages[page] = memory.reshape(given.shape)
+        return given
 
 
 @contextmanager

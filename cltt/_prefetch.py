@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cltt._cache import BlockUses, SlotTable, StepUses
+from cltt._cache import BlockUses, PageTable, SlotTable, StepUses
 from cltt.errors import CLTTError
 
 # Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
@@ -79,7 +79,7 @@ class Prefetcher:
         self,
         blocks: Iterator[BlockUses],
         fill: Callable[[np.ndarray, np.ndarray], None],
-        table: SlotTable,
+        table: SlotTable | PageTable,
         *,
         start: int,
         threads: int,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltt._cache import SlotTable, block_uses
+from cltt._cache import PageTable, SlotTable, block_uses
 from cltt._frames import Dataset, Frames, slots_for
 from cltt._prefetch import Prefetcher, ReadyStep
 from cltt.config import require
@@ -228,27 +228,32 @@ class WindowLoader:
         )
 
     def _start(self) -> Prefetcher:
+        step_frames = self._batch_size // self._share["world_size"] * self.index.window_size
+        block_frames = self.plan.frames_per_block(**self._share)
+        # Where no frame of a block is used twice, each step has a page of its own.
+        shared = block_frames < step_frames * -(-len(self.plan) // self.plan.num_blocks)
         if self._frames is None:
-            store = FrameStore(self._slots(), self._decoder.framing, self._decoder.device)
+            store = self._new_store(step_frames, block_frames, shared)
             self._frames = Frames(self.dataset, self._decoder, store, self._max_bad)
+        slots = self._frames.store.slots
         return Prefetcher(
             block_uses(self.plan, self.index, self._step, **self._share),
             self._frames.fill,
-            SlotTable(self._frames.store.slots),
+            SlotTable(slots) if shared else PageTable(slots, step_frames),
             start=self._step,
             threads=self._threads,
             job_frames=self._decoder.job_frames,
         )
 
-    def _slots(self) -> int:
+    def _new_store(self, step_frames: int, block_frames: int, shared: bool) -> FrameStore:
         framing, device = self._decoder.framing, self._decoder.device
-        step = self._batch_size // self._share["world_size"] * self.index.window_size
-        block = self.plan.frames_per_block(**self._share)
-        needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
-        if block == step * -(-len(self.plan) // self.plan.num_blocks):
-            # No frame of a block is used twice: a few steps ahead do, in memory that stays in the processor's caches.
-            needed = block = min(block, STEPS_AHEAD * step)
-        return slots_for(needed, block, step, framing.pixels * 3, self._cache_bytes, device)
+        needed = block_frames * min(BLOCKS_HELD, self.plan.num_blocks)
+        if not shared:  # a few steps ahead do, in memory that stays in the processor's caches
+            needed = block_frames = min(block_frames, STEPS_AHEAD * step_frames)
+        slots = slots_for(needed, block_frames, step_frames, framing.pixels * 3, self._cache_bytes, device)
+        if shared or device.type != "cpu":
+            return FrameStore(slots, framing, device)
+        return FrameStore(slots - slots % step_frames, framing, device, page_slots=step_frames)
 
     def _next_batch(self, prefetcher: Prefetcher) -> Batch:
         ready = prefetcher.take()

@@ -97,19 +97,24 @@ class BatchMaker:
         """
         flat = slots.reshape(-1)
         rows = self._gathered(store, flat) if uniform is None else self._augmented(store, flat, uniform)
-        if store.pixels.device.type == "cuda":
+        if store.device.type == "cuda":
             store.gathered = torch.cuda.current_stream(self.device).record_event()
         size = self.framing.image_size
         frames = rows.view(*slots.shape, size, size, 3).permute(0, 1, 4, 2, 3)
         return self._finished(frames.to(self.device))
 
     def _gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
-        """uint8 [n, S*S*3]."""
-        if store.pixels.device.type != "cpu":
-            return store.pixels.index_select(0, torch.from_numpy(slots).to(store.pixels.device))
+        """uint8 [n, S*S*3]; on a CPU the slots are of one page."""
+        if store.device.type != "cpu":
+            return store.rows().index_select(0, torch.from_numpy(slots).to(store.device))
+        size = len(slots) * self.framing.pixels * 3
+        page = store.page_in_order(slots)
+        if page is not None:  # the batch lies there as it should be: take it instead of copying it
+            return torch.from_numpy(self._memory.lent(store.exchange(page, self._memory.take(size))))
         # numpy, not torch: it copies whole rows, and starts no OpenMP threads that spin where the decoders should run.
-        pixels, out = store.pixels.numpy(), self._memory.take(len(slots) * store.pixels.shape[1])
-        out = out.reshape(len(slots), -1)
+        page, pixels = slots[0] // store.page_slots, store.pages[slots[0] // store.page_slots]
+        slots = slots - page * store.page_slots
+        out = self._memory.lent(self._memory.take(size)).reshape(len(slots), -1)
         parts = np.array_split(np.arange(len(slots)), self._threads)
 
         def gather(part: np.ndarray) -> None:
@@ -125,10 +130,10 @@ class BatchMaker:
         flat = {name: values.reshape(-1) for name, values in uniform.items()}
         augmentation = _augment.drawn(self.augment, flat, store.sizes[slots])
         frames = [store.frame(slot) for slot in slots.tolist()]
-        if store.pixels.device.type == "cuda":
+        if store.device.type == "cuda":
             return self._augmented_on_gpu(frames, augmentation)
         size = self.framing.image_size
-        out = self._memory.take(len(frames) * size * size * 3).reshape(len(frames), size, size, 3)
+        out = self._memory.lent(self._memory.take(len(frames) * size * size * 3)).reshape(len(frames), size, size, 3)
 
         def augment(k: int) -> None:
             _augment.apply(frames[k].numpy(), augmentation, k, shrink, out[k])
@@ -177,17 +182,18 @@ class Recycler:
     MOST_BLOCKS = 3
 
     def __init__(self) -> None:
-        self._blocks: list[np.ndarray] = []
+        self._lent: list[np.ndarray] = []
 
     def take(self, size: int) -> np.ndarray:
-        """uint8 [size], contents undefined."""
-        self._blocks = [block for block in self._blocks if block.size == size]
-        for block, holders in zip(self._blocks, _holders(self._blocks), strict=True):
-            if holders == _NOBODY:
-                return block
-        block = np.empty(size, np.uint8)
-        if len(self._blocks) < self.MOST_BLOCKS:
-            self._blocks.append(block)
+        """A block of ``size`` bytes, contents undefined: one that was lent and came back, or a new one."""
+        for k, holders in enumerate(_holders(self._lent)):
+            if holders == _NOBODY and self._lent[k].nbytes == size:
+                return self._lent.pop(k)
+        return np.empty(size, np.uint8)
+
+    def lent(self, block: np.ndarray) -> np.ndarray:
+        """Note that ``block`` goes to the consumer, and return it; the last few are watched for their return."""
+        self._lent = [*self._lent[1 - self.MOST_BLOCKS :], block]
         return block
 
 

@@ -168,13 +168,13 @@ class ShardDataset(_ClipTable):
         """Frames that lie close together in one shard, in one read."""
         first = offsets[0]
         try:
-            data, problem = self._files.pread(shards[0], offsets[-1] + sizes[-1] - first, first), "cut off"
+            data, problem = self._files.view(shards[0], offsets[-1] + sizes[-1] - first, first), "cut off"
         except OSError as error:
-            data, problem = b"", f"cannot be read ({error.strerror})"
+            data, problem = memoryview(b""), f"cannot be read ({error.strerror})"
         for k, (offset, size, crc) in enumerate(zip(offsets, sizes, crcs, strict=True)):
             frame = data[offset - first : offset - first + size]
             if len(frame) == size and zlib.crc32(frame) == crc:
-                yield frame
+                yield bytes(frame)
             else:
                 yield self._damaged(int(ids[k]), shards[0], problem if len(frame) < size else "CRC mismatch")
 
@@ -214,18 +214,29 @@ class _Files:
         self._path = path
         self._handles: dict[int, int] = {}
         self._lock = threading.Lock()
+        self._threads = threading.local()
 
     def pread(self, shard: int, size: int, offset: int) -> bytes:
         """Up to ``size`` bytes at ``offset``: fewer only at the end of the file."""
-        handle = self._handles.get(shard)
-        if handle is None:
-            handle = self._open(shard)
-        data = os.pread(handle, size, offset)
-        while len(data) < size and (more := os.pread(handle, size - len(data), offset + len(data))):
-            data += more
-        return data
+        return bytes(self._read_into(memoryview(bytearray(size)), shard, offset))
 
-    def _open(self, shard: int) -> int:
+    def view(self, shard: int, size: int, offset: int) -> memoryview:
+        """As :meth:`pread`, in memory that this thread's next view overwrites: fresh memory costs more than the read."""
+        memory = getattr(self._threads, "memory", memoryview(b""))
+        if len(memory) < size:
+            memory = self._threads.memory = memoryview(bytearray(size))
+        return self._read_into(memory[:size], shard, offset)
+
+    def _read_into(self, memory: memoryview, shard: int, offset: int) -> memoryview:
+        handle, filled = self._handle(shard), 0
+        while filled < len(memory) and (count := _pread_into(handle, memory[filled:], offset + filled)):
+            filled += count
+        return memory[:filled]
+
+    def _handle(self, shard: int) -> int:
+        handle = self._handles.get(shard)
+        if handle is not None:
+            return handle
         with self._lock:
             if shard not in self._handles:
                 self._handles[shard] = os.open(self._path / format.shard_name(shard), os.O_RDONLY)
@@ -234,6 +245,15 @@ class _Files:
     def __del__(self) -> None:
         for handle in self._handles.values():
             os.close(handle)
+
+
+def _pread_into(handle: int, memory: memoryview, offset: int) -> int:
+    """Read at ``offset`` into ``memory``; returns the number of bytes."""
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [memory], offset)
+    data = os.pread(handle, len(memory), offset)  # macOS before 11
+    memory[: len(data)] = data
+    return len(data)
 
 
 class FolderDataset(_ClipTable):

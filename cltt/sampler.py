@@ -109,6 +109,16 @@ class EpochPlan:
         steps = self.block_steps(block)
         return self._blocks[block].windows(step - steps.start, rows)
 
+    def block_windows(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """What :meth:`batch` gives for each step of ``block`` in turn, at a fraction of the time: int64 [K, B/world_size].
+
+        Raises:
+            IndexError: a ``block`` outside 0..num_blocks-1.
+            SettingsError: as :meth:`batch`.
+        """
+        rows = self._rows(rank, world_size)
+        return self._blocks[block].windows(np.arange(len(self.block_steps(block)))[:, None], rows)
+
     def fresh_frames(self, step: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Frames that ``batch(step)`` needs and no earlier step of its block does: sorted unique int64.
 

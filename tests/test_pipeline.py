@@ -188,7 +188,7 @@ def test_drawn_parameters_keep_to_the_recipe() -> None:
 def test_batches_have_the_type_and_memory_order_asked_for(dtype: torch.dtype, channels_last: bool) -> None:
     framing = Framing(image_size=16)
     store = FrameStore(6, framing, CPU)
-    store.pixels.copy_(torch.randint(0, 256, store.pixels.shape, dtype=torch.uint8))
+    store.rows().random_(0, 256)
     slots = np.array([[0, 5, 2], [2, 2, 1]])
     batch = BatchMaker(framing, CPU, dtype, "none", channels_last, 1).make(store, slots, None)
     raw = torch.stack([torch.stack([store.frame(s).permute(2, 0, 1) for s in row]) for row in slots.tolist()])

@@ -61,8 +61,10 @@ def test_any_frames_in_any_order(
 
 def test_neighbours_come_in_one_read_and_distant_frames_do_not(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda handle, size, offset: calls.append(size) or pread(handle, size, offset))
+    read = reader._pread_into
+    monkeypatch.setattr(
+        reader, "_pread_into", lambda handle, memory, offset: calls.append(len(memory)) or read(handle, memory, offset)
+    )
     dataset = ShardDataset(built)
     in_shard_0 = np.flatnonzero(dataset.frame_facts(range(FRAMES))["shard"] == 0)
     dataset.read(in_shard_0[::-1])
@@ -71,6 +73,13 @@ def test_neighbours_come_in_one_read_and_distant_frames_do_not(built: Path, monk
     monkeypatch.setattr(reader, "MAX_GAP", 0)
     dataset.read(in_shard_0[::2])
     assert len(calls) == len(in_shard_0[::2])
+
+
+def test_reads_are_the_same_where_the_system_has_no_preadv(
+    built: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "preadv")
+    assert ShardDataset(built).read(range(FRAMES)) == contents
 
 
 def test_many_threads_share_a_dataset(built: Path, contents: list[bytes]) -> None:

@@ -70,7 +70,7 @@ def test_augmentations_are_those_of_the_cpu(kind: str) -> None:
     framing, count = Framing(image_size=64, margin=True), 24
     host, device = FrameStore(count, framing, CPU), FrameStore(count, framing, cuda())
     CpuDecoder(framing).decode([jpeg(detailed(*SIZES[k % 4], k)) for k in range(count)], range(count), host)
-    device.pixels.copy_(host.pixels)
+    device.rows().copy_(host.rows())
     device.sizes[:] = host.sizes
     slots = np.arange(count).reshape(8, 3)
     uniform = draw(0, 0, np.arange(8), slots, "frame")
