@@ -26,7 +26,7 @@ class Decoder(Protocol):
     Attributes:
         framing: of the frames it makes.
         device: where the store must lie.
-        job_frames: how many frames to decode in one call.
+        job_frames: how many frames to decode in one call, at most.
     """
 
     framing: Framing
@@ -41,7 +41,7 @@ class CpuDecoder(FrameDecoder):
     """libjpeg-turbo and OpenCV into slots; any number of threads may call one decoder."""
 
     device = torch.device("cpu")
-    job_frames = 16
+    job_frames = 32
 
     def decode(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
         """As :meth:`Decoder.decode`."""

@@ -62,7 +62,7 @@ class FrameStore:
     def host_row(self, slot: int) -> np.ndarray:
         """A slot of a store on a CPU, uint8 [P*3], a view."""
         page, row = divmod(slot, self.page_slots)
-        return self.pages[page][row]  # type: ignore[no-any-return]
+        return self.pages[page][row]
 
     def frame(self, slot: int) -> torch.Tensor:
         """The frame in ``slot``, uint8 [h, w, 3], a view."""

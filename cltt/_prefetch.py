@@ -72,7 +72,7 @@ class Prefetcher:
         fill: ``fill(frames, slots)`` reads and decodes; called by ``threads`` threads at once.
         table: slots, all free.
         start: first step.
-        job_frames: frames of one call of ``fill``.
+        job_frames: most frames of one call of ``fill``.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Prefetcher:
 
     def _publish(self, steps: list[ReadyStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
         order = np.argsort(frames)
-        parts = [order[k : k + self._job_frames] for k in range(0, len(order), self._job_frames)]
+        parts = np.array_split(order, max(1, -(-len(order) // self._job_frames)))
         with self._progress.changed:
             chunk.jobs_left = len(parts)
             self._progress.steps.extend(steps)

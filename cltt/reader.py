@@ -221,7 +221,7 @@ class _Files:
         return bytes(self._read_into(memoryview(bytearray(size)), shard, offset))
 
     def view(self, shard: int, size: int, offset: int) -> memoryview:
-        """As :meth:`pread`, in memory that this thread's next view overwrites: fresh memory costs more than the read."""
+        """As :meth:`pread`, in memory that this thread's next view overwrites: fresh memory costs more than reading."""
         memory = getattr(self._threads, "memory", memoryview(b""))
         if len(memory) < size:
             memory = self._threads.memory = memoryview(bytearray(size))

@@ -110,7 +110,7 @@ class EpochPlan:
         return self._blocks[block].windows(step - steps.start, rows)
 
     def block_windows(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """What :meth:`batch` gives for each step of ``block`` in turn, at a fraction of the time: int64 [K, B/world_size].
+        """What :meth:`batch` gives at each step of ``block``, in a fraction of the time: int64 [K, B/world_size].
 
         Raises:
             IndexError: a ``block`` outside 0..num_blocks-1.

@@ -13,7 +13,7 @@ import torch
 
 from cltt import EpochPlan, ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.errors import SettingsError
-from cltt.loader import ReplayLoader
+from cltt.loader import STEPS_AHEAD, ReplayLoader
 from cltt.pixels import FrameDecoder, Framing
 from tests import data
 
@@ -122,14 +122,15 @@ def test_decodes_per_frame_used_at_the_default_depth(tmp_path: Path) -> None:
         assert loader.stats()["frames_decoded"] / len(used) <= 1.35
 
 
-def test_a_kept_batch_does_not_change(dataset: ShardDataset) -> None:
+@pytest.mark.parametrize("window", [(3, 2, 1), (2, 1, 2)])
+def test_a_kept_batch_does_not_change(dataset: ShardDataset, window: tuple[int, int, int]) -> None:
     for options in ({"channels_last": True}, {}, {"dtype": torch.float32}, {"augment": "crop", "channels_last": True}):
-        with make(dataset, batch=3, **options) as loader:
+        with make(dataset, window=window, batch=3, **options) as loader:
             batches = iter(loader)
-            kept = [next(batches) for _ in range(3)]
-            part = kept[1].frames[2, 1]
+            kept = [next(batches) for _ in range(5)]
+            part = kept[3].frames[2, 1]
             copies, part_copy = [batch.frames.clone() for batch in kept], part.clone()
-            for _ in range(10):
+            for _ in range(6):
                 next(batches)
             assert all(torch.equal(batch.frames, copy) for batch, copy in zip(kept, copies, strict=True))
             del kept, copies
@@ -139,13 +140,34 @@ def test_a_kept_batch_does_not_change(dataset: ShardDataset) -> None:
             assert torch.equal(part, part_copy), "a view alone must keep the memory, too"
 
 
-def test_memory_of_dropped_batches_is_used_again(dataset: ShardDataset) -> None:
-    with make(dataset, channels_last=True) as loader:
+@pytest.mark.parametrize(
+    ("window", "dtype", "most"),
+    [
+        ((3, 2, 1), torch.uint8, 2),
+        ((2, 1, 2), torch.uint8, STEPS_AHEAD + 2),
+    ],
+)
+def test_memory_of_dropped_batches_is_used_again(
+    dataset: ShardDataset, window: tuple[int, int, int], dtype: torch.dtype, most: int
+) -> None:
+    with make(dataset, window=window, batch=3, channels_last=True, dtype=dtype) as loader:
         places = set()
         for batch in loader:
             places.add(batch.frames.data_ptr())
             del batch
-        assert len(places) <= 2
+        assert len(places) <= most < len(loader)
+
+
+@pytest.mark.parametrize("pages", [0.5, 1, 2.5])
+def test_a_small_cache_gives_the_same_batches_where_windows_share_nothing(dataset: ShardDataset, pages: float) -> None:
+    window, step_bytes = (3, 2, 5), 2 * 3 * SIZE * SIZE * 3
+    with make(dataset, window=window, batch=2) as loader:
+        expected = [batch.frames.clone() for batch in loader]
+    with make(dataset, window=window, batch=2, cache_bytes=int(pages * step_bytes)) as tight:
+        for got, want in zip(tight, expected, strict=True):
+            assert torch.equal(got.frames, want)
+        stats = tight.stats()
+    assert stats["frames_decoded"] == len(expected) * 2 * 3
 
 
 def test_float_batches_are_the_normalised_raw_ones(dataset: ShardDataset) -> None:

@@ -141,6 +141,12 @@ def check_blocks_share_the_steps_evenly(case: Case) -> None:
     assert max(map(len, steps)) - min(map(len, steps)) <= 1
 
 
+def check_a_block_comes_as_a_whole(case: Case) -> None:
+    for block, rank, windows in rank_parts(case):
+        found = case.made.block_windows(block, rank=rank, world_size=case.world_size)
+        np.testing.assert_array_equal(found, windows)
+
+
 def check_runs_stay_together(case: Case) -> None:
     """Only the ends of the epoch, of a block, and of a rank's part of a block cut a run."""
     if case.made.run == 1:
