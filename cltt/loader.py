@@ -113,6 +113,7 @@ class WindowLoader:
         self._decoder = best_decoder(framing, self.device, num_threads)
         self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads)
         self._frames: Frames | None = None
+        self._reuses = True  # frames of a block; if not, each step decodes into a page of its own
         self._uses = 0
         self._clock = Clock()
         self._stop: weakref.finalize | None = None
@@ -228,32 +229,34 @@ class WindowLoader:
         )
 
     def _start(self) -> Prefetcher:
-        step_frames = self._batch_size // self._share["world_size"] * self.index.window_size
-        block_frames = self.plan.frames_per_block(**self._share)
-        # Where no frame of a block is used twice, each step has a page of its own.
-        shared = block_frames < step_frames * -(-len(self.plan) // self.plan.num_blocks)
         if self._frames is None:
-            store = self._new_store(step_frames, block_frames, shared)
-            self._frames = Frames(self.dataset, self._decoder, store, self._max_bad)
+            self._frames = Frames(self.dataset, self._decoder, self._new_store(), self._max_bad)
         slots = self._frames.store.slots
         return Prefetcher(
             block_uses(self.plan, self.index, self._step, **self._share),
             self._frames.fill,
-            SlotTable(slots) if shared else PageTable(slots, step_frames),
+            SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
             start=self._step,
             threads=self._threads,
             job_frames=self._decoder.job_frames,
         )
 
-    def _new_store(self, step_frames: int, block_frames: int, shared: bool) -> FrameStore:
+    @property
+    def _step_frames(self) -> int:
+        """b*T"""
+        return self._batch_size // self._share["world_size"] * self.index.window_size
+
+    def _new_store(self) -> FrameStore:
         framing, device = self._decoder.framing, self._decoder.device
-        needed = block_frames * min(BLOCKS_HELD, self.plan.num_blocks)
-        if not shared:  # a few steps ahead do, in memory that stays in the processor's caches
-            needed = block_frames = min(block_frames, STEPS_AHEAD * step_frames)
-        slots = slots_for(needed, block_frames, step_frames, framing.pixels * 3, self._cache_bytes, device)
-        if shared or device.type != "cpu":
+        block = self.plan.frames_per_block(**self._share)
+        needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
+        self._reuses = block < self._step_frames * -(-len(self.plan) // self.plan.num_blocks)
+        if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
+            needed = block = min(block, STEPS_AHEAD * self._step_frames)
+        slots = slots_for(needed, block, self._step_frames, framing.pixels * 3, self._cache_bytes, device)
+        if self._reuses or device.type != "cpu":
             return FrameStore(slots, framing, device)
-        return FrameStore(slots - slots % step_frames, framing, device, page_slots=step_frames)
+        return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
 
     def _next_batch(self, prefetcher: Prefetcher) -> Batch:
         ready = prefetcher.take()

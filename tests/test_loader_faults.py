@@ -242,12 +242,14 @@ def test_a_process_ends_soon_and_leaves_nothing_behind(shards: Path, how: str, s
 
 
 @pytest.mark.slow
-def test_memory_stays_steady_over_2000_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [1, 10])
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.uint8, "channels_last": True}])
+def test_memory_stays_steady_over_2000_steps(tmp_path: Path, stride: int, options: dict[str, Any]) -> None:
     build_shards(data.make_clips(tmp_path / "clips", {f"c{k}": 60 for k in range(8)}), tmp_path / "s", workers=1)
     dataset = ShardDataset(tmp_path / "s")
-    index = WindowIndex(dataset.clip_lengths, 5, 2, 1)
-    budget = 20_000_000
-    with WindowLoader(dataset, index, 8, image_size=64, device="cpu", cache_bytes=budget, num_threads=2) as loader:
+    index, budget = WindowIndex(dataset.clip_lengths, 5, 2, stride), 20_000_000
+    defaults = {"image_size": 64, "device": "cpu", "cache_bytes": budget, "num_threads": 2}
+    with WindowLoader(dataset, index, 8, **{**defaults, **options}) as loader:
         process, steps = psutil.Process(), 0
         start, threads = process.memory_info().rss, process.num_threads()
         peak = after_first = 0

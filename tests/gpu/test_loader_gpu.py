@@ -22,18 +22,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardDataset:
     return ShardDataset(Path(folder) / "shards")
 
 
-def make(dataset: ShardDataset, device: str, **options: object) -> WindowLoader:
-    index = WindowIndex(dataset.clip_lengths, 4, 2, 1)
+def make(dataset: ShardDataset, device: str, stride: int = 1, **options: object) -> WindowLoader:
+    index = WindowIndex(dataset.clip_lengths, 4, 2, stride)
     defaults = {"image_size": 64, "dtype": torch.uint8, "depth": 8, "num_threads": 3, "device": device}
     return WindowLoader(dataset, index, 8, **{**defaults, **options})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("share", [1.0, 0.0])
+@pytest.mark.parametrize("stride", [1, 7])  # at 7 no two windows share a frame
+@pytest.mark.parametrize("cache", [None, 1])
 @pytest.mark.parametrize("augment", ["none", "crop"])
-def test_batches_are_those_of_the_cpu(dataset: ShardDataset, augment: str, share: float) -> None:
+def test_batches_are_those_of_the_cpu(dataset: ShardDataset, augment: str, cache: int | None, stride: int) -> None:
     """With a cache of one step every slot is written again at once: a frame that came too early would show."""
-    cache = None if share else 1
-    with make(dataset, "cpu", augment=augment) as cpu, make(dataset, "cuda", augment=augment, cache_bytes=cache) as gpu:
+    options = {"stride": stride, "augment": augment}
+    with make(dataset, "cpu", **options) as cpu, make(dataset, "cuda", **options, cache_bytes=cache) as gpu:
         for _ in range(2):
             for ours, found in zip(cpu, gpu, strict=True):
                 assert found.frames.device.type == "cuda" and found.window_ids.device.type == "cpu"
