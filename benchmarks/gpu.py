@@ -114,9 +114,10 @@ def decode(bench: Bench) -> None:
     """Bare decoders over JPEG bytes in memory: DALI at several settings, torchvision where it is installed."""
     for height in (256, 480):
         jpegs = gpu_data.jpegs(bench.work, height, bench.quick)
-        for load, threads in decode_settings(bench):
-            rates = [gpu_data.dali_frames_per_second(jpegs, bench.device, load, threads) for _ in range(3)]
-            bench.record("decode", f"DALI {height} lines, load {load}, {threads} threads", "frames_per_s", rates, "1/s")
+        for load, threads, fancy in decode_settings(bench):
+            rates = [gpu_data.dali_frames_per_second(jpegs, bench.device, load, threads, fancy) for _ in range(3)]
+            case = f"DALI {height} lines, load {load}, {threads} threads" + ("" if fancy else ", plain chroma")
+            bench.record("decode", case, "frames_per_s", rates, "1/s")
         try:
             rates = [gpu_data.torchvision_frames_per_second(jpegs, bench.device) for _ in range(3)]
         except (ImportError, RuntimeError) as error:
@@ -125,12 +126,14 @@ def decode(bench: Bench) -> None:
             bench.record("decode", f"torchvision {height} lines", "frames_per_s", rates, "1/s")
 
 
-def decode_settings(bench: Bench) -> Iterator[tuple[float, int]]:
+def decode_settings(bench: Bench) -> Iterator[tuple[float, int, bool]]:
+    """Share of the hardware decoder, threads, and whether chroma is upsampled as on the CPU."""
     if bench.device.type != "cuda" or bench.quick:
-        yield 0.65, 2
+        yield 0.65, 2, True
         return
-    yield from ((load, 4) for load in DECODE_LOADS)
-    yield from ((0.65, threads) for threads in DECODE_THREADS if threads != 4)
+    yield from ((load, 4, True) for load in DECODE_LOADS)
+    yield from ((0.65, threads, True) for threads in DECODE_THREADS if threads != 4)
+    yield 0.65, 4, False
 
 
 # --- loader

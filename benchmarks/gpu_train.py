@@ -89,17 +89,29 @@ def measure(bench: Bench, name: str, compiled: bool) -> list[Figure]:
 
 def loss_share(bench: Bench, step: Callable[[torch.Tensor], torch.Tensor]) -> Figure:
     """Loss on 10,240 frames as a share of training on as many frames, in the largest batches that fit."""
-    z = torch.randn(LOSS_FRAMES // 5, 5, 128, device=bench.device, dtype=torch.bfloat16, requires_grad=True)
+    # As the trainer calls it: embeddings in fp32, whatever the network computes in.
+    z = torch.randn(LOSS_FRAMES // 5, 5, 128, device=bench.device, requires_grad=True)
     loss_fn = TemporalInfoNCE()
-    shape = (LOSS_FRAMES // 5 // 4, 5, 3, 224, 224)  # 2,560 frames a step
-    frames = torch.randn(shape, device=bench.device, dtype=torch.bfloat16)
-    step(frames)
+    frames, parts = largest_batch(bench.device, step)
     loss_fn(z).backward()
     shares = []
     for _ in range(5):
-        training = device_seconds(lambda: step(frames), 4) * 4
+        training = device_seconds(lambda: step(frames), 4) * parts
         shares.append(device_seconds(lambda: loss_fn(z).backward(), 10) / training)
     return "loss_share_10240", shares, "ratio"
+
+
+def largest_batch(device: torch.device, step: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Frames of the largest part of LOSS_FRAMES that ``step`` can train on, and the number of such parts."""
+    parts = 4
+    while True:
+        try:
+            frames = torch.randn((LOSS_FRAMES // 5 // parts, 5, 3, 224, 224), device=device, dtype=torch.bfloat16)
+            step(frames)
+            return frames, parts
+        except torch.OutOfMemoryError:
+            parts *= 2
+        torch.cuda.empty_cache()
 
 
 def device_seconds(call: Callable[[], Any], repeats: int) -> float:

@@ -85,6 +85,8 @@ class DaliDecoder:
         try:
             self._run(jpegs, slots, store)
             return {}
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError):
             aside = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
             failures = self._cpu.decode(jpegs, range(len(jpegs)), aside)

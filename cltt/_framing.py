@@ -5,6 +5,7 @@ Legend: h, w height and width of a kept frame; P most pixels of a kept frame.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,8 @@ class FrameStore:
         self._exchanges = page_slots is not None
         self.page_slots = page_slots or slots
         self.pages: list[Any] = [self._new_page() for _ in range(slots // self.page_slots)]
+        if device.type == "cuda":  # torch may hand out memory that queued work still uses
+            self.gathered = torch.cuda.current_stream(device).record_event()
 
     def _new_page(self) -> np.ndarray | torch.Tensor:
         shape = (self.page_slots, self.framing.pixels * 3)
@@ -82,13 +85,31 @@ class FrameStore:
         return given
 
 
+class OwnStreams(threading.local):
+    """A CUDA stream a thread and device: memory freed on a stream is used again on that stream alone."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def on(self, device: torch.device) -> torch.cuda.Stream:
+        """This thread's stream on ``device``."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+
+_STREAMS = OwnStreams()
+
+
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
-    """On CUDA, work on a stream of its own inside and wait for it at the end; nothing elsewhere."""
+    """On CUDA, work on a stream of this thread's own inside and wait for it at the end; nothing elsewhere."""
     if device.type != "cuda":
         yield None
         return
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        yield stream
-    stream.synchronize()
+    stream = _STREAMS.on(device)
+    try:
+        with torch.cuda.stream(stream):
+            yield stream
+    finally:
+        stream.synchronize()

@@ -37,17 +37,18 @@ class _Blocks:
     stages: int
 
 
-def _blocks(width: int, dtype: torch.dtype) -> _Blocks:
-    """Sizes that fit the 227 KiB of shared memory and 64 K registers of a Hopper SM (and 163 KiB on Ampere).
+def _blocks(width: int, dtype: torch.dtype, roomy: bool = True) -> _Blocks:
+    """Sizes that fit a multiprocessor's shared memory and its 64 K registers.
 
-    Largest: bf16, D = 256: rows 64 x 256 x 2 B = 32 KiB, columns 64 x 256 x 2 B x 2 stages = 64 KiB, and 64 x 256 fp32
-    sums over 8 warps = 64 registers a thread. Fixed sizes, not an autotuner: the first step must not take a minute.
+    Largest: bf16, D = 128: rows 128 x 128 x 2 B = 32 KiB and columns of as much in 3 stages = 96 KiB, of the 227 KiB of
+    a Hopper or 163 KiB of an A100; GPUs with 99 KiB (``roomy`` False) get by with 2 stages. Fixed sizes, not an
+    autotuner: the first step must not take a minute.
     """
     padded = max(16, triton.next_power_of_2(width))
     if dtype == torch.float32:  # three tf32 products a product: twice the registers
         return _Blocks(64, 32, min(padded, 64), padded <= 64, 8, 2)
     if padded <= 128:
-        return _Blocks(128, 128, padded, True, 8, 3)
+        return _Blocks(128, 128, padded, True, 8, 3 if roomy else 2)
     if padded <= 256:
         return _Blocks(64, 64, padded, True, 8, 2)
     return _Blocks(64, 64, 128, False, 8, 2)
@@ -55,7 +56,7 @@ def _blocks(width: int, dtype: torch.dtype) -> _Blocks:
 
 def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """As :func:`cltt._loss_chunked.row_logsumexp`; v bf16, fp16 or fp32, the log-sum-exps fp32."""
-    blocks = _blocks(v.shape[1], v.dtype)
+    blocks = _blocks(v.shape[1], v.dtype, _roomy(v.device))
     splits, columns_each = _split(v, rows, blocks)
     # planes: log-sum-exp, best positive, best negative
     out = torch.empty(3 if with_hits else 1, splits, rows.count, dtype=torch.float32, device=v.device)
@@ -79,7 +80,7 @@ def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torc
 
 def weighted_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
     """As :func:`cltt._loss_chunked.weighted_rows`; lse and the result are fp32."""
-    blocks = _blocks(v.shape[1], v.dtype)
+    blocks = _blocks(v.shape[1], v.dtype, _roomy(v.device))
     splits, columns_each = _split(v, rows, blocks)
     gain = _FP16_GAIN if v.dtype == torch.float16 else 1.0
     unshifted = rows.unshifted(torch.float32)
@@ -122,6 +123,20 @@ def _split(v: torch.Tensor, rows: Rows, blocks: _Blocks) -> tuple[int, int]:
 
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _roomy(device: torch.device) -> bool:
+    """Whether a block of threads may take 163 KiB of shared memory or more.
+
+    Elsewhere it is 99 KiB (CUDA C++ programming guide, technical specifications per compute capability).
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) in (
+        (8, 0),
+        (8, 7),
+        (9, 0),
+        (10, 0),
+        (10, 3),
+    )
 
 
 def _planes(rows: Rows, v: torch.Tensor) -> torch.Tensor:

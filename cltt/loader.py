@@ -113,7 +113,7 @@ class WindowLoader:
         self._decoder = best_decoder(framing, self.device, num_threads)
         self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads)
         self._frames: Frames | None = None
-        self._reuses = True  # frames of a block; if not, each step decodes into a page of its own
+        self._reuses = True  # a frame within its block; else each step decodes into a page of its own
         self._uses = 0
         self._clock = Clock()
         self._stop: weakref.finalize | None = None

@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from cltt import _loss_chunked as chunked
 from cltt.config import require
@@ -40,6 +39,7 @@ from cltt.distributed import RankFacts, all_gather_integers, all_gather_rows, wo
 from cltt.errors import SettingsError
 
 BACKENDS = ("auto", "reference", "chunked", "triton")
+_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 EPS = 1e-6  # a row is divided by max(length, EPS), in every backend
 
 
@@ -111,12 +111,13 @@ class TemporalInfoNCE(torch.nn.Module):
 
     With ``return_accuracy=True`` the retrieval accuracy comes with the loss: the share of anchors whose most similar
     other frame is of the same window, ignored pairs aside. A tie with a frame of another window is a miss, so that a
-    collapsed encoder scores 0. No gradient flows through it.
+    collapsed encoder scores 0 (but for ties that rounding breaks). No gradient flows through it.
 
     Over W ranks every rank returns the loss of the joined batch, and z.grad is W times the rank's rows of its gradient,
     so that DistributedDataParallel's mean over ranks is the gradient of one process.
 
-    NaN in any row gives a NaN loss and a NaN accuracy.
+    NaN in any row gives a NaN loss and a NaN accuracy. Only ``reference`` can be differentiated twice; the others raise
+    a RuntimeError.
 
     Raises SettingsError, on every rank, for a wrong shape or type, ids that do not fit, ranks whose shapes differ, and
     a backend that cannot run there.
@@ -147,7 +148,8 @@ class TemporalInfoNCE(torch.nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The loss of ``z`` [b, T, D], and the retrieval accuracy if asked for; see the class."""
         facts = world() if self.gather else RankFacts()
-        _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids), _signature(z, clip_ids), facts)
+        signature = self._signature(z, clip_ids, return_accuracy)
+        _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids), signature, facts)
         with torch.autocast(z.device.type, enabled=False):
             spans = self._spans(z, clip_ids, frame_ids, facts)
             loss, accuracy = self._evaluate(z, spans, facts, return_accuracy)
@@ -158,14 +160,21 @@ class TemporalInfoNCE(torch.nn.Module):
         names = ("temperature", "backend", "gather", "ignore_gap")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
+    def _signature(self, z: torch.Tensor, clip_ids: torch.Tensor | None, return_accuracy: bool) -> tuple[int, ...]:
+        """What must be the same on all ranks before their rows are gathered; always 9 numbers."""
+        shape = (*z.shape, 0, 0, 0)[:3]
+        settings = BACKENDS.index(self.backend), hash(self.temperature) & 0x7FFFFFFF, self.ignore_gap
+        return (*shape, _TYPES.get(z.dtype, -1), int(clip_ids is not None), int(return_accuracy), *settings)
+
     def _spans(
         self, z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, facts: RankFacts
     ) -> torch.Tensor | None:
         """Clip, first and last frame (plus the gap) of the windows of all ranks: int64 [B, 3] on z's device."""
         if clip_ids is None or frame_ids is None:
             return None
-        columns = [clip_ids.to(frame_ids.device), frame_ids.amin(1), frame_ids.amax(1) + self.ignore_gap]
-        spans = torch.stack([column.long() for column in columns], 1).to(z.device, non_blocking=z.is_cuda)
+        frames = frame_ids.long()
+        columns = [clip_ids.long().to(frames.device), frames.amin(1), frames.amax(1) + self.ignore_gap]
+        spans = torch.stack(columns, 1).to(z.device, non_blocking=z.is_cuda)
         return all_gather_rows(spans) if facts.world_size > 1 else spans
 
     def _evaluate(
@@ -212,8 +221,9 @@ class _FusedLoss(torch.autograd.Function):
         return lse.mean() - _mean_positive(v.to(lse.dtype), rows.window_size), accuracy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; torch's once_differentiable would let part of it through
+            raise RuntimeError("this loss has no second derivative; use TemporalInfoNCE(backend='reference')")
         v, lse = ctx.saved_tensors
         rows, size = ctx.rows, ctx.rows.window_size
         with torch.autocast(v.device.type, enabled=False):
@@ -314,12 +324,11 @@ def _check(z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tens
         (clips, frames) == expected,
         f"clip_ids, frame_ids have shapes {clips}, {frames}; expected {expected[0]}, {expected[1]} because {given}",
     )
-
-
-def _signature(z: torch.Tensor, clip_ids: torch.Tensor | None) -> tuple[int, ...]:
-    """What must be the same on all ranks before their rows are gathered; always 5 numbers."""
-    shape = (*z.shape, 0, 0, 0)[:3]
-    return (*shape, z.element_size(), int(clip_ids is not None))
+    types = [ids.dtype for ids in (clip_ids, frame_ids) if ids is not None]
+    require(
+        not any(dtype.is_floating_point or dtype.is_complex or dtype == torch.bool for dtype in types),
+        f"clip_ids, frame_ids are of types {', '.join(map(str, types))}; integers are expected",
+    )
 
 
 def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], facts: RankFacts) -> None:
@@ -338,7 +347,8 @@ def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], f
             shapes = ", ".join(f"rank {rank} {numbers[:3]}" for rank, numbers in enumerate(everyone))
             error = SettingsError(
                 f"the ranks do not agree on the loss's input: z has shape {shapes}; every rank needs the same number "
-                "of windows (choose a batch size that the number of ranks divides), one type, and ids on all or none"
+                "of windows (choose a batch size that the number of ranks divides), one type, the same loss settings, "
+                "and return_accuracy and ids on all or none"
             )
     if error is not None:
         raise error

@@ -248,6 +248,27 @@ def test_a_wrong_setting_is_named(bad: dict) -> None:
         TemporalInfoNCE(**bad)
 
 
+@pytest.mark.parametrize(("dtype", "last"), [(torch.uint8, 250), (torch.int16, 32765), (torch.int32, 2**31 - 3)])
+def test_ids_near_the_end_of_their_type_are_masked_all_the_same(dtype: torch.dtype, last: int) -> None:
+    z, clips = torch.randn(2, 2, 4), torch.zeros(2, dtype=dtype)
+    frames = torch.tensor([[last - 1, last], [last, last + 1]]).to(dtype)
+    loss = TemporalInfoNCE(backend="chunked", ignore_gap=10)
+    assert loss(z, clips, frames) == loss(z, clips.long(), frames.long()) != loss(z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_ids_of_another_type_than_integers_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(SettingsError, match="integers are expected"):
+        TemporalInfoNCE()(torch.randn(2, 2, 4), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2, dtype=dtype))
+
+
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    z = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(TemporalInfoNCE(backend="chunked")(z), z, create_graph=True)
+    assert torch.autograd.gradgradcheck(TemporalInfoNCE(backend="reference"), z)
+
+
 def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(SettingsError, match="needs a CUDA device, but z is on cpu"):

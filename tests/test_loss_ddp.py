@@ -117,6 +117,14 @@ def bad_inputs() -> list[str]:
         else:
             loss(torch.randn(3, 2, 4))
     messages.append(str(error.value))
+    z = torch.randn(3, 2, 4)
+    for differs in (
+        lambda: loss(z, return_accuracy=rank == 0),
+        lambda: loss(z.bfloat16() if rank else z.half()),
+        lambda: TemporalInfoNCE(0.5 + rank, backend="chunked")(z),
+    ):
+        with pytest.raises(SettingsError, match=r"do not agree.*return_accuracy and ids on all or none"):
+            differs()
     assert loss(torch.randn(3, 2, 4)).isfinite()
     return messages
 
