@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import threading
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # Of the memory that is free when a loader starts: on a GPU the model still has to fit, on a CPU other programs.
 GPU_SHARE, CPU_SHARE = 0.4, 0.5
+# Bad frames that the last message names.
+MOST_NAMED = 20
 
 
 class Dataset(Protocol):
@@ -74,6 +77,12 @@ class Frames:
         for error in errors:
             self._enter(error)
 
+    def with_store(self, store: FrameStore) -> Frames:
+        """The same book and totals over another store; threads that still fill the old one do no harm."""
+        other = copy.copy(self)
+        other.store = store
+        return other
+
     def usable(self, frame_ids: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """``slots`` [b, T] of ``frame_ids`` [b, T], with those of bad frames replaced.
 
@@ -116,9 +125,11 @@ class Frames:
             self.bad[error.frame_id] = error
             bad = list(self.bad.values())
         if len(bad) > self._max_bad:
+            others = f"; and {len(bad) - MOST_NAMED} more, all named above" if len(bad) > MOST_NAMED else ""
             raise DataError(
                 f"{len(bad)} frames cannot be used, {self._max_bad} are allowed (--max-bad-frames): "
-                + "; ".join(map(str, bad))
+                + "; ".join(map(str, bad[:MOST_NAMED]))
+                + others
             )
 
 

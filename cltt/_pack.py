@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Any
 
 from cltt import format, source
-from cltt._locks import locked
 from cltt._plan import Plan, Planned
 from cltt.errors import DataError
+from cltt.locks import locked
 
 READ_THREADS = 32  # they wait for the file system, they do not compute
 READ_FRAMES = 8  # frames read by one thread at a time ...

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cltt._cache import BlockUses, PageTable, SlotTable, StepUses
-from cltt.errors import CLTTError
+from cltt.errors import CLTTError, SettingsError
 
 # Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
 EVICT_AHEAD = 2
@@ -94,8 +94,19 @@ class Prefetcher:
             threading.Thread(target=self._guarded, args=(self._work,), name=f"cltt-decode-{k}", daemon=True)
             for k in range(threads)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:  # the system's limit
+            self.close()
+            raise SettingsError(
+                f"{threads} reading threads (--num-workers) cannot be started: {error}; give fewer"
+            ) from error
+
+    @property
+    def running(self) -> bool:
+        """Whether a thread is left: before :meth:`close`, or after it, where one hangs in a read."""
+        return any(thread.is_alive() for thread in self._threads)
 
     def take(self) -> ReadyStep:
         """The next step, once its frames are in the store. Raises what a thread raised."""
@@ -129,7 +140,7 @@ class Prefetcher:
             self._jobs.put(None)
         deadline = time.monotonic() + PATIENCE
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _guarded(self, run: Callable[[], None]) -> None:

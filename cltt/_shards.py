@@ -124,6 +124,7 @@ def stage(shards: Path, target: Path, facts: RankFacts) -> Path:
     index = format.read_index(shards)
     copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
     if facts.local_rank == 0:
+        check_writable(target, "give another --stage-to")
         target.mkdir(parents=True, exist_ok=True)
         with open(target / f".{copy.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

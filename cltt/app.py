@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from inspect import signature
@@ -21,9 +22,10 @@ from cltt._shards import locate_shards
 from cltt.checkpoint import CheckpointStore, replace_file
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings, differences
 from cltt.distributed import RankFacts
-from cltt.errors import SettingsError
+from cltt.errors import DataError, SettingsError
 from cltt.evaluation import Evaluator
 from cltt.loader import WindowLoader
+from cltt.locks import locked
 from cltt.loss import TemporalInfoNCE
 from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
 from cltt.reader import ShardDataset
@@ -32,6 +34,7 @@ from cltt.windows import WindowIndex
 
 EVALUATION_FILE = "evaluation.json"
 STOP_NOTICE = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
+LOCK_PATIENCE = 120.0  # seconds
 # torch 2.13 has a new name for "broadcast the buffers before every forward pass"
 _NEW_NAME = "forward_sync_buffers"
 _SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
@@ -151,6 +154,7 @@ def _train(
     stop: StopSignals,
     on_step: Callable[[float], None] | None,
 ) -> int:
+    saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
     dataset = open_dataset(settings.data, facts)
@@ -162,6 +166,7 @@ def _train(
         trainer = build_trainer(settings, loader, device, facts, stop=stop, evaluator=evaluator, weights=weights)
         if start_from is not None:
             _resume(trainer, start_from, settings, dataset)
+        distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
         if not facts.is_main:
             return 0 if trainer.run() else stop.status
         trainer.saver.store = stack.enter_context(
@@ -193,6 +198,8 @@ def build_trainer(
     model = build_model(settings.model)
     if weights is not None:
         load_weights(model, Path(weights))
+        if facts.is_main:
+            print(f"starting from the weights of {checkpoint.resolve(Path(weights))}", flush=True)
     wrapped = prepare_model(model, settings.run, device, facts)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
     facts_saved = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
@@ -268,6 +275,27 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
             "with, or another --checkpoint-dir"
         )
     trainer.load_state_dict(state)
+
+
+def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:
+    """Lock the run's folder until ``stack`` closes: two runs in one folder would go on from each other's checkpoints.
+
+    DataError if another process holds it, or has saved there since this one looked. A run that resumes waits for a
+    while: a job can be started again before the one it follows is gone.
+    """
+    folder = settings.run_dir
+    deadline = time.monotonic() + (LOCK_PATIENCE if settings.checkpoint.resume else 0)
+    while True:
+        try:
+            lock = locked(folder / ".lock", held=f"{folder} is written to", otherwise="give another --checkpoint-dir")
+            stack.enter_context(lock)
+            break
+        except DataError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(1)
+    if checkpoint.list_checkpoints(folder) != saved_before:
+        raise DataError(f"another run has saved in {folder} meanwhile; start this one again, or elsewhere")
 
 
 def _open_store(settings: TrainSettings) -> CheckpointStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,11 @@ class WindowSettings:
 
 
 def require_positive(name: str, value: float) -> None:
-    require(value > 0, f"{name} is {value}; it must be more than 0")
+    require(0 < value < math.inf, f"{name} is {value}; it must be more than 0 and finite")
 
 
 def _not_negative(name: str, value: float) -> None:
-    require(value >= 0, f"{name} is {value}; it must be 0 or more")
+    require(0 <= value < math.inf, f"{name} is {value}; it must be 0 or more and finite")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -237,6 +238,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         size = self.windows.window_size
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
+        one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
+        require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")
+        cache = self.data.cache_gb
+        require(cache is None or 1e-6 <= cache <= 1e6, f"--cache-gb is {cache}; it must lie between 1e-6 and 1e6")
 
     @staticmethod
     def groups() -> dict[str, type]:

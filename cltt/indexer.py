@@ -19,7 +19,6 @@ from typing import Any
 from tqdm import tqdm
 
 from cltt import _groups, format
-from cltt._locks import locked
 from cltt._merge import merge
 from cltt._pack import Progress, is_done
 from cltt._plan import PLAN, Plan
@@ -29,6 +28,7 @@ from cltt._verify import Damage, verify_shards
 from cltt._workers import Worker, crew, pack_shards
 from cltt.config import BuildSettings
 from cltt.errors import DataError, SettingsError
+from cltt.locks import locked
 
 __all__ = ["BuildReport", "Damage", "build_shards", "verify_shards"]
 

@@ -113,6 +113,7 @@ class WindowLoader:
         self._decoder = best_decoder(framing, self.device, num_threads)
         self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads)
         self._frames: Frames | None = None
+        self._prefetcher: Prefetcher | None = None
         self._reuses = True  # a frame within its block; else each step decodes into a page of its own
         self._uses = 0
         self._clock = Clock()
@@ -231,8 +232,11 @@ class WindowLoader:
     def _start(self) -> Prefetcher:
         if self._frames is None:
             self._frames = Frames(self.dataset, self._decoder, self._new_store(), self._max_bad)
+        elif self._prefetcher is not None and self._prefetcher.running:
+            # A thread hangs in a read; when it comes back it must not write to memory that is in use again.
+            self._frames = self._frames.with_store(self._new_store())
         slots = self._frames.store.slots
-        return Prefetcher(
+        self._prefetcher = Prefetcher(
             block_uses(self.plan, self.index, self._step, **self._share),
             self._frames.fill,
             SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
@@ -240,6 +244,7 @@ class WindowLoader:
             threads=self._threads,
             job_frames=self._decoder.job_frames,
         )
+        return self._prefetcher
 
     @property
     def _step_frames(self) -> int:

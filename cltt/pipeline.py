@@ -176,13 +176,14 @@ class Recycler:
     """Memory for batches on the CPU: a block is handed out again once nobody holds it any more.
 
     Fresh memory costs as much as the copy into it (the kernel clears each page), and a training loop drops a batch
-    every step. A tensor made by torch.from_numpy holds its array, so the array's reference count tells.
+    every step. A tensor made by torch.from_numpy holds its array, and a view holds the array that owns its memory, so
+    the owner's reference count tells.
     """
 
     MOST_BLOCKS = 3
 
     def __init__(self) -> None:
-        self._lent: list[np.ndarray] = []
+        self._lent: list[np.ndarray] = []  # owners, never views
 
     def take(self, size: int) -> np.ndarray:
         """A block of ``size`` bytes, contents undefined: one that was lent and came back, or a new one."""
@@ -193,7 +194,8 @@ class Recycler:
 
     def lent(self, block: np.ndarray) -> np.ndarray:
         """Note that ``block`` goes to the consumer, and return it; the last few are watched for their return."""
-        self._lent = [*self._lent[1 - self.MOST_BLOCKS :], block]
+        owner = block if block.base is None else block.base
+        self._lent = [*self._lent[1 - self.MOST_BLOCKS :], owner]
         return block
 
 

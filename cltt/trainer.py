@@ -344,8 +344,9 @@ class Trainer:
             replace_file(path, json.dumps({**facts, "window_ids": ids}, indent=1).encode())
         shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
         raise NonFiniteLossError(
-            f"{what} is {value} at epoch {facts['epoch']}, step {facts['step']} of it; training stopped, its "
-            f"checkpoints are from before. Windows of the batch: {shown} (all in {path}). Try a lower --lr or --amp off"
+            f"{what} is {value} at epoch {facts['epoch']}, step {facts['step']} of it; training stopped before the "
+            f"update. Windows of the batch: {shown} (all in {path}). Start a new run with a lower --lr or --amp off, "
+            "from scratch or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
         )
 
     def _end_epoch(self) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cltt import build_shards, format
-from cltt._locks import locked
 from cltt.errors import DataError, SettingsError
+from cltt.locks import locked
 from tests import data
 from tests.test_build_kill import assert_same
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -96,6 +97,53 @@ def test_bad_frames_are_replaced_counted_and_named(
     for frame in seen:
         lines = [r.message for r in caplog.records if f"frame {frame} (" in r.message]
         assert len(lines) == 1 and dataset.frame_name(frame) in lines[0], "each bad frame is named once"
+
+
+@pytest.mark.parametrize("every", [2, 3, 4])
+def test_kept_batches_stay_whole_where_others_are_dropped_and_frames_are_bad(shards: Path, every: int) -> None:
+    """A batch with a bad frame is copied, one without is handed over: both kinds of memory go round together."""
+    dataset, kept, steps = ShardDataset(shards), [], 0
+    with make(Damaged(dataset, {5, 40}, {12}), 5, dtype=torch.uint8, channels_last=True) as loader:
+        for _ in range(30):
+            for batch in loader:
+                steps += 1
+                if steps % every == 0:
+                    kept.append((batch.frames, batch.frames.clone()))
+                del batch
+    assert len(kept) >= 15 and all(torch.equal(frames, copy) for frames, copy in kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [1, 5])
+def test_a_read_that_hangs_past_the_end_of_its_loop_writes_nowhere_else(shards: Path, stride: int) -> None:
+    dataset, hang = ShardDataset(shards), threading.Event()
+
+    class Hanging(Damaged):
+        def read_each(self, frame_ids: np.ndarray) -> list[bytes | FrameError]:
+            if not hang.is_set():
+                hang.set()
+                time.sleep(ENDS_WITHIN + 1)
+            return super().read_each(frame_ids)
+
+    with make(Hanging(dataset, set(), set()), stride) as loader:
+
+        def consume() -> None:
+            with contextlib.suppress(RuntimeError):  # the loader is closed meanwhile
+                next(iter(loader))
+
+        consumer = threading.Thread(target=consume)
+        consumer.start()
+        assert hang.wait(ENDS_WITHIN)
+        loader.close()
+        consumer.join()
+        loader.set_epoch(1)
+        wrong = 0
+        for _ in range(3):
+            for batch in loader:
+                time.sleep(0.4)
+                for row, ids in enumerate(batch.frame_ids.tolist()):
+                    wrong += sum(not torch.equal(batch.frames[row, k], picture(dataset, i)) for k, i in enumerate(ids))
+        assert wrong == 0
 
 
 def test_too_many_bad_frames_stop_the_run_with_a_list(shards: Path) -> None:

@@ -328,6 +328,53 @@ def test_a_folder_with_spaces_becomes_a_run(frames: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_second_run_in_the_folder_of_a_running_one_is_refused(tmp_path: Path) -> None:
+    from cltt.locks import locked
+
+    arguments = ["--shards", str(training.make_shards(tmp_path)), *TINY, "--checkpoint-dir", "run"]
+    with locked(tmp_path / "run" / ".lock"):
+        refused = run_train(arguments, tmp_path)
+    assert refused.returncode == 2 and "give another --checkpoint-dir" in refused.stderr, refused.stderr
+    assert refused.stderr.count("\n") == 1 and f"process {os.getpid()}" in refused.stderr
+    assert not list((tmp_path / "run").glob("epoch-*"))
+    assert run_train(arguments, tmp_path).returncode == 0
+
+
+def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    from cltt import app
+    from cltt.config import CheckpointSettings, DataSettings, TrainSettings, WindowSettings
+    from cltt.errors import DataError
+
+    settings = TrainSettings(
+        windows=WindowSettings(),
+        data=DataSettings(shards="s"),
+        checkpoint=CheckpointSettings(checkpoint_dir=str(tmp_path / "run")),
+    )
+    with ExitStack() as stack:
+        app._hold_run_dir(stack, settings, [])
+    (tmp_path / "run" / "epoch-0001.pt").touch()
+    with ExitStack() as stack, pytest.raises(DataError, match="meanwhile"):
+        app._hold_run_dir(stack, settings, [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lr", "inf"], "lr is inf; it must be more than 0 and finite"),
+        (["--csv-log", "--csv-log-path", "a.csv", "--eval-csv-log-path", "a.csv"], "both name a.csv"),
+        (["--cache-gb", "1e300"], "--cache-gb is 1e+300"),
+        (["--stage-to", "/proc/nowhere"], "give another --stage-to"),
+    ],
+)
+def test_values_that_would_lose_something_are_refused(flags: list[str], words: str, tmp_path: Path) -> None:
+    arguments = ["--shards", str(training.make_shards(tmp_path)), *TINY, *flags]
+    done = run_train(arguments, tmp_path)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
 def test_resume_refuses_other_settings_and_data_naming_each(frames: Path, tmp_path: Path) -> None:
     shards = training.make_shards(tmp_path)
     arguments = ["--shards", str(shards), *TINY, "--checkpoint-dir", "run", "--resume"]

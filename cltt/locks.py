@@ -1,4 +1,4 @@
-"""Locks of a build: held by ``flock``, so the kernel frees them when a process dies, however it dies."""
+"""Locks of a build and of a run's folder: held by ``flock``, so that the kernel frees them however a process dies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def _lock(handle: int, flags: int, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        warnings.warn(f"{path.parent} is on a file system without locks; start no second build there", stacklevel=4)
+        warnings.warn(
+            f"{path.parent} is on a file system without locks; start no second build or run there", stacklevel=4
+        )
     return True
 
 
@@ -38,8 +40,14 @@ def _is_still_there(handle: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file ``path``; DataError naming the holder if another process has it and ``wait`` is false."""
+def locked(
+    path: Path, *, shared: bool = False, wait: bool = False, held: str = "", otherwise: str = "build elsewhere"
+) -> Iterator[None]:
+    """Hold the lock file ``path``; DataError naming the holder if another process has it and ``wait`` is false.
+
+    ``held`` says what the holder does (default: that the folder above is being built), ``otherwise`` what helps.
+    """
+    held = held or f"{path.parent.parent} is being built"
     flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         with writing(path):
@@ -48,7 +56,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
         try:
             if not _lock(handle, flags, path):
                 holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-                raise DataError(f"{path.parent.parent} is being built by {holder}; wait for it or build elsewhere")
+                raise DataError(f"{held} by {holder}; wait for it or {otherwise}")
             if _is_still_there(handle, path):
                 os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
                 yield
