@@ -1,6 +1,6 @@
 """``make bench``: run every CPU benchmark one after the other, then rewrite the tables they feed.
 
-``python -m benchmarks.run [--quick] [NAME ...]``. All takes under ten minutes on two cores, ``--quick`` a third of
+``python -m benchmarks.run [--quick] [NAME ...]``. All takes about ten minutes on two cores, ``--quick`` a third of
 that, at smaller sizes. A benchmark that fails does not stop the others.
 """
 
