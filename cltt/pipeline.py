@@ -112,8 +112,8 @@ class BatchMaker:
         if page is not None:  # the batch lies there as it should be: take it instead of copying it
             return torch.from_numpy(self._memory.lent(store.exchange(page, self._memory.take(size))))
         # numpy, not torch: it copies whole rows, and starts no OpenMP threads that spin where the decoders should run.
-        page, pixels = slots[0] // store.page_slots, store.pages[slots[0] // store.page_slots]
-        slots = slots - page * store.page_slots
+        page = int(slots[0]) // store.page_slots
+        pixels, slots = store.pages[page], slots - page * store.page_slots
         out = self._memory.lent(self._memory.take(size)).reshape(len(slots), -1)
         parts = np.array_split(np.arange(len(slots)), self._threads)
 
