@@ -25,6 +25,8 @@ from torch import nn
 
 from benchmarks import harness
 from cltt import build_shards, cli
+from cltt._eval_data import open_labelled
+from cltt._probe import few_shot_accuracy
 from cltt.app import build_model, load_weights, train
 from cltt.config import (
     CheckpointSettings,
@@ -37,7 +39,7 @@ from cltt.config import (
     WindowSettings,
 )
 from cltt.errors import SettingsError
-from cltt.evaluation import extract_features, few_shot_accuracy, open_labelled
+from cltt.evaluation import extract_features
 from tests.data import SHARED
 
 SEEDS = (0, 1, 2)

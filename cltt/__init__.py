@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cltt.indexer import BuildReport, build_shards
+    from cltt._reports import BuildReport
+    from cltt.indexer import build_shards
     from cltt.loader import WindowLoader
     from cltt.loss import TemporalInfoNCE, positive_mask
     from cltt.reader import ShardDataset

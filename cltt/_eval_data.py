@@ -21,7 +21,7 @@ import torch
 
 from cltt import format
 from cltt.errors import DataError, SettingsError
-from cltt.pipeline import Framing, shrink
+from cltt.pixels import Framing, shrink
 from cltt.reader import ShardDataset
 
 PARTS = ("train", "val", "test")

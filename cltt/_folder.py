@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cltt import format, source
+from cltt import _picture, format, source
 from cltt.errors import DataError
+from cltt.files import threads
 
 Array = np.ndarray[Any, Any]
 CHECK_THREADS = 32  # they wait for the file system, and decode
 CHECK_FILES = 32  # files checked by one thread at a time
 
 
-def note_facts(record: Any, stored: source.Stored) -> None:
+def note_facts(record: Any, stored: _picture.Stored) -> None:
     """Write what is known of a frame that lies in no shard into its ``format.FRAME_DTYPE`` record."""
     record["size"], record["crc"] = len(stored.data), zlib.crc32(stored.data)
     record["width"], record["height"] = stored.width, stored.height
@@ -34,7 +35,7 @@ def check_files(root: bytes, clips: list[source.SourceClip]) -> tuple[Array, dic
     broken: dict[str, str] = {}
     bar = tqdm(total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False)
     with ThreadPoolExecutor(CHECK_THREADS) as pool, bar:
-        checked = source.ordered_map(pool, partial(_check_piece, root), _pieces(files), 2 * CHECK_THREADS)
+        checked = threads.ordered_map(pool, partial(_check_piece, root), _pieces(files), 2 * CHECK_THREADS)
         done = 0
         for found, reasons in checked:
             records[done : done + len(found)] = found
@@ -62,8 +63,8 @@ def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, di
             continue
         try:
             with open(os.path.join(root, path), "rb") as file:
-                note_facts(record, source.as_stored(file.read()))
-        except source.BrokenPicture as error:
+                note_facts(record, _picture.as_stored(file.read()))
+        except _picture.BrokenPicture as error:
             broken[os.fsdecode(path)] = str(error)
         except OSError as error:
             raise DataError(f"cannot read {os.fsdecode(os.path.join(root, path))!r}: {error.strerror}") from error

@@ -11,7 +11,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from cltt.checkpoint import replace_file
+from cltt.files.atomic import replace_file
 
 TRAIN_COLUMNS = ("epoch", "loss", "learning_rate", "decay_rate")
 EVAL_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")

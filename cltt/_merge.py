@@ -18,6 +18,7 @@ from cltt._groups import label_clips, parse_splits, split_clips
 from cltt._pack import read_part
 from cltt._plan import Plan
 from cltt.errors import DataError
+from cltt.files import atomic
 
 PART_DTYPE = np.dtype([*format.FRAME_FIELDS, ("good", "?")])  # what _pack.PART_ROW packs
 
@@ -80,7 +81,7 @@ def _clip_matrix(clips: _Clips, num_frames: int, settings: dict[str, Any]) -> tu
 def _write_index_files(plan: Plan, out: Path) -> tuple[int, int, list[str]]:
     """Write frames.npy, clips.npy and the keys; (frames, clips, label names)."""
     clips = _Clips()
-    with format.published(out / format.FRAMES, sync=False) as file:
+    with atomic.published(out / format.FRAMES, sync=False) as file:
         writer = format.NpyWriter(file, format.FRAME_DTYPE)
         for rows in _frame_rows(plan, out, clips):
             writer.write(rows)
@@ -88,11 +89,11 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[int, int, list[str]]:
     if writer.rows == 0:
         raise DataError(f"not one of the {plan.num_frames} files under {plan.root_dir!r} is a whole picture")
     matrix, label_names = _clip_matrix(clips, writer.rows, plan.settings)
-    with format.published(out / format.CLIPS, sync=False) as file:
+    with atomic.published(out / format.CLIPS, sync=False) as file:
         np.save(file, matrix)
-    with format.published(out / format.KEYS, sync=False) as file:
+    with atomic.published(out / format.KEYS, sync=False) as file:
         file.write(b"".join(clips.keys))
-    with format.published(out / format.KEY_OFFSETS, sync=False) as file:
+    with atomic.published(out / format.KEY_OFFSETS, sync=False) as file:
         np.save(file, np.cumsum([0, *map(len, clips.keys)], dtype=np.int64))
     return writer.rows, matrix.shape[1], label_names
 
@@ -111,7 +112,7 @@ def _notes(plan: Plan, out: Path) -> Iterator[tuple[str, str, str]]:
 def _write_report(plan: Plan, out: Path) -> dict[str, dict[str, int]]:
     """Write report.json a line a file; counts by reason of what was skipped and re-encoded."""
     counts: dict[str, Counter[str]] = {"skipped": Counter(), "reencoded": Counter()}
-    with format.published(out / format.REPORT, sync=False) as file:
+    with atomic.published(out / format.REPORT, sync=False) as file:
         file.write(b'{"files": [')
         for number, (path, what, reason) in enumerate(_notes(plan, out)):
             counts[what][reason] += 1
@@ -131,7 +132,7 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
         facts = read_part(out, shard)[0]
         shards.append({"name": format.shard_name(shard), "size": facts["size"], "crc": facts["crc"]})
     files = {
-        name: {"size": (out / name).stat().st_size, "sha256": format.file_sha256(out / name)}
+        name: {"size": (out / name).stat().st_size, "sha256": atomic.file_sha256(out / name)}
         for name in (*format.INDEX_FILES, format.REPORT)
     }
     content = json.dumps([files[name]["sha256"] for name in format.INDEX_FILES])
@@ -147,6 +148,6 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
         "shards": shards,
         "files": files,
     }
-    format.flush(out)  # all that the index speaks of
-    format.write_json(out / format.INDEX, index)
+    atomic.flush(out)  # all that the index speaks of
+    atomic.write_json(out / format.INDEX, index)
     return index

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cltt import format, source
+from cltt import _picture, format, source
 from cltt._plan import Plan, Planned
 from cltt.errors import DataError
-from cltt.locks import locked
+from cltt.files import atomic, threads
+from cltt.files.locks import locked
 
 READ_THREADS = 32  # they wait for the file system, they do not compute
 READ_FRAMES = 8  # frames read by one thread at a time ...
@@ -46,7 +47,7 @@ class _Reader:
         self._root = plan.root
         self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, plan.largest)))
         self._pool = ThreadPoolExecutor(READ_THREADS)
-        self._mapped = source.PatientMap(self._pool)
+        self._mapped = threads.PatientMap(self._pool)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -123,9 +124,9 @@ class _ShardWriter:
     def add(self, frame: Planned, data: Content) -> None:
         try:
             if data is None:
-                raise source.BrokenPicture("symbolic link that leads nowhere")
-            stored = source.as_stored(data, **self._options)
-        except source.BrokenPicture as error:
+                raise _picture.BrokenPicture("symbolic link that leads nowhere")
+            stored = _picture.as_stored(data, **self._options)
+        except _picture.BrokenPicture as error:
             self.notes.append((os.fsdecode(frame.path), "skipped", str(error)))
             self.rows.append(PART_ROW.pack(0, 0, 0, self._shard, 0, 0, False))
             return
@@ -133,7 +134,7 @@ class _ShardWriter:
             self.notes.append((os.fsdecode(frame.path), "reencoded", stored.reencoded))
         self._append(frame, stored)
 
-    def _append(self, frame: Planned, stored: source.Stored) -> None:
+    def _append(self, frame: Planned, stored: _picture.Stored) -> None:
         data, width, height, _ = stored
         size = len(data)
         header = format.tar_header(format.member_name(frame.key, frame.name), size)
@@ -215,7 +216,7 @@ class Packer:
                 return
             part_path(self._out, shard).unlink(missing_ok=True)
             tar = self._out / format.shard_name(shard)
-            file = stack.enter_context(format.published(tar, temporary, sync=False))
+            file = stack.enter_context(atomic.published(tar, temporary, sync=False))
             part = self._write(file.fileno(), shard, progress)
             self.finish()
             self._flushing = self._flusher.submit(self._flush, stack.pop_all(), shard, part)
@@ -244,5 +245,5 @@ class Packer:
 
     def _flush(self, unpublished: contextlib.ExitStack, shard: int, part: bytes) -> None:
         """Let the part and the tar appear, and give back the shard's lock."""
-        with unpublished, format.published(part_path(self._out, shard), sync=False) as file:
+        with unpublished, atomic.published(part_path(self._out, shard), sync=False) as file:
             file.write(part)

@@ -19,6 +19,7 @@ from cltt import format, source
 from cltt._groups import check_labels
 from cltt._plan import PLAN_FACTS, Plan
 from cltt.errors import SettingsError
+from cltt.files import atomic
 
 # What _plan.ROW unpacks. name: where the file's name starts in names.bin; gap: the frame number jumped here (only where
 # gaps split clips).
@@ -101,17 +102,17 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with format.writing(folder):
+        with atomic.writing(folder):
             temporary.mkdir(parents=True)
             _write_plan(root_dir, temporary, settings)
         check_labels(Plan(temporary), settings)
         with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
-            list(pool.map(format.flush, temporary.iterdir()))
+            list(pool.map(atomic.flush, temporary.iterdir()))
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    format.flush(folder.parent)
+    atomic.flush(folder.parent)
 
 
 def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
@@ -130,12 +131,12 @@ def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
             f"no frames under {root_dir!r}: give the folder whose sub-folders hold one image file a frame"
         )
     facts = {name: getattr(columns, name) for name in ("frames", "clips", "shards", "bytes", "largest")}
-    format.write_json(folder / PLAN_FACTS, {"root_dir": root_dir, "settings": settings, **facts})
+    atomic.write_json(folder / PLAN_FACTS, {"root_dir": root_dir, "settings": settings, **facts})
 
 
 def regroup(plan: Plan, settings: dict[str, Any]) -> Plan:
     """``plan`` with other labels and splits: they change nothing that is packed. Raises as :func:`make_plan` does."""
     check_labels(plan, settings)
     facts = json.loads((plan.folder / PLAN_FACTS).read_text())
-    format.write_json(plan.folder / PLAN_FACTS, {**facts, "settings": settings})
+    atomic.write_json(plan.folder / PLAN_FACTS, {**facts, "settings": settings})
     return Plan(plan.folder)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from cltt._progress import Progress
-from cltt.checkpoint import replace_file
 from cltt.config import TrainSettings
 from cltt.errors import SettingsError
+from cltt.files.atomic import replace_file
 from cltt.loader import WindowLoader
 from cltt.trainer import Trainer
 from cltt.visualize import plot_run

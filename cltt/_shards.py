@@ -18,11 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from cltt import distributed, format
-from cltt.checkpoint import check_writable, replace_file
 from cltt.cli import counted
 from cltt.config import BuildSettings, DataSettings
 from cltt.distributed import RankFacts
 from cltt.errors import DataError, SettingsError
+from cltt.files import atomic
+from cltt.files.atomic import check_writable, replace_file
 from cltt.indexer import build_shards
 from cltt.source import check_root, scan_clips, scan_folders
 
@@ -156,9 +157,9 @@ def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
     if not path.is_file() or path.stat().st_size != expected["size"]:
         return False
     return (
-        format.file_crc32(path) == expected["crc"]
+        atomic.file_crc32(path) == expected["crc"]
         if "crc" in expected
-        else format.file_sha256(path) == expected["sha256"]
+        else atomic.file_sha256(path) == expected["sha256"]
     )
 
 

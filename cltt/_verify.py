@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cltt import format, source
+from cltt import _picture, format, source
 from cltt.cli import counted
 from cltt.errors import DataError
+from cltt.files import atomic, threads
 
 CHUNK = 64  # frames checked by one thread at a time
 NO_SOURCE = "no source file"
@@ -75,7 +76,7 @@ def _index_damages(job: _Job) -> Iterator[Damage]:
         file = job.path / name
         if not file.exists():
             yield Damage(name, "missing; build the shards again with --overwrite")
-        elif file.stat().st_size != facts["size"] or format.file_sha256(file) != facts["sha256"]:
+        elif file.stat().st_size != facts["size"] or atomic.file_sha256(file) != facts["sha256"]:
             yield Damage(name, "not what was written; build the shards again with --overwrite")
 
 
@@ -87,7 +88,7 @@ def _shard_damages(job: _Job, facts: dict[str, Any], records: Any, pool: ThreadP
         handle = tar.fileno()
         summed = pool.submit(_sum_shard, handle)
         chunks = (records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
-        found = source.ordered_map(pool, lambda chunk: _frame_damages(job, handle, chunk), chunks, 64)
+        found = threads.ordered_map(pool, lambda chunk: _frame_damages(job, handle, chunk), chunks, 64)
         damages = [damage for chunk in found for damage in chunk]
         size, crc = summed.result()
     if size != facts["size"]:
@@ -133,8 +134,8 @@ def _frame_problem(job: _Job, data: bytes, record: Any) -> str:
         return "CRC mismatch"
     if job.decode:
         try:
-            source.check_every_bit(data)
-        except source.BrokenPicture as error:
+            _picture.check_every_bit(data)
+        except _picture.BrokenPicture as error:
             return str(error)
     return ""
 
@@ -148,10 +149,10 @@ def _source_problem(job: _Job, path: bytes, crc: int) -> str:
         if zlib.crc32(data) == crc:
             return ""
         short, quality = settings["resize_short"], settings["quality"]
-        stored = source.as_stored(data, verify="header", resize_short=short, quality=quality)
+        stored = _picture.as_stored(data, verify="header", resize_short=short, quality=quality)
     except OSError as error:
         return f"{NO_SOURCE}: {error.strerror}"
-    except source.BrokenPicture as error:
+    except _picture.BrokenPicture as error:
         return f"the source file is broken now: {error}"
     return "" if zlib.crc32(stored.data) == crc else "not what the source file gives"
 

@@ -124,7 +124,11 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     """
     import torch
 
-    from cltt.pipeline import BatchMaker, CpuDecoder, FrameStore, Framing, uniforms
+    from cltt._augment import uniforms
+    from cltt._decode import CpuDecoder
+    from cltt._framing import FrameStore
+    from cltt.pipeline import BatchMaker
+    from cltt.pixels import Framing
 
     cpu = torch.device("cpu")
     framing = Framing(image_size=view.frames.shape[2], margin=True)

@@ -19,13 +19,15 @@ from tqdm import tqdm
 from cltt import checkpoint, distributed
 from cltt._records import Records, summary_writer
 from cltt._shards import locate_shards
-from cltt.checkpoint import CheckpointStore, replace_file
+from cltt.checkpoint import CheckpointStore
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings, differences
 from cltt.distributed import RankFacts
 from cltt.errors import DataError, SettingsError
 from cltt.evaluation import Evaluator
+from cltt.files import atomic
+from cltt.files.atomic import replace_file
+from cltt.files.locks import locked
 from cltt.loader import WindowLoader
-from cltt.locks import locked
 from cltt.loss import TemporalInfoNCE
 from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
 from cltt.reader import ShardDataset
@@ -236,12 +238,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def _check_outputs(settings: TrainSettings) -> None:
     """SettingsError, before anything is built, if the run could not write what it is asked to; leaves no trace."""
-    checkpoint.check_writable(settings.run_dir, "give another --checkpoint-dir")
+    atomic.check_writable(settings.run_dir, "give another --checkpoint-dir")
     if settings.log.csv_log:
         for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
             if path.is_dir():
                 raise SettingsError(f"{path} is a folder; {flag} names a file")
-            checkpoint.check_writable(path.parent, f"give another {flag}")
+            atomic.check_writable(path.parent, f"give another {flag}")
     if settings.log.tensorboard:
         summary_writer()
 

@@ -19,7 +19,10 @@ from torch import nn
 from tqdm import tqdm
 
 from cltt import app, distributed
+from cltt._eval_data import open_labelled
+from cltt._figures import save_figure
 from cltt._render import SOLIDS, write_clip
+from cltt._views import view_windows
 from cltt.cli import Parser, add_settings, run, setting, settings_from
 from cltt.config import (
     DEVICES,
@@ -34,11 +37,11 @@ from cltt.config import (
     require,
 )
 from cltt.errors import CLTTError
-from cltt.evaluation import Evaluator, open_labelled
+from cltt.evaluation import Evaluator
 from cltt.indexer import build_shards
 from cltt.reader import ShardDataset
 from cltt.sampler import EpochPlan
-from cltt.visualize import draw_windows, plot_run, save_figure, view_windows
+from cltt.visualize import draw_windows, plot_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

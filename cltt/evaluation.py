@@ -23,10 +23,11 @@ from tqdm import tqdm
 from cltt import checkpoint, cli, distributed
 from cltt._eval_data import PARTS, Images, LabelledData, open_labelled
 from cltt._probe import LinearProbe, few_shot_accuracy, fit_linear_probe, nearest_accuracy
-from cltt.checkpoint import replace_file
 from cltt.config import DEVICES, require, require_positive
 from cltt.distributed import RankFacts
 from cltt.errors import SettingsError
+from cltt.files import atomic
+from cltt.files.atomic import replace_file
 from cltt.models import build_encoder
 from cltt.pipeline import IMAGENET_MEAN, IMAGENET_STD
 
@@ -284,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     if not source.exists():
         raise SettingsError(f"no checkpoint at {source}")
     out = Path(settings.out) if settings.out else (source if source.is_dir() else source.parent)
-    checkpoint.check_writable(out, "give another --out")
+    atomic.check_writable(out, "give another --out")
     rows = evaluate_checkpoints(settings)
     write_results(rows, out)
     print(f"written: {out / 'evaluation.csv'}, evaluation.json, evaluation.png")

@@ -28,7 +28,8 @@ from cltt._verify import Damage, verify_shards
 from cltt._workers import Worker, crew, pack_shards
 from cltt.config import BuildSettings
 from cltt.errors import DataError, SettingsError
-from cltt.locks import locked
+from cltt.files import atomic
+from cltt.files.locks import locked
 
 __all__ = ["BuildReport", "Damage", "build_shards", "verify_shards"]
 
@@ -130,7 +131,7 @@ def _settings(**given: Any) -> dict[str, Any]:
     _groups.parse_splits(settings["splits"])
     _groups.labeller(settings["label_from"])
     kind, _, file = (settings["label_from"] or "").partition(":")
-    settings["label_table_sha256"] = format.file_sha256(Path(file)) if kind == "csv" else None
+    settings["label_table_sha256"] = atomic.file_sha256(Path(file)) if kind == "csv" else None
     return settings
 
 

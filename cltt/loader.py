@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from cltt._augment import uniforms
 from cltt._cache import PageTable, SlotTable, block_uses
 from cltt._frames import Dataset, Frames, slots_for
+from cltt._framing import FrameStore
 from cltt._prefetch import Prefetcher, ReadyStep
 from cltt.config import require
 from cltt.distributed import pick_device, rank_facts
 from cltt.errors import SettingsError
-from cltt.pipeline import AUGMENTS, SCOPES, BatchMaker, FrameStore, Framing, best_decoder, uniforms
+from cltt.pipeline import AUGMENTS, SCOPES, BatchMaker, best_decoder
+from cltt.pixels import Framing
 from cltt.sampler import EpochPlan
 from cltt.windows import WindowIndex
 

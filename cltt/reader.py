@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cltt import format, source
+from cltt import _picture, format, source
 from cltt._folder import check_files, cut_clips, note_facts
 from cltt.errors import DataError, FrameError, SettingsError
 
@@ -327,15 +327,15 @@ class FolderDataset(_ClipTable):
         records = np.zeros(len(ids), format.FRAME_DTYPE)
         for record, frame_id in zip(records, ids.tolist(), strict=True):
             stored = self._stored(frame_id)
-            if isinstance(stored, source.Stored):
+            if isinstance(stored, _picture.Stored):
                 note_facts(record, stored)
         return records
 
-    def _stored(self, frame_id: int) -> source.Stored | FrameError:
+    def _stored(self, frame_id: int) -> _picture.Stored | FrameError:
         name = self.frame_name(frame_id)
         try:
-            return source.as_stored((self._root_path / name).read_bytes(), verify="header")
-        except (source.BrokenPicture, OSError) as error:
+            return _picture.as_stored((self._root_path / name).read_bytes(), verify="header")
+        except (_picture.BrokenPicture, OSError) as error:
             return FrameError(frame_id, name, getattr(error, "strerror", None) or str(error))
 
     @property
@@ -346,6 +346,6 @@ class FolderDataset(_ClipTable):
         """As :meth:`read`, with a FrameError in the place of each file that is gone or no picture."""
         stored = {frame_id: self._stored(frame_id) for frame_id in set(self._check_ids(frame_ids).tolist())}
         return [
-            frame.data if isinstance(frame := stored[frame_id], source.Stored) else frame
+            frame.data if isinstance(frame := stored[frame_id], _picture.Stored) else frame
             for frame_id in self._check_ids(frame_ids).tolist()
         ]

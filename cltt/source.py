@@ -6,42 +6,23 @@ threads hide the latency of a parallel file system. Names are bytes all through:
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import stat
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-from cltt._picture import BrokenPicture, Stored, as_stored, check_every_bit, is_image
+from cltt._picture import is_image
 from cltt.errors import DataError, SettingsError
+from cltt.files.threads import PatientMap
 from cltt.format import IMAGE_EXTENSIONS
-
-__all__ = [
-    "BrokenPicture",
-    "Scan",
-    "SourceClip",
-    "SourceFrame",
-    "Stored",
-    "as_stored",
-    "check_every_bit",
-    "is_image",
-    "scan_clips",
-    "scan_folders",
-]
 
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
 STAT_CHUNK = 16  # files stat'ed by one thread at a time
 _DIGITS = re.compile(rb"(\d+)")
-WAIT_SECONDS = 500e-6  # a call that waits so long for the file system is better made in a thread ...
-WAITS = 2  # ... when so many in a row do
 ROOT_KEY = b"."
 DANGLING = -1  # the size of a frame whose symbolic link leads nowhere
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class SourceFrame(NamedTuple):
@@ -105,39 +86,6 @@ def check_root(root_dir: str | os.PathLike[str]) -> bytes:
     if not os.path.isdir(root):
         raise SettingsError(f"root_dir {os.fsdecode(root)!r} is not a folder; give the folder that holds the clips")
     return root
-
-
-def ordered_map(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterator[T], ahead: int) -> Iterator[U]:
-    """Results of ``function`` in order, with at most ``ahead`` items in flight (``pool.map`` would queue them all)."""
-    queue: deque[Future[U]] = deque()
-    for item in items:
-        queue.append(pool.submit(function, item))
-        if len(queue) >= ahead:
-            yield queue.popleft().result()
-    while queue:
-        yield queue.popleft().result()
-
-
-class PatientMap:
-    """Maps in order: here while the file system answers at once, ahead by the threads of a pool once it does not.
-
-    With a warm cache, handing work to a thread takes longer than doing it.
-    """
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._waits = 0  # calls in a row that waited; a single one may have been interrupted by another process
-
-    def __call__(self, function: Callable[[T], U], items: Iterator[T], ahead: int) -> Iterator[U]:
-        for item in items:
-            if self._waits >= WAITS:
-                yield from ordered_map(self._pool, function, itertools.chain([item], items), ahead)
-                return
-            start = time.perf_counter() - time.thread_time()
-            result = function(item)
-            waited = time.perf_counter() - time.thread_time() - start > WAIT_SECONDS
-            self._waits = self._waits + 1 if waited else 0
-            yield result
 
 
 # ---- folders

@@ -28,10 +28,11 @@ from torch import nn
 from cltt import distributed
 from cltt._gradcache import cached_backward, random_state, set_random_state
 from cltt._history import History
-from cltt.checkpoint import CheckpointStore, replace_file
+from cltt.checkpoint import CheckpointStore
 from cltt.cli import EXIT_INTERRUPTED, EXIT_REQUEUE
 from cltt.config import OptimSettings
 from cltt.errors import CLTTError
+from cltt.files.atomic import replace_file
 
 __all__ = ["EXIT_REQUEUE", "History", "NonFiniteLossError", "Saver", "StopSignals", "Trainer"]
 

@@ -15,7 +15,7 @@ import pytest
 
 from cltt import build_shards, format
 from cltt.errors import DataError, SettingsError
-from cltt.locks import locked
+from cltt.files.locks import locked
 from tests import data
 from tests.test_build_kill import assert_same
 

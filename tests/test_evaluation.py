@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from cltt import build_shards, checkpoint, evaluation
+from cltt._eval_data import open_labelled
+from cltt._probe import few_shot_accuracy, fit_linear_probe
 from cltt.errors import DataError, SettingsError
-from cltt.evaluation import Evaluator, extract_features, few_shot_accuracy, fit_linear_probe, open_labelled
+from cltt.evaluation import Evaluator, extract_features
 from tests import data
 
 

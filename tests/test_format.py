@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cltt import format
 from cltt.errors import DataError
+from cltt.files import atomic
 
 # File names made of the pieces that could confuse the escape.
 PIECES = [b"a", b".", b"%", b"%2E", b"%25", b"%00", b"jpg", b".jpg", b".JPG", b".png", b"\xff\xe9", b" ", b"'"]
@@ -93,7 +94,7 @@ def test_npy_in_pieces_is_what_numpy_saves(tmp_path: Path) -> None:
 
 def test_a_file_appears_only_when_whole(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("old")
-    with pytest.raises(ZeroDivisionError), format.published(tmp_path / "x") as file:
+    with pytest.raises(ZeroDivisionError), atomic.published(tmp_path / "x") as file:
         file.write(b"new")
         assert (tmp_path / "x").read_text() == "old"
         _ = 1 / 0
@@ -133,7 +134,7 @@ def test_an_unfinished_build_says_so(tmp_path: Path) -> None:
     [(errno.ENOSPC, "make room"), (errno.EACCES, "permissions"), (errno.EROFS, "another folder"), (errno.EIO, "again")],
 )
 def test_a_refusal_to_write_says_what_helps(number: int, remedy: str) -> None:
-    with pytest.raises(DataError, match=f"cannot write shards/x: .*{remedy}"), format.writing(Path("shards/x")):
+    with pytest.raises(DataError, match=f"cannot write shards/x: .*{remedy}"), atomic.writing(Path("shards/x")):
         raise OSError(number, os.strerror(number))
 
 

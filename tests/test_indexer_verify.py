@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cltt import ShardDataset, build_shards, format
+from cltt._verify import verify_shards
 from cltt.errors import DataError
-from cltt.indexer import verify_shards
 from tests import data
 
 

@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 
 from cltt import _augment
-from cltt.pipeline import BatchMaker, CpuDecoder, DaliDecoder, FrameStore, Framing, dali_installed, uniforms
-from cltt.pixels import shrink
+from cltt._augment import uniforms
+from cltt._decode import CpuDecoder, DaliDecoder
+from cltt._framing import FrameStore
+from cltt.pipeline import BatchMaker, dali_installed
+from cltt.pixels import Framing, shrink
 from tests import data
 
 CPU = torch.device("cpu")

@@ -329,7 +329,7 @@ def test_a_folder_with_spaces_becomes_a_run(frames: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_second_run_in_the_folder_of_a_running_one_is_refused(tmp_path: Path) -> None:
-    from cltt.locks import locked
+    from cltt.files.locks import locked
 
     arguments = ["--shards", str(training.make_shards(tmp_path)), *TINY, "--checkpoint-dir", "run"]
     with locked(tmp_path / "run" / ".lock"):

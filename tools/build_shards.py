@@ -12,9 +12,11 @@ import dataclasses
 import sys
 import time
 
+from cltt._reports import BuildReport
+from cltt._verify import verify_shards
 from cltt.cli import Parser, add_settings, counted, run, settings_from
 from cltt.config import BuildSettings, WindowSettings
-from cltt.indexer import BuildReport, build_shards, verify_shards
+from cltt.indexer import build_shards
 from cltt.windows import WindowIndex
 
 DAMAGED = 1

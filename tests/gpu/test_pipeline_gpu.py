@@ -7,17 +7,11 @@ import pytest
 import torch
 
 from cltt import _augment
-from cltt.pipeline import (
-    BatchMaker,
-    CpuDecoder,
-    DaliDecoder,
-    Decoder,
-    FrameStore,
-    Framing,
-    best_decoder,
-    dali_installed,
-)
-from cltt.pipeline import uniforms as draw
+from cltt._augment import uniforms as draw
+from cltt._decode import CpuDecoder, DaliDecoder, Decoder
+from cltt._framing import FrameStore
+from cltt.pipeline import BatchMaker, best_decoder, dali_installed
+from cltt.pixels import Framing
 from tests.test_pipeline import KINDS, SIZES, detailed, jpeg
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not dali_installed(), reason="DALI is not installed")]

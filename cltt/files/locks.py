@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cltt.errors import DataError
-from cltt.format import writing
+from cltt.files.atomic import writing
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
