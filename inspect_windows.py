@@ -27,6 +27,7 @@ from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import DataSettings, LookSettings, WindowSettings, require
 from cltt.reader import FolderDataset, ShardDataset
 from cltt.sampler import EpochPlan
+from cltt.text import counted
 from cltt.windows import WindowIndex
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Inspection:
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
         """Window ids of the batch asked for, and its name."""
         look, size = self.look, self.data.batch_size
-        there = visualize.counted(len(index), "window")
+        there = counted(len(index), "window")
         fits = f"--batch-size is {size}, but the clips give only {there}; take a smaller batch"
         require(size <= len(index), fits)
         if look.batch_sampling == "contiguous":
@@ -126,7 +127,7 @@ def broken_text(broken: dict[str, str]) -> str:
     """How many files were left out, and the first of them by name."""
     first = [visualize.printable_lines(f"{name} ({reason})") for name, reason in islice(broken.items(), NAMED)]
     more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
-    whole = f"{visualize.counted(len(broken), 'file')} left out, and the clip cut there, as shards would be"
+    whole = f"{counted(len(broken), 'file')} left out, and the clip cut there, as shards would be"
     return f"{whole}: {', '.join(first)}{more}"
 
 
@@ -168,7 +169,7 @@ def verify(made: Inspection) -> int:
     split, decode = made.look.split or "all", made.look.decode
     damaged = visualize.damaged_frames(made.dataset, made.clips(split), decode=decode)
     facts = {**made.size_facts(split), "decoded": decode, "damaged": [str(error) for error in damaged]}
-    frames = visualize.counted(facts["frames"], "frame")
+    frames = counted(facts["frames"], "frame")
     total = f"{frames} {'read and decoded' if decode else 'read'}, {len(damaged):,} damaged"
     emit(facts, "\n".join([*visualize.damaged_text(damaged), total]), made.look.json)
     return 1 if damaged else 0

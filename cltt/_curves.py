@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cltt._figures import PALETTE, plain_axes, printable, shorten
+from cltt._figures import PALETTE, plain_axes
 from cltt.errors import DataError
+from cltt.text import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

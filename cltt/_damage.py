@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from cltt._figures import counted
 from cltt._views import Dataset, Ids
 from cltt.errors import FrameError
+from cltt.text import counted
 
 PIECE = 256  # frames a thread reads at a time
 NAMED = 20  # lines of frames for one reason

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import SettingsError
+from cltt.text import printable_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,23 +49,6 @@ def write(axes: Axes, x: float, y: float, text: str, *, size: float = 13, color:
     axes.text(x, y, printable_lines(text), fontsize=size * 72 / DPI, color=color, parse_math=False, **options)
 
 
-def printable(text: str) -> str:
-    """``text`` without what a font cannot draw: undecodable bytes and control characters become ``?``."""
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def printable_lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.split("\n"))
-
-
-def shorten(text: str, letters: int) -> str:
-    """``text`` with its middle left out if it is longer than ``letters``; more of the end stays: it names the frame."""
-    if len(text) <= letters:
-        return text
-    head = max(0, (letters - 1) // 3)
-    return text[:head] + "…" + text[len(text) - (letters - 1 - head) :]
-
-
 def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
     """Title, axis names, and no more lines than needed."""
     axes.set_title(title, loc="left", fontsize=11, color=INK)
@@ -74,11 +58,6 @@ def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 clip``, ``2,000 clips``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cltt._figures import check_writable, printable, writing
+from cltt._figures import check_writable, writing
 from cltt._views import Dataset, Ids, Pixels, WindowView, clip_name
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
+from cltt.text import printable
 
 THUMB = 64  # pixels, square
 COLUMNS = 30  # thumbs in a row of a sheet

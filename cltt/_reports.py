@@ -15,7 +15,7 @@ from cltt._groups import NONE, label_clips, parse_splits, split_clips
 from cltt._merge import PART_DTYPE
 from cltt._pack import read_part
 from cltt._plan import Plan
-from cltt.cli import counted
+from cltt.text import counted
 
 Array = np.ndarray[Any, Any]
 

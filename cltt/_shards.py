@@ -18,7 +18,6 @@ from typing import Any
 from tqdm import tqdm
 
 from cltt import distributed, format
-from cltt.cli import counted
 from cltt.config import BuildSettings, DataSettings
 from cltt.distributed import RankFacts
 from cltt.errors import DataError, SettingsError
@@ -26,6 +25,7 @@ from cltt.files import atomic
 from cltt.files.atomic import check_writable, replace_file
 from cltt.indexer import build_shards
 from cltt.source import check_root, scan_clips, scan_folders
+from cltt.text import counted
 
 SHARDS_HOME = Path("shards")
 _THREADS = 16

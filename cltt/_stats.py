@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cltt._figures import counted
 from cltt._views import Dataset, Ids, clip_name
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
+from cltt.text import counted
 from cltt.windows import WindowIndex
 
 PIECE = 1 << 14  # frames looked at together: bounds memory, and moves the progress bar while files are read

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt._figures import GREY, INK, PALE, PALETTE, counted, plain_axes, printable, shorten
+from cltt._figures import GREY, INK, PALE, PALETTE, plain_axes
 from cltt._stats import size_name, size_text
+from cltt.text import counted, printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from cltt import _picture, format, source
-from cltt.cli import counted
 from cltt.errors import DataError
 from cltt.files import atomic, threads
+from cltt.text import counted
 
 CHUNK = 64  # frames checked by one thread at a time
 NO_SOURCE = "no source file"

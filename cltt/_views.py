@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cltt._figures import counted
 from cltt.errors import DataError, FrameError, SettingsError
 from cltt.reader import FolderDataset, ShardDataset
+from cltt.text import counted
 from cltt.windows import WindowIndex
 
 Ids = NDArray[np.int64]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cltt.cli import setting
 from cltt.errors import SettingsError
 
 
@@ -15,6 +15,11 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`SettingsError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise SettingsError(message)
+
+
+def setting(default: Any, help: str, **argparse_options: Any) -> Any:
+    """Declare a dataclass field with its command-line help and argparse options (``choices``, ``type`` ...)."""
+    return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options})
 
 
 @dataclass(frozen=True, kw_only=True)

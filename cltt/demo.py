@@ -23,7 +23,7 @@ from cltt._eval_data import open_labelled
 from cltt._figures import save_figure
 from cltt._render import SOLIDS, write_clip
 from cltt._views import view_windows
-from cltt.cli import Parser, add_settings, run, setting, settings_from
+from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import (
     DEVICES,
     CheckpointSettings,
@@ -35,6 +35,7 @@ from cltt.config import (
     TrainSettings,
     WindowSettings,
     require,
+    setting,
 )
 from cltt.errors import CLTTError
 from cltt.evaluation import Evaluator

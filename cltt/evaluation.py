@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from cltt import checkpoint, cli, distributed
+from cltt import checkpoint, cli, config, distributed
 from cltt._eval_data import PARTS, Images, LabelledData, open_labelled
 from cltt._probe import LinearProbe, few_shot_accuracy, fit_linear_probe, nearest_accuracy
 from cltt.config import DEVICES, require, require_positive
@@ -180,19 +180,19 @@ def load_encoder(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 class EvaluationSettings:
     """Flags of ``python -m cltt.evaluation``."""
 
-    checkpoint: str = cli.setting("", "a checkpoint, or a run's folder: all of its checkpoints", required=True)
-    data: str = cli.setting(
+    checkpoint: str = config.setting("", "a checkpoint, or a run's folder: all of its checkpoints", required=True)
+    data: str = config.setting(
         "",
         "labelled images: a folder a class, flat COIL files, CIFAR, or shards. Folders train, val and test in it, and "
         "the splits of shards, are kept; images without such parts are split at random, 60/20/20 a class: of a video, "
         "neighbouring frames then lie on both sides, which flatters the result",
         required=True,
     )
-    out: str | None = cli.setting(
+    out: str | None = config.setting(
         None, "folder for evaluation.csv, .json and .png (default: the run's folder)", type=str
     )
-    image_size: int | None = cli.setting(None, "side of the frames, in pixels (default: as trained)", type=int)
-    device: str = cli.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
+    image_size: int | None = config.setting(None, "side of the frames, in pixels (default: as trained)", type=int)
+    device: str = config.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
 
     def __post_init__(self) -> None:
         require(self.checkpoint != "" and self.data != "", "give --checkpoint and --data")

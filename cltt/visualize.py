@@ -19,12 +19,9 @@ from cltt._figures import (
     GREY,
     MAX_SIDE,
     check_save_path,
-    counted,
     pixel_figure,
-    printable_lines,
     require_window,
     save_figure,
-    shorten,
     show_figure,
     write,
 )
@@ -44,6 +41,7 @@ from cltt._views import (
 )
 from cltt.cli import Parser, run
 from cltt.config import require
+from cltt.text import counted, printable_lines, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +53,6 @@ __all__ = [
     "check_gallery_folder",
     "check_save_path",
     "contiguous_ids",
-    "counted",
     "damaged_frames",
     "damaged_lines",
     "damaged_text",

@@ -14,9 +14,10 @@ import time
 
 from cltt._reports import BuildReport
 from cltt._verify import verify_shards
-from cltt.cli import Parser, add_settings, counted, run, settings_from
+from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import BuildSettings, WindowSettings
 from cltt.indexer import build_shards
+from cltt.text import counted
 from cltt.windows import WindowIndex
 
 DAMAGED = 1
