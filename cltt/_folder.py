@@ -13,24 +13,25 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cltt import _picture, format, source
+from cltt import format
 from cltt.errors import DataError
 from cltt.files import threads
+from cltt.source import image, scan
 
 Array = np.ndarray[Any, Any]
 CHECK_THREADS = 32  # they wait for the file system, and decode
 CHECK_FILES = 32  # files checked by one thread at a time
 
 
-def note_facts(record: Any, stored: _picture.Stored) -> None:
+def note_facts(record: Any, stored: image.Stored) -> None:
     """Write what is known of a frame that lies in no shard into its ``format.FRAME_DTYPE`` record."""
     record["size"], record["crc"] = len(stored.data), zlib.crc32(stored.data)
     record["width"], record["height"] = stored.width, stored.height
 
 
-def check_files(root: bytes, clips: list[source.SourceClip]) -> tuple[Array, dict[str, str]]:
+def check_files(root: bytes, clips: list[scan.SourceClip]) -> tuple[Array, dict[str, str]]:
     """(records of all files in order, zeros for those that are no whole picture; why they are none, by path)."""
-    files = [(source.join_key(clip.key, frame.name), frame.size) for clip in clips for frame in clip.frames]
+    files = [(scan.join_key(clip.key, frame.name), frame.size) for clip in clips for frame in clip.frames]
     records = np.zeros(len(files), format.FRAME_DTYPE)
     broken: dict[str, str] = {}
     bar = tqdm(total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False)
@@ -58,13 +59,13 @@ def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, di
     records = np.zeros(len(files), format.FRAME_DTYPE)
     broken = {}
     for record, (path, size) in zip(records, files, strict=True):
-        if size == source.DANGLING:
+        if size == scan.DANGLING:
             broken[os.fsdecode(path)] = "symbolic link that leads nowhere"
             continue
         try:
             with open(os.path.join(root, path), "rb") as file:
-                note_facts(record, _picture.as_stored(file.read()))
-        except _picture.BrokenPicture as error:
+                note_facts(record, image.as_stored(file.read()))
+        except image.BrokenPicture as error:
             broken[os.fsdecode(path)] = str(error)
         except OSError as error:
             raise DataError(f"cannot read {os.fsdecode(os.path.join(root, path))!r}: {error.strerror}") from error

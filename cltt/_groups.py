@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cltt import source
 from cltt._plan import Plan
 from cltt.errors import SettingsError
+from cltt.source import scan
 
 NONE = -1  # no label, no split
 SETTINGS = ("splits", "split_by", "split_seed", "label_from", "label_table_sha256")  # all that is looked at here
@@ -96,7 +96,7 @@ def label_clips(keys: list[str], settings: dict[str, Any]) -> tuple[np.ndarray[A
     """(int64 [keys], label names in natural order): a number in the names for each clip, NONE where it has no label."""
     labels = list(map(labeller(settings["label_from"]), keys))
     names = sorted(
-        {label for label in labels if label is not None}, key=lambda name: source.path_order(os.fsencode(name))
+        {label for label in labels if label is not None}, key=lambda name: scan.path_order(os.fsencode(name))
     )
     number = {label: k for k, label in enumerate(names)}
     return np.array([NONE if label is None else number[label] for label in labels], np.int64), names

@@ -17,11 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cltt import _picture, format, source
+from cltt import format
 from cltt._plan import Plan, Planned
 from cltt.errors import DataError
 from cltt.files import atomic, threads
 from cltt.files.locks import locked
+from cltt.source import image, scan
 
 READ_THREADS = 32  # they wait for the file system, they do not compute
 READ_FRAMES = 8  # frames read by one thread at a time ...
@@ -77,7 +78,7 @@ def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
 def _read_planned(root: bytes, frame: Planned) -> Content:
     """The bytes of a source file, None for a dangling link; DataError if it is not the file that was planned."""
     key, name, size, mtime_ns = frame
-    if size == source.DANGLING:
+    if size == scan.DANGLING:
         return None
     path = b"%b/%b/%b" % (root, key, name)
     try:
@@ -124,9 +125,9 @@ class _ShardWriter:
     def add(self, frame: Planned, data: Content) -> None:
         try:
             if data is None:
-                raise _picture.BrokenPicture("symbolic link that leads nowhere")
-            stored = _picture.as_stored(data, **self._options)
-        except _picture.BrokenPicture as error:
+                raise image.BrokenPicture("symbolic link that leads nowhere")
+            stored = image.as_stored(data, **self._options)
+        except image.BrokenPicture as error:
             self.notes.append((os.fsdecode(frame.path), "skipped", str(error)))
             self.rows.append(PART_ROW.pack(0, 0, 0, self._shard, 0, 0, False))
             return
@@ -134,7 +135,7 @@ class _ShardWriter:
             self.notes.append((os.fsdecode(frame.path), "reencoded", stored.reencoded))
         self._append(frame, stored)
 
-    def _append(self, frame: Planned, stored: _picture.Stored) -> None:
+    def _append(self, frame: Planned, stored: image.Stored) -> None:
         data, width, height, _ = stored
         size = len(data)
         header = format.tar_header(format.member_name(frame.key, frame.name), size)

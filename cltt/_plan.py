@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cltt import format, source
+from cltt import format
+from cltt.source import scan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ class Planned(NamedTuple):
 
     @property
     def path(self) -> bytes:
-        return source.join_key(self.key, self.name)
+        return scan.join_key(self.key, self.name)
 
 
 class Plan:

@@ -15,11 +15,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from cltt import format, source
+from cltt import format
 from cltt._groups import check_labels
 from cltt._plan import PLAN_FACTS, Plan
 from cltt.errors import SettingsError
 from cltt.files import atomic
+from cltt.source import scan
 
 # What _plan.ROW unpacks. name: where the file's name starts in names.bin; gap: the frame number jumped here (only where
 # gaps split clips).
@@ -51,12 +52,12 @@ class _Columns:
         files.callback(writer.close)
         return writer
 
-    def add(self, clip: source.SourceClip, split_gaps: bool) -> None:
+    def add(self, clip: scan.SourceClip, split_gaps: bool) -> None:
         self._key_offsets.write(np.array([self._keys.tell()]))
         self._keys.write(clip.key)
         number = None
         for frame in clip.frames:
-            last, number = number, source.frame_number(frame.name) if split_gaps else None
+            last, number = number, scan.frame_number(frame.name) if split_gaps else None
             gap = last is not None and number is not None and number not in (last, last + 1)
             self._start_shard_if_full(max(0, frame.size))
             self._rows.append((frame.size, frame.mtime_ns, self._names.tell(), self.clips, gap))
@@ -116,15 +117,15 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
-    root = source.check_root(root_dir)
-    with contextlib.ExitStack() as files, ThreadPoolExecutor(source.SCAN_THREADS) as pool:
+    root = scan.check_root(root_dir)
+    with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         columns = _Columns(folder, settings["shard_size"], files)
         skipped = files.enter_context((folder / "skipped.jsonl").open("w"))
-        scan = source.scan_folders(root, pool)
-        for clip in source.scan_clips(scan, pool):
+        folders = scan.scan_folders(root, pool)
+        for clip in scan.scan_clips(folders, pool):
             columns.add(clip, settings["split_gaps"])
-            _write_skipped(skipped, scan.skipped)
-        _write_skipped(skipped, scan.skipped)
+            _write_skipped(skipped, folders.skipped)
+        _write_skipped(skipped, folders.skipped)
         columns.finish()
     if columns.frames == 0:
         raise SettingsError(

@@ -24,7 +24,7 @@ from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
 from cltt.files.atomic import check_writable, replace_file
 from cltt.indexer import build_shards
-from cltt.source import check_root, scan_clips, scan_folders
+from cltt.source.scan import check_root, scan_clips, scan_folders
 from cltt.text import counted
 
 SHARDS_HOME = Path("shards")

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cltt import _picture, format, source
+from cltt import format
 from cltt.errors import DataError
 from cltt.files import atomic, threads
+from cltt.source import image, scan
 from cltt.text import counted
 
 CHUNK = 64  # frames checked by one thread at a time
@@ -57,7 +58,7 @@ def verify_shards(
     not file by file. Raises DataError if there is no readable index.
     """
     folder = Path(path)
-    root = None if source_dir is None else source.check_root(source_dir)
+    root = None if source_dir is None else scan.check_root(source_dir)
     job = _Job(folder, format.read_index(folder), decode, root)
     damages = list(_index_damages(job))
     if any(damage.name in format.INDEX_FILES for damage in damages):
@@ -134,8 +135,8 @@ def _frame_problem(job: _Job, data: bytes, record: Any) -> str:
         return "CRC mismatch"
     if job.decode:
         try:
-            _picture.check_every_bit(data)
-        except _picture.BrokenPicture as error:
+            image.check_every_bit(data)
+        except image.BrokenPicture as error:
             return str(error)
     return ""
 
@@ -149,10 +150,10 @@ def _source_problem(job: _Job, path: bytes, crc: int) -> str:
         if zlib.crc32(data) == crc:
             return ""
         short, quality = settings["resize_short"], settings["quality"]
-        stored = _picture.as_stored(data, verify="header", resize_short=short, quality=quality)
+        stored = image.as_stored(data, verify="header", resize_short=short, quality=quality)
     except OSError as error:
         return f"{NO_SOURCE}: {error.strerror}"
-    except _picture.BrokenPicture as error:
+    except image.BrokenPicture as error:
         return f"the source file is broken now: {error}"
     return "" if zlib.crc32(stored.data) == crc else "not what the source file gives"
 
@@ -184,16 +185,16 @@ def _forgotten(job: _Job, frames: Any) -> Iterator[Damage]:
     known: dict[bytes, set[bytes]] = defaultdict(set)
     for path in _known_paths(job, frames):
         folder, _, name = path.rpartition(b"/")
-        known[folder or source.ROOT_KEY].add(name)
-    with ThreadPoolExecutor(source.SCAN_THREADS) as pool:
-        for clip in source.scan_clips(source.scan_folders(job.root, pool), pool):
+        known[folder or scan.ROOT_KEY].add(name)
+    with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
+        for clip in scan.scan_clips(scan.scan_folders(job.root, pool), pool):
             if clip.key not in known:
                 files = counted(len(clip.frames), "file")
                 yield Damage(os.fsdecode(clip.key), f"folder with {files} in the source, not in the shards")
                 continue
             for frame in clip.frames:
                 if frame.name not in known[clip.key]:
-                    yield Damage(os.fsdecode(source.join_key(clip.key, frame.name)), "in the source, not in the shards")
+                    yield Damage(os.fsdecode(scan.join_key(clip.key, frame.name)), "in the source, not in the shards")
 
 
 def _known_paths(job: _Job, frames: Any) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError
+from cltt.source.image import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING:
     import struct
@@ -72,7 +73,6 @@ def is_our_file(name: str) -> bool:
 
 # ---- member names
 
-IMAGE_EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".tif", b".tiff", b".webp")
 _NO_EXTENSION = b"%00"  # NUL cannot be in a file name, so no other name gives this
 
 

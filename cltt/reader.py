@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from cltt import _picture, format, source
+from cltt import format
 from cltt._folder import check_files, cut_clips, note_facts
 from cltt.errors import DataError, FrameError, SettingsError
+from cltt.source import image, scan
 
 Array = np.ndarray[Any, Any]
 MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
@@ -277,9 +278,9 @@ class FolderDataset(_ClipTable):
     def __init__(self, root_dir: str | os.PathLike[str], *, check: bool = False) -> None:
         self.path = Path(root_dir)
         self.root_dir = os.path.realpath(root_dir)
-        self._root = source.check_root(self.root_dir)
-        with ThreadPoolExecutor(source.SCAN_THREADS) as pool:
-            clips = list(source.scan_clips(source.scan_folders(self._root, pool), pool))
+        self._root = scan.check_root(self.root_dir)
+        with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
+            clips = list(scan.scan_clips(scan.scan_folders(self._root, pool), pool))
         if not clips:
             raise SettingsError(f"no frames under {os.fsdecode(self._root)!r}; its folders must hold one image a frame")
         self._keys = [clip.key for clip in clips]
@@ -299,7 +300,7 @@ class FolderDataset(_ClipTable):
         self.split_names: list[str] = []
 
     @staticmethod
-    def _hash(clips: list[source.SourceClip]) -> str:
+    def _hash(clips: list[scan.SourceClip]) -> str:
         digest = hashlib.sha256()
         for clip in clips:
             digest.update(clip.key + b"\0")
@@ -317,7 +318,7 @@ class FolderDataset(_ClipTable):
     def frame_name(self, frame_id: int) -> str:
         """The file's path relative to the root folder."""
         self._check_ids([frame_id])
-        return os.fsdecode(source.join_key(self._key(int(self.clip_of(frame_id))), self._names[frame_id]))
+        return os.fsdecode(scan.join_key(self._key(int(self.clip_of(frame_id))), self._names[frame_id]))
 
     def frame_facts(self, frame_ids: Any) -> Array:
         """Records as those of :meth:`ShardDataset.frame_facts`; width and height from the files, zeros for the rest."""
@@ -327,15 +328,15 @@ class FolderDataset(_ClipTable):
         records = np.zeros(len(ids), format.FRAME_DTYPE)
         for record, frame_id in zip(records, ids.tolist(), strict=True):
             stored = self._stored(frame_id)
-            if isinstance(stored, _picture.Stored):
+            if isinstance(stored, image.Stored):
                 note_facts(record, stored)
         return records
 
-    def _stored(self, frame_id: int) -> _picture.Stored | FrameError:
+    def _stored(self, frame_id: int) -> image.Stored | FrameError:
         name = self.frame_name(frame_id)
         try:
-            return _picture.as_stored((self._root_path / name).read_bytes(), verify="header")
-        except (_picture.BrokenPicture, OSError) as error:
+            return image.as_stored((self._root_path / name).read_bytes(), verify="header")
+        except (image.BrokenPicture, OSError) as error:
             return FrameError(frame_id, name, getattr(error, "strerror", None) or str(error))
 
     @property
@@ -346,6 +347,6 @@ class FolderDataset(_ClipTable):
         """As :meth:`read`, with a FrameError in the place of each file that is gone or no picture."""
         stored = {frame_id: self._stored(frame_id) for frame_id in set(self._check_ids(frame_ids).tolist())}
         return [
-            frame.data if isinstance(frame := stored[frame_id], _picture.Stored) else frame
+            frame.data if isinstance(frame := stored[frame_id], image.Stored) else frame
             for frame_id in self._check_ids(frame_ids).tolist()
         ]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from cltt import ShardDataset, build_shards, format
-from cltt._picture import BrokenPicture, as_stored
 from cltt.reader import FolderDataset
+from cltt.source.image import BrokenPicture, as_stored
 from tests import data
 
 

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from cltt._picture import is_image
 from cltt.errors import DataError, SettingsError
 from cltt.files.threads import PatientMap
-from cltt.format import IMAGE_EXTENSIONS
+from cltt.source.image import IMAGE_EXTENSIONS, is_image
 
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
 STAT_CHUNK = 16  # files stat'ed by one thread at a time

@@ -6,13 +6,21 @@ smaller frames are asked for. Marker layout: ITU-T T.81, Annex B; EXIF orientati
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import struct
+
+    import numpy as np
+
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
+IMAGE_EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".tif", b".tiff", b".webp")
 UPRIGHT_QUALITY = 95
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
 _END_OF_IMAGE = b"\xff\xd9"
