@@ -25,8 +25,9 @@ import numpy as np
 from cltt import visualize
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import DataSettings, LookSettings, WindowSettings, require
-from cltt.reader import FolderDataset, ShardDataset
 from cltt.sampler import EpochPlan
+from cltt.shards.dataset import ShardDataset
+from cltt.shards.folder import FolderDataset
 from cltt.text import counted
 from cltt.windows import WindowIndex
 

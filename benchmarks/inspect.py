@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from cltt import build_shards, cli, format
+from cltt import build_shards, cli
+from cltt.shards import format
 from tests import data
 
 FRAMES, CLIP_LENGTH = 10_000_000, 250

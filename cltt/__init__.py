@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from cltt.indexer import build_shards
     from cltt.loader import WindowLoader
     from cltt.loss import TemporalInfoNCE, positive_mask
-    from cltt.reader import ShardDataset
     from cltt.sampler import EpochPlan
+    from cltt.shards.dataset import ShardDataset
     from cltt.windows import WindowIndex
 
 

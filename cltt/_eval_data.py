@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 import torch
 
-from cltt import format
 from cltt.errors import DataError, SettingsError
 from cltt.pixels import Framing, shrink
-from cltt.reader import ShardDataset
+from cltt.shards import format
+from cltt.shards.dataset import ShardDataset
 
 PARTS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)

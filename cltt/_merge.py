@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from cltt import format
 from cltt._groups import label_clips, parse_splits, split_clips
 from cltt._pack import read_part
 from cltt._plan import Plan
 from cltt.errors import DataError
-from cltt.files import atomic
+from cltt.files import atomic, npy
+from cltt.shards import format
 
 PART_DTYPE = np.dtype([*format.FRAME_FIELDS, ("good", "?")])  # what _pack.PART_ROW packs
 
@@ -82,7 +82,7 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[int, int, list[str]]:
     """Write frames.npy, clips.npy and the keys; (frames, clips, label names)."""
     clips = _Clips()
     with atomic.published(out / format.FRAMES, sync=False) as file:
-        writer = format.NpyWriter(file, format.FRAME_DTYPE)
+        writer = npy.NpyWriter(file, format.FRAME_DTYPE)
         for rows in _frame_rows(plan, out, clips):
             writer.write(rows)
         writer.close()

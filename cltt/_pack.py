@@ -17,11 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cltt import format
 from cltt._plan import Plan, Planned
 from cltt.errors import DataError
 from cltt.files import atomic, threads
 from cltt.files.locks import locked
+from cltt.shards import format, tar
 from cltt.source import image, scan
 
 READ_THREADS = 32  # they wait for the file system, they do not compute
@@ -138,11 +138,11 @@ class _ShardWriter:
     def _append(self, frame: Planned, stored: image.Stored) -> None:
         data, width, height, _ = stored
         size = len(data)
-        header = format.tar_header(format.member_name(frame.key, frame.name), size)
+        header = tar.tar_header(tar.member_name(frame.key, frame.name), size)
         offset = self.size + len(header)
         self.rows.append(PART_ROW.pack(offset, size, zlib.crc32(data), self._shard, width, height, True))
-        self._pending += (header, data, bytes(format.padding(size)))
-        self.size = offset + size + format.padding(size)
+        self._pending += (header, data, bytes(tar.padding(size)))
+        self.size = offset + size + tar.padding(size)
         if self.size - self._written >= WRITE_BYTES or len(self._pending) >= WRITE_BUFFERS:
             self._write()
 
@@ -158,8 +158,8 @@ class _ShardWriter:
         self._written = self.size
 
     def close(self) -> None:
-        self._pending.append(format.END_OF_ARCHIVE)
-        self.size += len(format.END_OF_ARCHIVE)
+        self._pending.append(tar.END_OF_ARCHIVE)
+        self.size += len(tar.END_OF_ARCHIVE)
         self._write()
 
     def part(self) -> bytes:
@@ -216,8 +216,8 @@ class Packer:
             if is_done(self._out, shard):
                 return
             part_path(self._out, shard).unlink(missing_ok=True)
-            tar = self._out / format.shard_name(shard)
-            file = stack.enter_context(atomic.published(tar, temporary, sync=False))
+            path = self._out / format.shard_name(shard)
+            file = stack.enter_context(atomic.published(path, temporary, sync=False))
             part = self._write(file.fileno(), shard, progress)
             self.finish()
             self._flushing = self._flusher.submit(self._flush, stack.pop_all(), shard, part)

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cltt import format
+from cltt.files import npy
+from cltt.shards import format
 from cltt.source import scan
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Plan:
             yield from self._planned(start, min(start + _READ_FRAMES, frames.stop))
 
     def _planned(self, start: int, stop: int) -> Iterator[Planned]:
-        rows = format.read_npy_rows(self.folder / format.FRAMES, ROW, start, stop + 1)
+        rows = npy.read_npy_rows(self.folder / format.FRAMES, ROW, start, stop + 1)
         names = _cut(self.folder / "names.bin", [row[2] for row in rows])
         first = rows[0][3]
         keys = self.keys(first, rows[-2][3] + 1)
@@ -90,7 +91,7 @@ class Plan:
         return _cut(self.folder / format.KEYS, self._offsets(format.KEY_OFFSETS, start, stop + 1))
 
     def _offsets(self, name: str, start: int, stop: int) -> list[int]:
-        return [offset for (offset,) in format.read_npy_rows(self.folder / name, _OFFSET, start, stop)]
+        return [offset for (offset,) in npy.read_npy_rows(self.folder / name, _OFFSET, start, stop)]
 
     def skipped(self) -> Iterator[tuple[str, str]]:
         """(path, reason) of what the scan left out."""

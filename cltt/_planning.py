@@ -15,11 +15,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from cltt import format
 from cltt._groups import check_labels
 from cltt._plan import PLAN_FACTS, Plan
 from cltt.errors import SettingsError
-from cltt.files import atomic
+from cltt.files import atomic, npy
+from cltt.shards import format, tar
 from cltt.source import scan
 
 # What _plan.ROW unpacks. name: where the file's name starts in names.bin; gap: the frame number jumped here (only where
@@ -47,8 +47,8 @@ class _Columns:
         self.shards = 0
 
     @staticmethod
-    def _npy(path: Path, dtype: np.dtype[Any], files: contextlib.ExitStack) -> format.NpyWriter:
-        writer = format.NpyWriter(files.enter_context(path.open("wb")), dtype)
+    def _npy(path: Path, dtype: np.dtype[Any], files: contextlib.ExitStack) -> npy.NpyWriter:
+        writer = npy.NpyWriter(files.enter_context(path.open("wb")), dtype)
         files.callback(writer.close)
         return writer
 
@@ -70,7 +70,7 @@ class _Columns:
         self.clips += 1
 
     def _start_shard_if_full(self, size: int) -> None:
-        member = format.BLOCK + size + format.padding(size)
+        member = tar.BLOCK + size + tar.padding(size)
         if self.frames == 0 or self._shard_bytes + member > self._shard_size:
             self._shards.write(np.array([self.frames]))
             self._shard_bytes = 0

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from cltt import format
 from cltt._groups import NONE, label_clips, parse_splits, split_clips
 from cltt._merge import PART_DTYPE
 from cltt._pack import read_part
 from cltt._plan import Plan
+from cltt.shards import format
 from cltt.text import counted
 
 Array = np.ndarray[Any, Any]

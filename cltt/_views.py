@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cltt.errors import DataError, FrameError, SettingsError
-from cltt.reader import FolderDataset, ShardDataset
+from cltt.shards.dataset import ShardDataset
+from cltt.shards.folder import FolderDataset
 from cltt.text import counted
 from cltt.windows import WindowIndex
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from cltt import checkpoint, distributed
 from cltt._records import Records, summary_writer
-from cltt._shards import locate_shards
+from cltt.build.on_demand import locate_shards
 from cltt.checkpoint import CheckpointStore
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings, differences
 from cltt.distributed import RankFacts
@@ -30,7 +30,7 @@ from cltt.files.locks import locked
 from cltt.loader import WindowLoader
 from cltt.loss import TemporalInfoNCE
 from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
-from cltt.reader import ShardDataset
+from cltt.shards.dataset import ShardDataset
 from cltt.trainer import Saver, StopSignals, Trainer
 from cltt.windows import WindowIndex
 

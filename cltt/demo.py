@@ -40,8 +40,8 @@ from cltt.config import (
 from cltt.errors import CLTTError
 from cltt.evaluation import Evaluator
 from cltt.indexer import build_shards
-from cltt.reader import ShardDataset
 from cltt.sampler import EpochPlan
+from cltt.shards.dataset import ShardDataset
 from cltt.visualize import draw_windows, plot_run
 
 if TYPE_CHECKING:

@@ -18,18 +18,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cltt import _groups, format
+from cltt import _groups
 from cltt._merge import merge
 from cltt._pack import Progress, is_done
 from cltt._plan import PLAN, Plan
 from cltt._planning import make_plan, regroup
 from cltt._reports import BuildReport, built_report, planned_report, task_report
-from cltt._verify import Damage, verify_shards
 from cltt._workers import Worker, crew, pack_shards
 from cltt.config import BuildSettings
 from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
 from cltt.files.locks import locked
+from cltt.shards import format
+from cltt.shards.verify import Damage, verify_shards
 
 __all__ = ["BuildReport", "Damage", "build_shards", "verify_shards"]
 

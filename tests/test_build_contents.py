@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cltt import ShardDataset, build_shards, format
-from cltt.reader import FolderDataset
+from cltt import ShardDataset, build_shards
+from cltt.shards import format
+from cltt.shards.folder import FolderDataset
 from cltt.source.image import BrokenPicture, as_stored
 from tests import data
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cltt import build_shards, format
+from cltt import build_shards
 from cltt.errors import DataError, SettingsError
 from cltt.files.locks import locked
+from cltt.shards import format
 from tests import data
 from tests.test_build_kill import assert_same
 

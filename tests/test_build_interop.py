@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltt import ShardDataset, build_shards, format
+from cltt import ShardDataset, build_shards
+from cltt.shards import tar
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def _members(dataset: ShardDataset) -> dict[str, bytes]:
     found = {}
     for name in names:
         folder, _, file = name.rpartition("/")
-        found[format.member_name(folder.encode(), file.encode()).decode()] = (root / name).read_bytes()
+        found[tar.member_name(folder.encode(), file.encode()).decode()] = (root / name).read_bytes()
     assert len(found) == len(names)
     return found
 
@@ -74,7 +75,7 @@ def _write_dali_index(dataset: ShardDataset, shard: int, path: Path) -> int:
     lines = [f"v1.2 {len(mine)}"]
     for frame in mine.tolist():
         folder, _, file = dataset.frame_name(frame).rpartition("/")
-        member = format.member_name(folder.encode(), file.encode()).decode()
+        member = tar.member_name(folder.encode(), file.encode()).decode()
         lines.append(f"jpg {facts['offset'][frame]} {facts['size'][frame]} {member}")
     path.write_text("\n".join(lines) + "\n")
     return len(mine)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cltt import build_shards, format
+from cltt import build_shards
+from cltt.shards import format, tar
 from tests import data
 
 REPOSITORY = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def _assert_whole_under_final_names(out: Path) -> None:
     """Every tar under its final name ends as a tar must."""
     for shard in out.glob("shard-*.tar"):
         content = shard.read_bytes()
-        assert len(content) % format.BLOCK == 0 and content.endswith(format.END_OF_ARCHIVE)
+        assert len(content) % tar.BLOCK == 0 and content.endswith(tar.END_OF_ARCHIVE)
 
 
 def _run(root: Path, out: Path, *flags: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cltt import ShardDataset, build_shards, format
+from cltt import ShardDataset, build_shards
+from cltt.shards import format, tar
 from tests import data
 
 HARD_NAMES = [
@@ -72,7 +73,7 @@ def test_gnu_tar_extracts_hard_names_under_their_member_names(hard_root: Path, t
         for d, _, fs in os.walk(os.fsencode(target))
         for f in fs
     }
-    assert {format.source_path(member) for member in found} == {
+    assert {tar.source_path(member) for member in found} == {
         os.path.relpath(os.path.join(d, f), os.fsencode(hard_root))
         for d, _, fs in os.walk(os.fsencode(hard_root))
         for f in fs

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cltt import format
 from cltt.errors import DataError
-from cltt.files import atomic
+from cltt.files import atomic, npy
+from cltt.shards import format
+from cltt.shards import tar as tar_module
 
 # File names made of the pieces that could confuse the escape.
 PIECES = [b"a", b".", b"%", b"%2E", b"%25", b"%00", b"jpg", b".jpg", b".JPG", b".png", b"\xff\xe9", b" ", b"'"]
@@ -36,23 +37,23 @@ NAMES = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map(b"".join).
     ],
 )
 def test_member_stems(name: bytes, stem: bytes) -> None:
-    assert format.member_stem(name) == stem
-    assert format.source_name(stem) == name
+    assert tar_module.member_stem(name) == stem
+    assert tar_module.source_name(stem) == name
 
 
 @given(st.lists(NAMES, unique=True, max_size=40))
 @example([b"UP.JPG", b"UP.JPG.jpg", b"a", b"a.jpg", b"a.b", b"a.b.jpg", b"a%2Eb.jpg", b"a%00.jpg"])
 def test_no_two_names_give_one_stem_and_each_comes_back(names: list[bytes]) -> None:
-    stems = [format.member_stem(name) for name in names]
+    stems = [tar_module.member_stem(name) for name in names]
     assert len(set(stems)) == len(stems)
-    assert [format.source_name(stem) for stem in stems] == names
+    assert [tar_module.source_name(stem) for stem in stems] == names
     assert all(b"." not in stem for stem in stems)
 
 
 @given(NAMES)
 def test_source_path_undoes_member_name(name: bytes) -> None:
-    assert format.source_path(format.member_name(b"a/b.c", name)) == b"a/b.c/" + name
-    assert format.source_path(format.member_name(b".", name)) == name
+    assert tar_module.source_path(tar_module.member_name(b"a/b.c", name)) == b"a/b.c/" + name
+    assert tar_module.source_path(tar_module.member_name(b".", name)) == name
 
 
 LENGTHS = [1, 50, 98, 99, 100, 101, 254, 255, 256, 257, 510, 511, 512, 513, 1023, 1024, 3000]
@@ -63,28 +64,28 @@ def test_headers_are_read_by_tarfile_and_by_us(length: int) -> None:
     names = [(b"k/" * 2000)[: length - 1] + b"n", b"\xff" * length]
     blob, starts = b"", []
     for name in names:
-        header = format.tar_header(name, 700)
+        header = tar_module.tar_header(name, 700)
         starts.append(len(blob) + len(header))
-        blob += header + b"x" * 700 + bytes(format.padding(700))
-    with tarfile.open(fileobj=io.BytesIO(blob + format.END_OF_ARCHIVE), errors="surrogateescape") as tar:
+        blob += header + b"x" * 700 + bytes(tar_module.padding(700))
+    with tarfile.open(fileobj=io.BytesIO(blob + tar_module.END_OF_ARCHIVE), errors="surrogateescape") as tar:
         members = tar.getmembers()
     assert [member.name.encode(errors="surrogateescape") for member in members] == names
     assert [member.offset_data for member in members] == starts
     assert [(member.size, member.mtime, member.uid, member.mode) for member in members] == [(700, 0, 0, 0o644)] * 2
     for name, start in zip(names, starts, strict=True):
-        assert format.read_member_name(lambda size, at: blob[at : at + size], start) == name
+        assert tar_module.read_member_name(lambda size, at: blob[at : at + size], start) == name
 
 
 def test_no_header_is_an_error() -> None:
     with pytest.raises(DataError, match="no tar header"):
-        format.read_member_name(lambda size, at: bytes(size), 512)
+        tar_module.read_member_name(lambda size, at: bytes(size), 512)
 
 
 def test_npy_in_pieces_is_what_numpy_saves(tmp_path: Path) -> None:
     rows = np.zeros(1000, format.FRAME_DTYPE)
     rows["offset"] = np.arange(1000) << 34
     with (tmp_path / "a.npy").open("wb") as file:
-        writer = format.NpyWriter(file, format.FRAME_DTYPE)
+        writer = npy.NpyWriter(file, format.FRAME_DTYPE)
         for start in range(0, 1000, 300):
             writer.write(rows[start : start + 300])
         writer.close()

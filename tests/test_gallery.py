@@ -22,7 +22,8 @@ import inspect_windows
 from cltt import EpochPlan, WindowIndex, _gallery, build_shards, visualize
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
-from cltt.reader import FolderDataset, ShardDataset
+from cltt.shards.dataset import ShardDataset
+from cltt.shards.folder import FolderDataset
 from tests import data
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltt import BuildReport, ShardDataset, build_shards, format
-from cltt._verify import verify_shards
+from cltt import BuildReport, ShardDataset, build_shards
 from cltt.errors import DataError, SettingsError
+from cltt.shards import format
+from cltt.shards.verify import verify_shards
 from tests import data
 from tests.test_build_kill import assert_same
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltt import ShardDataset, build_shards, format
-from cltt._verify import verify_shards
+from cltt import ShardDataset, build_shards
 from cltt.errors import DataError
+from cltt.shards import format
+from cltt.shards.verify import verify_shards
 from tests import data
 
 

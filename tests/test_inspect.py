@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 
 import inspect_windows
-from cltt import WindowIndex, _folder, _stats, build_shards, reader, visualize
+from cltt import WindowIndex, _stats, build_shards, visualize
 from cltt.cli import run
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
-from cltt.reader import FolderDataset, ShardDataset
+from cltt.shards import folder as folder_module
+from cltt.shards.dataset import ShardDataset
+from cltt.shards.folder import FolderDataset
 from tests import data
 
 ROOT = Path(__file__).parents[1]
@@ -272,7 +274,9 @@ def test_only_what_counts_windows_reads_every_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     checked = []
-    monkeypatch.setattr(reader, "check_files", lambda *given: checked.append(given) or _folder.check_files(*given))
+    monkeypatch.setattr(
+        folder_module, "check_files", lambda *given: checked.append(given) or folder_module.check_files(*given)
+    )
     argv = ["--root-dir", str(folder), *SMALL, "--json", "--batch-size", "4", "--mode"]
     for mode in (["sample"], ["batch"], ["batch", "--batch-sampling", "contiguous"], ["verify"]):
         inspect_windows.main([*argv, *mode])

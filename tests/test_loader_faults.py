@@ -23,7 +23,7 @@ from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt._cache import BlockUses
 from cltt.errors import DataError, FrameError
 from cltt.pixels import FrameDecoder, Framing
-from cltt.reader import FolderDataset
+from cltt.shards.folder import FolderDataset
 from tests import data
 
 SIZE = 16

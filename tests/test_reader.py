@@ -15,9 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cltt import ShardDataset, WindowIndex, _folder, build_shards, format, reader
+from cltt import ShardDataset, WindowIndex, build_shards
 from cltt.errors import DataError, FrameError
-from cltt.reader import FolderDataset
+from cltt.shards import dataset as dataset_module
+from cltt.shards import folder as folder_module
+from cltt.shards import format
+from cltt.shards.folder import FolderDataset
 from tests import data
 
 LENGTHS = {"a": 13, "b/c": 1, "b/d": 40, "e": 6}
@@ -54,23 +57,25 @@ def test_any_frames_in_any_order(
     built: Path, contents: list[bytes], ids: list[int], max_gap: int, max_read: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "MAX_GAP", max_gap)
-        patch.setattr(reader, "MAX_READ", max_read)
+        patch.setattr(dataset_module, "MAX_GAP", max_gap)
+        patch.setattr(dataset_module, "MAX_READ", max_read)
         assert ShardDataset(built).read(ids) == [contents[k] for k in ids]
 
 
 def test_neighbours_come_in_one_read_and_distant_frames_do_not(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    read = reader._pread_into
+    read = dataset_module._pread_into
     monkeypatch.setattr(
-        reader, "_pread_into", lambda handle, memory, offset: calls.append(len(memory)) or read(handle, memory, offset)
+        dataset_module,
+        "_pread_into",
+        lambda handle, memory, offset: calls.append(len(memory)) or read(handle, memory, offset),
     )
     dataset = ShardDataset(built)
     in_shard_0 = np.flatnonzero(dataset.frame_facts(range(FRAMES))["shard"] == 0)
     dataset.read(in_shard_0[::-1])
     assert len(calls) == 1
     calls.clear()
-    monkeypatch.setattr(reader, "MAX_GAP", 0)
+    monkeypatch.setattr(dataset_module, "MAX_GAP", 0)
     dataset.read(in_shard_0[::2])
     assert len(calls) == len(in_shard_0[::2])
 
@@ -269,6 +274,6 @@ def test_clips_are_cut_as_one_would_by_hand(seed: int) -> None:
         runs = [len(run) for run in "".join("x" if ok else " " for ok in good[start : start + length]).split()]
         expected += [(run, folder, part) for part, run in enumerate(runs)]
         start += length
-    rows = _folder.cut_clips(lengths, good)
+    rows = folder_module.cut_clips(lengths, good)
     found = zip(rows[format.CLIP_LENGTH], rows[format.CLIP_KEY], rows[format.CLIP_PART], strict=True)
     assert [tuple(map(int, clip)) for clip in found] == expected

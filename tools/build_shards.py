@@ -13,10 +13,10 @@ import sys
 import time
 
 from cltt._reports import BuildReport
-from cltt._verify import verify_shards
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import BuildSettings, WindowSettings
 from cltt.indexer import build_shards
+from cltt.shards.verify import verify_shards
 from cltt.text import counted
 from cltt.windows import WindowIndex
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cltt import format
 from cltt.errors import DataError
 from cltt.files import atomic, threads
+from cltt.shards import format, tar
 from cltt.source import image, scan
 from cltt.text import counted
 
@@ -85,8 +85,8 @@ def _shard_damages(job: _Job, facts: dict[str, Any], records: Any, pool: ThreadP
     file = job.path / facts["name"]
     if not file.exists():
         return [Damage(facts["name"], f"missing, with {len(records)} frames; copy it again or build again")]
-    with file.open("rb") as tar:
-        handle = tar.fileno()
+    with file.open("rb") as shard:
+        handle = shard.fileno()
         summed = pool.submit(_sum_shard, handle)
         chunks = (records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
         found = threads.ordered_map(pool, lambda chunk: _frame_damages(job, handle, chunk), chunks, 64)
@@ -118,7 +118,7 @@ def _frame_damages(job: _Job, handle: int, records: Any) -> list[Damage]:
         path = b""
         if problem or job.root is not None:
             try:
-                path = format.source_path(format.read_member_name(lambda n, at: os.pread(handle, n, at), offset))
+                path = tar.source_path(tar.read_member_name(lambda n, at: os.pread(handle, n, at), offset))
             except DataError as error:
                 problem = problem or str(error)
         if not problem and job.root is not None:
@@ -204,10 +204,11 @@ def _known_paths(job: _Job, frames: Any) -> Iterator[bytes]:
     for shard, facts in enumerate(job.index["shards"]):
         if not (job.path / facts["name"]).exists():
             continue
-        with (job.path / facts["name"]).open("rb") as tar:
-            handle = tar.fileno()
+        with (job.path / facts["name"]).open("rb") as file:
+            handle = file.fileno()
             for offset in frames["offset"][bounds[shard] : bounds[shard + 1]].tolist():
                 try:
-                    yield format.source_path(format.read_member_name(lambda n, at: os.pread(handle, n, at), offset))  # noqa: B023
+                    member = tar.read_member_name(lambda n, at: os.pread(handle, n, at), offset)  # noqa: B023
+                    yield tar.source_path(member)
                 except DataError:
                     continue  # already named as damaged

@@ -6,93 +6,21 @@ neighbouring frames come in one read. Every frame's CRC-32 is checked before the
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cltt import format
-from cltt._folder import check_files, cut_clips, note_facts
-from cltt.errors import DataError, FrameError, SettingsError
-from cltt.source import image, scan
+from cltt.errors import DataError, FrameError
+from cltt.shards import format, tar
+from cltt.shards.clip_table import Array, _ClipTable
 
-Array = np.ndarray[Any, Any]
 MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
 MAX_READ = 8 << 20  # bytes of one read
-
-
-class _ClipTable:
-    """What both datasets know of clips: lengths, keys, labels and splits.
-
-    Attributes:
-        num_frames, num_clips: counts.
-        clip_lengths: int64 [clips], frames of each clip.
-        clip_offsets: int64 [clips + 1]; clip c holds the frame ids ``clip_offsets[c]`` to ``clip_offsets[c + 1] - 1``.
-        label_names: names of the labels; split_names: names of the splits ([]: there are none).
-        fingerprint: equal for equal frames in equal clips.
-    """
-
-    num_frames: int
-    num_clips: int
-    fingerprint: str
-    label_names: list[str]
-    split_names: list[str]
-    _clips: Array  # [format.CLIP_ROWS, clips]
-
-    @cached_property
-    def clip_lengths(self) -> Array:
-        return np.array(self._clips[format.CLIP_LENGTH])
-
-    @cached_property
-    def clip_offsets(self) -> Array:
-        return np.concatenate([[0], np.cumsum(self.clip_lengths)])
-
-    @cached_property
-    def labels(self) -> Array:
-        """Number of each clip's label in ``label_names``, int64 [clips]; -1: none."""
-        return np.array(self._clips[format.CLIP_LABEL])
-
-    def split_clips(self, name: str) -> Array:
-        """Ids of the clips of one split, int64; SettingsError for a split that is not there."""
-        if name not in self.split_names:
-            known = ", ".join(self.split_names) or "none; build the shards with --splits"
-            raise SettingsError(f"there is no split {name!r}; the splits are: {known}")
-        return np.flatnonzero(self._clips[format.CLIP_SPLIT] == self.split_names.index(name)).astype(np.int64)
-
-    def clip_part(self, clip: int) -> int:
-        """0 for a whole folder or its first part, 1 for what follows its first hole, and so on."""
-        return int(self._clips[format.CLIP_PART, clip])
-
-    def clip_of(self, frame_ids: Any) -> Array:
-        """The clip of each frame, int64 of the same shape."""
-        return np.searchsorted(self.clip_offsets, np.asarray(frame_ids), side="right").astype(np.int64) - 1
-
-    def _check_ids(self, frame_ids: Any) -> Array:
-        ids = np.asarray(frame_ids, np.int64).reshape(-1)
-        if len(ids) and (ids.min() < 0 or ids.max() >= self.num_frames):
-            raise IndexError(f"frame ids {ids.min()}..{ids.max()}; they must be in 0..{self.num_frames - 1}")
-        return ids
-
-    def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
-        raise NotImplementedError
-
-    def read(self, frame_ids: Any) -> list[bytes]:
-        """The JPEG bytes of each frame, in the order asked; repeats are allowed, and so are many threads.
-
-        Raises FrameError for the first frame that is damaged or missing, IndexError for an id that does not exist.
-        """
-        frames = self.read_each(frame_ids)
-        for frame in frames:
-            if isinstance(frame, FrameError):
-                raise frame
-        return frames  # type: ignore[return-value]
 
 
 class ShardDataset(_ClipTable):
@@ -147,10 +75,10 @@ class ShardDataset(_ClipTable):
         record = self.frame_facts([frame_id])[0]
         shard = int(record["shard"])
         try:
-            member = format.read_member_name(lambda size, at: self._files.pread(shard, size, at), int(record["offset"]))
+            member = tar.read_member_name(lambda size, at: self._files.pread(shard, size, at), int(record["offset"]))
         except (OSError, DataError) as error:
             raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
-        return os.fsdecode(format.source_path(member))
+        return os.fsdecode(tar.source_path(member))
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
         """As :meth:`read`, with a FrameError in the place of each frame that is damaged or missing."""
@@ -255,98 +183,3 @@ def _pread_into(handle: int, memory: memoryview, offset: int) -> int:
     data = os.pread(handle, len(memory), offset)  # macOS before 11
     memory[: len(data)] = data
     return len(data)
-
-
-class FolderDataset(_ClipTable):
-    """The same interface over a plain folder of clips: nothing is built, the index is held in memory.
-
-    Frames that shards would hold re-encoded are re-encoded on each read, so both give the same pixels.
-
-    Args:
-        root_dir: the folder of clip folders.
-        check: read every file first, leave out those that are no whole picture and cut their clips there: the clips are
-            then those of shards built with the default settings. Without it a scan of the names is enough, and a
-            broken file is a FrameError when it is read.
-
-    Attributes:
-        broken: with ``check``, why each file was left out, by its path relative to the root folder.
-
-    Raises SettingsError if there are no frames; with ``check``, DataError if no file is a whole picture or one cannot
-    be read.
-    """
-
-    def __init__(self, root_dir: str | os.PathLike[str], *, check: bool = False) -> None:
-        self.path = Path(root_dir)
-        self.root_dir = os.path.realpath(root_dir)
-        self._root = scan.check_root(self.root_dir)
-        with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
-            clips = list(scan.scan_clips(scan.scan_folders(self._root, pool), pool))
-        if not clips:
-            raise SettingsError(f"no frames under {os.fsdecode(self._root)!r}; its folders must hold one image a frame")
-        self._keys = [clip.key for clip in clips]
-        self._names = [frame.name for clip in clips for frame in clip.frames]
-        self._facts: Array | None = None
-        self.broken: dict[str, str] = {}
-        good = np.ones(len(self._names), bool)
-        if check:
-            self._facts, self.broken = check_files(self._root, clips)
-            good = self._facts["width"] > 0
-            self._facts = self._facts[good]
-            self._names = [self._names[frame] for frame in np.flatnonzero(good).tolist()]
-        self._clips = cut_clips([len(clip.frames) for clip in clips], good)
-        self.num_frames, self.num_clips = len(self._names), self._clips.shape[1]
-        self.fingerprint = self._hash(clips)
-        self.label_names: list[str] = []
-        self.split_names: list[str] = []
-
-    @staticmethod
-    def _hash(clips: list[scan.SourceClip]) -> str:
-        digest = hashlib.sha256()
-        for clip in clips:
-            digest.update(clip.key + b"\0")
-            for frame in clip.frames:
-                digest.update(b"%b\0%d %d\0" % (frame.name, frame.size, frame.mtime_ns))
-        return digest.hexdigest()[:32]
-
-    def clip_key(self, clip: int) -> str:
-        """The clip folder's path relative to the root folder."""
-        return os.fsdecode(self._key(clip))
-
-    def _key(self, clip: int) -> bytes:
-        return self._keys[int(self._clips[format.CLIP_KEY, clip])]
-
-    def frame_name(self, frame_id: int) -> str:
-        """The file's path relative to the root folder."""
-        self._check_ids([frame_id])
-        return os.fsdecode(scan.join_key(self._key(int(self.clip_of(frame_id))), self._names[frame_id]))
-
-    def frame_facts(self, frame_ids: Any) -> Array:
-        """Records as those of :meth:`ShardDataset.frame_facts`; width and height from the files, zeros for the rest."""
-        ids = self._check_ids(frame_ids)
-        if self._facts is not None:
-            return np.asarray(self._facts[ids])
-        records = np.zeros(len(ids), format.FRAME_DTYPE)
-        for record, frame_id in zip(records, ids.tolist(), strict=True):
-            stored = self._stored(frame_id)
-            if isinstance(stored, image.Stored):
-                note_facts(record, stored)
-        return records
-
-    def _stored(self, frame_id: int) -> image.Stored | FrameError:
-        name = self.frame_name(frame_id)
-        try:
-            return image.as_stored((self._root_path / name).read_bytes(), verify="header")
-        except (image.BrokenPicture, OSError) as error:
-            return FrameError(frame_id, name, getattr(error, "strerror", None) or str(error))
-
-    @property
-    def _root_path(self) -> Path:
-        return Path(self.root_dir)
-
-    def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
-        """As :meth:`read`, with a FrameError in the place of each file that is gone or no picture."""
-        stored = {frame_id: self._stored(frame_id) for frame_id in set(self._check_ids(frame_ids).tolist())}
-        return [
-            frame.data if isinstance(frame := stored[frame_id], image.Stored) else frame
-            for frame_id in self._check_ids(frame_ids).tolist()
-        ]
