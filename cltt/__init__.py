@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cltt._reports import BuildReport
-    from cltt.indexer import build_shards
+    from cltt.build.builder import build_shards
+    from cltt.build.report import BuildReport
     from cltt.loader import WindowLoader
     from cltt.loss import TemporalInfoNCE, positive_mask
     from cltt.sampler import EpochPlan

@@ -23,6 +23,7 @@ from cltt._eval_data import open_labelled
 from cltt._figures import save_figure
 from cltt._render import SOLIDS, write_clip
 from cltt._views import view_windows
+from cltt.build.builder import build_shards
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import (
     DEVICES,
@@ -39,7 +40,6 @@ from cltt.config import (
 )
 from cltt.errors import CLTTError
 from cltt.evaluation import Evaluator
-from cltt.indexer import build_shards
 from cltt.sampler import EpochPlan
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize import draw_windows, plot_run

@@ -12,10 +12,11 @@ import dataclasses
 import sys
 import time
 
-from cltt._reports import BuildReport
+from cltt.build.builder import build_shards
+from cltt.build.report import BuildReport
+from cltt.build.settings import BuildSettings
 from cltt.cli import Parser, add_settings, run, settings_from
-from cltt.config import BuildSettings, WindowSettings
-from cltt.indexer import build_shards
+from cltt.config import WindowSettings
 from cltt.shards.verify import verify_shards
 from cltt.text import counted
 from cltt.windows import WindowIndex

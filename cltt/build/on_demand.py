@@ -13,11 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cltt.config import BuildSettings, DataSettings
+from cltt.build.builder import build_shards
+from cltt.build.settings import BuildSettings
+from cltt.config import DataSettings
 from cltt.distributed import RankFacts
 from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable, replace_file
-from cltt.indexer import build_shards
 from cltt.shards import format
 from cltt.shards.stage import stage
 from cltt.source.scan import check_root, scan_clips, scan_folders

@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import IO, Any
 
-from cltt._pack import Packer, Progress, is_done
-from cltt._plan import PLAN, Plan
+from cltt.build.pack import Packer, Progress, is_done
+from cltt.build.plan import PLAN, Plan
 from cltt.errors import CLTTError, DataError
 from cltt.shards import format
 
-_START = "import sys; sys.path[:] = {path!r}; from cltt._workers import serve; serve({out!r})"
-_PACKAGES = str(Path(__file__).parents[1])  # where this package lies, for an editable one is not on sys.path
+_START = "import sys; sys.path[:] = {path!r}; from cltt.build.workers import serve; serve({out!r})"
+_PACKAGES = str(Path(__file__).parents[2])  # where this package lies, for an editable one is not on sys.path
 FINISH = "finish"
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cltt._groups import label_clips, parse_splits, split_clips
-from cltt._pack import read_part
-from cltt._plan import Plan
+from cltt.build.labels import label_clips, parse_splits, split_clips
+from cltt.build.pack import read_part
+from cltt.build.plan import Plan
 from cltt.errors import DataError
 from cltt.files import atomic, npy
 from cltt.shards import format

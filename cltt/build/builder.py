@@ -18,21 +18,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cltt import _groups
-from cltt._merge import merge
-from cltt._pack import Progress, is_done
-from cltt._plan import PLAN, Plan
-from cltt._planning import make_plan, regroup
-from cltt._reports import BuildReport, built_report, planned_report, task_report
-from cltt._workers import Worker, crew, pack_shards
-from cltt.config import BuildSettings
+from cltt.build import labels
+from cltt.build.merge import merge
+from cltt.build.pack import Progress, is_done
+from cltt.build.plan import PLAN, Plan
+from cltt.build.plan_writer import make_plan, regroup
+from cltt.build.report import BuildReport, built_report, planned_report, task_report
+from cltt.build.settings import BuildSettings
+from cltt.build.workers import Worker, crew, pack_shards
 from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.shards import format
-from cltt.shards.verify import Damage, verify_shards
-
-__all__ = ["BuildReport", "Damage", "build_shards", "verify_shards"]
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
@@ -129,8 +126,8 @@ def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
 def _settings(**given: Any) -> dict[str, Any]:
     """The checked settings as they are kept with the shards; a table of labels counts by its contents."""
     settings = dataclasses.asdict(BuildSettings(**given))
-    _groups.parse_splits(settings["splits"])
-    _groups.labeller(settings["label_from"])
+    labels.parse_splits(settings["splits"])
+    labels.labeller(settings["label_from"])
     kind, _, file = (settings["label_from"] or "").partition(":")
     settings["label_table_sha256"] = atomic.file_sha256(Path(file)) if kind == "csv" else None
     return settings
@@ -239,7 +236,7 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
             make_plan(root, folder, settings)
     plan = Plan(folder)
-    theirs = plan.settings | ({name: settings[name] for name in _groups.SETTINGS} if alone else {})
+    theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
     if differences := _differences(settings, root, theirs, plan.root_dir):
         raise SettingsError(f"{out} holds an unfinished build of another kind ({differences}); use --overwrite")
     return plan if plan.settings == settings else regroup(plan, settings)

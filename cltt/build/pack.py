@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cltt._plan import Plan, Planned
+from cltt.build.plan import Plan, Planned
 from cltt.errors import DataError
 from cltt.files import atomic, threads
 from cltt.files.locks import locked

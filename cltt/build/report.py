@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cltt._groups import NONE, label_clips, parse_splits, split_clips
-from cltt._merge import PART_DTYPE
-from cltt._pack import read_part
-from cltt._plan import Plan
+from cltt.build.labels import NONE, label_clips, parse_splits, split_clips
+from cltt.build.merge import PART_DTYPE
+from cltt.build.pack import read_part
+from cltt.build.plan import Plan
 from cltt.shards import format
 from cltt.text import counted
 

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from cltt._groups import check_labels
-from cltt._plan import PLAN_FACTS, Plan
+from cltt.build.labels import check_labels
+from cltt.build.plan import PLAN_FACTS, Plan
 from cltt.errors import SettingsError
 from cltt.files import atomic, npy
 from cltt.shards import format, tar

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cltt._plan import Plan
+from cltt.build.plan import Plan
 from cltt.errors import SettingsError
 from cltt.source import scan
 
