@@ -25,11 +25,11 @@ import numpy as np
 from cltt import visualize
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import DataSettings, LookSettings, WindowSettings, require
-from cltt.sampler import EpochPlan
+from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.text import counted
-from cltt.windows import WindowIndex
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

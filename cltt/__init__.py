@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from cltt.build.report import BuildReport
     from cltt.loader import WindowLoader
     from cltt.loss import TemporalInfoNCE, positive_mask
-    from cltt.sampler import EpochPlan
+    from cltt.sampling.epoch_plan import EpochPlan
+    from cltt.sampling.windows import WindowIndex
     from cltt.shards.dataset import ShardDataset
-    from cltt.windows import WindowIndex
 
 
 def __getattr__(name: str) -> Any:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from cltt._views import Dataset, Ids, clip_name
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
+from cltt.sampling.windows import WindowIndex
 from cltt.text import counted
-from cltt.windows import WindowIndex
 
 PIECE = 1 << 14  # frames looked at together: bounds memory, and moves the progress bar while files are read
 STEPS = (1, 2, 5, 10, 20, 30)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cltt.errors import DataError, FrameError, SettingsError
+from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.text import counted
-from cltt.windows import WindowIndex
 
 Ids = NDArray[np.int64]
 Pixels = NDArray[np.uint8]

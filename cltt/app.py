@@ -30,9 +30,9 @@ from cltt.files.locks import locked
 from cltt.loader import WindowLoader
 from cltt.loss import TemporalInfoNCE
 from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.trainer import Saver, StopSignals, Trainer
-from cltt.windows import WindowIndex
 
 EVALUATION_FILE = "evaluation.json"
 STOP_NOTICE = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"

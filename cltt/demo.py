@@ -40,7 +40,7 @@ from cltt.config import (
 )
 from cltt.errors import CLTTError
 from cltt.evaluation import Evaluator
-from cltt.sampler import EpochPlan
+from cltt.sampling.epoch_plan import EpochPlan
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize import draw_windows, plot_run
 

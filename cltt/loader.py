@@ -24,8 +24,8 @@ from cltt.distributed import pick_device, rank_facts
 from cltt.errors import SettingsError
 from cltt.pipeline import AUGMENTS, SCOPES, BatchMaker, best_decoder
 from cltt.pixels import Framing
-from cltt.sampler import EpochPlan
-from cltt.windows import WindowIndex
+from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.windows import WindowIndex
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 STATE_VERSION = 1

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cltt import EpochPlan, WindowIndex, sampler
+from cltt import EpochPlan, WindowIndex
+from cltt.sampling import epoch_plan
 from tests.obvious import count_overlaps, list_windows
 
 MAX_WINDOWS = 60_000
@@ -181,7 +182,7 @@ def check_frames_are_fresh_once_a_block(case: Case) -> None:
 def check_large_data_get_an_upper_bound(case: Case) -> None:
     exact = [case.made.frames_per_block(rank, case.world_size) for rank in range(case.world_size)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "EXACT_FRAMES", 0)
+        patch.setattr(epoch_plan, "EXACT_FRAMES", 0)
         bounds = [case.made.frames_per_block(rank, case.world_size) for rank in range(case.world_size)]
     most_windows = max(windows.size for *_, windows in rank_parts(case))
     for frames, bound in zip(exact, bounds, strict=True):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cltt import EpochPlan, WindowIndex
-from cltt._runs import ShuffledRuns
 from cltt.errors import SettingsError
+from cltt.sampling.blocks import ShuffledRuns
 from tests.obvious import count_overlaps
 
 LENGTHS = [90, 0, 150, 61, 200]

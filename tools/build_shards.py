@@ -17,9 +17,9 @@ from cltt.build.report import BuildReport
 from cltt.build.settings import BuildSettings
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import WindowSettings
+from cltt.sampling.windows import WindowIndex
 from cltt.shards.verify import verify_shards
 from cltt.text import counted
-from cltt.windows import WindowIndex
 
 DAMAGED = 1
 

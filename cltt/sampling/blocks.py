@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cltt._permutation import KeyedPermutation, shuffled
-from cltt.windows import WindowIndex
+from cltt.sampling.permutation import KeyedPermutation, shuffled
+from cltt.sampling.windows import WindowIndex
 
 
 class Layout(Protocol):

@@ -17,11 +17,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from cltt._permutation import MAX_SEED, seed_sequence
-from cltt._runs import Block, FreeBlock, ShuffledRuns, SingleWindows
 from cltt.config import require
 from cltt.errors import SettingsError
-from cltt.windows import WINDOW_FIELDS, WindowIndex
+from cltt.sampling.blocks import Block, FreeBlock, ShuffledRuns, SingleWindows
+from cltt.sampling.permutation import MAX_SEED, seed_sequence
+from cltt.sampling.windows import WINDOW_FIELDS, WindowIndex
 
 STATE_VERSION = 1
 DEFAULT_DEPTH = 128
