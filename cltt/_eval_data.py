@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from cltt.errors import DataError, SettingsError
-from cltt.pixels import Framing, shrink
+from cltt.frames.decode_cpu import shrink
+from cltt.frames.geometry import Framing
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
 

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from cltt._decode import Decoder
-from cltt._framing import FrameStore
 from cltt.errors import DataError, FrameError
+from cltt.frames.decoders import Decoder
+from cltt.frames.store import FrameStore
 
 log = logging.getLogger(__name__)
 

@@ -102,7 +102,8 @@ def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image
 
 def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pixels, dict[int, str]]:
     """Pictures uint8 [n, S, S, 3] of ``frame_ids`` [n] and, for those left grey, a sentence saying why."""
-    from cltt.pixels import FrameDecoder, Framing  # not at the top: OpenCV is slow to import and curves need none
+    from cltt.frames.decode_cpu import FrameDecoder
+    from cltt.frames.geometry import Framing  # not at the top: OpenCV is slow to import and curves need none
 
     decoder = FrameDecoder(Framing(image_size=image_size))
     pictures = np.full((len(frame_ids), image_size, image_size, 3), GREY_LEVEL, dtype=np.uint8)
@@ -125,11 +126,11 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     """
     import torch
 
-    from cltt._augment import uniforms
-    from cltt._decode import CpuDecoder
-    from cltt._framing import FrameStore
-    from cltt.pipeline import BatchMaker
-    from cltt.pixels import Framing
+    from cltt.frames.augment import uniforms
+    from cltt.frames.batch import BatchMaker
+    from cltt.frames.decoders import CpuDecoder
+    from cltt.frames.geometry import Framing
+    from cltt.frames.store import FrameStore
 
     cpu = torch.device("cpu")
     framing = Framing(image_size=view.frames.shape[2], margin=True)

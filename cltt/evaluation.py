@@ -28,8 +28,8 @@ from cltt.distributed import RankFacts
 from cltt.errors import SettingsError
 from cltt.files import atomic
 from cltt.files.atomic import replace_file
+from cltt.frames.batch import IMAGENET_MEAN, IMAGENET_STD
 from cltt.models import build_encoder
-from cltt.pipeline import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltt._augment import uniforms
 from cltt._cache import PageTable, SlotTable, block_uses
 from cltt._frames import Dataset, Frames, slots_for
-from cltt._framing import FrameStore
 from cltt._prefetch import Prefetcher, ReadyStep
 from cltt.config import require
 from cltt.distributed import pick_device, rank_facts
 from cltt.errors import SettingsError
-from cltt.pipeline import AUGMENTS, SCOPES, BatchMaker, best_decoder
-from cltt.pixels import Framing
+from cltt.frames.augment import uniforms
+from cltt.frames.batch import AUGMENTS, SCOPES, BatchMaker
+from cltt.frames.decoders import best_decoder
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
 

@@ -22,7 +22,8 @@ import torch
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt._cache import BlockUses
 from cltt.errors import DataError, FrameError
-from cltt.pixels import FrameDecoder, Framing
+from cltt.frames.decode_cpu import FrameDecoder
+from cltt.frames.geometry import Framing
 from cltt.shards.folder import FolderDataset
 from tests import data
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cltt import _augment
-from cltt._augment import uniforms
-from cltt._decode import CpuDecoder, DaliDecoder
-from cltt._framing import FrameStore
-from cltt.pipeline import BatchMaker, dali_installed
-from cltt.pixels import Framing, shrink
+from cltt.frames import augment
+from cltt.frames.augment import uniforms
+from cltt.frames.batch import BatchMaker
+from cltt.frames.decode_cpu import shrink
+from cltt.frames.decoders import CpuDecoder, DaliDecoder, dali_installed
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore
 from tests import data
 
 CPU = torch.device("cpu")
@@ -119,17 +120,17 @@ def test_decoders_name_the_bad_jpegs_and_keep_the_good_ones() -> None:
         assert not decode(decoder, good)[1]
 
 
-def drawn_for(kind: str, count: int, sizes: np.ndarray, seed: int = 0) -> _augment.Augmentation:
+def drawn_for(kind: str, count: int, sizes: np.ndarray, seed: int = 0) -> augment.Augmentation:
     ids = np.arange(count)
     flat = {name: values.reshape(-1) for name, values in uniforms(seed, 0, ids, ids[:, None], "frame").items()}
-    return _augment.drawn(kind, flat, sizes)
+    return augment.drawn(kind, flat, sizes)
 
 
 @needs_dali
 @pytest.mark.parametrize("kind", ["crop", "simclr"])
 @pytest.mark.parametrize("size", [64, 224])
 def test_opencv_and_dali_augment_alike(kind: str, size: int) -> None:
-    from cltt._dali import AugmentGraph
+    from cltt.frames.dali_graphs import AugmentGraph
 
     framing = Framing(image_size=size, margin=True)
     store = FrameStore(24, framing, CPU)
@@ -137,10 +138,10 @@ def test_opencv_and_dali_augment_alike(kind: str, size: int) -> None:
     augmentation = drawn_for(kind, 24, store.sizes)
     assert augmentation.flip.any() and not augmentation.flip.all()
     frames = [store.frame(k) for k in range(24)]
-    dali = AugmentGraph(size, _augment.blur_window(size), 24, 1, None).augment(frames, augmentation).numpy()
+    dali = AugmentGraph(size, augment.blur_window(size), 24, 1, None).augment(frames, augmentation).numpy()
     ours = np.empty((24, size, size, 3), np.uint8)
     for k, frame in enumerate(frames):
-        _augment.apply(frame.numpy(), augmentation, k, shrink, ours[k])
+        augment.apply(frame.numpy(), augmentation, k, shrink, ours[k])
     difference = np.abs(ours.astype(int) - dali).reshape(24, -1).mean(axis=1)
     assert difference.mean() < 1 and difference.max() < 2 * TOLERANCE, difference
 

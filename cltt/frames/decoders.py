@@ -6,16 +6,24 @@ within 2/255 on average. On the CPU DALI's own resize takes three times as long,
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore, own_stream
+
+if TYPE_CHECKING:
+    pass
+
 import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import simplejpeg
-import torch
 
-from cltt._framing import FrameStore, own_stream
-from cltt.pixels import FrameDecoder, Framing
+from cltt.frames.decode_cpu import FrameDecoder
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +73,7 @@ class DaliDecoder:
     _GRAPHS = 2
 
     def __init__(self, framing: Framing, device: torch.device, threads: int) -> None:
-        from cltt._dali import DecodeGraphs
+        from cltt.frames.dali_graphs import DecodeGraphs
 
         self.framing, self.device = framing, device
         device_id = (device.index or 0) if device.type == "cuda" else None
@@ -118,3 +126,19 @@ class DaliDecoder:
                     store.row(slot)[: frame.numel()].copy_(frame.reshape(-1))
         for slot, frame in zip(slots, frames, strict=True):
             store.sizes[slot] = frame.shape[:2]
+
+
+def best_decoder(framing: Framing, device: torch.device, threads: int) -> Decoder:
+    """DALI on the GPU for batches wanted on CUDA where DALI is installed, else libjpeg-turbo and OpenCV on the CPU."""
+    if device.type == "cuda" and dali_installed():
+        return DaliDecoder(framing, device, threads)
+    return CpuDecoder(framing)
+
+
+def dali_installed() -> bool:
+    """Whether DALI can be imported."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError:
+        return False
+    return True

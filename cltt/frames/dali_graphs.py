@@ -20,7 +20,7 @@ import nvidia.dali.types
 import torch
 from nvidia.dali import Pipeline
 
-from cltt._augment import Augmentation
+from cltt.frames.augment import Augmentation
 
 types: Any = nvidia.dali.types  # its stubs leave the enumerations out
 Frames = Sequence[torch.Tensor]

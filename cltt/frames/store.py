@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltt.pixels import Framing
+from cltt.frames.geometry import Framing
 
 
 class FrameStore:

@@ -13,50 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cltt import _augment
-from cltt._augment import uniforms
-from cltt._decode import CpuDecoder, DaliDecoder, Decoder
-from cltt._framing import FrameStore, own_stream
-from cltt.pixels import Framing, shrink
+from cltt.frames import augment as augment_module
+from cltt.frames.decode_cpu import shrink
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore, own_stream
 
 if TYPE_CHECKING:
-    from cltt._dali import AugmentGraph
+    from cltt.frames.dali_graphs import AugmentGraph
 
-__all__ = [
-    "AUGMENTS",
-    "SCOPES",
-    "BatchMaker",
-    "CpuDecoder",
-    "DaliDecoder",
-    "Decoder",
-    "FrameStore",
-    "Framing",
-    "best_decoder",
-    "dali_installed",
-    "normalise",
-    "uniforms",
-]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 AUGMENTS = ("none", "crop", "simclr")
 SCOPES = ("frame", "window")
-
-
-def best_decoder(framing: Framing, device: torch.device, threads: int) -> Decoder:
-    """DALI on the GPU for batches wanted on CUDA where DALI is installed, else libjpeg-turbo and OpenCV on the CPU."""
-    if device.type == "cuda" and dali_installed():
-        return DaliDecoder(framing, device, threads)
-    return CpuDecoder(framing)
-
-
-def dali_installed() -> bool:
-    """Whether DALI can be imported."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 class BatchMaker:
@@ -128,7 +97,7 @@ class BatchMaker:
     def _augmented(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray]) -> torch.Tensor:
         """uint8 [n, S, S, 3]."""
         flat = {name: values.reshape(-1) for name, values in uniform.items()}
-        augmentation = _augment.drawn(self.augment, flat, store.sizes[slots])
+        augmentation = augment_module.drawn(self.augment, flat, store.sizes[slots])
         frames = [store.frame(slot) for slot in slots.tolist()]
         if store.device.type == "cuda":
             return self._augmented_on_gpu(frames, augmentation)
@@ -136,7 +105,7 @@ class BatchMaker:
         out = self._memory.lent(self._memory.take(len(frames) * size * size * 3)).reshape(len(frames), size, size, 3)
 
         def augment(k: int) -> None:
-            _augment.apply(frames[k].numpy(), augmentation, k, shrink, out[k])
+            augment_module.apply(frames[k].numpy(), augmentation, k, shrink, out[k])
 
         self._in_threads(augment, range(len(frames)))
         return torch.from_numpy(out)
@@ -153,12 +122,12 @@ class BatchMaker:
             self._pool.shutdown()
             self._pool = None
 
-    def _augmented_on_gpu(self, frames: list[torch.Tensor], augmentation: _augment.Augmentation) -> torch.Tensor:
+    def _augmented_on_gpu(self, frames: list[torch.Tensor], augmentation: augment_module.Augmentation) -> torch.Tensor:
         if self._graph is None:
-            from cltt._dali import AugmentGraph
+            from cltt.frames.dali_graphs import AugmentGraph
 
             size = self.framing.image_size
-            window = _augment.blur_window(size)
+            window = augment_module.blur_window(size)
             self._graph = AugmentGraph(size, window, len(frames), self._threads, self.device.index or 0)
         with own_stream(self.device):
             out = self._graph.augment(frames, augmentation).clone()
