@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks import gpu_data
+from benchmarks.replay import ReplayLoader
 from cltt import ShardDataset, TemporalInfoNCE, WindowIndex, WindowLoader
-from cltt.loader import ReplayLoader
 from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
 
 if TYPE_CHECKING:

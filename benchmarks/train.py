@@ -39,7 +39,7 @@ from cltt.config import (
     WindowSettings,
 )
 from cltt.distributed import RankFacts, pick_device
-from cltt.loader import Batch
+from cltt.loader.loader import Batch
 from cltt.trainer import Saver, StopSignals, Trainer
 
 B, T, SIDE = 8, 5, 64

@@ -34,7 +34,7 @@ __all__ = [
 if TYPE_CHECKING:
     from cltt.build.builder import build_shards
     from cltt.build.report import BuildReport
-    from cltt.loader import WindowLoader
+    from cltt.loader.loader import WindowLoader
     from cltt.loss import TemporalInfoNCE, positive_mask
     from cltt.sampling.epoch_plan import EpochPlan
     from cltt.sampling.windows import WindowIndex

@@ -13,7 +13,7 @@ from cltt._progress import Progress
 from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
-from cltt.loader import WindowLoader
+from cltt.loader.loader import WindowLoader
 from cltt.trainer import Trainer
 from cltt.visualize import plot_run
 

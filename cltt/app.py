@@ -27,7 +27,7 @@ from cltt.evaluation import Evaluator
 from cltt.files import atomic
 from cltt.files.atomic import replace_file
 from cltt.files.locks import locked
-from cltt.loader import WindowLoader
+from cltt.loader.loader import WindowLoader
 from cltt.loss import TemporalInfoNCE
 from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
 from cltt.sampling.windows import WindowIndex

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def counted(number: int, noun: str) -> str:
     """``1 clip``, ``2,000 clips``."""

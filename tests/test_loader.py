@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.replay import ReplayLoader
 from cltt import EpochPlan, ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.errors import SettingsError
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
-from cltt.loader import STEPS_AHEAD, ReplayLoader
+from cltt.loader.loader import STEPS_AHEAD
 from tests import data
 
 LENGTHS = {"a": 40, "b": 23, "c": 31, "d": 8, "e": 5}

@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
-from cltt._cache import BlockUses
 from cltt.errors import DataError, FrameError
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
+from cltt.loader.slots import BlockUses
 from cltt.shards.folder import FolderDataset
 from tests import data
 

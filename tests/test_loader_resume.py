@@ -14,7 +14,7 @@ import torch
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.errors import SettingsError
-from cltt.loader import Batch
+from cltt.loader.loader import Batch
 from tests import data
 
 ROOT = Path(__file__).parents[1]

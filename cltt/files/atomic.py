@@ -12,12 +12,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cltt.errors import DataError, SettingsError
-
-if TYPE_CHECKING:
-    pass
 
 
 def file_sha256(path: Path) -> str:

@@ -6,24 +6,17 @@ within 2/255 on average. On the CPU DALI's own resize takes three times as long,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-import torch
-
-from cltt.frames.geometry import Framing
-from cltt.frames.store import FrameStore, own_stream
-
-if TYPE_CHECKING:
-    pass
-
 import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import simplejpeg
+import torch
 
 from cltt.frames.decode_cpu import FrameDecoder
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore, own_stream
 
 log = logging.getLogger(__name__)
 

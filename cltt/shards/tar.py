@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from cltt.errors import DataError
 from cltt.source.image import IMAGE_EXTENSIONS
-
-if TYPE_CHECKING:
-    pass
 
 BLOCK = 512
 _NO_EXTENSION = b"%00"  # NUL cannot be in a file name, so no other name gives this

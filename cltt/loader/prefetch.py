@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cltt._cache import BlockUses, PageTable, SlotTable, StepUses
 from cltt.errors import CLTTError, SettingsError
+from cltt.loader.slots import BlockUses, PageTable, SlotTable, StepUses
 
 # Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
 EVICT_AHEAD = 2

@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltt._cache import PageTable, SlotTable, block_uses
-from cltt._frames import Dataset, Frames, slots_for
-from cltt._prefetch import Prefetcher, ReadyStep
 from cltt.config import require
 from cltt.distributed import pick_device, rank_facts
 from cltt.errors import SettingsError
@@ -25,6 +22,10 @@ from cltt.frames.batch import AUGMENTS, SCOPES, BatchMaker
 from cltt.frames.decoders import best_decoder
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
+from cltt.loader.fetch import Dataset, Frames
+from cltt.loader.memory import slots_for
+from cltt.loader.prefetch import Prefetcher, ReadyStep
+from cltt.loader.slots import PageTable, SlotTable, block_uses
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
 
@@ -298,46 +299,6 @@ def chosen_device(device: str | torch.device) -> torch.device:
     if asked is None or asked.index is None:
         return pick_device(str(device), rank_facts())
     return asked
-
-
-class ReplayLoader:
-    """Free data: one batch of ``loader``, made once and handed out again at every step.
-
-    What a training run reaches with it is what a perfect loader could give. Use it in the place of the loader.
-    """
-
-    def __init__(self, loader: WindowLoader) -> None:
-        self._loader = loader
-        self._epoch, self._step = loader.epoch, 0
-        state = loader.state_dict()
-        self._batch = next(iter(loader))
-        loader.load_state_dict(state)  # closes the iterator, too
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        while self._step < len(self):
-            self._step += 1
-            yield self._batch
-        self._epoch, self._step = self._epoch + 1, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """As :meth:`WindowLoader.set_epoch`."""
-        if epoch != self._epoch:
-            self._epoch, self._step = epoch, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and step."""
-        return {"epoch": self._epoch, "step": self._step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at an epoch and step."""
-        self._epoch, self._step = state["epoch"], state["step"]
-
-    def stats(self) -> dict[str, float]:
-        """Those of the loader behind it: they stand still."""
-        return self._loader.stats()
 
 
 class Clock:
