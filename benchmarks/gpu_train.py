@@ -11,7 +11,8 @@ import torch
 from benchmarks import gpu_data
 from benchmarks.replay import ReplayLoader
 from cltt import ShardDataset, TemporalInfoNCE, WindowIndex, WindowLoader
-from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
 
 if TYPE_CHECKING:
     from benchmarks.gpu import Bench

@@ -29,7 +29,8 @@ from cltt.files.atomic import replace_file
 from cltt.files.locks import locked
 from cltt.loader.loader import WindowLoader
 from cltt.loss import TemporalInfoNCE
-from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.trainer import Saver, StopSignals, Trainer

@@ -29,7 +29,7 @@ from cltt.errors import SettingsError
 from cltt.files import atomic
 from cltt.files.atomic import replace_file
 from cltt.frames.batch import IMAGENET_MEAN, IMAGENET_STD
-from cltt.models import build_encoder
+from cltt.models.encoders import build_encoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -225,7 +225,8 @@ def test_evaluator_gives_the_row_of_the_csv(tmp_path: Path) -> None:
 
 def test_the_command_evaluates_every_checkpoint_of_a_run(tmp_path: Path) -> None:
     from cltt.config import DataSettings, ModelSettings, TrainSettings, WindowSettings
-    from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+    from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+    from cltt.models.encoders import build_encoder
 
     settings = TrainSettings(
         windows=WindowSettings(), data=DataSettings(shards="x", image_size=32), model=ModelSettings()

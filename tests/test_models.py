@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cltt.errors import SettingsError
-from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
 
 GOLDEN = Path(__file__).parent / "golden"
 

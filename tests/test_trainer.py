@@ -18,7 +18,7 @@ from cltt import TemporalInfoNCE
 from cltt._gradcache import cached_backward
 from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
-from cltt.models import ContrastiveModel, ProjectionHead
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.trainer import NonFiniteLossError, Saver, StopSignals, Trainer
 from tests.tiny_run import FEATURES, TinyEncoder
 

@@ -17,7 +17,7 @@ from torch import nn
 import train
 from cltt import app, cli
 from cltt.config import ModelSettings
-from cltt.models import ContrastiveModel, ProjectionHead
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 
 FEATURES = 16
 

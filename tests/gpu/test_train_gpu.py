@@ -11,7 +11,8 @@ import torch
 import train
 from cltt import TemporalInfoNCE, app, checkpoint
 from cltt._gradcache import cached_backward
-from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
 from cltt.trainer import HostCopy, NonFiniteLossError
 from tests import training
 

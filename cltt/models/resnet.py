@@ -1,17 +1,14 @@
-"""Encoder and projection head.
+"""ResNets: He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385).
 
-The ResNets are those of He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), in the variant
-with the stride in the 3x3 convolution of a bottleneck. Parameter names and shapes are torchvision's (``conv1``,
-``layer1.0.bn1`` ...), so a saved encoder loads with ``strict=True`` into torchvision's model once its ``fc`` is an
-``Identity``. The initial weights are random: He initialisation for convolutions, ones and zeros for BatchNorm.
+The variant with the stride in the 3x3 convolution of a bottleneck. Parameter names and shapes are torchvision's
+(``conv1``, ``layer1.0.bn1`` ...), so a saved encoder loads with ``strict=True`` into torchvision's model once its ``fc``
+is an ``Identity``. The initial weights are random: He initialisation for convolutions, ones and zeros for BatchNorm.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-
-from cltt.errors import SettingsError
 
 
 class BasicBlock(nn.Module):
@@ -107,40 +104,13 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-_RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-}
+def resnet18() -> ResNet:
+    return ResNet(BasicBlock, (2, 2, 2, 2))
 
 
-def build_encoder(name: str) -> ResNet:
-    """Make a randomly initialised ``resnet18``, ``resnet34`` or ``resnet50``; SettingsError for another name."""
-    if name not in _RESNETS:
-        raise SettingsError(f"backbone is {name!r}; it must be one of {', '.join(_RESNETS)}")
-    return ResNet(*_RESNETS[name])
+def resnet34() -> ResNet:
+    return ResNet(BasicBlock, (3, 4, 6, 3))
 
 
-class ProjectionHead(nn.Sequential):
-    """Linear, BatchNorm, ReLU, Linear: [n, in_dim] -> [n, out_dim] (the head of SimCLR, arXiv:2002.05709)."""
-
-    def __init__(self, in_dim: int, out_dim: int = 128) -> None:
-        super().__init__(
-            nn.Linear(in_dim, in_dim, bias=False),  # the bias would be taken out again by BatchNorm
-            nn.BatchNorm1d(in_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(in_dim, out_dim),
-        )
-
-
-class ContrastiveModel(nn.Module):
-    """Encoder and projection head over windows: [B, T, C, H, W] -> embeddings [B, T, D]."""
-
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        b, t = frames.shape[:2]
-        return self.head(self.encoder(frames.flatten(0, 1))).unflatten(0, (b, t))
+def resnet50() -> ResNet:
+    return ResNet(Bottleneck, (3, 4, 6, 3))
