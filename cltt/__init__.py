@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from cltt.build.builder import build_shards
     from cltt.build.report import BuildReport
     from cltt.loader.loader import WindowLoader
-    from cltt.loss import TemporalInfoNCE, positive_mask
+    from cltt.loss.infonce import TemporalInfoNCE
+    from cltt.loss.reference import positive_mask
     from cltt.sampling.epoch_plan import EpochPlan
     from cltt.sampling.windows import WindowIndex
     from cltt.shards.dataset import ShardDataset

@@ -28,7 +28,7 @@ from cltt.files import atomic
 from cltt.files.atomic import replace_file
 from cltt.files.locks import locked
 from cltt.loader.loader import WindowLoader
-from cltt.loss import TemporalInfoNCE
+from cltt.loss.infonce import TemporalInfoNCE
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
 from cltt.sampling.windows import WindowIndex

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cltt.loss import TemporalInfoNCE
+from cltt.loss.infonce import TemporalInfoNCE
 
 # Relative to the largest entry: fp32 in ieee or tf32x3 products, and what is left of a number in bf16 or fp16.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

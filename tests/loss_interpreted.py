@@ -16,7 +16,7 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from cltt import _loss_triton
+from cltt.loss import triton_kernels
 from tests.loss_cases import SIZES, assert_matches_reference, evaluate, make_case
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -48,7 +48,7 @@ def test_matches_reference(size: tuple[int, int, int], dtype: torch.dtype) -> No
 def test_columns_split_among_programs(
     multiprocessors: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_loss_triton, "_multiprocessors", lambda device: multiprocessors)
+    monkeypatch.setattr(triton_kernels, "_multiprocessors", lambda device: multiprocessors)
     assert_matches_reference(make_case(60, 5, 8), temperature, "triton", torch.float32, with_ids=True)
 
 

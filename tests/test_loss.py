@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import harness
-from cltt import _loss_chunked, positive_mask
+from cltt import positive_mask
 from cltt.errors import SettingsError
-from cltt.loss import TemporalInfoNCE
+from cltt.loss import chunked as chunked_module
+from cltt.loss.infonce import TemporalInfoNCE
 from tests.loss_cases import SIZES, assert_matches_reference, evaluate, loss_by_hand, make_case
 
 EVERY = ["reference", "chunked"]
@@ -50,7 +51,7 @@ def test_value_and_accuracy_by_hand(backend: str, with_ids: bool, gap: int) -> N
 def test_chunked_matches_reference(
     side: int, size: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_loss_chunked, "_TILE_SIDE", {"cpu": side})
+    monkeypatch.setattr(chunked_module, "_TILE_SIDE", {"cpu": side})
     for temperature in (0.01, 0.07, 0.5, 10):
         for with_ids in (False, True):
             assert_matches_reference(make_case(*size), temperature, "chunked", dtype, with_ids=with_ids)
@@ -68,14 +69,14 @@ def test_chunked_matches_reference_on_random_shapes(
 ) -> None:
     case = make_case(*size, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_loss_chunked, "_TILE_SIDE", {"cpu": side})
+        patch.setattr(chunked_module, "_TILE_SIDE", {"cpu": side})
         assert_matches_reference(case, temperature, "chunked", torch.float64, with_ids=seed % 2 == 0)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.5])
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_gradcheck_of_the_chunked_form(temperature: float, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_loss_chunked, "_TILE_SIDE", {"cpu": 6})
+    monkeypatch.setattr(chunked_module, "_TILE_SIDE", {"cpu": 6})
     case = make_case(5, 3, 3)
     loss = TemporalInfoNCE(temperature, "chunked")
     ids = case.ids() if with_ids else {}
@@ -111,7 +112,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize(("backend", "linear"), [("reference", False), ("chunked", True)])
 def test_no_square_matrix_in_the_chunked_form(backend: str, linear: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_loss_chunked, "_TILE_SIDE", {"cpu": 50})
+    monkeypatch.setattr(chunked_module, "_TILE_SIDE", {"cpu": 50})
     case = make_case(100, 5, 16)
     with LargestTensor() as largest:
         evaluate(case.z, 0.5, backend, case.ids())

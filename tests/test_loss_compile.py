@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from cltt import _loss_triton  # noqa: E402
+from cltt.loss import triton_kernels  # noqa: E402
 
 POINTERS = {"spans": "*i64", "out": "*fp32", "scale": "*fp32"}
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -25,13 +25,13 @@ SHARED_KIB = {80: 163, 86: 99, 90: 227}
 
 def compile_kernel(kernel, arch: int, dtype: torch.dtype, D: int, unshifted: bool):  # type: ignore[no-untyped-def]
     """The compiled kernel with all features on, arguments aligned as torch's are."""
-    blocks = _loss_triton._blocks(D, dtype, roomy=SHARED_KIB[arch] > 99)
+    blocks = triton_kernels._blocks(D, dtype, roomy=SHARED_KIB[arch] > 99)
     constants = {"T": 5, "D": D, "BM": blocks.bm, "BN": blocks.bn, "DB": blocks.db, "RESIDENT": blocks.resident}
     constants |= {
         "HAS_SPANS": True,
         "UNSHIFTED": unshifted,
         "WITH_HITS": True,
-        "DC": _loss_triton._output_width(blocks),
+        "DC": triton_kernels._output_width(blocks),
     }
     types = POINTERS | {"v": "*" + TYPES[dtype]}
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
@@ -61,7 +61,7 @@ def test_kernels_compile_and_fit(
     arch: int, dtype: torch.dtype, D: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for kernel in (_loss_triton._row_kernel, _loss_triton._weighted_kernel):
+    for kernel in (triton_kernels._row_kernel, triton_kernels._weighted_kernel):
         for unshifted in (True, False):
             compiled = compile_kernel(kernel, arch, dtype, D, unshifted)
             assert compiled.metadata.shared <= SHARED_KIB[arch] * 1024

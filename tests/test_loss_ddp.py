@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cltt.distributed import world
 from cltt.errors import SettingsError
-from cltt.loss import TemporalInfoNCE
+from cltt.loss.infonce import TemporalInfoNCE
 from tests.ddp_helpers import run_ranks
 
 B, T, D = 8, 3, 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cltt.loss import TemporalInfoNCE, resolve_backend
+from cltt.loss.infonce import TemporalInfoNCE, resolve_backend
 from tests.loss_cases import SIZES, assert_matches_reference, evaluate, make_case
 
 pytestmark = pytest.mark.gpu

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cltt._loss_chunked import Rows
+from cltt.loss.chunked import Rows
 
 # fp16 ends at 6e-8, not far below weights of 1/N: they are multiplied by this before the product, to at most 2 * 2^14.
 _FP16_GAIN = 2.0**14
