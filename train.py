@@ -40,9 +40,9 @@ def leave_when_asked() -> None:
 def main() -> int:
     leave_when_asked()
     settings = parse()
-    from cltt import app  # torch takes seconds to import: --help and refused flags should not wait for it
+    from cltt.training import run  # torch takes seconds to import: --help and refused flags should not wait for it
 
-    return app.train(settings)
+    return run.train(settings)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.coil20 [--quick] [--data FOLDER]``. FOLDER holds one folder an object with its 72 views in
 turning order (Nene, Nayar and Murase, "Columbia Object Image Library (COIL-20)", 1996; here as 32x32 JPEG frames). The
-turntable is time: five neighbouring views are a window. Trained through ``cltt.app.train``, as ``train.py`` does:
+turntable is time: five neighbouring views are a window. Trained through ``cltt.training.run``, as ``train.py`` does:
 ResNet-18 from scratch on the CPU, 64x64 pixels, window 5, step 1, stride 1, 32 windows a batch, temperature 0.5, Adam
 1e-3 on a cosine over six epochs, no augmentation.
 
@@ -27,7 +27,6 @@ from benchmarks import harness
 from cltt import build_shards, cli
 from cltt._eval_data import open_labelled
 from cltt._probe import few_shot_accuracy
-from cltt.app import build_model, load_weights, train
 from cltt.config import (
     CheckpointSettings,
     DataSettings,
@@ -40,6 +39,8 @@ from cltt.config import (
 )
 from cltt.errors import SettingsError
 from cltt.evaluation import extract_features
+from cltt.training.factory import build_model, load_weights
+from cltt.training.run import train
 from tests.data import SHARED
 
 SEEDS = (0, 1, 2)

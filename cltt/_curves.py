@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cltt._figures import PALETTE, plain_axes
-from cltt.errors import DataError
+from cltt.metrics import Columns, RunMetrics
 from cltt.text import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Columns = dict[str, list[float]]
-TRAIN_COLUMNS = ("epoch", "loss", "learning_rate", "decay_rate")
-EVAL_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
 PART_STYLES = {"train": ":", "val": "--", "test": "-"}
 THIN, BROAD = 1.6, 4.0  # line widths, in points, of the last run and the first
 FEW = 40  # points a curve may have and still get a dot each
-
-
-@dataclass(frozen=True)
-class RunMetrics:
-    """Columns of a run's metrics, one value an epoch; ``evaluation`` has no rows where nothing was evaluated."""
-
-    train: Columns
-    evaluation: Columns
-
-
-def read_run(path: Path) -> RunMetrics:
-    """Metrics of the run in folder ``path`` (``metrics.csv``, ``metrics_eval.csv``), or of the metrics file ``path``.
-
-    Raises DataError if there is no metrics file, or if a line is not what training writes.
-    """
-    metrics = path / "metrics.csv" if path.is_dir() else path
-    if not metrics.is_file():
-        raise DataError(f"{metrics} does not exist; name a run's folder or metrics CSV (train.py --csv-log writes it)")
-    evaluation = metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")
-    empty: Columns = {name: [] for name in EVAL_COLUMNS}
-    return RunMetrics(
-        train=read_columns(metrics, TRAIN_COLUMNS),
-        evaluation=read_columns(evaluation, EVAL_COLUMNS) if evaluation.is_file() else empty,
-    )
-
-
-def read_columns(path: Path, expected: Sequence[str]) -> Columns:
-    """Columns of a metrics CSV as floats; an empty cell (a part without data) is NaN.
-
-    A last line without its line end is left out: training may be writing it now.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    rows = list(csv.reader(line for line in lines if line.endswith("\n")))
-    if not rows or rows[0] != list(expected):
-        found = ",".join(rows[0]) if rows else "nothing"
-        raise DataError(f"{path} begins with {found!r}; a metrics file begins with {','.join(expected)!r}")
-    columns: Columns = {name: [] for name in expected}
-    for number, row in enumerate(rows[1:], start=2):
-        try:
-            values = [float(cell) if cell else math.nan for cell in row]
-            for name, value in zip(expected, values, strict=True):
-                columns[name].append(value)
-        except ValueError:
-            wanted = f"{len(expected)} numbers"
-            raise DataError(f"{path}, line {number}: {','.join(row)!r} where {wanted} were expected") from None
-    return columns
 
 
 def name_runs(paths: Sequence[Path]) -> dict[str, Path]:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from cltt import app, distributed
+from cltt import distributed
 from cltt._eval_data import open_labelled
 from cltt._figures import save_figure
 from cltt._render import SOLIDS, write_clip
@@ -42,6 +42,8 @@ from cltt.errors import CLTTError
 from cltt.evaluation import Evaluator
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.shards.dataset import ShardDataset
+from cltt.training import factory
+from cltt.training.run import train
 from cltt.visualize import draw_windows, plot_run
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def run_demo(settings: DemoSettings) -> tuple[Accuracy, Accuracy]:
     before = evaluate(untrained_encoder(training), training)
     print(f"before training: {accuracy_text(before)}", flush=True)
     shutil.rmtree(training.run_dir, ignore_errors=True)
-    if app.train(training) != 0:
+    if train(training) != 0:
         raise CLTTError("training was asked to stop; run the same command again")
     after = evaluate(trained_encoder(training), training)
     plot_run(training.csv_path, out / "loss.png")
@@ -146,13 +148,13 @@ def train_settings(settings: DemoSettings, shards: Path) -> TrainSettings:
 def untrained_encoder(training: TrainSettings) -> nn.Module:
     """The encoder with the weights that training starts from."""
     torch.manual_seed(training.run.seed)
-    return app.build_model(training.model).encoder
+    return factory.build_model(training.model).encoder
 
 
 def trained_encoder(training: TrainSettings) -> nn.Module:
     """The encoder of the run's last checkpoint."""
-    model = app.build_model(training.model)
-    app.load_weights(model, training.run_dir)
+    model = factory.build_model(training.model)
+    factory.load_weights(model, training.run_dir)
     return model.encoder
 
 
@@ -173,7 +175,7 @@ def evaluate(encoder: nn.Module, training: TrainSettings) -> Accuracy:
 def draw_sample(shards: Path, training: TrainSettings) -> Figure:
     """The first windows of the first training batch."""
     dataset = ShardDataset(shards)
-    index = app.build_index(dataset, training)
+    index = factory.build_index(dataset, training)
     plan = EpochPlan(index, training.data.batch_size, seed=training.run.seed)
     view = view_windows(dataset, index, plan.batch(0)[:6], image_size=RENDERED_SIZE)
     return draw_windows(view, "windows of the first training batch")

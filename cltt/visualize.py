@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cltt._curves import draw_curves, name_runs, read_run
+from cltt._curves import draw_curves, name_runs
 from cltt._damage import damaged_frames, damaged_text
 from cltt._figures import (
     GREY,
@@ -41,6 +41,7 @@ from cltt._views import (
 )
 from cltt.cli import Parser, run
 from cltt.config import require
+from cltt.metrics import read_run
 from cltt.text import counted, printable_lines, shorten
 
 if TYPE_CHECKING:

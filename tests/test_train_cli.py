@@ -56,9 +56,9 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
     def main() -> int:
         settings = train.parse(arguments)
-        from cltt import app
+        from cltt.training import run as run_module
 
-        return app.train(settings)
+        return run_module.train(settings)
 
     with pytest.raises(SystemExit) as exit:
         cli.run(main, "train.py")
@@ -208,7 +208,7 @@ def test_the_bar_moves_on_a_terminal(rows_and_columns: tuple[int, int], monkeypa
     """Also on one that does not know its size."""
     import torch
 
-    from cltt._progress import Progress
+    from cltt.training.progress import Progress
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *rows_and_columns, 0, 0))
@@ -240,45 +240,45 @@ def test_the_bar_moves_on_a_terminal(rows_and_columns: tuple[int, int], monkeypa
 def test_several_ranks_without_shards_print_the_build_command(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cltt import app
     from cltt.config import DataSettings
     from cltt.distributed import RankFacts
     from cltt.errors import SettingsError
+    from cltt.training import factory
 
     monkeypatch.chdir(tmp_path)
     settings = DataSettings(root_dir=str(frames))
     with pytest.raises(
         SettingsError, match=r"python tools/build_shards.py --root-dir '.*cropped images' --out shards/"
     ):
-        app.open_dataset(settings, RankFacts(1, 2, 1))
-    app.open_dataset(settings)
-    assert app.open_dataset(settings, RankFacts(1, 2, 1)).num_frames == 55
+        factory.open_dataset(settings, RankFacts(1, 2, 1))
+    factory.open_dataset(settings)
+    assert factory.open_dataset(settings, RankFacts(1, 2, 1)).num_frames == 55
 
 
 def test_a_working_folder_that_takes_no_shards_names_the_way_out(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cltt import app
     from cltt.config import DataSettings
     from cltt.errors import SettingsError
+    from cltt.training import factory
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shards").write_text("no folder")
     with pytest.raises(SettingsError, match=r"cannot write to .*shards: .*give --shards, or start in another"):
-        app.open_dataset(DataSettings(root_dir=str(frames)))
+        factory.open_dataset(DataSettings(root_dir=str(frames)))
 
 
 def test_shards_are_reused_until_the_folder_changes(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cltt import app
     from cltt.config import DataSettings
+    from cltt.training import factory
 
     monkeypatch.chdir(tmp_path)
     root = shutil.copytree(frames, tmp_path / "frames")
 
     def opened(**options: bool) -> tuple[int, str]:
-        dataset = app.open_dataset(DataSettings(root_dir=str(root), **options))  # type: ignore[arg-type]
+        dataset = factory.open_dataset(DataSettings(root_dir=str(root), **options))  # type: ignore[arg-type]
         return dataset.num_frames, capsys.readouterr().out
 
     frames_found, said = opened()
@@ -343,9 +343,9 @@ def test_a_second_run_in_the_folder_of_a_running_one_is_refused(tmp_path: Path) 
 def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> None:
     from contextlib import ExitStack
 
-    from cltt import app
     from cltt.config import CheckpointSettings, DataSettings, TrainSettings, WindowSettings
     from cltt.errors import DataError
+    from cltt.training import run as run_module
 
     settings = TrainSettings(
         windows=WindowSettings(),
@@ -353,10 +353,10 @@ def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> N
         checkpoint=CheckpointSettings(checkpoint_dir=str(tmp_path / "run")),
     )
     with ExitStack() as stack:
-        app._hold_run_dir(stack, settings, [])
+        run_module._hold_run_dir(stack, settings, [])
     (tmp_path / "run" / "epoch-0001.pt").touch()
     with ExitStack() as stack, pytest.raises(DataError, match="meanwhile"):
-        app._hold_run_dir(stack, settings, [])
+        run_module._hold_run_dir(stack, settings, [])
 
 
 @pytest.mark.parametrize(
@@ -433,28 +433,28 @@ def test_all_ranks_hear_of_evaluation_data_that_cannot_work(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_staged_shards_are_copied_once_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from cltt import app
     from cltt.config import DataSettings
     from cltt.errors import DataError
+    from cltt.training import factory
 
     shards = training.make_shards(tmp_path)
     settings = DataSettings(shards=str(shards), stage_to=str(tmp_path / "node disk"))
-    original, staged = app.open_dataset(DataSettings(shards=str(shards))), app.open_dataset(settings)
+    original, staged = factory.open_dataset(DataSettings(shards=str(shards))), factory.open_dataset(settings)
     assert staged.fingerprint == original.fingerprint
     assert staged.read([0, 17]) == original.read([0, 17])
     (copy,) = (path for path in (tmp_path / "node disk").iterdir() if path.is_dir())
     tar = copy / "shard-000000.tar"
     first = tar.stat().st_mtime_ns
-    app.open_dataset(settings)
+    factory.open_dataset(settings)
     assert tar.stat().st_mtime_ns == first
     # A copy that was interrupted: one shard cut short, no index. The shard is copied again, the rest is kept.
     (copy / "index.json").unlink()
     tar.write_bytes(tar.read_bytes()[:1000])
-    app.open_dataset(settings)
+    factory.open_dataset(settings)
     assert tar.read_bytes() == (shards / "shard-000000.tar").read_bytes()
     damaged = bytearray((shards / "shard-000000.tar").read_bytes())
     damaged[2000] ^= 1
     (shards / "shard-000000.tar").write_bytes(damaged)
     shutil.rmtree(copy)
     with pytest.raises(DataError, match="size and hash"):
-        app.open_dataset(settings)
+        factory.open_dataset(settings)

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from cltt import TemporalInfoNCE
-from cltt._gradcache import cached_backward
 from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
-from cltt.trainer import NonFiniteLossError, Saver, StopSignals, Trainer
+from cltt.training.grad_cache import cached_backward
+from cltt.training.signals import StopSignals
+from cltt.training.trainer import NonFiniteLossError, Saver, Trainer
 from tests.tiny_run import FEATURES, TinyEncoder
 
 B, T, SIDE = 6, 3, 16

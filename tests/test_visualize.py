@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from cltt import visualize
-from cltt._curves import name_runs, read_run
+from cltt._curves import name_runs
 from cltt.errors import DataError, SettingsError
+from cltt.metrics import read_run
 
 TRAIN = "epoch,loss,learning_rate,decay_rate\n"
 EVAL = "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc\n"

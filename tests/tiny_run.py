@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 import train
-from cltt import app, cli
+from cltt import cli
 from cltt.config import ModelSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.training import factory, run
 
 FEATURES = 16
 
@@ -62,8 +63,8 @@ def read_losses(path: Path) -> list[float]:
 
 def main() -> int:
     torch.set_num_threads(1)
-    app.build_model = tiny_model  # type: ignore[assignment]
-    return app.train(train.parse(sys.argv[1:]), on_step=LossLog(Path(os.environ["LOSSES"])))
+    factory.build_model = tiny_model  # type: ignore[assignment]
+    return run.train(train.parse(sys.argv[1:]), on_step=LossLog(Path(os.environ["LOSSES"])))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The variant with the stride in the 3x3 convolution of a bottleneck. Parameter names and shapes are torchvision's
 (``conv1``, ``layer1.0.bn1`` ...), so a saved encoder loads with ``strict=True`` into torchvision's model once its
-``fc`` is an ``Identity``. The initial weights are random: He initialisation for convolutions, ones and zeros for BatchNorm.
+``fc`` is an ``Identity``. Initial weights are random: He initialisation for convolutions, ones
+and zeros for BatchNorm.
 """
 
 from __future__ import annotations

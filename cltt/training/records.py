@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from cltt._progress import Progress
 from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.trainer import Trainer
+from cltt.training.progress import Progress
+from cltt.training.trainer import Trainer
 from cltt.visualize import plot_run
 
 SETTINGS_FILE = "settings.json"

@@ -12,29 +12,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from cltt import distributed
-from cltt._gradcache import cached_backward, random_state, set_random_state
-from cltt._history import History
 from cltt.checkpoint import CheckpointStore
-from cltt.cli import EXIT_INTERRUPTED, EXIT_REQUEUE
 from cltt.config import OptimSettings
 from cltt.errors import CLTTError
 from cltt.files.atomic import replace_file
-
-__all__ = ["EXIT_REQUEUE", "History", "NonFiniteLossError", "Saver", "StopSignals", "Trainer"]
+from cltt.metrics import History
+from cltt.training.grad_cache import cached_backward, random_state, set_random_state
+from cltt.training.signals import StopSignals
 
 _GO_ON, _SAVE, _STOP = 0, 1, 2  # what a rank asks for; the largest of all ranks is done
 
@@ -60,55 +54,6 @@ class Loader(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class StopSignals:
-    """SIGUSR1, SIGTERM and Ctrl-C (SIGINT) ask the run to save and stop.
-
-    Outside :meth:`deferred` nothing is there to save, so the process ends at once, with EXIT_REQUEUE (Ctrl-C:
-    KeyboardInterrupt); inside, the signal is remembered and the loop acts on it after the step (several ranks: at the
-    latest after the next one, which is the same for all). Further signals change nothing, but that a second Ctrl-C
-    ends the process at once.
-
-    Args:
-        notice: said on the terminal at the first Ctrl-C ("": nothing).
-    """
-
-    def __init__(self, notice: str = "") -> None:
-        self.requested = False
-        self._interrupted = False
-        self._deferred = False
-        self._notice = notice
-        numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)]
-        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
-
-    @property
-    def status(self) -> int:
-        """Exit status of a run that was stopped."""
-        return EXIT_INTERRUPTED if self._interrupted else EXIT_REQUEUE
-
-    def restore(self) -> None:
-        """Give the signals back to those who had them before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        if number == signal.SIGINT:
-            if self._interrupted or not self._deferred:
-                raise KeyboardInterrupt
-            self._interrupted = True
-            os.write(2, self._notice.encode())  # not print(), which may be halfway through a line
-        elif not self._deferred:
-            raise SystemExit(EXIT_REQUEUE)
 
 
 class HostCopy:
