@@ -25,8 +25,6 @@ from torch import nn
 
 from benchmarks import harness
 from cltt import build_shards, cli
-from cltt._eval_data import open_labelled
-from cltt._probe import few_shot_accuracy
 from cltt.config import (
     CheckpointSettings,
     DataSettings,
@@ -38,7 +36,9 @@ from cltt.config import (
     WindowSettings,
 )
 from cltt.errors import SettingsError
-from cltt.evaluation import extract_features
+from cltt.evaluation.datasets import open_labelled
+from cltt.evaluation.evaluator import extract_features
+from cltt.evaluation.probe import few_shot_accuracy
 from cltt.training.factory import build_model, load_weights
 from cltt.training.run import train
 from tests.data import SHARED

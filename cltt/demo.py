@@ -19,7 +19,6 @@ from torch import nn
 from tqdm import tqdm
 
 from cltt import distributed
-from cltt._eval_data import open_labelled
 from cltt._figures import save_figure
 from cltt._render import SOLIDS, write_clip
 from cltt._views import view_windows
@@ -39,7 +38,8 @@ from cltt.config import (
     setting,
 )
 from cltt.errors import CLTTError
-from cltt.evaluation import Evaluator
+from cltt.evaluation.datasets import open_labelled
+from cltt.evaluation.evaluator import Evaluator
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.shards.dataset import ShardDataset
 from cltt.training import factory

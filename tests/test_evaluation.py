@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from cltt import build_shards, checkpoint, evaluation
-from cltt._eval_data import open_labelled
-from cltt._probe import few_shot_accuracy, fit_linear_probe
+from cltt import build_shards, checkpoint
 from cltt.errors import DataError, SettingsError
-from cltt.evaluation import Evaluator, extract_features
+from cltt.evaluation import __main__, plots
+from cltt.evaluation.datasets import open_labelled
+from cltt.evaluation.evaluator import Evaluator, extract_features
+from cltt.evaluation.probe import few_shot_accuracy, fit_linear_probe
 from tests import data
 
 
@@ -239,7 +240,7 @@ def test_the_command_evaluates_every_checkpoint_of_a_run(tmp_path: Path) -> None
         store.save(state, epoch=1, step=7)
     labelled = colour_folder(tmp_path / "images", 4)
     arguments = ["--data", str(labelled), "--device", "cpu"]
-    assert evaluation.main(["--checkpoint", str(run), *arguments]) == 0
+    assert __main__.main(["--checkpoint", str(run), *arguments]) == 0
     lines = (run / "evaluation.csv").read_text().splitlines()
     assert lines[0].startswith("epoch,step,train_loss,train_acc,") and [line[:4] for line in lines[1:]] == [
         "1,0,",
@@ -248,7 +249,7 @@ def test_the_command_evaluates_every_checkpoint_of_a_run(tmp_path: Path) -> None
     assert len(json.loads((run / "evaluation.json").read_text())) == 2
     assert (run / "evaluation.png").stat().st_size > 1000
     arguments += ["--out", str(tmp_path / "one")]
-    assert evaluation.main(["--checkpoint", str(run / "epoch-0001.pt"), *arguments]) == 0
+    assert __main__.main(["--checkpoint", str(run / "epoch-0001.pt"), *arguments]) == 0
     assert len((tmp_path / "one" / "evaluation.csv").read_text().splitlines()) == 2
 
 
@@ -257,12 +258,12 @@ def test_an_unusable_out_is_refused_before_the_work(out: str, tmp_path: Path) ->
     (tmp_path / "afile").touch()
     (tmp_path / "epoch-0001.pt").write_bytes(b"not read")
     with pytest.raises(SettingsError, match=r"cannot write to .*--out"):
-        evaluation.main(["--checkpoint", str(tmp_path / "epoch-0001.pt"), "--data", "x", "--out", str(tmp_path / out)])
+        __main__.main(["--checkpoint", str(tmp_path / "epoch-0001.pt"), "--data", "x", "--out", str(tmp_path / out)])
 
 
 def test_equal_accuracies_all_show_in_the_plot() -> None:
     values = {"train_acc": 1.0, "val_acc": 1.0, "test_acc": 1.0, "nn_1": 1.0, "nn_4": 1.0, "nn_all": 1.0}
-    figure = evaluation.draw_accuracies([{"epoch": epoch, "step": 0, **values} for epoch in (1, 2)])
+    figure = plots.draw_accuracies([{"epoch": epoch, "step": 0, **values} for epoch in (1, 2)])
     for axes in figure.axes:
         widths = [line.get_linewidth() for line in axes.lines]
         assert widths == sorted(set(widths), reverse=True) and len(widths) == 3
@@ -271,6 +272,6 @@ def test_equal_accuracies_all_show_in_the_plot() -> None:
 
 def test_help_shows_no_empty_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        evaluation.main(["--help"])
+        __main__.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "(default: )" not in shown and "(default: auto)" in shown and "at random" in shown

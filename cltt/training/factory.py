@@ -18,7 +18,7 @@ from cltt.build.on_demand import locate_shards
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 from cltt.distributed import RankFacts
 from cltt.errors import SettingsError
-from cltt.evaluation import Evaluator
+from cltt.evaluation.evaluator import Evaluator
 from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
 from cltt.loss.infonce import TemporalInfoNCE

@@ -15,7 +15,7 @@ from cltt.checkpoint import CheckpointStore
 from cltt.config import RunSettings, TrainSettings, differences
 from cltt.distributed import RankFacts
 from cltt.errors import DataError, SettingsError
-from cltt.evaluation import Evaluator
+from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.shards.dataset import ShardDataset
