@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "build_shards": "cltt.indexer",
-    "BuildReport": "cltt.indexer",
-    "ShardDataset": "cltt.reader",
-    "WindowIndex": "cltt.windows",
-    "EpochPlan": "cltt.sampler",
-    "WindowLoader": "cltt.loader",
-    "TemporalInfoNCE": "cltt.loss",
-    "positive_mask": "cltt.loss",
+    "build_shards": "cltt.build.builder",
+    "BuildReport": "cltt.build.report",
+    "ShardDataset": "cltt.shards.dataset",
+    "WindowIndex": "cltt.sampling.windows",
+    "EpochPlan": "cltt.sampling.epoch_plan",
+    "WindowLoader": "cltt.loader.loader",
+    "TemporalInfoNCE": "cltt.loss.infonce",
+    "positive_mask": "cltt.loss.reference",
 }
 __all__ = [
     "BuildReport",

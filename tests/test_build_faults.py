@@ -75,7 +75,7 @@ def test_an_unreadable_file_is_named(tmp_path_factory: pytest.TempPathFactory) -
     code = """
 import os, pathlib, sys, tempfile
 sys.path.insert(0, sys.argv[1])
-import cltt.indexer, cv2, mmap, simplejpeg  # before this user may not read them
+import cltt.build.builder, cv2, mmap, simplejpeg  # before this user may not read them
 from tests import data
 folder = pathlib.Path(tempfile.mkdtemp())
 root = data.make_clips(folder / "root", {"a": 3})
@@ -83,7 +83,7 @@ os.chmod(root / "a" / "frame_000001.jpg", 0)
 os.chown(folder, 65534, 65534)
 os.setuid(65534)
 try:
-    cltt.indexer.build_shards(root, folder / "out", workers=1)
+    cltt.build.builder.build_shards(root, folder / "out", workers=1)
 except cltt.errors.DataError as error:
     print(error)
 print([p.name for p in (folder / "out").iterdir() if p.name != ".build"])
@@ -129,7 +129,7 @@ def test_a_disk_that_fills_while_planning(root: Path, tmp_path: Path, monkeypatc
     def full(_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cltt._planning._Columns.finish", full)
+    monkeypatch.setattr("cltt.build.plan_writer._Columns.finish", full)
     with pytest.raises(DataError, match=r"cannot write .*plan: No space left on device; make room"):
         _build(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from cltt import ShardDataset, build_shards, demo
-from cltt.demo import CLIPS_PER_OBJECT, SPLIT_SEED, SPLITS, DemoSettings, main, render_clips
+from cltt import ShardDataset, build_shards
+from cltt.demo import __main__, render
+from cltt.demo.__main__ import CLIPS_PER_OBJECT, SPLIT_SEED, SPLITS, DemoSettings, main, render_clips
 from cltt.errors import SettingsError
 from tests.data import make_clips
 
@@ -36,7 +37,7 @@ def test_the_demo_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
         (row,) = csv.DictReader(file)
     assert row["epoch"] == "1" and float(row["loss"]) > 0
     facts = json.loads((out / "accuracy.json").read_text())
-    assert set(facts["before"]) == set(facts["after"]) == {demo.ONE_SHOT, demo.PROBE}
+    assert set(facts["before"]) == set(facts["after"]) == {__main__.ONE_SHOT, __main__.PROBE}
     assert facts["before"] != facts["after"]
 
 
@@ -46,7 +47,7 @@ def test_a_second_run_reuses_clips_and_shards_and_says_where_all_is(
     out, given = finished
     before = json.loads((out / "accuracy.json").read_text())
     metrics = (out / "metrics.csv").read_text()
-    monkeypatch.setattr(demo, "write_clip", lambda *_: pytest.fail("a clip was rendered again"))
+    monkeypatch.setattr(render, "write_clip", lambda *_: pytest.fail("a clip was rendered again"))
     inode = (out / "shards" / "index.json").stat().st_ino
     assert main(["--out", given, *FLAGS, "--device", "cpu"]) == 0
     assert (out / "shards" / "index.json").stat().st_ino == inode
@@ -55,7 +56,7 @@ def test_a_second_run_reuses_clips_and_shards_and_says_where_all_is(
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith(f"{given}: windows.png, loss.png, accuracy.png, metrics.csv")
     shown = re.findall(r"([\d.]+)% -> ([\d.]+)%", last)
-    kept = [(before["before"][name], before["after"][name]) for name in (demo.ONE_SHOT, demo.PROBE)]
+    kept = [(before["before"][name], before["after"][name]) for name in (__main__.ONE_SHOT, __main__.PROBE)]
     assert shown == [(f"{100 * a:.1f}", f"{100 * b:.1f}") for a, b in kept]
 
 

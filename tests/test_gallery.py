@@ -19,11 +19,13 @@ import pytest
 import simplejpeg
 
 import inspect_windows
-from cltt import EpochPlan, WindowIndex, _gallery, build_shards, visualize
+from cltt import EpochPlan, WindowIndex, build_shards
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
+from cltt.visualize import gallery as gallery_module
+from cltt.visualize import views
 from tests import data
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -61,10 +63,10 @@ def test_every_clip_has_its_facts_and_its_strip(gallery: Path) -> None:
     assert {clip["name"]: clip["length"] for clip in clips} == LENGTHS
     for clip in clips:
         sheet = simplejpeg.decode_jpeg((gallery / clip["strip"]).read_bytes())
-        columns = min(clip["thumbs"], _gallery.COLUMNS)
+        columns = min(clip["thumbs"], gallery_module.COLUMNS)
         rows = -(-clip["thumbs"] // columns)
         assert clip["thumbs"] == clip["length"]
-        assert sheet.shape == (rows * _gallery.THUMB, columns * _gallery.THUMB, 3)
+        assert sheet.shape == (rows * gallery_module.THUMB, columns * gallery_module.THUMB, 3)
 
 
 def test_a_strip_shows_the_frames_in_order(gallery: Path, folder: Path) -> None:
@@ -72,10 +74,12 @@ def test_a_strip_shows_the_frames_in_order(gallery: Path, folder: Path) -> None:
     sheet = simplejpeg.decode_jpeg((gallery / clip["strip"]).read_bytes()).astype(float)
     dataset = FolderDataset(folder)
     first = int(dataset.clip_offsets[clip["id"]])
-    expected = np.array([_gallery.thumbnail(jpeg, _gallery.THUMB) for jpeg in dataset.read(range(first, first + 33))])
+    expected = np.array(
+        [gallery_module.thumbnail(jpeg, gallery_module.THUMB) for jpeg in dataset.read(range(first, first + 33))]
+    )
     for frame in range(33):
-        top, left = (place * _gallery.THUMB for place in divmod(frame, _gallery.COLUMNS))
-        drawn = sheet[top : top + _gallery.THUMB, left : left + _gallery.THUMB]
+        top, left = (place * gallery_module.THUMB for place in divmod(frame, gallery_module.COLUMNS))
+        drawn = sheet[top : top + gallery_module.THUMB, left : left + gallery_module.THUMB]
         errors = np.abs(expected - drawn).mean(axis=(1, 2, 3))
         assert errors.argmin() == frame and errors[frame] < 6
 
@@ -84,9 +88,9 @@ def test_the_batch_is_the_one_asked_for(gallery: Path, folder: Path) -> None:
     dataset = FolderDataset(folder)
     index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
     rows = facts(gallery)["batch"]["rows"]
-    ids = visualize.random_ids(index, 18, 0, 0)
+    ids = views.random_ids(index, 18, 0, 0)
     assert [row["window"] for row in rows] == ids.tolist()
-    view = visualize.view_windows(dataset, index, ids, image_size=40)
+    view = views.view_windows(dataset, index, ids, image_size=40)
     for number, row in enumerate(rows):
         assert row["times"] == view.times[number].tolist() and row["names"] == view.frame_names[number]
         picture = simplejpeg.decode_jpeg((gallery / f"batch/{number:06d}.jpg").read_bytes()).astype(float)
@@ -99,33 +103,35 @@ def test_nothing_is_fetched_from_anywhere_else(gallery: Path) -> None:
 
 
 def test_long_clips_get_as_many_thumbs_as_the_budget_gives() -> None:
-    assert len(_gallery.thumb_times(100_000, 10)) == _gallery.MOST
-    assert len(_gallery.thumb_times(100_000, 5_000)) == _gallery.FEWEST
-    times = _gallery.thumb_times(1000, 3000)
+    assert len(gallery_module.thumb_times(100_000, 10)) == gallery_module.MOST
+    assert len(gallery_module.thumb_times(100_000, 5_000)) == gallery_module.FEWEST
+    times = gallery_module.thumb_times(1000, 3000)
     assert times[0] == 0 and times[-1] == 999 and len(times) == 50
-    assert _gallery.thumb_times(1, 1).tolist() == [0]
+    assert gallery_module.thumb_times(1, 1).tolist() == [0]
 
 
 def test_an_earlier_gallery_is_replaced_and_other_files_are_not(folder: Path, tmp_path: Path) -> None:
     dataset, settings = FolderDataset(folder), WindowSettings(**WINDOWS)
     out = tmp_path / "g"
-    visualize.write_gallery(dataset, out, settings, np.arange(5), None, "")
-    visualize.write_gallery(dataset, out, settings, np.arange(2), None, "")
+    gallery_module.write_gallery(dataset, out, settings, np.arange(5), None, "")
+    gallery_module.write_gallery(dataset, out, settings, np.arange(2), None, "")
     assert len(list(out.rglob("*.jpg"))) == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("my page")
     for other, says in ((tmp_path / "mine", "holds other files"), (tmp_path / "mine" / "index.html", "is a file")):
         with pytest.raises(SettingsError, match=says):
-            visualize.write_gallery(dataset, other, settings, np.arange(2), None, "")
+            gallery_module.write_gallery(dataset, other, settings, np.arange(2), None, "")
     assert (tmp_path / "mine" / "index.html").read_text() == "my page"
 
 
 def test_a_damaged_frame_leaves_a_grey_thumb(folder: Path, tmp_path: Path) -> None:
     root = data.make_clips(tmp_path / "frames", {"a": 6})
     (root / "a/frame_000002.jpg").write_bytes(b"\xff\xd8\xff broken")
-    visualize.write_gallery(FolderDataset(root), tmp_path / "g", WindowSettings(window_size=2), np.arange(1), None, "")
-    sheet = simplejpeg.decode_jpeg((tmp_path / "g" / _gallery.strip_path(0)).read_bytes())
-    thumb = sheet[:, 2 * _gallery.THUMB : 3 * _gallery.THUMB]
+    gallery_module.write_gallery(
+        FolderDataset(root), tmp_path / "g", WindowSettings(window_size=2), np.arange(1), None, ""
+    )
+    sheet = simplejpeg.decode_jpeg((tmp_path / "g" / gallery_module.strip_path(0)).read_bytes())
+    thumb = sheet[:, 2 * gallery_module.THUMB : 3 * gallery_module.THUMB]
     assert np.abs(thumb.astype(int)[:, 8:-8] - 128).max() < 6
 
 
@@ -192,7 +198,7 @@ def expected_frames(length: int, t: int, size: int = 3, step: int = 4, stride: i
 
 def expected_box(frame: int, length: int) -> list[float]:
     """Left, top, width and height in percent of the sheet, for a clip all of whose frames have a thumb."""
-    columns = min(_gallery.COLUMNS, length)
+    columns = min(gallery_module.COLUMNS, length)
     rows = -(-length // columns)
     row, column = divmod(frame, columns)
     return [pytest.approx(100 * part, abs=0.01) for part in (column / columns, row / rows, 1 / columns, 1 / rows)]

@@ -147,7 +147,7 @@ def test_labels_that_fit_no_clip_are_found_before_packing(
 ) -> None:
     table = tmp_path / "table.csv"
     table.write_text("clip,label\nelsewhere/c00,1\n")
-    monkeypatch.setattr("cltt.indexer.pack_shards", lambda *_: pytest.fail("it went on to pack"))
+    monkeypatch.setattr("cltt.build.builder.pack_shards", lambda *_: pytest.fail("it went on to pack"))
     with pytest.raises(SettingsError, match=r"gives no clip a label; it must fit clip keys such as 'p0/c00'"):
         build_shards(root, tmp_path / "out", label_from=rule.format(table), **mode)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
@@ -156,7 +156,7 @@ def test_labels_that_fit_no_clip_are_found_before_packing(
 def _break_off(root: Path, out: Path, **options: object) -> dict[Path, int]:
     """Leave an unfinished build with all shards packed; their inodes."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("cltt.indexer.merge", _interrupted)
+        patch.setattr("cltt.build.builder.merge", _interrupted)
         build_shards(root, out, shard_size=9999, **options)  # type: ignore[arg-type]
     return {shard: shard.stat().st_ino for shard in out.glob("shard-*.tar")}
 

@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 
 import inspect_windows
-from cltt import WindowIndex, _stats, build_shards, visualize
+from cltt import WindowIndex, build_shards
 from cltt.cli import run
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
+from cltt.shards import damage, figures, stats_page, views
 from cltt.shards import folder as folder_module
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
+from cltt.visualize import stats as stats_module
+from cltt.visualize import windows as windows_module
 from tests import data
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +121,7 @@ def test_text_names_the_data_the_window_and_its_frames(
     assert all(name in printed for name in obvious_windows()[2])
 
 
-def drawn_frames(path: Path, layout: visualize.Layout, row: int) -> np.ndarray:
+def drawn_frames(path: Path, layout: windows_module.Layout, row: int) -> np.ndarray:
     """The frames of one row of cells of a saved picture, uint8 [windows, columns, cell, cell, 3]."""
     page = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(np.uint8)
     assert page.shape == (layout.height, layout.width, 3)
@@ -135,9 +138,9 @@ def drawn_frames(path: Path, layout: visualize.Layout, row: int) -> np.ndarray:
 def test_the_picture_holds_the_very_pixels(shards: Path, tmp_path: Path) -> None:
     dataset = ShardDataset(shards)
     index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
-    view = visualize.view_windows(dataset, index, np.array([3, 17]), image_size=32)
-    visualize.save_figure(visualize.draw_windows(view, "two", difference=True), tmp_path / "two.png")
-    layout = visualize.Layout(2, 2, 3, 32)
+    view = views.view_windows(dataset, index, np.array([3, 17]), image_size=32)
+    figures.save_figure(windows_module.draw_windows(view, "two", difference=True), tmp_path / "two.png")
+    layout = windows_module.Layout(2, 2, 3, 32)
     assert layout.cell % 32 == 0
     times = layout.cell // 32
     drawn = drawn_frames(tmp_path / "two.png", layout, 0)
@@ -147,13 +150,13 @@ def test_the_picture_holds_the_very_pixels(shards: Path, tmp_path: Path) -> None
         label = page[top : top + 30, left : left + 100]  # title, a window's label, a frame's name: dark on white
         assert label.min() < 0.4 and np.median(label) == 1
     changes = drawn_frames(tmp_path / "two.png", layout, 1)
-    assert np.array_equal(changes[:, :, ::times, ::times], visualize.differences(view.frames))
+    assert np.array_equal(changes[:, :, ::times, ::times], windows_module.differences(view.frames))
 
 
 def test_a_picture_too_high_to_draw_is_refused_with_a_way_out() -> None:
-    assert visualize.Layout(300, 2, 5, 32).height < 60_000
+    assert windows_module.Layout(300, 2, 5, 32).height < 60_000
     with pytest.raises(SettingsError, match=r"2000 windows would be .* at most \d+ windows, or .* --mode html"):
-        visualize.Layout(2000, 1, 5, 32)
+        windows_module.Layout(2000, 1, 5, 32)
 
 
 # ---- batches
@@ -175,7 +178,7 @@ def test_contiguous_batches_are_neighbours_and_random_ones_are_not(
 
 def test_random_batches_take_all_windows_alike(shards: Path) -> None:
     index = WindowIndex(ShardDataset(shards).clip_lengths, 3, 4, 2)
-    batches = [visualize.random_ids(index, 20, number, 1) for number in range(1000)]
+    batches = [views.random_ids(index, 20, number, 1) for number in range(1000)]
     assert all(len(set(batch.tolist())) == 20 for batch in batches)
     counts = np.bincount(np.concatenate(batches), minlength=47)
     assert np.abs(counts - 1000 * 20 / 47).max() < 5 * np.sqrt(1000 * 20 / 47)
@@ -219,7 +222,7 @@ def test_a_plan_batch_is_the_batch_of_training(
     loader = WindowLoader(dataset, index, 4, seed=5, min_gap=1, depth=6, num_threads=1, **look)  # type: ignore[arg-type]
     argv = [*SMALL, "--shards", shards, "--mode", "batch", "--batch-sampling", "plan", "--batch-size", "4"]
     argv += ["--seed", "5", "--min-gap", "1", "--depth", "6", "--augment", augment, "--augment-scope", scope]
-    layout = visualize.Layout(4, 1 if augment == "none" else 2, 3, 32)
+    layout = windows_module.Layout(4, 1 if augment == "none" else 2, 3, 32)
     compared = 0
     with loader:
         for epoch in (0, 2):
@@ -373,7 +376,7 @@ def test_json_needs_no_picture(
     shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: list[str]
 ) -> None:
     for drawing in ("require_window", "draw_windows", "augment_windows", "show_figure"):
-        monkeypatch.setattr(visualize, drawing, None)
+        monkeypatch.setattr(windows_module, drawing, None)
     assert facts(capsys, "--shards", shards, *SMALL, "--mode", *mode)["windows"] == 47
 
 
@@ -492,7 +495,7 @@ def obvious_stats(folder: Path) -> dict[str, Any]:
 def test_stats_count_what_is_there(
     shards: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(_stats, "PIECE", piece)
+    monkeypatch.setattr(stats_module, "PIECE", piece)
     expected = obvious_stats(folder)
     for flag, path in (("--shards", shards), ("--root-dir", folder)):
         stats = facts(capsys, flag, path, *WINDOWS, "--mode", "stats")
@@ -510,7 +513,7 @@ def test_stats_count_what_is_there(
 
 def test_windows_at_other_settings_are_counted_one_by_one() -> None:
     lengths = np.array([0, 1, 9, 30, 100])
-    table = _stats._windows_at(lengths, WindowSettings(window_size=4, frame_step=7, window_stride=3))
+    table = stats_module._windows_at(lengths, WindowSettings(window_size=4, frame_step=7, window_stride=3))
     assert 7 in table["frame_steps"] and 3 in table["window_strides"]
     for step, row in zip(table["frame_steps"], table["windows"], strict=True):
         for stride, count in zip(table["window_strides"], row, strict=True):
@@ -548,7 +551,7 @@ def test_stats_in_text_and_as_a_page(shards: Path, capsys: pytest.CaptureFixture
 
 def test_the_page_of_stats_has_no_empty_panel(shards: Path, split_shards: Path, folder: Path) -> None:
     def titles(dataset: ShardDataset | FolderDataset) -> list[str]:
-        figure = visualize.draw_stats(visualize.dataset_stats(dataset, WindowSettings()), "t")
+        figure = stats_page.draw_stats(stats_module.dataset_stats(dataset, WindowSettings()), "t")
         return [axes.get_title(loc="left") for axes in figure.axes][1:]
 
     always = ["Clip lengths", "Frame sizes (frames)", "Windows at other settings"]
@@ -637,7 +640,7 @@ def test_a_picture_full_of_damage_names_some_and_counts_the_others(
 
 def test_of_very_many_damaged_frames_the_first_are_named_and_the_others_counted() -> None:
     errors = [FrameError(2 * k, f"a/{k}.jpg", "CRC mismatch") for k in range(100)]
-    reason, *lines, rest = visualize.damaged_text(errors)
+    reason, *lines, rest = damage.damaged_text(errors)
     assert reason == "100 frames: CRC mismatch"
     assert lines == [f"  frame {2 * k} (a/{k}.jpg)" for k in range(len(lines))]
     assert rest == f"  and {100 - len(lines)} frames more; --json names all" and 5 < len(lines) < 50
@@ -663,10 +666,10 @@ def test_a_damaged_frame_is_shown_grey_and_named(
     argv = ["--shards", damaged_shards, *SMALL, "--sample-idx", "0", "--save-path", tmp_path / "w.png"]
     shown = facts(capsys, *argv)
     assert len(shown["damaged"]) == 1 and "a/one/frame_000004.jpg" in shown["damaged"][0]
-    drawn = drawn_frames(tmp_path / "w.png", visualize.Layout(1, 1, 3, 32), 0)[0]
+    drawn = drawn_frames(tmp_path / "w.png", windows_module.Layout(1, 1, 3, 32), 0)[0]
     assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()
     inspect_windows.main([*map(str, argv), "--augment", "simclr"])
-    drawn = drawn_frames(tmp_path / "w.png", visualize.Layout(1, 2, 3, 32), 1)[0]
+    drawn = drawn_frames(tmp_path / "w.png", windows_module.Layout(1, 2, 3, 32), 1)[0]
     assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()
 
 
@@ -682,8 +685,8 @@ def test_a_damaged_frame_comes_with_what_training_does_about_it(
     inspect_windows.main(["--root-dir", str(broken), *argv])
     assert "drawn grey; training cuts the clip there\n" in capsys.readouterr().out
     index = WindowIndex([30], 3, 4, 2)
-    view = visualize.view_windows(FolderDataset(broken), index, np.array([0]), image_size=32)
-    texts = [text.get_text() for axes in visualize.draw_windows(view, "t").axes for text in axes.texts]
+    view = views.view_windows(FolderDataset(broken), index, np.array([0]), image_size=32)
+    texts = [text.get_text() for axes in windows_module.draw_windows(view, "t").axes for text in axes.texts]
     assert "grey: 1 damaged frame; training cuts the clip there" in texts
 
 

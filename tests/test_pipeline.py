@@ -223,7 +223,7 @@ index = WindowIndex(dataset.clip_lengths, 3, 2)
 for augment in ("none", "simclr"):
     with WindowLoader(dataset, index, 4, image_size=32, device="cpu", augment=augment) as loader:
         print(sum(batch.frames.shape == (4, 3, 3, 32, 32) for batch in loader))
-from cltt.pipeline import dali_installed
+from cltt.frames.decoders import dali_installed
 assert not dali_installed() and not any(name.startswith("nvidia") for name in sys.modules)
 """
 

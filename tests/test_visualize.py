@@ -11,10 +11,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from cltt import visualize
-from cltt._curves import name_runs
 from cltt.errors import DataError, SettingsError
 from cltt.metrics import read_run
+from cltt.visualize import curves, windows
+from cltt.visualize.curves import name_runs
 
 TRAIN = "epoch,loss,learning_rate,decay_rate\n"
 EVAL = "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc\n"
@@ -84,7 +84,7 @@ def test_runs_are_named_by_what_tells_them_apart() -> None:
 
 def test_every_run_is_drawn_with_its_own_values_and_colour(tmp_path: Path) -> None:
     runs = {name: read_run(make_run(tmp_path / name, epochs)) for name, epochs in (("a", 3), ("b", 5))}
-    figure = visualize.draw_curves(runs)
+    figure = curves.draw_curves(runs)
     loss, rate, _, accuracy = lines_of(figure)
     assert loss == [[(e, 3 / e) for e in range(1, n + 1)] for n in (3, 5)]
     assert rate == [[(e, 0.001 / e) for e in range(1, n + 1)] for n in (3, 5)]
@@ -95,25 +95,25 @@ def test_every_run_is_drawn_with_its_own_values_and_colour(tmp_path: Path) -> No
 
 def test_more_runs_than_the_palette_still_differ(tmp_path: Path) -> None:
     metrics = read_run(make_run(tmp_path / "run"))
-    figure = visualize.draw_curves({f"run {number}": metrics for number in range(20)})
+    figure = curves.draw_curves({f"run {number}": metrics for number in range(20)})
     assert len({line.get_color() for line in figure.axes[0].lines}) == 20
 
 
 def test_without_evaluation_there_is_no_empty_panel(tmp_path: Path) -> None:
-    figure = visualize.draw_curves({"run": read_run(make_run(tmp_path / "run", evaluation=EVAL))})
+    figure = curves.draw_curves({"run": read_run(make_run(tmp_path / "run", evaluation=EVAL))})
     assert [axes.get_title("left") for axes in figure.axes] == ["Training loss", "Learning rate"]
 
 
 def test_plot_run_saves_a_picture_and_makes_its_folder(tmp_path: Path) -> None:
     save_path = tmp_path / "new" / "folder" / "plots.png"
-    visualize.plot_run(make_run(tmp_path / "run"), save_path)
+    curves.plot_run(make_run(tmp_path / "run"), save_path)
     assert matplotlib.image.imread(save_path).shape[:2] == (700, 1100)
 
 
 @pytest.mark.parametrize("name", ["plots", "plots.csv"])
 def test_an_unknown_kind_of_picture_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="its ending must be one of"):
-        visualize.plot_run(make_run(tmp_path / "run"), tmp_path / name)
+        curves.plot_run(make_run(tmp_path / "run"), tmp_path / name)
 
 
 def test_curves_command(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_differences_are_between_neighbouring_frames() -> None:
     frames = np.full((1, 3, 2, 2, 3), 100, dtype=np.uint8)
     frames[0, 1, 0, 0, 1] = 110
     frames[0, 2] = 0
-    shown = visualize.differences(frames)[0, ..., 0]
+    shown = windows.differences(frames)[0, ..., 0]
     assert (shown[0] == 255).all()
     assert shown[1].tolist() == [[225, 255], [255, 255]]
     assert (shown[2] == 0).all()
@@ -141,7 +141,7 @@ def test_differences_are_between_neighbouring_frames() -> None:
 def test_equal_runs_do_not_hide_each_other(tmp_path: Path) -> None:
     """The one drawn later is the narrower."""
     metrics = read_run(make_run(tmp_path / "run"))
-    figure = visualize.draw_curves({"a": metrics, "b": metrics})
+    figure = curves.draw_curves({"a": metrics, "b": metrics})
     for axes in figure.axes[:2]:
         below, above = axes.lines
         assert below.get_linewidth() > 1.5 * above.get_linewidth()

@@ -80,9 +80,9 @@ def write_results(rows: list[dict[str, Any]], out: Path) -> None:
     draw_accuracies(flat).savefig(out / "evaluation.png", dpi=150)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m cltt.evaluation") -> int:
     """``python -m cltt.evaluation``."""
-    parser = cli.Parser(prog="python -m cltt.evaluation", description="Evaluate the encoder of one or all checkpoints.")
+    parser = cli.Parser(prog=prog, description="Evaluate the encoder of one or all checkpoints.")
     cli.add_settings(parser, EvaluationSettings)
     settings = cli.settings_from(parser.parse_args(argv), EvaluationSettings)
     source = Path(settings.checkpoint)
@@ -94,3 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     write_results(rows, out)
     print(f"written: {out / 'evaluation.csv'}, evaluation.json, evaluation.png")
     return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "python -m cltt.evaluation")

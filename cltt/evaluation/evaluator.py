@@ -18,9 +18,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from cltt import checkpoint, cli
+from cltt import checkpoint
 from cltt.errors import SettingsError
-from cltt.evaluation.__main__ import main
 from cltt.evaluation.datasets import PARTS, Images, LabelledData, open_labelled
 from cltt.evaluation.probe import few_shot_accuracy, fit_linear_probe, nearest_accuracy
 from cltt.frames.batch import IMAGENET_MEAN, IMAGENET_STD
@@ -154,7 +153,3 @@ def load_encoder(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 # ---- python -m cltt.evaluation
-
-
-if __name__ == "__main__":
-    cli.run(main, "python -m cltt.evaluation")

@@ -22,7 +22,7 @@ MOST_NAMED = 20
 
 
 class Dataset(Protocol):
-    """The part of :class:`cltt.reader.ShardDataset` used here."""
+    """The part of :class:`cltt.ShardDataset` used here."""
 
     fingerprint: str
 

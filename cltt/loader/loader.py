@@ -57,14 +57,14 @@ class WindowLoader:
     """Iterable over the batches of an epoch; iterating gives the rest of the epoch, then moves on to the next one.
 
     Args:
-        dataset: a :class:`~cltt.reader.ShardDataset`, or anything with its reading methods.
+        dataset: a :class:`~cltt.ShardDataset`, or anything with its reading methods.
         index: the windows; of the same dataset.
         batch_size: B, windows a step over all ranks.
         image_size: S, pixels.
         device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device, where the batches are wanted.
         dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).
         augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
-        seed, min_gap, depth, run: of the order, see :class:`~cltt.sampler.EpochPlan`.
+        seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
         cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a share of what is
             free. Less only means that some frames are decoded again.

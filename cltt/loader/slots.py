@@ -15,7 +15,7 @@ NEVER = np.iinfo(np.int64).max
 
 
 class Plan(Protocol):
-    """The part of :class:`cltt.sampler.EpochPlan` used here."""
+    """The part of :class:`cltt.EpochPlan` used here."""
 
     @property
     def num_blocks(self) -> int: ...
@@ -25,7 +25,7 @@ class Plan(Protocol):
 
 
 class Index(Protocol):
-    """The part of :class:`cltt.windows.WindowIndex` used here."""
+    """The part of :class:`cltt.WindowIndex` used here."""
 
     def frames(self, i: np.ndarray) -> np.ndarray: ...
 

@@ -55,7 +55,7 @@ def _blocks(width: int, dtype: torch.dtype, roomy: bool = True) -> _Blocks:
 
 
 def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`cltt._loss_chunked.row_logsumexp`; v bf16, fp16 or fp32, the log-sum-exps fp32."""
+    """As :func:`cltt.loss.chunked.row_logsumexp`; v bf16, fp16 or fp32, the log-sum-exps fp32."""
     blocks = _blocks(v.shape[1], v.dtype, _roomy(v.device))
     splits, columns_each = _split(v, rows, blocks)
     # planes: log-sum-exp, best positive, best negative
@@ -79,7 +79,7 @@ def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torc
 
 
 def weighted_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """As :func:`cltt._loss_chunked.weighted_rows`; lse and the result are fp32."""
+    """As :func:`cltt.loss.chunked.weighted_rows`; lse and the result are fp32."""
     blocks = _blocks(v.shape[1], v.dtype, _roomy(v.device))
     splits, columns_each = _split(v, rows, blocks)
     gain = _FP16_GAIN if v.dtype == torch.float16 else 1.0

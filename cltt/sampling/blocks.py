@@ -153,7 +153,7 @@ def _cut_open(first: np.ndarray, count: np.ndarray, place: int) -> tuple[np.ndar
 def _turns(num_rows: int, num_steps: int, group: int, seeds: np.random.SeedSequence) -> np.ndarray:
     """For every row a shuffle of the places 0..num_steps-1 within groups of up to ``group`` neighbours: [rows, steps].
 
-    Sorts random words, as :func:`~cltt._permutation.shuffled` does; their uppermost bits hold the group, their lowest
+    Sorts random words, as :func:`~cltt.sampling.permutation.shuffled` does; their uppermost bits hold the group, their lowest
     the place.
     """
     num_groups = -(-num_steps // group)

@@ -19,6 +19,7 @@ from cltt.errors import DataError, FrameError, SettingsError
 from cltt.files import threads
 from cltt.shards import format
 from cltt.shards.clip_table import Array, _ClipTable
+from cltt.shards.dataset import ShardDataset
 from cltt.source import image, scan
 
 
@@ -185,3 +186,6 @@ def cut_clips(lengths: list[int], good: Array) -> Array:
     rows[format.CLIP_KEY] = folders[first]
     rows[format.CLIP_PART] = clips - np.searchsorted(folders[first], folders[first])
     return rows
+
+
+Dataset = ShardDataset | FolderDataset

@@ -15,7 +15,7 @@ from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
 from cltt.training.progress import Progress
 from cltt.training.trainer import Trainer
-from cltt.visualize import plot_run
+from cltt.visualize.curves import plot_run
 
 SETTINGS_FILE = "settings.json"
 PLOT_FILE = "plots.png"

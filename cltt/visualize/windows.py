@@ -13,66 +13,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cltt._curves import draw_curves, name_runs
-from cltt._damage import damaged_frames, damaged_text
-from cltt._figures import (
+from cltt.config import require
+from cltt.text import counted, shorten
+from cltt.visualize.figures import (
     GREY,
     MAX_SIDE,
-    check_save_path,
     pixel_figure,
-    require_window,
-    save_figure,
-    show_figure,
     write,
 )
-from cltt._gallery import check_gallery_folder, write_gallery
-from cltt._stats import dataset_stats, stats_text
-from cltt._stats_page import draw_stats
-from cltt._views import (
+from cltt.visualize.views import (
     Pixels,
     WindowView,
-    augment_windows,
-    contiguous_ids,
-    damaged_lines,
-    random_ids,
-    sample_id,
-    view_windows,
-    windows_text,
 )
-from cltt.cli import Parser, run
-from cltt.config import require
-from cltt.metrics import read_run
-from cltt.text import counted, printable_lines, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "WindowView",
-    "augment_windows",
-    "check_gallery_folder",
-    "check_save_path",
-    "contiguous_ids",
-    "damaged_frames",
-    "damaged_lines",
-    "damaged_text",
-    "dataset_stats",
-    "draw_curves",
-    "draw_stats",
-    "draw_windows",
-    "plot_run",
-    "printable_lines",
-    "random_ids",
-    "require_window",
-    "sample_id",
-    "save_figure",
-    "show_figure",
-    "stats_text",
-    "view_windows",
-    "windows_text",
-    "write_gallery",
-]
 
 MARGIN, GAP, HEADER = 16, 6, 74  # pixels round the picture, between frames, above the first row
 LABEL_WIDTH, CAPTION_HEIGHT = 200, 34  # pixels left of a row, under a row of frames
@@ -223,34 +180,3 @@ def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames
 def time_text(number: int, frames_per_second: float | None) -> str:
     """A frame's time in its clip: its number, and seconds where the frame rate is known."""
     return f"t = {number}" if frames_per_second is None else f"t = {number / frames_per_second:.2f} s"
-
-
-def plot_run(run_dir: Path, save_path: Path) -> None:
-    """Save loss, learning rate and evaluation of one run (``metrics.csv`` and ``metrics_eval.csv`` of its folder).
-
-    Raises DataError if the metrics are missing or cannot be read.
-    """
-    save_figure(draw_curves({run_dir.name or str(run_dir): read_run(run_dir)}), save_path)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``python -m cltt.visualize``."""
-    parser = Parser(prog="python -m cltt.visualize", description="Draw the curves of training runs.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    curves = commands.add_parser("curves", help="draw runs over each other: loss, learning rate, evaluation")
-    curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its metrics CSV")
-    curves.add_argument("--save-path", type=Path, help="picture to write; without it a window opens")
-    args = parser.parse_args(argv)
-    if args.save_path:
-        check_save_path(args.save_path)
-    figure = draw_curves({name: read_run(path) for name, path in name_runs(args.runs).items()})
-    if args.save_path is None:
-        show_figure(figure)
-        return 0
-    save_figure(figure, args.save_path)
-    print(f"wrote {args.save_path}")
-    return 0
-
-
-if __name__ == "__main__":
-    run(main, "python -m cltt.visualize")

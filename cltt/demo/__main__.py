@@ -19,9 +19,6 @@ from torch import nn
 from tqdm import tqdm
 
 from cltt import distributed
-from cltt._figures import save_figure
-from cltt._render import SOLIDS, write_clip
-from cltt._views import view_windows
 from cltt.build.builder import build_shards
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import (
@@ -37,6 +34,7 @@ from cltt.config import (
     require,
     setting,
 )
+from cltt.demo.render import SOLIDS, write_clip
 from cltt.errors import CLTTError
 from cltt.evaluation.datasets import open_labelled
 from cltt.evaluation.evaluator import Evaluator
@@ -44,7 +42,10 @@ from cltt.sampling.epoch_plan import EpochPlan
 from cltt.shards.dataset import ShardDataset
 from cltt.training import factory
 from cltt.training.run import train
-from cltt.visualize import draw_windows, plot_run
+from cltt.visualize.curves import plot_run
+from cltt.visualize.figures import save_figure
+from cltt.visualize.views import view_windows
+from cltt.visualize.windows import draw_windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,9 +207,9 @@ def accuracy_text(accuracy: Accuracy) -> str:
     return ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items())
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m cltt.demo") -> int:
     """``python -m cltt.demo``."""
-    parser = Parser(prog="python -m cltt.demo", description="Clips to shards to a trained encoder, without data.")
+    parser = Parser(prog=prog, description="Clips to shards to a trained encoder, without data.")
     add_settings(parser, DemoSettings)
     settings = settings_from(parser.parse_args(argv), DemoSettings)
     before, after = run_demo(settings)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cltt._views import Dataset, Ids
 from cltt.errors import FrameError
+from cltt.files.threads import ordered_map
+from cltt.shards.folder import Dataset
 from cltt.text import counted
 
+Ids = NDArray[np.int64]
 PIECE = 256  # frames a thread reads at a time
 NAMED = 20  # lines of frames for one reason
 AHEAD = 4  # pieces in flight for each thread
@@ -29,24 +30,11 @@ def damaged_frames(dataset: Dataset, clips: Ids, *, decode: bool = False, thread
     total = int((dataset.clip_offsets[clips + 1] - dataset.clip_offsets[clips]).sum())
     damaged: list[FrameError] = []
     with ThreadPoolExecutor(threads) as pool, tqdm(total=total, unit="frame", delay=2, leave=False) as bar:
-        for count, found in _in_flight(pool, dataset, pieces, decode, threads * AHEAD):
+        checked = ordered_map(pool, lambda ids: (len(ids), _check(dataset, ids, decode)), pieces, threads * AHEAD)
+        for count, found in checked:
             damaged += found
             bar.update(count)
     return damaged
-
-
-def _in_flight(
-    pool: ThreadPoolExecutor, dataset: Dataset, pieces: Iterator[Ids], decode: bool, ahead: int
-) -> Iterator[tuple[int, list[FrameError]]]:
-    """Results of the pieces in order; at most ``ahead`` pieces wait, so memory does not grow with the data set."""
-    waiting: deque[tuple[int, Future[list[FrameError]]]] = deque()
-    for ids in pieces:
-        waiting.append((len(ids), pool.submit(_check, dataset, ids, decode)))
-        if len(waiting) >= ahead:
-            count, future = waiting.popleft()
-            yield count, future.result()
-    for count, future in waiting:
-        yield count, future.result()
 
 
 def _check(dataset: Dataset, ids: Ids, decode: bool) -> list[FrameError]:

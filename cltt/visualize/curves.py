@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cltt._figures import PALETTE, plain_axes
+from cltt.metrics import read_run
+from cltt.text import shorten
+from cltt.visualize.figures import (
+    save_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 from cltt.metrics import Columns, RunMetrics
-from cltt.text import printable, shorten
+from cltt.text import printable
+from cltt.visualize.figures import PALETTE, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,3 +114,11 @@ def _colors(count: int) -> list[str]:
         return list(PALETTE[:count])
     shades = matplotlib.colormaps["viridis"]
     return [to_hex(shades(0.95 * number / (count - 1))) for number in range(count)]
+
+
+def plot_run(run_dir: Path, save_path: Path) -> None:
+    """Save loss, learning rate and evaluation of one run (``metrics.csv`` and ``metrics_eval.csv`` of its folder).
+
+    Raises DataError if the metrics are missing or cannot be read.
+    """
+    save_figure(draw_curves({run_dir.name or str(run_dir): read_run(run_dir)}), save_path)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt._figures import GREY, INK, PALE, PALETTE, plain_axes
-from cltt._stats import size_name, size_text
 from cltt.text import counted, printable, shorten
+from cltt.visualize.figures import GREY, INK, PALE, PALETTE, plain_axes
+from cltt.visualize.stats import size_name, size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cltt._views import Dataset, Ids, clip_name
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
 from cltt.sampling.windows import WindowIndex
+from cltt.shards.folder import Dataset
 from cltt.text import counted
+from cltt.visualize.views import Ids, clip_name
 
 PIECE = 1 << 14  # frames looked at together: bounds memory, and moves the progress bar while files are read
 STEPS = (1, 2, 5, 10, 20, 30)

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from cltt.errors import DataError, FrameError, SettingsError
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
-from cltt.shards.folder import FolderDataset
+from cltt.shards.folder import Dataset
 from cltt.text import counted
 
 Ids = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
-Dataset = ShardDataset | FolderDataset
 NAMED = 10  # damaged frames that get a line each
 GREY_LEVEL = 128  # of a frame that cannot be shown
 IN_PLACE = "training takes the nearest good frame instead"

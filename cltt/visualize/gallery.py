@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cltt._figures import check_writable, writing
-from cltt._views import Dataset, Ids, Pixels, WindowView, clip_name
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
+from cltt.shards.folder import Dataset
 from cltt.text import printable
+from cltt.visualize.figures import check_writable, writing
+from cltt.visualize.views import Ids, Pixels, WindowView, clip_name
 
 THUMB = 64  # pixels, square
 COLUMNS = 30  # thumbs in a row of a sheet
@@ -59,7 +60,7 @@ def write_gallery(
 
 
 def _write_page(out: Path, facts: dict[str, Any]) -> Path:
-    page = files("cltt").joinpath("gallery.html").read_text(encoding="utf-8")
+    page = files("cltt.visualize").joinpath("gallery.html").read_text(encoding="utf-8")
     # Inside a script element only "<" could end the data early.
     data = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")
     index = out / "index.html"
