@@ -137,8 +137,6 @@ def test_the_progress_bar_keeps_out_of_log_files(
     monkeypatch.setattr(gallery_module, "tqdm", at_once)
     settings = WindowSettings(**WINDOWS)
     gallery_module.write_gallery(FolderDataset(folder), tmp_path / "g", settings, np.arange(3), None, "")
-        FolderDataset(folder), tmp_path / "g", WindowSettings(**WINDOWS), np.arange(3), None, ""
-    )
     assert bars and capfd.readouterr().err == ""  # stderr is no terminal here
 
 
