@@ -23,19 +23,24 @@ class Compiled:
         self,
         kernel: Any,
         arch: int,
-        pointers: dict[str, str],
+        types: dict[str, str],
         constants: dict[str, object],
         options: dict[str, int],
         folder: Path,
     ) -> None:
-        """Compile ``kernel`` for compute capability ``arch`` / 10; pointers are aligned, as torch's are."""
+        """Compile ``kernel`` for compute capability ``arch`` / 10.
+
+        ``types`` of arguments that are no constants (else i32); pointers are aligned to 16 bytes, as torch's are.
+        """
         triton = pytest.importorskip("triton")
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
         known = {name: value for name, value in constants.items() if name in kernel.arg_names}
-        signature = {n: "constexpr" if n in known else pointers.get(n, "i32") for n in kernel.arg_names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
+        signature = {n: "constexpr" if n in known else types.get(n, "i32") for n in kernel.arg_names}
+        aligned = {
+            (i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if types.get(n, "").startswith("*")
+        }
         source = ASTSource(kernel, signature, constexprs=known, attrs=aligned)
         built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
         self.arch = arch
@@ -58,7 +63,7 @@ class Compiled:
 
     def loops(self) -> list[list[str]]:
         """Instructions of each loop that has a matrix product and no loop inside it, in the order of the code."""
-        instructions, starts = self._instructions()
+        instructions, starts = self._code()
         bodies = []
         for end, text in enumerate(instructions):
             target = re.search(r"\bBRA.*?`\((\.L_\w+)\)", text)
@@ -68,7 +73,10 @@ class Compiled:
         found = [instructions[a:b] for a, b in inner]
         return [body for body in found if count(body, PRODUCT[self.arch])]
 
-    def _instructions(self) -> tuple[list[str], dict[str, int]]:
+    def instructions(self) -> list[str]:
+        return self._code()[0]
+
+    def _code(self) -> tuple[list[str], dict[str, int]]:
         """The instructions, and the place of each label."""
         instructions: list[str] = []
         labels: dict[str, int] = {}
