@@ -82,6 +82,19 @@ def pick_device(name: str, facts: RankFacts) -> torch.device:
     return torch.device("cuda", facts.local_rank)
 
 
+def described(device: torch.device, facts: RankFacts) -> str:
+    """What a run computes on, to be printed: the device's kind and name, and the number of ranks."""
+    import torch
+
+    if device.type == "cuda":
+        name = f"cuda ({torch.cuda.get_device_name(device)})"
+    elif device.type == "cpu":
+        name = f"the CPU (threads of torch: {torch.get_num_threads()})"
+    else:
+        name = device.type
+    return name if facts.world_size == 1 else f"{name}, {facts.world_size} ranks"
+
+
 def start(facts: RankFacts, device: torch.device, *, timeout_minutes: float = 30) -> None:
     """Start the default process group if there are several ranks: gloo, and nccl beside it for CUDA tensors.
 

@@ -20,7 +20,7 @@ import nvidia.dali.types
 import torch
 from nvidia.dali import Pipeline
 
-from cltt.frames.augment import Augmentation
+from cltt.frames.augment import LUMA, Augmentation
 
 types: Any = nvidia.dali.types  # its stubs leave the enumerations out
 Frames = Sequence[torch.Tensor]
@@ -104,14 +104,15 @@ class AugmentGraph(Graph):
         device = "gpu" if self.on_gpu else "cpu"
         with self.pipe:
             frames = fn.external_source(name="frames", device=device, dtype=types.UINT8, ndim=3, layout="HWC")
-            start, end, shift = (
-                fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("start", "end", "shift")
-            )
+            start, end = (fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("start", "end"))
             matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)
+            of_mean = fn.external_source(name="of_mean", device=device, dtype=types.FLOAT, ndim=1)
             sigma = fn.external_source(name="sigma", dtype=types.FLOAT, ndim=0)
             # A box whose left edge is right of its right edge comes out mirrored.
             cropped: Any = fn.resize(frames, size=[image_size] * 2, roi_start=start, roi_end=end, antialias=True)
-            coloured = fn.coord_transform(cropped, M=matrix, T=shift, dtype=types.UINT8)
+            luma = types.Constant(np.asarray(LUMA, np.float32), device=device)
+            mean = fn.reductions.sum(fn.reductions.mean(cropped, axes=[0, 1]) * luma, axes=[0])
+            coloured = fn.cast(fn.coord_transform(cropped, M=matrix) + of_mean * mean, dtype=types.UINT8)
             self.pipe.set_outputs(fn.gaussian_blur(coloured, window_size=blur_window, sigma=sigma))
         self.pipe.build()
 
@@ -124,7 +125,7 @@ class AugmentGraph(Graph):
             start=start,
             end=end,
             matrix=np.ascontiguousarray(drawn.colour[:, :, :3]),
-            shift=np.ascontiguousarray(drawn.colour[:, :, 3]),
+            of_mean=np.ascontiguousarray(drawn.colour[:, :, 3]),
             # A deviation this small leaves one pixel of the kernel: no blur.
             sigma=np.where(drawn.sigma > 0, drawn.sigma, 1e-3).astype(np.float32),
         )

@@ -38,6 +38,8 @@ def train(settings: TrainSettings, *, on_step: Callable[[float], None] | None = 
     try:
         device = distributed.pick_device(settings.run.device, facts)
         distributed.start(facts, device)
+        if facts.is_main:
+            print(f"training on {distributed.described(device, facts)}", flush=True)
         return _train(settings, facts, device, stop, on_step)
     finally:
         distributed.stop()
