@@ -195,9 +195,10 @@ def as_stored(data: bytes, *, verify: str = "decode", resize_short: int | None =
         pixels = _decode_any(data)
     else:
         assert resize_short is not None
-        pixels = _shrink(_decode_jpeg(data, facts, resize_short), facts.height, facts.width, resize_short)
-    if reason and resize_short is not None:
-        pixels = _shrink(pixels, *pixels.shape[:2], resize_short)
+        pixels = _decode_jpeg(data, facts, resize_short)
+    if resize_short is not None:
+        height, width = pixels.shape[:2] if facts is None or reason else (facts.height, facts.width)
+        pixels = _shrink(pixels, height, width, resize_short)
     encoded = _encode(pixels, UPRIGHT_QUALITY if resize_short is None else quality)
     return Stored(encoded, pixels.shape[1], pixels.shape[0], reason or "resized")
 
