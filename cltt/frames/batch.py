@@ -8,22 +8,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from cltt.frames import augment as augment_module
+from cltt.frames.batch_gpu import GpuBatchMaker
 from cltt.frames.decode_cpu import shrink
+from cltt.frames.gather import statistics
 from cltt.frames.geometry import Framing
-from cltt.frames.store import FrameStore, own_stream
-
-if TYPE_CHECKING:
-    from cltt.frames.dali_graphs import AugmentGraph
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from cltt.frames.store import FrameStore
 
 
 class BatchMaker:
@@ -36,6 +31,7 @@ class BatchMaker:
         augment: "none", "crop" or "simclr".
         channels_last: leave C innermost in memory.
         threads: for gathering and augmentation on the CPU.
+        normalise: of float batches, ``imagenet`` (its mean and deviation) or ``none`` (0 to 1).
     """
 
     def __init__(
@@ -46,15 +42,14 @@ class BatchMaker:
         augment: str,
         channels_last: bool,
         threads: int,
+        normalise: str = "imagenet",
     ) -> None:
         self.framing, self.device, self.dtype, self.augment = framing, device, dtype, augment
         self.channels_last = channels_last
         self._threads = threads
         self._memory = Recycler()
-        self._statistics = [
-            torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
-        ]
-        self._graph: AugmentGraph | None = None
+        self._statistics = [values.to(device).view(3, 1, 1) for values in statistics(normalise)]
+        self._on_gpu = GpuBatchMaker(framing, device, dtype, augment, channels_last, threads, normalise)
         self._pool: ThreadPoolExecutor | None = None
 
     def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
@@ -62,18 +57,16 @@ class BatchMaker:
 
         ``uniform``: numbers [b, T] each to draw augmentations from; None without augmentation.
         """
+        if store.device.type == "cuda":
+            return self._on_gpu.make(store, slots, uniform)
         flat = slots.reshape(-1)
         rows = self._gathered(store, flat) if uniform is None else self._augmented(store, flat, uniform)
-        if store.device.type == "cuda":
-            store.gathered = torch.cuda.current_stream(self.device).record_event()
         size = self.framing.image_size
         frames = rows.view(*slots.shape, size, size, 3).permute(0, 1, 4, 2, 3)
         return self._finished(frames.to(self.device))
 
     def _gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
-        """uint8 [n, S*S*3]; on a CPU the slots are of one page."""
-        if store.device.type != "cpu":
-            return store.rows().index_select(0, torch.from_numpy(slots).to(store.device))
+        """uint8 [n, S*S*3]; the slots are of one page."""
         size = len(slots) * self.framing.pixels * 3
         page = store.page_in_order(slots)
         if page is not None:  # the batch lies there as it should be: take it instead of copying it
@@ -97,8 +90,6 @@ class BatchMaker:
         flat = {name: values.reshape(-1) for name, values in uniform.items()}
         augmentation = augment_module.drawn(self.augment, flat, store.sizes[slots])
         frames = [store.frame(slot) for slot in slots.tolist()]
-        if store.device.type == "cuda":
-            return self._augmented_on_gpu(frames, augmentation)
         size = self.framing.image_size
         out = self._memory.lent(self._memory.take(len(frames) * size * size * 3)).reshape(len(frames), size, size, 3)
 
@@ -119,18 +110,6 @@ class BatchMaker:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-
-    def _augmented_on_gpu(self, frames: list[torch.Tensor], augmentation: augment_module.Augmentation) -> torch.Tensor:
-        if self._graph is None:
-            from cltt.frames.dali_graphs import AugmentGraph
-
-            size = self.framing.image_size
-            window = augment_module.blur_window(size)
-            self._graph = AugmentGraph(size, window, len(frames), self._threads, self.device.index or 0)
-        with own_stream(self.device):
-            out = self._graph.augment(frames, augmentation).clone()
-        out.record_stream(torch.cuda.current_stream(self.device))
-        return out
 
     def _finished(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 [b, T, 3, S, S] with C innermost in memory -> the type and memory order asked for."""
@@ -176,10 +155,10 @@ _NOBODY = _holders([np.empty(1, np.uint8)])[0]
 
 
 def normalise(
-    frames: torch.Tensor, dtype: torch.dtype, mean: torch.Tensor, std: torch.Tensor, *, channels_last: bool
+    frames: torch.Tensor, dtype: torch.dtype, offset: torch.Tensor, scale: torch.Tensor, *, channels_last: bool
 ) -> torch.Tensor:
-    """uint8 [..., 3, h, w] -> (frames / 255 - mean) / std in ``dtype``, computed in float32; mean, std [3, 1, 1]."""
+    """uint8 [..., 3, h, w] -> (frames - offset) * scale in ``dtype``, computed in float32; both [3, 1, 1]."""
     order = torch.preserve_format if channels_last else torch.contiguous_format
     out = torch.empty_like(frames, dtype=torch.float32, memory_format=order)
-    torch.sub(frames, mean * 255, out=out)
-    return out.mul_(1 / (std * 255)).to(dtype)
+    torch.sub(frames, offset, out=out)
+    return out.mul_(scale).to(dtype)

@@ -171,6 +171,8 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
     data = settings.log.eval_data
     if data is not None:
         distributed.from_main(
-            lambda: opened.append(Evaluator(data, image_size=settings.data.image_size, device=device))
+            lambda: opened.append(
+                Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
+            )
         )
     return opened[0] if opened else None
