@@ -17,8 +17,9 @@ PACKAGE = ROOT / "cltt"
 FLOORS: list[set[str]] = [
     {"errors", "device"},
     {"text", "config", "cli", "distributed", "files"},
-    {"metrics", "checkpoint", "source", "sampling", "models", "loss", "frames", "doctor"},
-    {"shards", "loader"},
+    {"metrics", "checkpoint", "source", "sampling", "models", "loss", "doctor"},
+    {"shards", "frames"},
+    {"loader"},
     {"build"},
     {"visualize", "evaluation"},
     {"training"},

@@ -1,6 +1,6 @@
 """JPEGs into slots: libjpeg-turbo with OpenCV on the CPU, DALI's graph on a GPU.
 
-Both cut first and resize then, on one sampling grid, so only pixels that are kept are resized; their pixels agree to
+Both cut first and resize then, on one sampling grid, so only pixels that are stored are resized; their pixels agree to
 within 2/255 on average. On the CPU DALI's own resize takes three times as long, hence the twin.
 """
 
@@ -150,7 +150,7 @@ class DaliDecoder:
         """The part stored of each JPEG, int64 [n, 4], and its size in the store, int64 [n, 2]."""
         shapes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs]
         for shape in set(shapes) - self._cuts.keys():
-            self._cuts[shape] = (*self.framing.box(*shape), *self.framing.kept_size(*shape))
+            self._cuts[shape] = (*self.framing.box(*shape), *self.framing.stored_size(*shape))
         cuts = np.array([self._cuts[shape] for shape in shapes])
         return cuts[:, :4], cuts[:, 4:]
 
