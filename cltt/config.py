@@ -27,18 +27,24 @@ class WindowSettings:
     """Which frames make a window: t, t+frame_step, ..., t+(window_size-1)*frame_step of one clip."""
 
     window_size: int = setting(5, "frames in a window (T)")
-    frame_step: int = setting(10, "distance between neighbouring frames of a window, in frames")
+    frame_step: int = setting(
+        10, "distance between neighbouring frames of a window, in frames (0: the same frame each time)"
+    )
     window_stride: int = setting(1, "distance between the starts of neighbouring windows, in frames")
     max_windows_per_clip: int = setting(0, "use at most this many windows of a clip, evenly spread (0: all)")
+    short_clip_windows: int = setting(
+        0, "a clip that offers at most this many windows gives one, from its middle (0: no such rule)"
+    )
 
     def __post_init__(self) -> None:
         require(self.window_size >= 1, f"window_size is {self.window_size}; it must be at least 1")
-        require(self.frame_step >= 1, f"frame_step is {self.frame_step}; it must be at least 1")
+        require(self.frame_step >= 0, f"frame_step is {self.frame_step}; it must be 0 or more")
         require(self.window_stride >= 1, f"window_stride is {self.window_stride}; it must be at least 1")
         require(
             self.max_windows_per_clip >= 0,
             f"max_windows_per_clip is {self.max_windows_per_clip}; it must be 0 (all windows) or more",
         )
+        require_not_negative("short_clip_windows", self.short_clip_windows)
 
     @property
     def span(self) -> int:
