@@ -95,7 +95,10 @@ class DataSettings:
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
     min_gap: int = setting(0, "frames that must lie between two windows of one clip in a batch, at least")
     depth: int | None = setting(
-        None, "steps of a block: frames are decoded once a block (default: by the data)", type=int
+        None, "steps of a block: frames are decoded once a block (default: 128, more where the data need it)", type=int
+    )
+    run: int | None = setting(
+        None, "windows of a clip that share frames and are drawn together (default: 5*(window_size-1))", type=int
     )
     cache_gb: float | None = setting(
         None, "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)", type=float
@@ -115,7 +118,7 @@ class DataSettings:
         )
         for name in ("min_gap", "max_bad_frames"):
             require_not_negative(name, getattr(self, name))
-        for name in ("depth", "cache_gb"):
+        for name in ("depth", "run", "cache_gb"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
         if self.split is not None:
@@ -248,6 +251,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         size = self.windows.window_size
+        require(
+            self.windows.frame_step > 0 or self.data.augment != "none",
+            "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and there is "
+            "nothing to learn; give --augment crop or simclr",
+        )
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
         require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")
@@ -303,11 +311,15 @@ FREE_ON_RESUME = {
 
 
 def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out."""
+    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out.
+
+    A setting that did not exist when ``saved`` was written had its default.
+    """
+    defaults = {group: {f.name: f.default for f in fields(kind)} for group, kind in TrainSettings.groups().items()}
     found = []
     for group, values in now.items():
         for name, value in values.items():
-            before = saved.get(group, {}).get(name, "unknown")
+            before = saved.get(group, {}).get(name, defaults[group].get(name, "unknown"))
             if name not in FREE_ON_RESUME.get(group, set()) and before != value:
                 found.append(f"{name} is {value} and was {before}")
     return found

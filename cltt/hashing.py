@@ -8,7 +8,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195): uint64 -> uint64, a bijection."""
+    """SplitMix64's finaliser, uint64 -> uint64, a bijection (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195)."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

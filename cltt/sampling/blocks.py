@@ -96,9 +96,7 @@ class Block:
     def _stretches(self, num_rows: int, num_steps: int, num_blocks: int) -> Stretches:
         chains = self.chains
         wanted = chains.far_pairs - chains.far_in_runs * Fraction(num_blocks - 1, num_blocks)
-        return choose_stretches(
-            num_steps, chains.crowd, chains.lengths, wanted=wanted / num_steps, num_rows=num_rows
-        )
+        return choose_stretches(num_steps, chains.crowd, chains.lengths, wanted=wanted / num_steps, num_rows=num_rows)
 
 
 class FreeBlock:

@@ -31,13 +31,16 @@ import numpy as np
 
 from cltt.sampling.permutation import shuffled, shuffled_in_groups
 
-# Rows that exchange stretches: about this many, in a number of sets that many world sizes divide.
-_NEIGHBOURS, _SETS = 8, 8
+# Rows that exchange stretches: at least 4 and about 8, in a number of sets that world sizes of 2, 4 and 8 divide.
+_LEAST_NEIGHBOURS, _NEIGHBOURS, _SETS = 4, 8, 8
+# How far windows of a chain may meet more rarely than wanted for the sake of wide groups.
+TOLERANCE = Fraction(1, 10)
+_PARTS = 64  # of one: shares are counted in whole numbers
 
 
 @dataclass(frozen=True)
 class Stretches:
-    """How a row of ``num_steps`` places is cut for a ``crowd`` d: ``count`` stretches of ``size`` places or one more."""
+    """How a row of ``num_steps`` places is cut for a ``crowd``: ``count`` stretches of ``size`` places or one more."""
 
     num_steps: int
     crowd: int
@@ -64,40 +67,40 @@ class Stretches:
     def meetings(self, pairs: np.ndarray, neighbours: int) -> Fraction:
         """How many of the ``pairs`` meet, on average: ``pairs[D]`` of them stand D places apart, int64 [most + 1].
 
-        Two places D apart are equally often at each place of a row; that they are of the same group falls off linearly
-        around each multiple of the stretch, and then each of the group's steps is as likely. Of ``neighbours`` rows, one
-        holds both, if they came from one row; then they do not meet.
+        Two places D apart are equally often at each place of a row: that they are of the same group falls off linearly
+        around each multiple of the stretch, and then each of the group's steps is as likely. Two stretches that were
+        moved among ``neighbours`` rows came to one row with one chance in so many, and then do not meet.
         """
         width = -(-self.size // self.groups)
         apart = np.arange(len(pairs))
-        stretches, beyond = np.divmod(apart, self.size)
-        same_group = np.maximum(width - (self.size - beyond), 0)
-        same_group += np.where(stretches > 0, np.maximum(width - beyond, 0), 0)
-        weight = pairs * same_group
-        same_row = int((weight * np.maximum(self.num_steps - apart, 0)).sum())
-        met = int(weight.sum()) - Fraction(same_row, neighbours * self.num_steps)
-        return met / (width * width * self.count)
+        stretches, beyond = np.divmod(apart * self.count, self.num_steps)  # beyond: in parts of a place
+        in_one_set = np.maximum(_PARTS - apart * _PARTS // (neighbours * self.num_steps), 0)
+        met = lost = 0
+        for number, away in ((stretches, beyond), (stretches + 1, self.num_steps - beyond)):
+            weight = pairs * np.maximum(width * self.count - away, 0) * (number > 0)
+            met += int(weight.sum())
+            lost += int((weight * in_one_set)[number % self.count > 0].sum())
+        return (met - Fraction(lost, neighbours * _PARTS)) / (width * self.count) ** 2
 
 
-def choose_stretches(
-    num_steps: int, crowd: int, chains: np.ndarray, *, wanted: Fraction, num_rows: int
-) -> Stretches:
-    """The number of stretches with which windows of one chain meet as often as wanted.
+def choose_stretches(num_steps: int, crowd: int, chains: np.ndarray, *, wanted: Fraction, num_rows: int) -> Stretches:
+    """The fewest stretches with which windows of a chain meet as often as wanted, to within a tenth; else the nearest.
 
-    Long stretches have wide groups and keep all windows of a chain apart; short ones let them meet, but only at
-    distances near a multiple of the stretch. ``chains`` are the numbers of windows of the chains, ``wanted`` is how many
-    pairs of one chain should meet in the block. All is counted in whole numbers, so that every machine takes the same.
+    Long stretches have wide groups, so that other pairs meet in each epoch, but keep all windows of a chain apart;
+    short ones let them meet, but only at distances near a multiple of the stretch. ``chains`` are the numbers of
+    windows of the chains, ``wanted`` is how many pairs of one chain should meet in the block. All is counted in whole
+    numbers, so that every machine takes the same.
     """
     pairs = _pairs_by_distance(chains)
     neighbours = num_rows // _number_of_sets(num_rows)
-    best = Stretches(num_steps, crowd, 1)
-    missing = abs(best.meetings(pairs, neighbours) - wanted)
-    for count in range(2, num_steps // crowd + 1):
+    best, least = Stretches(num_steps, crowd, 1), None
+    for count in range(1, max(1, num_steps // crowd) + 1):
         tried = Stretches(num_steps, crowd, count)
         met = tried.meetings(pairs, neighbours)
-        if abs(met - wanted) < missing:
-            best, missing = tried, abs(met - wanted)
-        if met >= wanted:
+        missing = abs(met - wanted)
+        if least is None or missing < least:
+            best, least = tried, missing
+        if missing <= wanted * TOLERANCE or met >= wanted:
             break
     return best
 
@@ -120,7 +123,8 @@ class Dealing:
 
 
 def _number_of_sets(num_rows: int) -> int:
-    return min(num_rows, _SETS * max(1, num_rows // (_SETS * _NEIGHBOURS)))
+    power_of_two = 1 << (max(1, num_rows // _LEAST_NEIGHBOURS).bit_length() - 1)
+    return min(power_of_two, _SETS * max(1, num_rows // (_SETS * _NEIGHBOURS)))
 
 
 def _pairs_by_distance(chains: np.ndarray) -> np.ndarray:

@@ -156,7 +156,9 @@ class EpochPlan:
         rows = self._rows(rank, world_size)
         exact = len(self.index) * self.index.window_size <= EXACT_FRAMES
         if not exact and self.run == 1:
-            return len(rows) * -(-len(self) // self.num_blocks) * (self.index.window_size if self.index.frame_step else 1)
+            return (
+                len(rows) * -(-len(self) // self.num_blocks) * (self.index.window_size if self.index.frame_step else 1)
+            )
         sampled = range(self.num_blocks) if exact else self._sampled_blocks()
         most = max(len(self.block_frames(block, rank=rank, world_size=world_size)) for block in sampled)
         return most if exact else most + most // 32

@@ -96,7 +96,7 @@ class RunTable:
         return lengths
 
     def _phases(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(phases, windows of a short one, of a long one, number of long ones, which come first) of each of ``clip``."""
+        """(phases, windows of a short one, of a long one, long ones, which come first) of each of ``clip``."""
         short, num_long = np.divmod(self._windows[clip], self._distance[clip])
         return self._distance[clip], short, short + 1, num_long
 

@@ -36,7 +36,7 @@ class WindowIndex:
         max_windows_per_clip: 0 for all; else m, which takes of a clip's n > m windows those at ``k*(n-1)//(m-1)``,
             k = 0..m-1 (evenly spread, first and last included), and at ``n//2`` for m = 1.
         clips: ids of the clips to use (a split), each once; windows are numbered in this order. None: all clips.
-        short_clip_windows: a clip that offers 1 to this many windows gives one, the window at ``n//2``. 0: no such rule.
+        short_clip_windows: a clip that offers 1 to this many windows gives one, that at ``n//2``. 0: no such rule.
         shuffle_seed: 0 to 2**64-1: every clip's frames are put in a random order, fixed by this seed and the clip's id,
             before windows are cut from them, so that neighbours in a window are no neighbours in time. None: they stay
             as they are.

@@ -78,7 +78,7 @@ class Case:
 
     @property
     def sharing(self) -> int:
-        """How far apart in number windows of a clip that is not thinned out must be to share most frames; 0: none do."""
+        """How far apart in number windows of a clip that is not thinned out share most frames; 0: none do."""
         size, step, stride = self.window[:3]
         between = math.lcm(step, stride)
         return between // stride if 0 < between <= (size - 1) * step else 0

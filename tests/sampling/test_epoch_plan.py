@@ -98,7 +98,10 @@ def runs_stay_together(case: Case) -> None:
     """Only the ends of the epoch and of a block cut a run of windows that share frames."""
     if case.window[3] or case.short or not case.sharing:
         return
-    clip, in_clip = case.listed[:, 0], np.arange(len(case.listed)) - np.searchsorted(case.listed[:, 0], case.listed[:, 0])
+    clip, in_clip = (
+        case.listed[:, 0],
+        np.arange(len(case.listed)) - np.searchsorted(case.listed[:, 0], case.listed[:, 0]),
+    )
     phases = {(c, j % case.sharing): 0 for c, j in zip(clip.tolist(), in_clip.tolist(), strict=True)}
     for c, j in zip(clip.tolist(), in_clip.tolist(), strict=True):
         phases[c, j % case.sharing] += 1
