@@ -253,8 +253,8 @@ class TrainSettings:
         size = self.windows.window_size
         require(
             self.windows.frame_step > 0 or self.data.augment != "none",
-            "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and there is "
-            "nothing to learn; give --augment crop or simclr",
+            "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and "
+            "there is nothing to learn; give --augment crop or simclr",
         )
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
