@@ -40,12 +40,16 @@ class GpuBatchMaker:
     def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
         """As :meth:`cltt.frames.batch.BatchMaker.make`, on the current stream; without ``uniform`` nothing waits."""
         flat = slots.reshape(-1)
-        if uniform is None:
-            frames = self._laid_out(store.rows(), on_device(flat, self.device))
-            store.mark_read(flat)
-        else:
-            frames = self._laid_out(self._augmented(store, flat, uniform), torch.arange(flat.size, device=self.device))
+        if uniform is not None:
+            return self.lay_out(self._augmented(store, flat, uniform), slots.shape)
+        frames = self._laid_out(store.rows(), on_device(flat, self.device))
+        store.mark_read(flat)
         return frames.view(*slots.shape, *frames.shape[1:])
+
+    def lay_out(self, rows: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """uint8 [b*T, S*S*3] on the device -> [b, T, 3, S, S] in the type and memory order asked for."""
+        frames = self._laid_out(rows, torch.arange(len(rows), device=self.device))
+        return frames.view(*shape, *frames.shape[1:])
 
     def _laid_out(self, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """uint8 rows of pixels -> [n, 3, S, S] in the type and memory order asked for."""

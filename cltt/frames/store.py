@@ -79,6 +79,16 @@ class FrameStore:
         page, row = divmod(slot, self.page_slots)
         return self.pages[page][row]
 
+    def host_frame(self, slot: int) -> np.ndarray:
+        """The frame in ``slot`` of a store on a CPU, uint8 [h, w, 3], a view."""
+        height, width = self.sizes[slot].tolist()
+        return self.host_row(slot)[: height * width * 3].reshape(height, width, 3)
+
+    def gather_into(self, slots: np.ndarray, rows: np.ndarray) -> None:
+        """Copy ``slots`` [n], all of one page of a store on a CPU, into ``rows`` uint8 [n, P*3]."""
+        page = int(slots[0]) // self.page_slots
+        np.take(self.pages[page], slots - page * self.page_slots, axis=0, out=rows, mode="clip")
+
     def frame(self, slot: int) -> torch.Tensor:
         """The frame in ``slot``, uint8 [h, w, 3], a view."""
         height, width = self.sizes[slot].tolist()
