@@ -23,6 +23,7 @@ from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
+from cltt.loader.ahead import Ahead
 from cltt.loader.fetch import Dataset, Frames
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
@@ -217,10 +218,11 @@ class WindowLoader:
     def _rest_of_epoch(self) -> Iterator[Batch]:
         prefetcher = self._start()
         stop = self._stop = weakref.finalize(self, prefetcher.close)
+        ahead = Ahead(lambda: self._begin(prefetcher), len(self.plan) - self._step) if self._begins_ahead else None
         self._clock.resume()
         try:
             while self._step < len(self.plan):
-                batch = self._next_batch(prefetcher)
+                batch = self._finish(*(ahead.take() if ahead else self._begin(prefetcher)))
                 self._step += 1
                 self._clock.waited()
                 try:
@@ -229,7 +231,14 @@ class WindowLoader:
                     self._clock.worked()
         finally:
             stop()
+            if ahead:
+                ahead.close()
             self._maker.close()
+
+    @property
+    def _begins_ahead(self) -> bool:
+        """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
+        return self._decoder.device.type == "cuda" and self._look["augment"] != "none"
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()
@@ -282,17 +291,20 @@ class WindowLoader:
             return FrameStore(slots, framing, device)
         return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
 
-    def _next_batch(self, prefetcher: Prefetcher) -> Batch:
-        ready = prefetcher.take()
-        batch = self._make_batch(ready)
-        prefetcher.release(ready.step)
-        return batch
-
-    def _make_batch(self, ready: ReadyStep) -> Batch:
+    def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
+        """The next step, once its frames are there, and its batch as far as it can be made ahead; frees its slots."""
         assert self._frames is not None
-        uses = ready.uses
+        ready = prefetcher.take()
+        uses, store = ready.uses, self._frames.store
         slots = self._frames.usable(uses.frame_ids, ready.slots)
-        frames = self._maker.make(self._frames.store, slots, self._uniforms(uses.window_ids, uses.frame_ids))
+        uniform = self._uniforms(uses.window_ids, uses.frame_ids)
+        begun = (self._maker.begin if self._begins_ahead else self._maker.make)(store, slots, uniform)
+        prefetcher.release(ready.step)
+        return ready, begun
+
+    def _finish(self, ready: ReadyStep, begun: torch.Tensor) -> Batch:
+        uses = ready.uses
+        frames = self._maker.finish(begun, uses.frame_ids.shape) if self._begins_ahead else begun
         clip_ids, _ = self.index.locate(uses.window_ids)
         self._uses += uses.frame_ids.size - ready.fresh
         # Copies: the arrays belong to the plan, the batch to the consumer.
