@@ -67,7 +67,7 @@ def require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
 NORMALISATIONS = ("imagenet", "none")
-BACKBONES = ("resnet18", "resnet34", "resnet50")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 AMP_MODES = ("auto", "bf16", "off")
