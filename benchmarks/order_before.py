@@ -61,10 +61,15 @@ def race(before: Path, shards: Path, what: str, step: int, rounds: int) -> list[
     for unit in ("windows_per_s", "frames_per_s"):
         now, then = ([done[unit] for done in found[name]] for name in contenders)
         ratios = [a / b for a, b in zip(now, then, strict=True)]
-        frames = {f"frames_a_window_{name}": found[name][0]["frames"] for name in contenders}
+        costs = {
+            f"{cost}_a_window_{name}": found[name][0][cost] / found[name][0]["windows"]
+            for cost in ("frames", "reads")
+            for name in contenders
+            if cost in found[name][0]
+        }
         middle = {"now": harness.percentile(now, 50), "before": harness.percentile(then, 50)}
         spread = {f"ratio{name}": harness.percentile(ratios, at) for name, at in (("", 50), ("_p20", 20), ("_p80", 80))}
-        rows.append({"what": what, "frame_step": step, "unit": unit, **middle, **spread, **frames, "rounds": rounds})
+        rows.append({"what": what, "frame_step": step, "unit": unit, **middle, **spread, **costs, "rounds": rounds})
     return rows
 
 

@@ -29,7 +29,7 @@ def random_below(size: int, seeds: np.random.SeedSequence) -> int:
 
 def shuffled(size: int, seeds: np.random.SeedSequence) -> np.ndarray:
     """The numbers 0..size-1 in random order: int64 [size]."""
-    return shuffled_in_groups(np.zeros(size, dtype=np.int64), 1, seeds)[0]
+    return shuffled_in_groups(np.broadcast_to(np.int64(0), size), 1, seeds)[0]
 
 
 def shuffled_in_groups(group: np.ndarray, num_rows: int, seeds: np.random.SeedSequence) -> np.ndarray:
@@ -45,7 +45,7 @@ def shuffled_in_groups(group: np.ndarray, num_rows: int, seeds: np.random.SeedSe
     words = np.random.PCG64(seeds).random_raw(num_rows * size).reshape(num_rows, size)
     words >>= element_bits + group_bits
     words <<= element_bits
-    words |= np.arange(size, dtype=np.uint64)
+    words |= np.arange(size, dtype=np.min_scalar_type(size))
     if group_bits:
         words |= group.astype(np.uint64) << (np.uint64(64) - group_bits)
     words.sort(axis=1)

@@ -117,7 +117,7 @@ def test_far_windows_of_a_clip_meet_as_often_as_any_in_many_clips(num_clips: int
 
 def test_few_windows_overlap_with_the_batch_before() -> None:
     plan = EpochPlan(WindowIndex([9000] * 100), 64)
-    assert order_figures.overlap_with_batch_before(plan) <= 0.13
+    assert order_figures.overlap_with_batch_before(plan.index, epoch_batches(plan)) <= 0.13
 
 
 def test_windows_that_cannot_meet_share_batches_freely() -> None:
