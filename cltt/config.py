@@ -185,7 +185,11 @@ class RunSettings:
         "auto", "bfloat16 autocast: auto is bf16 on CUDA and off elsewhere", choices=AMP_MODES, nargs="?", const="bf16"
     )
     compile: bool = setting(False, "compile the model with torch.compile")
-    deterministic: bool = setting(False, "use only deterministic kernels on the GPU (slower; the CPU ones always are)")
+    deterministic: bool = setting(
+        False,
+        "the same bits from the same command, and after a resume, on GPUs of one kind, as many of them, and the same "
+        "versions of the libraries (slower; on the CPU it is always so)",
+    )
 
     def __post_init__(self) -> None:
         require_not_negative("seed", self.seed)

@@ -1,4 +1,4 @@
-"""Batches begun in a thread, as augmentation on a GPU is: the same batches and states, errors raised, no thread left."""
+"""Batches begun in a thread, as augmentation on a GPU is: same batches and states, errors raised, no thread left."""
 
 from __future__ import annotations
 
