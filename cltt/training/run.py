@@ -38,6 +38,8 @@ def train(settings: TrainSettings, *, on_step: Callable[[float], None] | None = 
     try:
         device = distributed.pick_device(settings.run.device, facts)
         distributed.start(facts, device)
+        if facts.is_main:
+            print(f"training on {distributed.described(device, facts)}", flush=True)
         return _train(settings, facts, device, stop, on_step)
     finally:
         distributed.stop()
@@ -171,6 +173,8 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
     data = settings.log.eval_data
     if data is not None:
         distributed.from_main(
-            lambda: opened.append(Evaluator(data, image_size=settings.data.image_size, device=device))
+            lambda: opened.append(
+                Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
+            )
         )
     return opened[0] if opened else None
