@@ -102,7 +102,9 @@ class DataSettings:
         None, "steps of a block: frames are decoded once a block (default: 128, more where the data need it)", type=int
     )
     run: int | None = setting(
-        None, "windows of a clip that share frames and are drawn together (default: 5*(window_size-1))", type=int
+        None,
+        "windows of a clip that share frames and are drawn together (default: 5*(window_size-1), at most 32)",
+        type=int,
     )
     cache_gb: float | None = setting(
         None, "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)", type=float
