@@ -120,9 +120,22 @@ def all_gather_rows(x: torch.Tensor) -> torch.Tensor:
     if size == 1:
         return x
     x = x.contiguous()
-    parts = [torch.empty_like(x) for _ in range(size)]
+    if x.is_cuda:
+        rows = x.new_empty(size * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(rows, x)
+        return rows
+    parts = [torch.empty_like(x) for _ in range(size)]  # gloo knows lists alone
     dist.all_gather(parts, x)
     return torch.cat(parts)
+
+
+def all_sum(x: torch.Tensor) -> torch.Tensor:
+    """The sum of ``x`` over all ranks, in place; no gradient."""
+    import torch.distributed as dist
+
+    if world().world_size > 1:
+        dist.all_reduce(x)
+    return x
 
 
 def all_gather_integers(values: Sequence[int]) -> list[tuple[int, ...]]:
