@@ -8,42 +8,8 @@ Exit status: 0 complete, 2 refused (one sentence says why), 85 stopped by SIGUSR
 130 the same by Ctrl-C (a second Ctrl-C stops at once, without a checkpoint).
 """
 
-from __future__ import annotations
-
-import os
-import signal
-import sys
-from typing import Any
-
-from cltt import cli
-from cltt.config import TrainSettings
-
-
-def parse(argv: list[str] | None = None) -> TrainSettings:
-    """Settings from flags."""
-    assert __doc__ is not None
-    parser = cli.Parser(prog="train.py", description=__doc__.splitlines()[0])
-    for name, settings in TrainSettings.groups().items():
-        cli.add_settings(parser.add_argument_group(name), settings)
-    args = parser.parse_args(argv)
-    made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
-    return TrainSettings(**made)
-
-
-def leave_when_asked() -> None:
-    """Until the trainer minds SIGUSR1 and SIGTERM, there is nothing to save: exit at once, asking to be run again."""
-    for name in ("SIGUSR1", "SIGTERM"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: os._exit(cli.EXIT_REQUEUE))
-
-
-def main() -> int:
-    leave_when_asked()
-    settings = parse()
-    from cltt import app  # torch takes seconds to import: --help and refused flags should not wait for it
-
-    return app.train(settings)
-
+from cltt.cli import run
+from cltt.commands.train import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, "train.py"))
+    run(main, "train.py")

@@ -27,8 +27,10 @@ import simplejpeg
 import webdataset
 
 from benchmarks import harness
-from cltt import ShardDataset, build_shards, format
-from tests import data
+from cltt import ShardDataset, build_shards
+from cltt.files import npy
+from cltt.shards import format
+from tests.helpers import data
 
 FRAMES, QUICK_FRAMES = 10_000, 5_000
 SHARD_SIZE = 16 << 20
@@ -278,7 +280,7 @@ def make_large_index(folder: Path, frames: int, clips: int) -> None:
     build_shards(data.make_clips(folder / "root", {"a": 1}), folder / "large", workers=1)
     large = folder / "large"
     with (large / format.FRAMES).open("wb") as file:
-        writer = format.NpyWriter(file, format.FRAME_DTYPE)
+        writer = npy.NpyWriter(file, format.FRAME_DTYPE)
         writer.rows = frames
         file.seek(0, os.SEEK_END)
         writer.close()

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.coil20 [--quick] [--data FOLDER]``. FOLDER holds one folder an object with its 72 views in
 turning order (Nene, Nayar and Murase, "Columbia Object Image Library (COIL-20)", 1996; here as 32x32 JPEG frames). The
-turntable is time: five neighbouring views are a window. Trained through ``cltt.app.train``, as ``train.py`` does:
+turntable is time: five neighbouring views are a window. Trained through ``cltt.training.run``, as ``train.py`` does:
 ResNet-18 from scratch on the CPU, 64x64 pixels, window 5, step 1, stride 1, 32 windows a batch, temperature 0.5, Adam
 1e-3 on a cosine over six epochs, no augmentation.
 
@@ -25,7 +25,6 @@ from torch import nn
 
 from benchmarks import harness
 from cltt import build_shards, cli
-from cltt.app import build_model, load_weights, train
 from cltt.config import (
     CheckpointSettings,
     DataSettings,
@@ -37,8 +36,12 @@ from cltt.config import (
     WindowSettings,
 )
 from cltt.errors import SettingsError
-from cltt.evaluation import extract_features, few_shot_accuracy, open_labelled
-from tests.data import SHARED
+from cltt.evaluation.datasets import open_labelled
+from cltt.evaluation.evaluator import extract_features
+from cltt.evaluation.probe import few_shot_accuracy
+from cltt.training.factory import build_model, load_weights
+from cltt.training.run import train
+from tests.helpers.data import SHARED
 
 SEEDS = (0, 1, 2)
 EPOCHS = 6

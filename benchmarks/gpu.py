@@ -89,7 +89,7 @@ def device_facts(device: torch.device) -> dict[str, str]:
 # --- checks
 def check(bench: Bench) -> None:
     """The figures below mean nothing if the pixels or the loss are wrong."""
-    from cltt.loss import TemporalInfoNCE
+    from cltt.loss.infonce import TemporalInfoNCE
 
     shards = gpu_data.shards(bench.work, 256, bench.quick)
     frames = []

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks import gpu_data
+from benchmarks.replay import ReplayLoader
 from cltt import ShardDataset, TemporalInfoNCE, WindowIndex, WindowLoader
-from cltt.loader import ReplayLoader
-from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
 
 if TYPE_CHECKING:
     from benchmarks.gpu import Bench

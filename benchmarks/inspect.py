@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from cltt import build_shards, cli, format
-from tests import data
+from cltt import build_shards, cli
+from cltt.shards import format
+from tests.helpers import data
 
 FRAMES, CLIP_LENGTH = 10_000_000, 250
 PACKED_CLIPS = 2

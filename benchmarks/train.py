@@ -26,8 +26,7 @@ import torch
 from torch import nn
 
 from benchmarks import harness
-from cltt import TemporalInfoNCE, app, build_shards, checkpoint, cli
-from cltt._progress import Progress
+from cltt import TemporalInfoNCE, build_shards, checkpoint, cli
 from cltt.checkpoint import CheckpointStore
 from cltt.config import (
     CheckpointSettings,
@@ -39,8 +38,11 @@ from cltt.config import (
     WindowSettings,
 )
 from cltt.distributed import RankFacts, pick_device
-from cltt.loader import Batch
-from cltt.trainer import Saver, StopSignals, Trainer
+from cltt.loader.loader import Batch
+from cltt.training import factory, run
+from cltt.training.progress import Progress
+from cltt.training.signals import StopSignals
+from cltt.training.trainer import Saver, Trainer
 
 B, T, SIDE = 8, 5, 64
 RESUMED_STEP = 100_000
@@ -77,8 +79,8 @@ def a_batch(device: torch.device) -> Batch:
 def bare_loop(device: torch.device, steps: int) -> Callable[[], None]:
     """``steps`` updates as one would write them down."""
     torch.manual_seed(0)
-    model = app.prepare_model(app.build_model(ModelSettings()), RunSettings(), device, RankFacts()).train()
-    optimizer, _ = app.build_optimizer(model, OptimSettings(), device)
+    model = factory.prepare_model(factory.build_model(ModelSettings()), RunSettings(), device, RankFacts()).train()
+    optimizer, _ = factory.build_optimizer(model, OptimSettings(), device)
     loss_fn, frames = TemporalInfoNCE(), a_batch(device).frames
 
     def loop() -> None:
@@ -96,9 +98,9 @@ def bare_loop(device: torch.device, steps: int) -> Callable[[], None]:
 def our_trainer(device: torch.device, steps: int, run_dir: Path, store: CheckpointStore | None = None) -> Trainer:
     """A Trainer on the same model and batch, with the progress display a run has."""
     torch.manual_seed(0)
-    model = app.prepare_model(app.build_model(ModelSettings()), RunSettings(), device, RankFacts())
+    model = factory.prepare_model(factory.build_model(ModelSettings()), RunSettings(), device, RankFacts())
     optim = OptimSettings(epochs=1_000_000)
-    optimizer, scheduler = app.build_optimizer(model, optim, device)
+    optimizer, scheduler = factory.build_optimizer(model, optim, device)
     progress = Progress(
         total_steps=10**9, done_steps=0, steps_per_epoch=steps, batch_size=B, wait_share=lambda: 0.0, device=device
     )
@@ -194,7 +196,7 @@ def time_to_first_step(settings: TrainSettings) -> float:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     start = time.perf_counter()
-    app.train(settings, on_step=on_step)
+    run.train(settings, on_step=on_step)
     return first[0] - start
 
 
@@ -219,8 +221,8 @@ def resume(device: torch.device, folder: Path, shards: Path, *, quick: bool) -> 
     fresh = time_to_first_step(settings)
     path, _ = checkpoint.find_latest(settings.run_dir)
     assert path is not None
-    dataset = app.open_dataset(settings.data)
-    steps_per_epoch = len(app.build_index(dataset, settings)) // settings.data.batch_size
+    dataset = factory.open_dataset(settings.data)
+    steps_per_epoch = len(factory.build_index(dataset, settings)) // settings.data.batch_size
     at_step(path, steps_per_epoch, RESUMED_STEP)
     again = dataclasses.replace(
         settings, checkpoint=dataclasses.replace(settings.checkpoint, resume=True, checkpoint_minutes=0)
@@ -233,10 +235,10 @@ def waiting(device: torch.device, folder: Path, shards: Path, *, quick: bool) ->
     """Share of a run's time that it waits for data, after the first cache fill."""
     settings = run_settings(shards, folder / "waiting", device)
     facts = RankFacts()
-    dataset = app.open_dataset(settings.data)
+    dataset = factory.open_dataset(settings.data)
     steps = (20 if quick else 60) if device.type == "cpu" else 300
-    with app.build_loader(dataset, app.build_index(dataset, settings), settings, device, facts) as loader:
-        trainer = app.build_trainer(settings, loader, device, facts, stop=StopSignals())
+    with factory.build_loader(dataset, factory.build_index(dataset, settings), settings, device, facts) as loader:
+        trainer = factory.build_trainer(settings, loader, device, facts, stop=StopSignals())
         batches = iter(loader)
         trainer.model.train()
         trainer._step(next(batches))

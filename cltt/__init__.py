@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "build_shards": "cltt.indexer",
-    "BuildReport": "cltt.indexer",
-    "ShardDataset": "cltt.reader",
-    "WindowIndex": "cltt.windows",
-    "EpochPlan": "cltt.sampler",
-    "WindowLoader": "cltt.loader",
-    "TemporalInfoNCE": "cltt.loss",
-    "positive_mask": "cltt.loss",
+    "build_shards": "cltt.build.builder",
+    "BuildReport": "cltt.build.report",
+    "ShardDataset": "cltt.shards.dataset",
+    "WindowIndex": "cltt.sampling.windows",
+    "EpochPlan": "cltt.sampling.epoch_plan",
+    "WindowLoader": "cltt.loader.loader",
+    "TemporalInfoNCE": "cltt.loss.infonce",
+    "positive_mask": "cltt.loss.reference",
 }
 __all__ = [
     "BuildReport",
@@ -32,12 +32,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cltt.indexer import BuildReport, build_shards
-    from cltt.loader import WindowLoader
-    from cltt.loss import TemporalInfoNCE, positive_mask
-    from cltt.reader import ShardDataset
-    from cltt.sampler import EpochPlan
-    from cltt.windows import WindowIndex
+    from cltt.build.builder import build_shards
+    from cltt.build.report import BuildReport
+    from cltt.loader.loader import WindowLoader
+    from cltt.loss.infonce import TemporalInfoNCE
+    from cltt.loss.reference import positive_mask
+    from cltt.sampling.epoch_plan import EpochPlan
+    from cltt.sampling.windows import WindowIndex
+    from cltt.shards.dataset import ShardDataset
 
 
 def __getattr__(name: str) -> Any:

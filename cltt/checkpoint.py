@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cltt.errors import DataError, SettingsError
-from cltt.format import flush
+from cltt.errors import DataError
+from cltt.files.atomic import flush, replace_file
 
 VERSION = 1
 LATEST = "latest"
@@ -47,36 +45,6 @@ def position(path: Path) -> tuple[int, int]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
     return sorted((path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name)), key=position)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path`` at once: a reader, or a kill at any moment, finds the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def check_writable(folder: Path, remedy: str) -> None:
-    """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
-
-    A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
-    """
-    folder = folder.absolute()
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or error
-        raise SettingsError(f"cannot write to {folder}: {why}; {remedy}") from error
-    finally:
-        for path in missing:
-            with suppress(OSError):  # not made, or in use by another run by now
-                path.rmdir()
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:

@@ -45,16 +45,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 clip``, ``2,000 clips``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def setting(default: Any, help: str, **argparse_options: Any) -> Any:
-    """Declare a dataclass field with its command-line help and argparse options (``choices``, ``type`` ...)."""
-    return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options})
-
-
 def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tuple[str, ...] = ()) -> None:
     """Add ``--field-name`` for every field of ``settings`` declared with :func:`setting`.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cltt.cli import setting
 from cltt.errors import SettingsError
 
 
@@ -15,6 +15,11 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`SettingsError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise SettingsError(message)
+
+
+def setting(default: Any, help: str, **argparse_options: Any) -> Any:
+    """Declare a dataclass field with its command-line help and argparse options (``choices``, ``type`` ...)."""
+    return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +50,11 @@ def require_positive(name: str, value: float) -> None:
     require(0 < value < math.inf, f"{name} is {value}; it must be more than 0 and finite")
 
 
-def _not_negative(name: str, value: float) -> None:
+def require_not_negative(name: str, value: float) -> None:
     require(0 <= value < math.inf, f"{name} is {value}; it must be 0 or more and finite")
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     require(value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
@@ -103,14 +108,14 @@ class DataSettings:
             f"image_size is {self.image_size}; it must be at least {MIN_IMAGE_SIZE} pixels",
         )
         for name in ("min_gap", "max_bad_frames"):
-            _not_negative(name, getattr(self, name))
+            require_not_negative(name, getattr(self, name))
         for name in ("depth", "cache_gb"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
         if self.split is not None:
-            _one_of("split", self.split, SPLITS)
-        _one_of("augment", self.augment, AUGMENTATIONS)
-        _one_of("augment_scope", self.augment_scope, AUGMENT_SCOPES)
+            require_one_of("split", self.split, SPLITS)
+        require_one_of("augment", self.augment, AUGMENTATIONS)
+        require_one_of("augment_scope", self.augment_scope, AUGMENT_SCOPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +128,7 @@ class ModelSettings:
     mask_overlaps: bool = setting(False, "leave pairs of one clip whose windows overlap out of the negatives")
 
     def __post_init__(self) -> None:
-        _one_of("backbone", self.backbone, BACKBONES)
+        require_one_of("backbone", self.backbone, BACKBONES)
         require_positive("proj_dim", self.proj_dim)
         require_positive("temperature", self.temperature)
 
@@ -153,7 +158,7 @@ class OptimSettings:
         require_positive("epochs", self.epochs)
         require_positive("lr", self.lr)
         for name in ("max_batches_per_epoch", "weight_decay", "max_grad_norm", "sub_batch_size"):
-            _not_negative(name, getattr(self, name))
+            require_not_negative(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +174,9 @@ class RunSettings:
     deterministic: bool = setting(False, "use only deterministic kernels on the GPU (slower; the CPU ones always are)")
 
     def __post_init__(self) -> None:
-        _not_negative("seed", self.seed)
-        _one_of("device", self.device, DEVICES)
-        _one_of("amp", self.amp, AMP_MODES)
+        require_not_negative("seed", self.seed)
+        require_one_of("device", self.device, DEVICES)
+        require_one_of("amp", self.amp, AMP_MODES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +197,7 @@ class CheckpointSettings:
     def __post_init__(self) -> None:
         require_positive("keep_last", self.keep_last)
         for name in ("checkpoint_minutes", "keep_every"):
-            _not_negative(name, getattr(self, name))
+            require_not_negative(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,82 +305,3 @@ def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
             if name not in FREE_ON_RESUME.get(group, set()) and before != value:
                 found.append(f"{name} is {value} and was {before}")
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildSettings:
-    """What decides the bytes of a set of shards, and so what a build that goes on must share with its start."""
-
-    verify: str = setting("decode", "check every bit of each frame, or only its header", choices=["decode", "header"])
-    resize_short: int | None = setting(None, "store frames with this short side, in pixels", type=int)
-    quality: int = setting(90, "JPEG quality of frames stored smaller (with --resize-short)")
-    shard_size: int = setting(1 << 30, "start a new shard beyond so many bytes of source files")
-    splits: str | None = setting(None, "shares of the clips, as in train=0.8,val=0.1,test=0.1", type=str)
-    split_by: str = setting("clip", "what stays together in a split", choices=["clip", "parent"])
-    split_seed: int = setting(0, "another seed, another split")
-    label_from: str | None = setting(None, "a clip's label: parent, regex:PATTERN or csv:FILE", type=str)
-    split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
-
-    def __post_init__(self) -> None:
-        require(self.verify in ("decode", "header"), f"verify is {self.verify!r}; it must be decode or header")
-        require(self.split_by in ("clip", "parent"), f"split_by is {self.split_by!r}; it must be clip or parent")
-        require(1 <= self.quality <= 100, f"quality is {self.quality}; it must be in 1..100")
-        require(
-            self.resize_short is not None or self.quality == BuildSettings.quality,
-            f"quality is {self.quality}, but frames are stored as they are; give resize_short too, or leave it out",
-        )
-        require(self.shard_size >= 1, f"shard_size is {self.shard_size}; it must be at least 1 byte")
-        require(
-            self.resize_short is None or self.resize_short >= 8,
-            f"resize_short is {self.resize_short}; it must be at least 8 pixels",
-        )
-
-
-LOOK_MODES = ("sample", "batch", "stats", "verify", "html")
-BATCH_SAMPLINGS = ("contiguous", "random", "plan")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LookSettings:
-    """What ``inspect_windows.py`` shows, and where the picture goes."""
-
-    mode: str = setting("sample", "what to look at", choices=LOOK_MODES)
-    save_path: str | None = setting(
-        None,
-        "picture to write (sample, batch, stats); without it, and without --json, sample and batch open a window",
-        type=str,
-    )
-    out: str | None = setting(None, "folder for the gallery (html)", type=str)
-    json: bool = setting(False, "print JSON instead of lines to read")
-    sample_idx: int = setting(0, "window to show (sample)")
-    batch_sampling: str = setting(
-        "random",
-        "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step (with --root-dir, "
-        "plan and --mode stats first read every file: clips end at a broken one)",
-        choices=BATCH_SAMPLINGS,
-    )
-    batch_idx: int = setting(0, "which batch (contiguous, random)")
-    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0")
-    step: int = setting(0, "step of the epoch (plan); the first is 0")
-    seed: int = setting(0, "seed of random batches, the plan and the augmentation")
-    split: str | None = setting(
-        None,
-        "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
-        type=str,
-        choices=SPLITS,
-    )
-    difference: bool = setting(False, "add rows of differences between neighbouring frames")
-    fps: float | None = setting(None, "frames a second of the clips: gives times in seconds", type=float)
-    decode: bool = setting(False, "decode every frame as well (verify)")
-
-    @property
-    def counts_windows(self) -> bool:
-        """Whether what is shown depends on the exact windows of training, so on every frame being whole."""
-        return self.mode == "stats" or (self.mode in ("batch", "html") and self.batch_sampling == "plan")
-
-    def __post_init__(self) -> None:
-        for name in ("epoch", "seed", "batch_idx"):
-            _not_negative(name, getattr(self, name))
-        if self.fps is not None:
-            require_positive("fps", self.fps)
-        require(self.mode != "html" or self.out is not None, "mode html needs --out, the folder for the gallery")

@@ -186,8 +186,8 @@ def examine() -> list[Finding]:
     return [finding for part in parts for finding in part()]
 
 
-def main() -> int:
-    cli.Parser(prog="cltt.doctor", description="Say what this machine can do, and what to do about it.").parse_args()
+def main(argv: list[str] | None = None, prog: str = "cltt.doctor") -> int:
+    cli.Parser(prog=prog, description="Say what this machine can do, and what to do about it.").parse_args(argv)
     findings = examine()
     print("\n".join(map(str, findings)))
     return 1 if any(finding.status == "bad" for finding in findings) else 0

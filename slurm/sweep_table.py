@@ -17,10 +17,8 @@ import sys
 from pathlib import Path
 
 from cltt import cli
+from cltt.commands import train
 from cltt.errors import SettingsError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import train
 
 Row = dict[str, str]  # flag name without dashes -> value as written
 

@@ -15,6 +15,7 @@ import torch
 from cltt import checkpoint
 from cltt.checkpoint import CheckpointStore
 from cltt.errors import DataError, SettingsError
+from cltt.files import atomic
 
 
 def save_epochs(folder: Path, epochs: int, **options: int) -> None:
@@ -111,15 +112,15 @@ def test_an_error_while_writing_is_raised_by_the_next_call(tmp_path: Path) -> No
 
 
 def test_checking_a_folder_leaves_no_trace(tmp_path: Path) -> None:
-    checkpoint.check_writable(tmp_path / "a" / "b", "")
+    atomic.check_writable(tmp_path / "a" / "b", "")
     assert not list(tmp_path.iterdir())
     (tmp_path / "kept" / "run").mkdir(parents=True)
-    checkpoint.check_writable(tmp_path / "kept" / "run" / "new", "")
-    checkpoint.check_writable(tmp_path / "kept", "")
+    atomic.check_writable(tmp_path / "kept" / "run" / "new", "")
+    atomic.check_writable(tmp_path / "kept", "")
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["kept", "run"]
     (tmp_path / "kept" / "file").touch()
     with pytest.raises(SettingsError, match="elsewhere"):
-        checkpoint.check_writable(tmp_path / "kept" / "file", "look elsewhere")
+        atomic.check_writable(tmp_path / "kept" / "file", "look elsewhere")
 
 
 KILLED_WHILE_SAVING = """

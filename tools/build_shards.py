@@ -7,115 +7,15 @@ python tools/build_shards.py verify shards/NAME [--decode] [--source DIR]
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import sys
-import time
 
-from cltt.cli import Parser, add_settings, counted, run, settings_from
-from cltt.config import BuildSettings, WindowSettings
-from cltt.indexer import BuildReport, build_shards, verify_shards
-from cltt.windows import WindowIndex
-
-DAMAGED = 1
-
-
-def build_parser() -> Parser:
-    parser = Parser(prog="build_shards.py", description="Build shards; `build_shards.py verify --help`: verify them.")
-    parser.add_argument("--root-dir", required=True, help="folder of clip folders, one image file a frame")
-    parser.add_argument("--out", required=True, help="folder of the shards to build")
-    parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")
-    add_settings(parser, BuildSettings)
-    parser.add_argument("--task", metavar="I/N", help="build part I (from 0) of N only, as a task of a job array")
-    parser.add_argument("--finalize", action="store_true", help="merge and publish what the tasks have built")
-    parser.add_argument("--overwrite", action="store_true", help="replace what lies in OUT from an earlier build")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and the window counts; write nothing")
-    windows = parser.add_argument_group("windows", "for the counts of --dry-run alone: shards hold for any window")
-    add_settings(windows, WindowSettings)
-    return parser
-
-
-def verify_parser() -> Parser:
-    parser = Parser(prog="build_shards.py verify", description="Check sizes, hashes and every CRC; exit 1 if damaged.")
-    parser.add_argument("shards", help="folder of built shards")
-    parser.add_argument("--decode", action="store_true", help="also read every bit of every frame")
-    parser.add_argument("--source", metavar="DIR", help="also compare every frame with the file it was made from")
-    parser.add_argument("--workers", type=int, help="threads (default: the cores at hand)")
-    return parser
-
-
-def summary(report: BuildReport, what: str, seconds: float) -> str:
-    lines = [f"{what} {report.path}: {report} ({seconds:.1f} s)"]
-    if report.already_complete:
-        lines = [
-            f"{report.path}: already complete ({report}); the source was not compared: "
-            f"`build_shards.py verify {report.path} --source DIR` compares, --overwrite builds anew"
-        ]
-    lines += [f"  skipped {count:,}: {reason}" for reason, count in report.skipped.items()]
-    if report.reencoded:
-        lines.append(f"  re-encoded {report.reencoded:,} (see report.json)")
-    if report.cut[0]:
-        lines.append(f"  cut {counted(report.cut[0], 'clip')} into {report.cut[1]:,} parts, at broken frames or gaps")
-    return "\n".join(lines + group_counts(report))
-
-
-def group_counts(report: BuildReport) -> list[str]:
-    """Clips by split and by label, and a warning for a split that has none."""
-    lines = []
-    if report.splits:
-        lines.append("  splits: " + ", ".join(f"{name} {counted(n, 'clip')}" for name, n in report.splits.items()))
-        lines += [f"  warning: split {name!r} has no clips" for name, n in report.splits.items() if n == 0]
-    if report.labels:
-        sizes, without = report.labels.values(), report.clips - sum(report.labels.values())
-        lines.append(
-            f"  labels: {len(sizes):,}, the smallest of {counted(min(sizes), 'clip')}, the largest of {max(sizes):,}"
-            + (f"; {counted(without, 'clip')} without" if without else "")
-        )
-    return lines
-
-
-def window_counts(report: BuildReport, settings: WindowSettings) -> str:
-    index = WindowIndex(report.clip_lengths, **dataclasses.asdict(settings))
-    short = int((report.clip_lengths < settings.span).sum())
-    return (
-        f"  {counted(len(index), 'window')} (span {settings.span} frames); "
-        f"too short for one: {counted(short, 'clip')}\n"
-        "  frames found broken when they are packed will lower these counts, and cut their clips"
-    )
-
-
-def build(argv: list[str]) -> int:
-    args = build_parser().parse_args(argv)
-    start = time.perf_counter()
-    report = build_shards(
-        args.root_dir,
-        args.out,
-        workers=args.workers,
-        task=args.task,
-        finalize=args.finalize,
-        overwrite=args.overwrite,
-        dry_run=args.dry_run,
-        **dataclasses.asdict(settings_from(args, BuildSettings)),
-    )
-    what = "plan of" if args.dry_run else f"task {args.task} of" if args.task else "built"
-    print(summary(report, what, time.perf_counter() - start))
-    if args.dry_run:
-        print(window_counts(report, settings_from(args, WindowSettings)))
-    return 0
-
-
-def verify(argv: list[str]) -> int:
-    args: argparse.Namespace = verify_parser().parse_args(argv)
-    damages = verify_shards(args.shards, decode=args.decode, source_dir=args.source, workers=args.workers)
-    for damage in damages:
-        print(str(damage).encode(errors="surrogateescape").decode(errors="backslashreplace"))
-    print(f"{args.shards}: {f'{len(damages):,} damaged' if damages else 'whole'}")
-    return DAMAGED if damages else 0
+from cltt.cli import run
+from cltt.commands.build import build, verify
 
 
 def main() -> int:
     argv = sys.argv[1:]
-    return verify(argv[1:]) if argv[:1] == ["verify"] else build(argv)
+    return verify(argv[1:], "build_shards.py verify") if argv[:1] == ["verify"] else build(argv, "build_shards.py")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from cltt import _augment
-from cltt.pipeline import (
-    BatchMaker,
-    CpuDecoder,
-    DaliDecoder,
-    Decoder,
-    FrameStore,
-    Framing,
-    best_decoder,
-    dali_installed,
-)
-from cltt.pipeline import uniforms as draw
-from tests.test_pipeline import KINDS, SIZES, detailed, jpeg
+from cltt.frames import augment
+from cltt.frames.augment import uniforms as draw
+from cltt.frames.batch import BatchMaker
+from cltt.frames.decoders import CpuDecoder, DaliDecoder, Decoder, best_decoder, dali_installed
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore
+from tests.helpers.pictures import KINDS, SIZES, detailed, jpeg
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not dali_installed(), reason="DALI is not installed")]
 CPU = torch.device("cpu")
@@ -74,7 +68,7 @@ def test_augmentations_are_those_of_the_cpu(kind: str) -> None:
     device.sizes[:] = host.sizes
     slots = np.arange(count).reshape(8, 3)
     uniform = draw(0, 0, np.arange(8), slots, "frame")
-    assert _augment.blur_window(64) > 1
+    assert augment.blur_window(64) > 1
     ours = BatchMaker(framing, CPU, torch.uint8, kind, False, 2).make(host, slots, uniform)
     found = BatchMaker(framing, cuda(), torch.uint8, kind, False, 2).make(device, slots, uniform).cpu()
     difference = (ours.int() - found.int()).abs().float().flatten(2).mean(dim=2)

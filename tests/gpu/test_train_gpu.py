@@ -9,11 +9,14 @@ import pytest
 import torch
 
 import train
-from cltt import TemporalInfoNCE, app, checkpoint
-from cltt._gradcache import cached_backward
-from cltt.models import ContrastiveModel, ProjectionHead, build_encoder
-from cltt.trainer import HostCopy, NonFiniteLossError
-from tests import training
+from cltt import TemporalInfoNCE, checkpoint
+from cltt.loss import infonce
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
+from cltt.training import run as run_module
+from cltt.training.grad_cache import cached_backward
+from cltt.training.trainer import HostCopy, NonFiniteLossError
+from tests.helpers import training
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +30,7 @@ def run(shards: Path, run_dir: Path, *more: str) -> list[float]:
     """Losses of a run of ResNet-18 on CUDA."""
     losses: list[float] = []
     settings = train.parse([*training.flags(shards, run_dir), "--device", "cuda", "--epochs", "2", *more])
-    assert app.train(settings, on_step=losses.append) == 0
+    assert run_module.train(settings, on_step=losses.append) == 0
     return losses
 
 
@@ -86,7 +89,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(
             Poisoned.calls += 1
             return super().forward(z, *ids) * (math.nan if Poisoned.calls == 15 else 1.0)
 
-    monkeypatch.setattr(app, "TemporalInfoNCE", Poisoned)
+    monkeypatch.setattr(infonce, "TemporalInfoNCE", Poisoned)
     with pytest.raises(NonFiniteLossError, match=r"epoch 2, step 3"):
         run(shards, tmp_path / "run")
     state = checkpoint.load(tmp_path / "run" / "epoch-0001.pt")["model"]

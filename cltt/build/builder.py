@@ -1,0 +1,303 @@
+"""Build shards from clip folders: plan, pack, merge; each step can be killed and started again.
+
+``build_shards`` does all of it on one machine. On many, each task of a job array packs its share of the shards of one
+common plan (``task="2/8"``), and a last call (``finalize=True``) merges and publishes. What lies in ``out_dir/.build``
+meanwhile is the plan, a part of the index for each finished shard, and locks; it goes when ``index.json`` is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cltt.build import labels
+from cltt.build.merge import merge
+from cltt.build.pack import Progress, is_done
+from cltt.build.plan import PLAN, Plan
+from cltt.build.plan_writer import make_plan, regroup
+from cltt.build.report import BuildReport, built_report, planned_report, task_report
+from cltt.build.settings import BuildSettings
+from cltt.build.workers import Worker, crew, pack_shards
+from cltt.errors import DataError, SettingsError
+from cltt.files import atomic
+from cltt.files.locks import locked
+from cltt.shards import format
+
+PathLike = str | os.PathLike[str]
+LOCK = "build.lock"
+
+
+def build_shards(
+    root_dir: PathLike,
+    out_dir: PathLike,
+    *,
+    workers: int | None = None,
+    verify: str = "decode",
+    resize_short: int | None = None,
+    quality: int = 90,
+    shard_size: int = 1 << 30,
+    splits: str | Mapping[str, float] | None = None,
+    split_by: str = "clip",
+    split_seed: int = 0,
+    label_from: str | None = None,
+    split_gaps: bool = False,
+    task: str | None = None,
+    finalize: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> BuildReport:
+    """Pack the frames under ``root_dir`` into shards in ``out_dir``, or go on with a build that was broken off.
+
+    Args:
+        workers: packing processes; None: as many as there are cores for this process.
+        verify: "decode" reads every bit of each frame, "header" only its markers and its end.
+        resize_short: store frames with this short side (pixels), as JPEG of ``quality``; None: store them as they are.
+        shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become.
+        splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
+            keeps the clips of one parent folder together; another ``split_seed`` gives another split.
+        label_from: "parent" (the folder that holds the clip; the clip itself if that is the root),
+            "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
+        split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
+            twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
+        task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
+        finalize: packs nothing; merges and publishes what the tasks have packed.
+        overwrite: replace what an earlier build left in ``out_dir``.
+        dry_run: only scan; write nothing. What is found broken when packed is not known yet.
+
+    A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it file by file).
+    A build that was broken off goes on with other labels and splits too, as they change nothing that is packed; tasks
+    and ``finalize`` must agree on all.
+
+    Raises SettingsError for settings that cannot work, among them a ``label_from`` that fits no clip, or are not those
+    of what lies in ``out_dir``; DataError, naming the file, for a source that cannot be read or has changed since the
+    plan was made, for a disk that is full or may not be written, and for an ``out_dir`` that another process is
+    building. A build refused before anything is packed leaves nothing behind.
+    """
+    settings = _settings(
+        verify=verify,
+        resize_short=resize_short,
+        quality=quality,
+        shard_size=shard_size,
+        splits=_splits_text(splits),
+        split_by=split_by,
+        split_seed=split_seed,
+        label_from=label_from,
+        split_gaps=split_gaps,
+    )
+    part = _parse_task(task)
+    if workers is not None and workers < 1:
+        raise SettingsError(f"workers is {workers}; it must be at least 1")
+    _check_modes(part is not None, finalize, overwrite, dry_run)
+    root, out = os.path.realpath(root_dir), Path(out_dir)
+    if dry_run:
+        return _dry_run(root, out, settings)
+    if not overwrite and (finished := _finished(root, out, settings)):
+        _tidy_up(out)
+        return finished
+    _check_out(out)
+    with _no_traces_of_refusal(out), locked(out / format.BUILD / LOCK, shared=part is not None):
+        if overwrite:
+            _remove_shards(out)
+        elif finished := _finished(root, out, settings):  # by another process, since we looked
+            shutil.rmtree(out / format.BUILD)
+            return finished
+        if finalize:
+            return _publish(_open_plan(root, out, settings, may_make=False), out)
+        return _build(root, out, settings, workers or _cores(), part)
+
+
+# ---- settings
+
+
+def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
+    if splits is None or isinstance(splits, str):
+        return splits
+    return ",".join(f"{name}={share}" for name, share in splits.items())
+
+
+def _settings(**given: Any) -> dict[str, Any]:
+    """The checked settings as they are kept with the shards; a table of labels counts by its contents."""
+    settings = dataclasses.asdict(BuildSettings(**given))
+    labels.parse_splits(settings["splits"])
+    labels.labeller(settings["label_from"])
+    kind, _, file = (settings["label_from"] or "").partition(":")
+    settings["label_table_sha256"] = atomic.file_sha256(Path(file)) if kind == "csv" else None
+    return settings
+
+
+def _parse_task(task: str | None) -> slice | None:
+    """``"I/N"`` as the slice I, I+N, ... of the shards."""
+    if task is None:
+        return None
+    number, slash, count = task.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise SettingsError(f"task is {task!r}; it must be I/N with I from 0 to N-1, as in 0/8")
+    return slice(int(number), None, int(count))
+
+
+def _check_modes(task: bool, finalize: bool, overwrite: bool, dry_run: bool) -> None:
+    if task + finalize + dry_run > 1:
+        raise SettingsError("task, finalize and dry_run exclude each other")
+    if overwrite and (task or finalize):
+        raise SettingsError(
+            "overwrite would remove what the other tasks build; remove the old shards before the tasks start"
+        )
+
+
+def _differences(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
+    """What differs between this build and the one that lies there, in words; empty if nothing does."""
+    found = [
+        f"{name} {theirs.get(name)!r} there, {value!r} here"
+        for name, value in settings.items()
+        if theirs.get(name) != value
+    ]
+    return "; ".join(([f"root_dir {their_root!r} there, {root!r} here"] if root != their_root else []) + found)
+
+
+# ---- what lies in out_dir
+
+
+def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | None:
+    """The report of the complete set in ``out``, None if there is none; SettingsError if it is of another kind."""
+    if not (out / format.INDEX).exists():
+        return None
+    index = format.read_index(out)
+    if differences := _differences(settings, root, index["settings"], index["root_dir"]):
+        raise SettingsError(f"{out} holds other shards ({differences}); use --overwrite or another folder")
+    return dataclasses.replace(built_report(out, index), already_complete=True)
+
+
+def _tidy_up(out: Path) -> None:
+    """Remove what a build leaves that was killed after it had published."""
+    if (out / format.BUILD).exists():
+        with locked(out / format.BUILD / LOCK):
+            shutil.rmtree(out / format.BUILD)
+
+
+def _check_out(out: Path) -> None:
+    """SettingsError if ``out`` holds files that no build wrote."""
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"{out} is not a folder; give a folder for the shards")
+    if out.is_dir() and not (out / format.BUILD).exists():
+        strange = sorted(path.name for path in out.iterdir() if not format.is_our_file(path.name))
+        if strange:
+            raise SettingsError(
+                f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone"
+            )
+
+
+def _remove_shards(out: Path) -> None:
+    """Remove what a build wrote into ``out``, but no locks; ``index.json`` first: it must not speak of what is gone."""
+    (out / format.INDEX).unlink(missing_ok=True)
+    for path in out.iterdir():
+        if format.is_our_file(path.name):
+            path.unlink()
+    for path in (out / format.BUILD).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix != ".lock":
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _no_traces_of_refusal(out: Path) -> Iterator[None]:
+    """A build that ends before there is a plan leaves nothing in ``out``, nor ``out`` itself if it was not there."""
+    was_there = out.exists()
+    try:
+        yield
+    except BaseException:
+        if not (out / format.BUILD / PLAN).exists():
+            with contextlib.suppress(DataError, OSError), locked(out / format.BUILD / LOCK):  # unless another builds
+                if not (out / format.BUILD / PLAN).exists():
+                    shutil.rmtree(out / format.BUILD)
+        if not was_there:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool = True, alone: bool = False) -> Plan:
+    """The plan in ``out``, made if it is not there: by one task, while the others wait for it.
+
+    Who is ``alone`` there may give it other labels and splits.
+    """
+    folder = out / format.BUILD / PLAN
+    with locked(out / format.BUILD / "plan.lock", wait=True):
+        if not folder.exists():
+            if not may_make:
+                raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
+            make_plan(root, folder, settings)
+    plan = Plan(folder)
+    theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
+    if differences := _differences(settings, root, theirs, plan.root_dir):
+        raise SettingsError(f"{out} holds an unfinished build of another kind ({differences}); use --overwrite")
+    return plan if plan.settings == settings else regroup(plan, settings)
+
+
+# ---- the steps
+
+
+def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
+    """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
+    with _task_lock(out, part), crew(out, workers) as packers:
+        plan = _open_plan(root, out, settings, alone=part is None)
+        shards = list(range(plan.num_shards)[part or slice(None)])
+        _pack(plan, out, shards, packers)
+    return task_report(plan, out, shards) if part is not None else _publish(plan, out)
+
+
+def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
+    with tempfile.TemporaryDirectory() as folder:
+        make_plan(root, Path(folder) / PLAN, settings)
+        return planned_report(Plan(Path(folder) / PLAN), out)
+
+
+def _task_lock(out: Path, part: slice | None) -> contextlib.AbstractContextManager[None]:
+    """No task of a job array runs twice at a time."""
+    if part is None:
+        return contextlib.nullcontext()
+    return locked(out / format.BUILD / f"task-{part.start}-of-{part.step}.lock")
+
+
+def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
+    frames = sum(len(plan.shard_frames(shard)) for shard in shards)
+    with _progress_bar(frames) as progress:
+        pack_shards(out, shards, workers, progress)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _progress_bar(frames: int) -> Iterator[Progress]:
+    """frames/s, MB/s and the time left, on a terminal; nothing in a log file."""
+    with tqdm(total=frames, unit=" frames", disable=None, smoothing=0.05) as bar:
+        packed = 0
+
+        def progress(count: int, size: int) -> None:
+            nonlocal packed
+            packed += size
+            bar.set_postfix_str(f"{packed / 1e6 / max(1e-3, bar.format_dict['elapsed']):.0f} MB/s", refresh=False)
+            bar.update(count)
+
+        yield progress
+
+
+def _publish(plan: Plan, out: Path) -> BuildReport:
+    missing = [format.shard_name(shard) for shard in range(plan.num_shards) if not is_done(out, shard)]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {plan.num_shards} shards are missing ({missing[0]} ...); run their tasks again"
+        )
+    index = merge(plan, out)
+    shutil.rmtree(out / format.BUILD)
+    return built_report(out, index)

@@ -1,0 +1,116 @@
+"""Labels and splits of clips, by the key of the clip's folder alone.
+
+They are given when the shards are merged, so they change no packed byte; but a rule that fits no clip is found when the
+source has been scanned, before hours of packing.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cltt.build.plan import Plan
+from cltt.errors import SettingsError
+from cltt.source import scan
+
+NONE = -1  # no label, no split
+SETTINGS = ("splits", "split_by", "split_seed", "label_from", "label_table_sha256")  # all that is looked at here
+
+
+def parent_of(key: str) -> str:
+    """The folder that holds the clip; a clip that lies directly under the root is its own."""
+    return key.rpartition("/")[0] or key
+
+
+def split_fraction(name: str, seed: int) -> float:
+    """A number in [0, 1) that depends on ``name`` and ``seed`` alone."""
+    digest = hashlib.sha256(f"{seed}\0".encode() + os.fsencode(name)).digest()
+    return int.from_bytes(digest[:7], "big") / (1 << 56)
+
+
+def parse_splits(splits: str | None) -> dict[str, float]:
+    """``"train=0.8,val=0.2"`` as a dict; SettingsError if it is not that or does not add up to 1."""
+    if not splits:
+        return {}
+    try:
+        pairs = [part.split("=") for part in splits.split(",")]
+        parsed = {name.strip(): float(share) for name, share in pairs}
+    except ValueError:
+        raise SettingsError(f"splits is {splits!r}; it must look like train=0.8,val=0.1,test=0.1") from None
+    if len(parsed) != len(pairs) or "" in parsed or min(parsed.values()) < 0 or abs(sum(parsed.values()) - 1) > 1e-6:
+        raise SettingsError(f"splits is {splits!r}; names must differ, shares be 0 or more and add up to 1")
+    return parsed
+
+
+def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
+    """A function from clip key to the number of its split."""
+    ends = np.cumsum(list(parse_splits(settings["splits"]).values()))
+    by_parent = settings["split_by"] == "parent"
+
+    def split_of(key: str) -> int:
+        fraction = split_fraction(parent_of(key) if by_parent else key, settings["split_seed"])
+        return min(int(np.searchsorted(ends, fraction, side="right")), len(ends) - 1)
+
+    return split_of if len(ends) else lambda key: NONE
+
+
+def read_label_table(path: str) -> dict[str, str]:
+    """Clip key -> label from a CSV file of two columns (a first row ``clip,label`` is a header)."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except OSError as error:
+        raise SettingsError(f"label_from: cannot read {path!r}: {error.strerror}") from error
+    if not rows or any(len(row) != 2 for row in rows):
+        raise SettingsError(f"label_from: {path!r} must have two columns, clip key and label")
+    if rows[0] == ["clip", "label"]:
+        rows = rows[1:]
+    return {key.rstrip("/"): label for key, label in rows}
+
+
+def labeller(label_from: str | None) -> Callable[[str], str | None]:
+    """A function from clip key to label (None: none). SettingsError for a rule that cannot work."""
+    kind, _, rest = (label_from or "none").partition(":")
+    if label_from is None:
+        return lambda key: None
+    if label_from == "parent":
+        return parent_of
+    if kind == "csv" and rest:
+        return read_label_table(rest).get
+    if kind == "regex" and rest:
+        try:
+            pattern = re.compile(rest)
+        except re.error as error:
+            raise SettingsError(f"label_from: {rest!r} is not a regular expression: {error}") from error
+        return lambda key: match.group(pattern.groups and 1) if (match := pattern.search(key)) else None
+    raise SettingsError(f"label_from is {label_from!r}; it must be parent, regex:PATTERN or csv:FILE")
+
+
+def label_clips(keys: list[str], settings: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """(int64 [keys], label names in natural order): a number in the names for each clip, NONE where it has no label."""
+    labels = list(map(labeller(settings["label_from"]), keys))
+    names = sorted(
+        {label for label in labels if label is not None}, key=lambda name: scan.path_order(os.fsencode(name))
+    )
+    number = {label: k for k, label in enumerate(names)}
+    return np.array([NONE if label is None else number[label] for label in labels], np.int64), names
+
+
+def split_clips(keys: list[str], settings: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """int64 [keys]: the number of each clip's split."""
+    return np.array(list(map(splitter(settings), keys)), np.int64)
+
+
+def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
+    """SettingsError if ``label_from`` gives not one clip of ``plan`` a label."""
+    rule = settings["label_from"]
+    label_of = labeller(rule)
+    keys = [os.fsdecode(key) for key in plan.keys(0, plan.num_clips)] if rule is not None else []
+    if keys and all(label_of(key) is None for key in keys):
+        raise SettingsError(f"label_from {rule!r} gives no clip a label; it must fit clip keys such as {keys[0]!r}")

@@ -1,0 +1,143 @@
+"""Making the plan of a build: scan the source folder and write which frame goes into which shard.
+
+Arrays are written in pieces, so the plan of a hundred million frames costs no more memory than that of ten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from cltt.build.labels import check_labels
+from cltt.build.plan import PLAN_FACTS, Plan
+from cltt.errors import SettingsError
+from cltt.files import atomic, npy
+from cltt.shards import format, tar
+from cltt.source import scan
+
+# What _plan.ROW unpacks. name: where the file's name starts in names.bin; gap: the frame number jumped here (only where
+# gaps split clips).
+PLAN_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("name", "<i8"), ("clip", "<u4"), ("gap", "?")])
+WRITE_FRAMES = 8192  # frames held before they are written
+
+
+class _Columns:
+    """The files of a plan under way: grow by one clip at a time."""
+
+    def __init__(self, folder: Path, shard_size: int, files: contextlib.ExitStack) -> None:
+        self._names: IO[bytes] = files.enter_context((folder / "names.bin").open("wb"))
+        self._keys: IO[bytes] = files.enter_context((folder / format.KEYS).open("wb"))
+        self._frames = self._npy(folder / format.FRAMES, PLAN_DTYPE, files)
+        self._key_offsets = self._npy(folder / format.KEY_OFFSETS, np.dtype("<i8"), files)
+        self._shards = self._npy(folder / "shards.npy", np.dtype("<i8"), files)
+        self._shard_size = shard_size
+        self._shard_bytes = 0
+        self._rows: list[tuple[int, int, int, int, bool]] = []
+        self.bytes = 0
+        self.largest = 0
+        self.frames = 0
+        self.clips = 0
+        self.shards = 0
+
+    @staticmethod
+    def _npy(path: Path, dtype: np.dtype[Any], files: contextlib.ExitStack) -> npy.NpyWriter:
+        writer = npy.NpyWriter(files.enter_context(path.open("wb")), dtype)
+        files.callback(writer.close)
+        return writer
+
+    def add(self, clip: scan.SourceClip, split_gaps: bool) -> None:
+        self._key_offsets.write(np.array([self._keys.tell()]))
+        self._keys.write(clip.key)
+        number = None
+        for frame in clip.frames:
+            last, number = number, scan.frame_number(frame.name) if split_gaps else None
+            gap = last is not None and number is not None and number not in (last, last + 1)
+            self._start_shard_if_full(max(0, frame.size))
+            self._rows.append((frame.size, frame.mtime_ns, self._names.tell(), self.clips, gap))
+            self._names.write(frame.name)
+            self.bytes += max(0, frame.size)
+            self.largest = max(self.largest, frame.size)
+            self.frames += 1
+            if len(self._rows) == WRITE_FRAMES:
+                self._flush()
+        self.clips += 1
+
+    def _start_shard_if_full(self, size: int) -> None:
+        member = tar.BLOCK + size + tar.padding(size)
+        if self.frames == 0 or self._shard_bytes + member > self._shard_size:
+            self._shards.write(np.array([self.frames]))
+            self._shard_bytes = 0
+            self.shards += 1
+        self._shard_bytes += member
+
+    def _flush(self) -> None:
+        self._frames.write(np.array(self._rows, PLAN_DTYPE))
+        self._rows.clear()
+
+    def finish(self) -> None:
+        self._rows.append((0, 0, self._names.tell(), self.clips, False))  # a sentinel: where the last name ends
+        self._flush()
+        self._key_offsets.write(np.array([self._keys.tell()]))
+        self._shards.write(np.array([self.frames]))
+
+
+def _write_skipped(file: IO[str], skipped: list[tuple[bytes, str]]) -> None:
+    for path, reason in skipped:
+        file.write(json.dumps([os.fsdecode(path), reason]) + "\n")
+    skipped.clear()
+
+
+def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
+    """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
+
+    Raises SettingsError if there is no frame at all or no clip gets a label that should, DataError for a folder or file
+    that cannot be read; ``folder`` is not there then.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with atomic.writing(folder):
+            temporary.mkdir(parents=True)
+            _write_plan(root_dir, temporary, settings)
+        check_labels(Plan(temporary), settings)
+        with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
+            list(pool.map(atomic.flush, temporary.iterdir()))
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    atomic.flush(folder.parent)
+
+
+def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
+    root = scan.check_root(root_dir)
+    with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
+        columns = _Columns(folder, settings["shard_size"], files)
+        skipped = files.enter_context((folder / "skipped.jsonl").open("w"))
+        folders = scan.scan_folders(root, pool)
+        for clip in scan.scan_clips(folders, pool):
+            columns.add(clip, settings["split_gaps"])
+            _write_skipped(skipped, folders.skipped)
+        _write_skipped(skipped, folders.skipped)
+        columns.finish()
+    if columns.frames == 0:
+        raise SettingsError(
+            f"no frames under {root_dir!r}: give the folder whose sub-folders hold one image file a frame"
+        )
+    facts = {name: getattr(columns, name) for name in ("frames", "clips", "shards", "bytes", "largest")}
+    atomic.write_json(folder / PLAN_FACTS, {"root_dir": root_dir, "settings": settings, **facts})
+
+
+def regroup(plan: Plan, settings: dict[str, Any]) -> Plan:
+    """``plan`` with other labels and splits: they change nothing that is packed. Raises as :func:`make_plan` does."""
+    check_labels(plan, settings)
+    facts = json.loads((plan.folder / PLAN_FACTS).read_text())
+    atomic.write_json(plan.folder / PLAN_FACTS, {**facts, "settings": settings})
+    return Plan(plan.folder)

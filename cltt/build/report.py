@@ -1,0 +1,134 @@
+"""What a build reports: of a complete set, of a plan, or of the share of one task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cltt.build.labels import NONE, label_clips, parse_splits, split_clips
+from cltt.build.merge import PART_DTYPE
+from cltt.build.pack import read_part
+from cltt.build.plan import Plan
+from cltt.shards import format
+from cltt.text import counted
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build gave, over the whole set; after a task its share of it; after a dry run what is planned.
+
+    Attributes:
+        path: the folder of the shards.
+        clips, frames, bytes, shards: counts; bytes is the size of all shards (of all source files if only planned). A
+            task counts the clips of which it packed a frame, before any is cut.
+        reencoded: frames that are not the source's bytes.
+        skipped: files left out, counted by reason.
+        clip_lengths: int64 [clips], frames of each clip.
+        splits, labels: clips by split and by label; empty without splits or labels, and after a task.
+        cut: (clips as they lie in the source that were cut, the parts they gave), at broken frames or gaps.
+        already_complete: nothing was built, as a set of the same settings was there; the source was not compared.
+    """
+
+    path: Path
+    clips: int
+    frames: int
+    bytes: int
+    shards: int
+    reencoded: int
+    skipped: dict[str, int]
+    clip_lengths: Array = dataclasses.field(repr=False, compare=False)
+    splits: dict[str, int] = dataclasses.field(default_factory=dict)
+    labels: dict[str, int] = dataclasses.field(default_factory=dict)
+    cut: tuple[int, int] = (0, 0)
+    already_complete: bool = dataclasses.field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        """``2 clips, 300 frames, 6.1 MB in 1 shard``."""
+        return (
+            f"{counted(self.clips, 'clip')}, {counted(self.frames, 'frame')}, {self.bytes / 1e6:,.1f} MB "
+            f"in {counted(self.shards, 'shard')}"
+        )
+
+
+def _tally(numbers: Array, names: list[str]) -> dict[str, int]:
+    """How often each of ``names`` is meant by ``numbers``, NONE left out."""
+    counts = np.bincount(numbers[numbers != NONE], minlength=len(names)).tolist()
+    return dict(zip(names, counts, strict=True))
+
+
+def _cut(folders: Array) -> tuple[int, int]:
+    """(folders cut, parts they gave), from the folder of each clip."""
+    parts = np.bincount(folders)
+    return int((parts > 1).sum()), int(parts[parts > 1].sum())
+
+
+def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
+    """Of the complete set in ``out``."""
+    counts, clips = index["counts"], np.load(out / format.CLIPS)
+    return BuildReport(
+        path=out,
+        clips=counts["clips"],
+        frames=counts["frames"],
+        bytes=counts["bytes"],
+        shards=len(index["shards"]),
+        reencoded=sum(counts["reencoded"].values()),
+        skipped=counts["skipped"],
+        clip_lengths=clips[format.CLIP_LENGTH],
+        splits=_tally(clips[format.CLIP_SPLIT], index["split_names"]),
+        labels=_tally(clips[format.CLIP_LABEL], index["label_names"]),
+        cut=_cut(clips[format.CLIP_KEY]),
+    )
+
+
+def planned_report(plan: Plan, out: Path) -> BuildReport:
+    """Of all that is planned, as if every file were a whole picture."""
+    folders = plan.frames["clip"][:-1]
+    starts = np.flatnonzero(plan.frames["gap"][:-1] | (np.diff(folders, prepend=-1) != 0))
+    clips = folders[starts].astype(np.int64)
+    keys = [key.decode(errors="surrogateescape") for key in plan.keys(0, plan.num_clips)]
+    labels, label_names = label_clips(keys, plan.settings)
+    return BuildReport(
+        path=out,
+        clips=len(clips),
+        frames=plan.num_frames,
+        bytes=plan.num_bytes,
+        shards=plan.num_shards,
+        reencoded=0,
+        skipped=dict(sorted(Counter(reason for _, reason in plan.skipped()).items())),
+        clip_lengths=np.diff(starts, append=plan.num_frames).astype(np.int64),
+        splits=_tally(split_clips(keys, plan.settings)[clips], list(parse_splits(plan.settings["splits"]))),
+        labels=_tally(labels[clips], label_names),
+        cut=_cut(clips),
+    )
+
+
+def task_report(plan: Plan, out: Path, shards: list[int]) -> BuildReport:
+    """Of the packed ``shards`` alone."""
+    frames: Counter[int] = Counter()
+    notes: dict[str, Counter[str]] = {"skipped": Counter(), "reencoded": Counter()}
+    size = 0
+    for shard in shards:
+        facts, rows = read_part(out, shard)
+        planned = plan.shard_frames(shard)
+        good = np.frombuffer(rows, PART_DTYPE)["good"]
+        frames.update(plan.frames["clip"][planned.start : planned.stop][good].tolist())
+        for _, what, reason in facts["notes"]:
+            notes[what][reason] += 1
+        size += facts["size"]
+    return BuildReport(
+        path=out,
+        clips=len(frames),
+        frames=frames.total(),
+        bytes=size,
+        shards=len(shards),
+        reencoded=notes["reencoded"].total(),
+        skipped=dict(sorted(notes["skipped"].items())),
+        clip_lengths=np.array([frames[clip] for clip in sorted(frames)], np.int64),
+    )

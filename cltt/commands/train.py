@@ -1,0 +1,38 @@
+"""The face of training: ``cltt train``, or ``train.py``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from cltt import cli
+from cltt.config import TrainSettings
+
+DESCRIPTION = "Train an encoder by contrastive learning through time on a folder of clips."
+
+
+def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSettings:
+    """Settings from flags."""
+    parser = cli.Parser(prog=prog, description=DESCRIPTION)
+    for name, settings in TrainSettings.groups().items():
+        cli.add_settings(parser.add_argument_group(name), settings)
+    args = parser.parse_args(argv)
+    made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
+    return TrainSettings(**made)
+
+
+def leave_when_asked() -> None:
+    """Until the trainer minds SIGUSR1 and SIGTERM, there is nothing to save: exit at once, asking to be run again."""
+    for name in ("SIGUSR1", "SIGTERM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: os._exit(cli.EXIT_REQUEUE))
+
+
+def main(argv: list[str] | None = None, prog: str = "train.py") -> int:
+    """Train, or go on with a run; the exit status says how it ended (see ``train.py``)."""
+    leave_when_asked()
+    settings = parse(argv, prog)
+    from cltt.training.run import train  # torch takes seconds to import: --help and refused flags should not wait
+
+    return train(settings)

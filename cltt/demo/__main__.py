@@ -1,0 +1,223 @@
+"""The whole road in a few minutes, without data: rendered clips -> shards -> trained encoder -> curves.
+
+``python -m cltt.demo --out outputs/demo`` (``make demo``). The same command again uses the clips and shards that are
+there and trains anew; after an interruption it goes on with the clip it was at. Training and test clips show the same
+solids before different backgrounds, in different light and at different distances.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from cltt import distributed
+from cltt.build.builder import build_shards
+from cltt.cli import Parser, add_settings, run, settings_from
+from cltt.config import (
+    DEVICES,
+    CheckpointSettings,
+    DataSettings,
+    LogSettings,
+    ModelSettings,
+    OptimSettings,
+    RunSettings,
+    TrainSettings,
+    WindowSettings,
+    require,
+    setting,
+)
+from cltt.demo.render import SOLIDS, write_clip
+from cltt.errors import CLTTError
+from cltt.evaluation.datasets import open_labelled
+from cltt.evaluation.evaluator import Evaluator
+from cltt.sampling.epoch_plan import EpochPlan
+from cltt.shards.dataset import ShardDataset
+from cltt.training import factory
+from cltt.training.run import train
+from cltt.visualize.curves import plot_run
+from cltt.visualize.figures import save_figure
+from cltt.visualize.views import view_windows
+from cltt.visualize.windows import draw_windows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLIPS_PER_OBJECT = 9
+SPLITS = "train=0.75,test=0.25"
+SPLIT_SEED = 14251  # every object has two or three of its nine clips in the test part (a test counts them)
+RENDERED_SIZE = 96  # pixels; more than the network sees, for the pictures
+EVALUATED = slice(None, None, 4)  # frames that the evaluation looks at: neighbours tell it nothing new
+ONE_SHOT, PROBE = "one-shot nearest neighbour", "linear probe"
+WINDOWS = WindowSettings(window_size=5, frame_step=2, window_stride=4)
+
+Accuracy = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """What the demo renders and how long it trains."""
+
+    out: str = setting("outputs/demo", "folder for everything the demo makes")
+    objects: int = setting(len(SOLIDS), "solids to tell apart")
+    frames: int = setting(48, "frames in a clip, give or take an eighth")
+    image_size: int = setting(48, "side of the frames the network sees, in pixels")
+    batch_size: int = setting(32, "windows a step")
+    epochs: int = setting(5, "epochs of training")
+    seed: int = setting(0, "seed of the clips, the weights and the order")
+    device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
+
+    def __post_init__(self) -> None:
+        require(2 <= self.objects <= len(SOLIDS), f"objects is {self.objects}; it must be in 2..{len(SOLIDS)}")
+        require(
+            self.shortest >= WINDOWS.span,
+            f"frames is {self.frames}, so the shortest clip may have {self.shortest}; a window spans {WINDOWS.span}",
+        )
+
+    @property
+    def shortest(self) -> int:
+        """Frames that every clip has at least."""
+        return self.frames - self.frames // 8
+
+
+def run_demo(settings: DemoSettings) -> tuple[Accuracy, Accuracy]:
+    """Render, build, train, evaluate and draw -> accuracy on the test clips before and after training."""
+    out = Path(settings.out)
+    clips = render_clips(settings)
+    report = build_shards(clips, out / "shards", splits=SPLITS, split_seed=SPLIT_SEED, label_from="parent")
+    print(f"{report.clips} clips, {report.frames} frames in {report.path}", flush=True)
+    training = train_settings(settings, report.path)
+    save_figure(draw_sample(report.path, training), out / "windows.png")
+    before = evaluate(untrained_encoder(training), training)
+    print(f"before training: {accuracy_text(before)}", flush=True)
+    shutil.rmtree(training.run_dir, ignore_errors=True)
+    if train(training) != 0:
+        raise CLTTError("training was asked to stop; run the same command again")
+    after = evaluate(trained_encoder(training), training)
+    plot_run(training.csv_path, out / "loss.png")
+    save_figure(draw_accuracy(before, after, chance=1 / settings.objects), out / "accuracy.png")
+    facts = {"settings": asdict(settings), "before": before, "after": after}
+    (out / "accuracy.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return before, after
+
+
+def render_clips(settings: DemoSettings) -> Path:
+    """Make ``out/clips/obj03/clip_02/frame_000000.jpg ...``; clips that are there stay.
+
+    What another seed, number of objects or length has left in ``out`` is removed first.
+    """
+    out = Path(settings.out)
+    stamp = out / "rendered.json"
+    asked = {name: getattr(settings, name) for name in ("seed", "objects", "frames")}
+    asked |= {"size": RENDERED_SIZE, "clips": CLIPS_PER_OBJECT, "splits": SPLITS, "split_seed": SPLIT_SEED}
+    if not stamp.is_file() or json.loads(stamp.read_text()) != asked:
+        for name in ("clips", "shards"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(json.dumps(asked))
+    names = [(number, clip) for number in range(settings.objects) for clip in range(CLIPS_PER_OBJECT)]
+    for number, clip in tqdm(names, desc="render", unit="clip", disable=None):
+        folder = out / "clips" / f"obj{number:02d}" / f"clip_{clip:02d}"
+        if not folder.is_dir():
+            rng = np.random.default_rng([settings.seed, number, clip])
+            length = int(rng.integers(settings.shortest, 2 * settings.frames - settings.shortest + 1))
+            write_clip(folder, SOLIDS[number], length, RENDERED_SIZE, rng)
+    return out / "clips"
+
+
+def train_settings(settings: DemoSettings, shards: Path) -> TrainSettings:
+    """The settings of the training run, as ``train.py`` would make them from its flags."""
+    out = Path(settings.out)
+    return TrainSettings(
+        windows=WINDOWS,
+        data=DataSettings(shards=str(shards), batch_size=settings.batch_size, image_size=settings.image_size),
+        model=ModelSettings(backbone="resnet18", temperature=0.2),
+        optim=OptimSettings(epochs=settings.epochs),
+        run=RunSettings(seed=settings.seed, device=settings.device),
+        checkpoint=CheckpointSettings(checkpoint_dir=str(out / "run"), keep_last=1),
+        log=LogSettings(csv_log=True, csv_log_path=str(out / "metrics.csv")),
+    )
+
+
+def untrained_encoder(training: TrainSettings) -> nn.Module:
+    """The encoder with the weights that training starts from."""
+    torch.manual_seed(training.run.seed)
+    return factory.build_model(training.model).encoder
+
+
+def trained_encoder(training: TrainSettings) -> nn.Module:
+    """The encoder of the run's last checkpoint."""
+    model = factory.build_model(training.model)
+    factory.load_weights(model, training.run_dir)
+    return model.encoder
+
+
+def evaluate(encoder: nn.Module, training: TrainSettings) -> Accuracy:
+    """Accuracy (0..1) on the test clips: labels of one training frame an object, and of all training frames."""
+    device = distributed.pick_device(training.run.device, distributed.RankFacts())
+    assert training.data.shards is not None
+    data = open_labelled(training.data.shards)
+    parts = {
+        name: replace(images, ids=images.ids[EVALUATED], labels=images.labels[EVALUATED])
+        for name, images in data.parts.items()
+    }
+    evaluator = Evaluator(replace(data, parts=parts), image_size=training.data.image_size, device=device)
+    result = evaluator(encoder.to(device))
+    return {ONE_SHOT: result.nearest["1"], PROBE: result.accuracy["test"]}
+
+
+def draw_sample(shards: Path, training: TrainSettings) -> Figure:
+    """The first windows of the first training batch."""
+    dataset = ShardDataset(shards)
+    index = factory.build_index(dataset, training)
+    plan = EpochPlan(index, training.data.batch_size, seed=training.run.seed)
+    view = view_windows(dataset, index, plan.batch(0)[:6], image_size=RENDERED_SIZE)
+    return draw_windows(view, "windows of the first training batch")
+
+
+def draw_accuracy(before: Accuracy, after: Accuracy, chance: float) -> Figure:
+    """Bars of both accuracies (0..1), untrained beside trained."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(before))
+    bars = ((-0.2, before, "before training", "#999999"), (0.2, after, "after training", "#0072B2"))
+    for shift, accuracy, name, colour in bars:
+        drawn = axes.bar(places + shift, [100 * value for value in accuracy.values()], 0.38, label=name, color=colour)
+        axes.bar_label(drawn, fmt="%.0f%%", padding=2)
+    axes.axhline(100 * chance, color="#D55E00", linewidth=1, linestyle="--", label=f"chance ({100 * chance:.0f}%)")
+    axes.set_xticks(places, list(before))
+    axes.set_ylim(0, 105)
+    axes.set_ylabel("test frames named right, %")
+    axes.set_title("Clips, backgrounds and light not seen in training", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def accuracy_text(accuracy: Accuracy) -> str:
+    return ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items())
+
+
+def main(argv: list[str] | None = None, prog: str = "python -m cltt.demo") -> int:
+    """``python -m cltt.demo``."""
+    parser = Parser(prog=prog, description="Clips to shards to a trained encoder, without data.")
+    add_settings(parser, DemoSettings)
+    settings = settings_from(parser.parse_args(argv), DemoSettings)
+    before, after = run_demo(settings)
+    gains = ", ".join(f"{name} {before[name]:.1%} -> {after[name]:.1%}" for name in before)
+    made = "windows.png, loss.png, accuracy.png, metrics.csv"
+    print(f"{settings.out}: {made}; test accuracy before -> after training: {gains}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, "python -m cltt.demo")

@@ -1,0 +1,119 @@
+"""Files that appear under their name only when whole and on disk, and what to say when they can't be written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cltt.errors import DataError, SettingsError
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def file_crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def flush(path: Path) -> None:
+    """Make a file's contents last, or the names in a folder (a file's own fsync does not)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)  # the last: /proc
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in _FULL:
+        return "make room and start again, the build goes on"
+    if error.errno in _FORBIDDEN:
+        return "mend the permissions or choose another folder for the shards"
+    return "start again when it can be written, the build goes on"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a DataError that names ``path`` and what helps against it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; {_remedy(error)}") from error
+
+
+@contextlib.contextmanager
+def published(path: Path, temporary: Path | None = None, *, sync: bool = True) -> Iterator[Any]:
+    """A file to write (binary) that appears under ``path`` only when whole and on disk.
+
+    ``sync=False`` leaves the folder's entry to a later :func:`flush`, before anything speaks of this file.
+    """
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if sync:
+            flush(path.parent)
+
+
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    with published(path, sync=sync) as file:
+        file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` under ``path`` at once: a reader, or a kill at any moment, finds the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
+
+    A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
+    """
+    folder = folder.absolute()
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or error
+        raise SettingsError(f"cannot write to {folder}: {why}; {remedy}") from error
+    finally:
+        for path in missing:
+            with suppress(OSError):  # not made, or in use by another run by now
+                path.rmdir()

@@ -1,0 +1,65 @@
+"""Locks of a build and of a run's folder: held by ``flock``, so that the kernel frees them however a process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from cltt.errors import DataError
+from cltt.files.atomic import writing
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def _lock(handle: int, flags: int, path: Path) -> bool:
+    """Whether the lock was taken; a file system without locks is used without, with a warning."""
+    try:
+        fcntl.flock(handle, flags)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{path.parent} is on a file system without locks; start no second build or run there", stacklevel=4
+        )
+    return True
+
+
+def _is_still_there(handle: int, path: Path) -> bool:
+    """Whether ``path`` is the file that was locked, not one that a finished build has removed meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path, *, shared: bool = False, wait: bool = False, held: str = "", otherwise: str = "build elsewhere"
+) -> Iterator[None]:
+    """Hold the lock file ``path``; DataError naming the holder if another process has it and ``wait`` is false.
+
+    ``held`` says what the holder does (default: that the folder above is being built), ``otherwise`` what helps.
+    """
+    held = held or f"{path.parent.parent} is being built"
+    flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _lock(handle, flags, path):
+                holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+                raise DataError(f"{held} by {holder}; wait for it or {otherwise}")
+            if _is_still_there(handle, path):
+                os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
+                yield
+                return
+        finally:
+            os.close(handle)

@@ -1,0 +1,91 @@
+"""JPEG bytes to the pixels of a kept frame on the CPU: which part is kept, and the resize that all decoders agree on.
+
+Nothing here imports torch, so that looking at a frame starts at once.
+
+Legend: S image_size; h, w height and width of a kept frame; P most pixels of a kept frame (S*S without margin).
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from cltt.frames.geometry import Framing
+
+# Shrinking by up to this factor, plain bilinear and the anti-aliased filter differ by less than 1/255 on average.
+PLAIN_SHRINK = 1.25
+# From this factor on the triangle of DALI's filter is built in two passes; in between, area averaging is closer.
+TRIANGLE_SHRINK = 2.0
+_SMOOTH = np.array([1, 3, 3, 1], np.float32) / 8
+
+
+class Cut(NamedTuple):
+    """How frames of one shape are cut: the rows and columns that are kept, and the (h, w) at which they are."""
+
+    rows: slice
+    columns: slice
+    kept: tuple[int, int]
+
+
+class FrameDecoder:
+    """libjpeg-turbo and OpenCV; any number of threads may call one decoder (both let other threads run)."""
+
+    def __init__(self, framing: Framing) -> None:
+        self.framing = framing
+        # The frames of a data set have few shapes, and their arithmetic in Python would cost 5 us of 400 a frame.
+        self._cut = lru_cache(maxsize=1024)(self._cut_anew)
+        self._scratch = threading.local()
+
+    def frame(self, jpeg: bytes) -> np.ndarray:
+        """One decoded frame, uint8 [h, w, 3], in memory of its own. ValueError for what libjpeg calls corrupt."""
+        slot = np.empty(self.framing.pixels * 3, np.uint8)
+        height, width = self.decode_into(jpeg, slot)
+        return slot[: height * width * 3].reshape(height, width, 3)
+
+    def decode_into(self, jpeg: bytes, slot: np.ndarray) -> tuple[int, int]:
+        """Decode into ``slot`` uint8 [P*3]; returns (h, w). ValueError for what libjpeg calls corrupt."""
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        rows, columns, kept = self._cut(height, width)
+        target = slot[: kept[0] * kept[1] * 3].reshape(*kept, 3)
+        if kept == (height, width):
+            simplejpeg.decode_jpeg(jpeg, "RGB", buffer=target)
+        else:
+            frame = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=self._buffer(height * width * 3))
+            shrink(frame[rows, columns], target)
+        return kept
+
+    def _cut_anew(self, height: int, width: int) -> Cut:
+        top, left, box_height, box_width = self.framing.box(height, width)
+        return Cut(slice(top, top + box_height), slice(left, left + box_width), self.framing.kept_size(height, width))
+
+    def _buffer(self, size: int) -> np.ndarray:
+        """This thread's memory for one whole frame, at least uint8 [size]."""
+        held: np.ndarray | None = getattr(self._scratch, "bytes", None)
+        if held is None or held.size < size:
+            held = self._scratch.bytes = np.empty(size, np.uint8)
+        return held
+
+
+def shrink(source: np.ndarray, target: np.ndarray) -> None:
+    """Resize ``source`` uint8 [., ., 3] into ``target`` uint8 [h, w, 3] as DALI's anti-aliased linear resize does.
+
+    That filter is a triangle as wide as the shrink factor. Near 1 it is bilinear; from 2 on it is built from area
+    averages at twice the target size, weighted 1:3:3:1. Mean difference on real frames below 1.2/255 at any factor
+    (bilinear: up to 10/255; area averaging: up to 2.6/255).
+    """
+    height, width = target.shape[:2]
+    factor = min(source.shape[0] / height, source.shape[1] / width)
+    if factor <= PLAIN_SHRINK:
+        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+    elif factor < TRIANGLE_SHRINK:
+        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_AREA)
+    else:
+        double = cv2.resize(source, (2 * width, 2 * height), interpolation=cv2.INTER_AREA)
+        padded = cv2.copyMakeBorder(double, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+        smooth = cv2.sepFilter2D(padded, -1, _SMOOTH, _SMOOTH, anchor=(0, 0))
+        target[:] = smooth[0 : 2 * height : 2, 0 : 2 * width : 2]

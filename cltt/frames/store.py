@@ -1,0 +1,115 @@
+"""Where decoded frames lie.
+
+Legend: h, w height and width of a kept frame; P most pixels of a kept frame.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from cltt.frames.geometry import Framing
+
+
+class FrameStore:
+    """Slots for decoded frames. A frame fills the first h*w*3 bytes of its slot, row by row, RGB.
+
+    Args:
+        slots: how many.
+        framing: of the frames.
+        device: where they lie.
+        page_slots: on a CPU, put slots in pages of this many (which divides ``slots``) that can be given away with
+            :meth:`exchange`; None: one page, which stays here.
+
+    Attributes:
+        pages: uint8 [page_slots, P*3] each; numpy arrays on a CPU, tensors elsewhere.
+        sizes: int32 [slots, 2], h and w, on the host.
+        gathered: on CUDA, the event after which every slot given back so far may be written to.
+    """
+
+    def __init__(self, slots: int, framing: Framing, device: torch.device, page_slots: int | None = None) -> None:
+        self.framing, self.device = framing, device
+        self.gathered: torch.cuda.Event | None = None
+        self.sizes = np.full((slots, 2), framing.short, dtype=np.int32)
+        self._exchanges = page_slots is not None
+        self.page_slots = page_slots or slots
+        self.pages: list[Any] = [self._new_page() for _ in range(slots // self.page_slots)]
+        if device.type == "cuda":  # torch may hand out memory that queued work still uses
+            self.gathered = torch.cuda.current_stream(device).record_event()
+
+    def _new_page(self) -> np.ndarray | torch.Tensor:
+        shape = (self.page_slots, self.framing.pixels * 3)
+        if self.device.type != "cpu":
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
+        # numpy asks the kernel for huge pages, torch does not. A slot that is never used takes no memory.
+        return np.empty(shape, np.uint8)
+
+    @property
+    def slots(self) -> int:
+        return len(self.sizes)
+
+    def rows(self, page: int = 0) -> torch.Tensor:
+        """All slots of a page, uint8 [page_slots, P*3], a view."""
+        return torch.as_tensor(self.pages[page])
+
+    def row(self, slot: int) -> torch.Tensor:
+        """A slot, uint8 [P*3], a view."""
+        page, row = divmod(slot, self.page_slots)
+        return self.rows(page)[row]
+
+    def host_row(self, slot: int) -> np.ndarray:
+        """A slot of a store on a CPU, uint8 [P*3], a view."""
+        page, row = divmod(slot, self.page_slots)
+        return self.pages[page][row]
+
+    def frame(self, slot: int) -> torch.Tensor:
+        """The frame in ``slot``, uint8 [h, w, 3], a view."""
+        height, width = self.sizes[slot].tolist()
+        return self.row(slot)[: height * width * 3].view(height, width, 3)
+
+    def page_in_order(self, slots: np.ndarray) -> int | None:
+        """The page that ``slots`` [n] are all of, in order, if it may be given away; else None."""
+        page, row = divmod(int(slots[0]), self.page_slots)
+        whole = self._exchanges and row == 0 and len(slots) == self.page_slots
+        return page if whole and (np.diff(slots) == 1).all() else None
+
+    def exchange(self, page: int, memory: np.ndarray) -> np.ndarray:
+        """Give away the memory of ``page`` with what is in it and take ``memory`` of the same size in its place."""
+        given: np.ndarray = self.pages[page]
+        self.pages[page] = memory.reshape(given.shape)
+        return given
+
+
+class OwnStreams(threading.local):
+    """A CUDA stream a thread and device: memory freed on a stream is used again on that stream alone."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def on(self, device: torch.device) -> torch.cuda.Stream:
+        """This thread's stream on ``device``."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+
+_STREAMS = OwnStreams()
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+    """On CUDA, work on a stream of this thread's own inside and wait for it at the end; nothing elsewhere."""
+    if device.type != "cuda":
+        yield None
+        return
+    stream = _STREAMS.on(device)
+    try:
+        with torch.cuda.stream(stream):
+            yield stream
+    finally:
+        stream.synchronize()

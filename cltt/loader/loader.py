@@ -1,0 +1,335 @@
+"""Batches of windows: each frame is read and decoded once a block and gathered into every window that needs it.
+
+Legend: B windows a step over all ranks; b = B/world_size; T frames in a window; S image_size; C = 3.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cltt.config import require
+from cltt.distributed import pick_device, rank_facts
+from cltt.errors import SettingsError
+from cltt.frames.augment import uniforms
+from cltt.frames.batch import AUGMENTS, SCOPES, BatchMaker
+from cltt.frames.decoders import best_decoder
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore
+from cltt.loader.fetch import Dataset, Frames
+from cltt.loader.memory import slots_for
+from cltt.loader.prefetch import Prefetcher, ReadyStep
+from cltt.loader.slots import PageTable, SlotTable, block_uses
+from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.windows import WindowIndex
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+STATE_VERSION = 1
+# The block in use, and the next one that is filled meanwhile.
+BLOCKS_HELD = 2
+STEPS_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's windows.
+
+    Attributes:
+        frames: [b, T, C, S, S], normalised with ImageNet's statistics if of a float type, raw 0..255 if uint8.
+        window_ids: int64 [b], on the CPU like all ids.
+        clip_ids: int64 [b].
+        frame_ids: int64 [b, T], dataset-wide.
+    """
+
+    frames: torch.Tensor
+    window_ids: torch.Tensor
+    clip_ids: torch.Tensor
+    frame_ids: torch.Tensor
+
+
+class WindowLoader:
+    """Iterable over the batches of an epoch; iterating gives the rest of the epoch, then moves on to the next one.
+
+    Args:
+        dataset: a :class:`~cltt.ShardDataset`, or anything with its reading methods.
+        index: the windows; of the same dataset.
+        batch_size: B, windows a step over all ranks.
+        image_size: S, pixels.
+        device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device, where the batches are wanted.
+        dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).
+        augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
+        seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
+        rank, world_size: which part of each batch this process takes.
+        cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a share of what is
+            free. Less only means that some frames are decoded again.
+        num_threads: threads that read and decode.
+        channels_last: keep C innermost in memory ([b, T, C, S, S] stays the shape); for uint8 it saves a copy.
+        max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. In the
+            place of a bad frame comes the nearest good one of its window, or, if it has none, of its clip.
+
+    Threads run only while an iterator is open; leaving the loop, closing the loader or leaving its ``with`` ends them.
+
+    Raises:
+        SettingsError: a value that cannot work.
+        DataError: while iterating, more than ``max_bad_frames`` frames cannot be read or decoded.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        index: WindowIndex,
+        batch_size: int,
+        *,
+        image_size: int = 224,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype = torch.float32,
+        augment: str = "none",
+        augment_scope: str = "frame",
+        seed: int = 0,
+        min_gap: int = 0,
+        depth: int | None = None,
+        run: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        cache_bytes: int | None = None,
+        num_threads: int = 4,
+        channels_last: bool = False,
+        max_bad_frames: int = 100,
+    ) -> None:
+        require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+        require(augment in AUGMENTS, f"augment is {augment!r}; it must be one of {', '.join(AUGMENTS)}")
+        require(augment_scope in SCOPES, f"augment_scope is {augment_scope!r}; it must be one of {', '.join(SCOPES)}")
+        require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
+        require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
+        require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
+        self.dataset, self.index = dataset, index
+        self.device = chosen_device(device)
+        self._order = {"seed": seed, "min_gap": min_gap, "depth": depth, "run": run}
+        self._batch_size, self._share = batch_size, {"rank": rank, "world_size": world_size}
+        self._look = {"image_size": image_size, "augment": augment, "augment_scope": augment_scope}
+        self._cache_bytes, self._threads, self._max_bad = cache_bytes, num_threads, max_bad_frames
+        framing = Framing(image_size=image_size, margin=augment != "none")
+        self._decoder = best_decoder(framing, self.device, num_threads)
+        self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads)
+        self._frames: Frames | None = None
+        self._prefetcher: Prefetcher | None = None
+        self._reuses = True  # a frame within its block; else each step decodes into a page of its own
+        self._uses = 0
+        self._clock = Clock()
+        self._stop: weakref.finalize | None = None
+        self.plan, self._step = self._make_plan(0), 0
+        self.plan.batch(0, **self._share)  # a rank or world size that cannot work is said here
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return len(self.plan)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that iterating goes on with."""
+        return self.plan.epoch
+
+    def __enter__(self) -> WindowLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all threads and open iterators. The loader can be iterated again afterwards."""
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
+        self._maker.close()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of ``epoch``; nothing changes if the loader is in that epoch already."""
+        if epoch != self.epoch:
+            self._go_to(epoch, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer is (batches handed out, not those made ahead): plain values, the same on every rank."""
+        plan = self.plan.state_dict(self._step)
+        return {"version": STATE_VERSION, "plan": plan, "fingerprint": self.dataset.fingerprint, **self._look}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
+        require(
+            state.get("version") == STATE_VERSION,
+            f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
+            "resume with the version of cltt that saved it",
+        )
+        here = {"fingerprint": self.dataset.fingerprint, **self._look}
+        differ = [
+            f"{name} (saved {state.get(name)}, now {now})" for name, now in here.items() if state.get(name) != now
+        ]
+        if differ:
+            raise SettingsError(
+                f"the loader cannot go on from this state, which differs in {', '.join(differ)}: "
+                "resume with what it was saved with, or start a new run"
+            )
+        self.plan.check_state(state["plan"])
+        self._go_to(state["plan"]["epoch"], state["plan"]["step"])
+
+    def stats(self) -> dict[str, float]:
+        """Totals of this rank since the loader was made.
+
+        frames_read, frames_decoded, bytes_read; frames_reused: places in windows that needed no decoding of their own;
+        frames_bad: distinct frames that could not be used; wait_share: share (0..1) of the time from the start of each
+        iteration to the end of its last step that the consumer spent waiting for batches.
+        """
+        frames = self._frames
+        read, decoded, size = (frames.read, frames.decoded, frames.bytes_read) if frames else (0, 0, 0)
+        return {
+            "frames_read": read,
+            "frames_decoded": decoded,
+            "frames_reused": self._uses,
+            "frames_bad": len(frames.bad) if frames else 0,
+            "bytes_read": size,
+            "wait_share": self._clock.share,
+        }
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        if self._step < len(self.plan):
+            yield from self._rest_of_epoch()
+        self._go_to(self.epoch + 1, 0)
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        prefetcher = self._start()
+        stop = self._stop = weakref.finalize(self, prefetcher.close)
+        self._clock.resume()
+        try:
+            while self._step < len(self.plan):
+                batch = self._next_batch(prefetcher)
+                self._step += 1
+                self._clock.waited()
+                try:
+                    yield batch
+                finally:  # also where the consumer leaves after this batch
+                    self._clock.worked()
+        finally:
+            stop()
+            self._maker.close()
+
+    def _go_to(self, epoch: int, step: int) -> None:
+        self.close()
+        self.plan, self._step = self._make_plan(epoch), step
+
+    def _make_plan(self, epoch: int) -> EpochPlan:
+        order = self._order
+        return EpochPlan(
+            self.index,
+            self._batch_size,
+            seed=order["seed"] or 0,
+            epoch=epoch,
+            min_gap=order["min_gap"] or 0,
+            depth=order["depth"],
+            run=order["run"],
+        )
+
+    def _start(self) -> Prefetcher:
+        if self._frames is None:
+            self._frames = Frames(self.dataset, self._decoder, self._new_store(), self._max_bad)
+        elif self._prefetcher is not None and self._prefetcher.running:
+            # A thread hangs in a read; when it comes back it must not write to memory that is in use again.
+            self._frames = self._frames.with_store(self._new_store())
+        slots = self._frames.store.slots
+        self._prefetcher = Prefetcher(
+            block_uses(self.plan, self.index, self._step, **self._share),
+            self._frames.fill,
+            SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
+            start=self._step,
+            threads=self._threads,
+            job_frames=self._decoder.job_frames,
+        )
+        return self._prefetcher
+
+    @property
+    def _step_frames(self) -> int:
+        """b*T"""
+        return self._batch_size // self._share["world_size"] * self.index.window_size
+
+    def _new_store(self) -> FrameStore:
+        framing, device = self._decoder.framing, self._decoder.device
+        block = self.plan.frames_per_block(**self._share)
+        needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
+        self._reuses = block < self._step_frames * -(-len(self.plan) // self.plan.num_blocks)
+        if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
+            needed = block = min(block, STEPS_AHEAD * self._step_frames)
+        slots = slots_for(needed, block, self._step_frames, framing.pixels * 3, self._cache_bytes, device)
+        if self._reuses or device.type != "cpu":
+            return FrameStore(slots, framing, device)
+        return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
+
+    def _next_batch(self, prefetcher: Prefetcher) -> Batch:
+        ready = prefetcher.take()
+        batch = self._make_batch(ready)
+        prefetcher.release(ready.step)
+        return batch
+
+    def _make_batch(self, ready: ReadyStep) -> Batch:
+        assert self._frames is not None
+        uses = ready.uses
+        slots = self._frames.usable(uses.frame_ids, ready.slots)
+        frames = self._maker.make(self._frames.store, slots, self._uniforms(uses.window_ids, uses.frame_ids))
+        clip_ids, _ = self.index.locate(uses.window_ids)
+        self._uses += uses.frame_ids.size - ready.fresh
+        # Copies: the arrays belong to the plan, the batch to the consumer.
+        return Batch(frames, *(torch.from_numpy(np.array(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)))
+
+    def _uniforms(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
+        if self._look["augment"] == "none":
+            return None
+        return uniforms(self.plan.seed, self.epoch, window_ids, frame_ids, str(self._look["augment_scope"]))
+
+
+def chosen_device(device: str | torch.device) -> torch.device:
+    """The device asked for; ``auto`` and names without a number are this rank's. SettingsError if it is not there."""
+    try:
+        asked = torch.device(device) if device != "auto" else None
+    except RuntimeError:
+        raise SettingsError(f"device is {device!r}; it must be auto, cuda, cuda:N, mps or cpu") from None
+    if asked is None or asked.index is None:
+        return pick_device(str(device), rank_facts())
+    return asked
+
+
+class Clock:
+    """Splits the time of a loop into waiting for batches and working on them."""
+
+    def __init__(self) -> None:
+        self._waited = self._total = self._last = 0.0
+        self._working = False
+
+    def resume(self) -> None:
+        """A loop begins."""
+        self._last = time.perf_counter()
+
+    def waited(self) -> None:
+        """The time since the last call went into waiting."""
+        self._waited += self._lap()
+        self._working = True
+
+    def worked(self) -> None:
+        """The time since the last call went into the loop's body."""
+        self._lap()
+        self._working = False
+
+    @property
+    def share(self) -> float:
+        """Waiting's share of all time, 0..1; a body that runs now counts up to here."""
+        total = self._total + (time.perf_counter() - self._last if self._working else 0.0)
+        return self._waited / total if total else 0.0
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        lap, self._last = now - self._last, now
+        self._total += lap
+        return lap

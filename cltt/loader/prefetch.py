@@ -1,0 +1,231 @@
+"""The threads behind a loader: one that plans ahead, and some that read and decode.
+
+The planner walks the steps of an epoch, gives every frame a slot and hands out jobs; the workers read and decode into
+the slots; the consumer takes the steps in order. Whatever fails in a thread is raised where the consumer waits.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cltt.errors import CLTTError, SettingsError
+from cltt.loader.slots import BlockUses, PageTable, SlotTable, StepUses
+
+# Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
+EVICT_AHEAD = 2
+# Frames handed out together: sorted, so that neighbours come in one read, and cut into jobs.
+CHUNK_FRAMES = 256
+# How long a thread may take to see that it should stop, in seconds.
+PATIENCE = 3.0
+
+
+@dataclass
+class Chunk:
+    """Jobs that were handed out together; the steps that wait for them may start once none is left."""
+
+    jobs_left: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Frames to read and decode: ``frames`` sorted int64 [n] into ``slots`` int64 [n]."""
+
+    frames: np.ndarray
+    slots: np.ndarray
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class ReadyStep:
+    """A step whose frames lie in the store: ``slots`` int64 [b, T]."""
+
+    step: int
+    uses: StepUses
+    slots: np.ndarray
+    fresh: int
+    chunk: Chunk
+
+
+@dataclass
+class Progress:
+    """What the threads know of each other; every field is guarded by ``changed``."""
+
+    consumed: int
+    stopped: bool = False
+    failure: BaseException | None = None
+    steps: deque[ReadyStep] = field(default_factory=deque)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+
+class Prefetcher:
+    """Runs the steps ``start`` .. len(plan)-1 of an epoch ahead of the consumer.
+
+    Args:
+        blocks: yields the uses of each block in turn, beginning with the block of ``start``.
+        fill: ``fill(frames, slots)`` reads and decodes; called by ``threads`` threads at once.
+        table: slots, all free.
+        start: first step.
+        job_frames: most frames of one call of ``fill``.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterator[BlockUses],
+        fill: Callable[[np.ndarray, np.ndarray], None],
+        table: SlotTable | PageTable,
+        *,
+        start: int,
+        threads: int,
+        job_frames: int,
+    ) -> None:
+        self._progress = Progress(consumed=start)
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._blocks, self._fill, self._table, self._start = blocks, fill, table, start
+        self._job_frames = job_frames
+        self._threads = [threading.Thread(target=self._guarded, args=(self._plan,), name="cltt-plan", daemon=True)]
+        self._threads += [
+            threading.Thread(target=self._guarded, args=(self._work,), name=f"cltt-decode-{k}", daemon=True)
+            for k in range(threads)
+        ]
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:  # the system's limit
+            self.close()
+            raise SettingsError(
+                f"{threads} reading threads (--num-workers) cannot be started: {error}; give fewer"
+            ) from error
+
+    @property
+    def running(self) -> bool:
+        """Whether a thread is left: before :meth:`close`, or after it, where one hangs in a read."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def take(self) -> ReadyStep:
+        """The next step, once its frames are in the store. Raises what a thread raised."""
+        progress = self._progress
+        with progress.changed:
+            progress.changed.wait_for(
+                lambda: (
+                    progress.stopped or progress.failure or (progress.steps and not progress.steps[0].chunk.jobs_left)
+                )
+            )
+            if isinstance(progress.failure, CLTTError):
+                raise progress.failure
+            if progress.failure is not None:
+                raise RuntimeError("a thread of the loader failed; the cause stands above") from progress.failure
+            if progress.stopped:
+                raise RuntimeError("the loader was closed while it was iterated; start a new iteration")
+            return progress.steps.popleft()
+
+    def release(self, step: int) -> None:
+        """``step`` has been gathered: its slots may be used again."""
+        with self._progress.changed:
+            self._progress.consumed = step + 1
+            self._progress.changed.notify_all()
+
+    def close(self) -> None:
+        """Stop all threads; returns when they have ended, or after three seconds."""
+        with self._progress.changed:
+            self._progress.stopped = True
+            self._progress.changed.notify_all()
+        for _ in self._threads:
+            self._jobs.put(None)
+        deadline = time.monotonic() + PATIENCE
+        for thread in self._threads:
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except BaseException as error:  # a thread must never die unseen
+            with self._progress.changed:
+                self._progress.failure = self._progress.failure or error
+                self._progress.changed.notify_all()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None and not self._progress.stopped:
+            self._fill(job.frames, job.slots)
+            with self._progress.changed:
+                job.chunk.jobs_left -= 1
+                if not job.chunk.jobs_left:
+                    self._progress.changed.notify_all()
+
+    def _plan(self) -> None:
+        batch = PendingChunk(self._publish)
+        for block in self._blocks:
+            for step in range(max(self._start, block.steps.start), block.steps.stop):
+                uses = block.step(step)
+                placed = self._place(step, uses, batch)
+                if placed is None:
+                    return
+                batch.add(step, uses, *placed)
+        batch.flush()
+
+    def _place(self, step: int, uses: StepUses, batch: PendingChunk) -> tuple[np.ndarray, np.ndarray] | None:
+        """Slots for ``step``, waiting until there are enough; None if the loader was closed meanwhile."""
+        progress = self._progress
+        while not progress.stopped:
+            consumed = progress.consumed
+            placed = self._table.place(step, uses, consumed, evict=step < consumed + EVICT_AHEAD)
+            if placed is not None:
+                return placed
+            batch.flush()
+            self._await_release(consumed)
+        return None
+
+    def _await_release(self, consumed: int) -> None:
+        with self._progress.changed:
+            self._progress.changed.wait_for(lambda: self._progress.stopped or self._progress.consumed > consumed)
+
+    def _publish(self, steps: list[ReadyStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
+        order = np.argsort(frames)
+        parts = np.array_split(order, max(1, -(-len(order) // self._job_frames)))
+        with self._progress.changed:
+            chunk.jobs_left = len(parts)
+            self._progress.steps.extend(steps)
+            self._progress.changed.notify_all()
+        for part in parts:
+            self._jobs.put(Job(frames[part], slots[part], chunk))
+
+
+class PendingChunk:
+    """Collects the fresh frames of consecutive steps.
+
+    They are published after 1, 2, 4 ... steps, so that the first batch is soon there, and at CHUNK_FRAMES.
+    """
+
+    def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None]) -> None:
+        self._publish = publish
+        self._limit = 1
+        self._clear()
+
+    def _clear(self) -> None:
+        self._chunk = Chunk()
+        self._steps: list[ReadyStep] = []
+        self._frames: list[np.ndarray] = []
+        self._slots: list[np.ndarray] = []
+
+    def add(self, step: int, uses: StepUses, slots: np.ndarray, fresh: np.ndarray) -> None:
+        """Add a step whose unique frames lie in ``slots``, those marked ``fresh`` not yet decoded."""
+        where = slots[np.searchsorted(uses.unique, uses.frame_ids)]
+        self._steps.append(ReadyStep(step, uses, where, int(fresh.sum()), self._chunk))
+        self._frames.append(uses.unique[fresh])
+        self._slots.append(slots[fresh])
+        if len(self._steps) >= self._limit or sum(map(len, self._frames)) >= CHUNK_FRAMES:
+            self._limit *= 2
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand out what was collected."""
+        if self._steps:
+            self._publish(self._steps, np.concatenate(self._frames), np.concatenate(self._slots), self._chunk)
+        self._clear()

@@ -1,0 +1,163 @@
+"""Which frame sits in which slot: the plan tells when each frame is needed next, so nothing has to be guessed.
+
+Legend: K steps in a block; b windows of a rank in a batch; T frames in a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+NEVER = np.iinfo(np.int64).max
+
+
+class Plan(Protocol):
+    """The part of :class:`cltt.EpochPlan` used here."""
+
+    @property
+    def num_blocks(self) -> int: ...
+    def block_windows(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray: ...
+    def block_of(self, step: int) -> int: ...
+    def block_steps(self, block: int) -> range: ...
+
+
+class Index(Protocol):
+    """The part of :class:`cltt.WindowIndex` used here."""
+
+    def frames(self, i: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class StepUses:
+    """What one step needs.
+
+    Attributes:
+        window_ids: int64 [b].
+        frame_ids: int64 [b, T].
+        unique: the step's frames, sorted, int64 [u].
+        next_use: the step at which each of them is needed again, int64 [u]; NEVER: not within this block and the next.
+    """
+
+    window_ids: np.ndarray
+    frame_ids: np.ndarray
+    unique: np.ndarray
+    next_use: np.ndarray
+
+
+class BlockUses:
+    """Every use of every frame in one block of one rank, from the plan alone."""
+
+    def __init__(self, plan: Plan, index: Index, block: int, rank: int, world_size: int) -> None:
+        self.steps = plan.block_steps(block)
+        self.windows = plan.block_windows(block, rank=rank, world_size=world_size)
+        self.frames = index.frames(self.windows)
+        count = len(self.steps)
+        keys = np.unique(self.frames.reshape(count, -1) * count + np.arange(count)[:, None])
+        frame, local = np.divmod(keys, count)
+        self.first_in_block = np.flatnonzero(np.diff(frame, prepend=-1))
+        self.block_frames = frame[self.first_in_block]
+        self.first_step = local[self.first_in_block] + self.steps.start
+        self._next = np.full(len(keys), NEVER)
+        again = np.flatnonzero(frame[1:] == frame[:-1])
+        self._next[again] = local[again + 1] + self.steps.start
+        self._frame = frame
+        self._by_step = np.argsort(local, kind="stable")
+        self._bounds = np.searchsorted(local[self._by_step], np.arange(count + 1))
+
+    def join(self, following: BlockUses) -> None:
+        """Let the last use of a frame in this block know of its first use in the ``following`` one."""
+        last = np.append(self.first_in_block[1:], len(self._frame)) - 1
+        _, here, there = np.intersect1d(
+            self.block_frames, following.block_frames, assume_unique=True, return_indices=True
+        )
+        self._next[last[here]] = following.first_step[there]
+
+    def step(self, step: int) -> StepUses:
+        """The uses of ``step``, which lies in this block."""
+        local = step - self.steps.start
+        rows = self._by_step[self._bounds[local] : self._bounds[local + 1]]
+        return StepUses(self.windows[local], self.frames[local], self._frame[rows], self._next[rows])
+
+
+def block_uses(plan: Plan, index: Index, step: int, *, rank: int, world_size: int) -> Iterator[BlockUses]:
+    """The uses of each block from that of ``step`` on; each knows of the one that follows it."""
+    uses = BlockUses(plan, index, plan.block_of(step), rank, world_size)
+    for block in range(plan.block_of(step) + 1, plan.num_blocks):
+        following = BlockUses(plan, index, block, rank, world_size)
+        uses.join(following)
+        yield uses
+        uses = following
+    yield uses
+
+
+class SlotTable:
+    """Frames and the slots that hold them.
+
+    A slot is pinned from the moment a step asks for it until that step is consumed. One thread calls it; ``consumed``
+    is always the number of steps consumed so far.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._frame = np.full(slots, -1, dtype=np.int64)
+        self._pinned_to = np.full(slots, -1, dtype=np.int64)
+        self._next_use = np.full(slots, NEVER, dtype=np.int64)
+        self._slot_of: dict[int, int] = {}
+
+    def place(self, step: int, uses: StepUses, consumed: int, *, evict: bool) -> tuple[np.ndarray, np.ndarray] | None:
+        """Give every frame of ``uses`` a slot and pin it to ``step``.
+
+        Takes slots whose frames are not needed again; with ``evict`` also those needed again last of all.
+
+        Returns:
+            (slots int64 [u], fresh bool [u]: the frames that must be decoded into theirs), or None if there are not
+            enough slots yet; then nothing has changed.
+        """
+        slots = np.array([self._slot_of.get(frame, -1) for frame in uses.unique.tolist()], dtype=np.int64)
+        fresh = slots < 0
+        taken = self._victims(int(fresh.sum()), slots[~fresh], consumed, evict)
+        if taken is None:
+            return None
+        self._replace(taken, uses.unique[fresh])
+        slots[fresh] = taken
+        self._pinned_to[slots] = step
+        self._next_use[slots] = uses.next_use
+        return slots, fresh
+
+    def _victims(self, count: int, needed: np.ndarray, consumed: int, evict: bool) -> np.ndarray | None:
+        loose = self._pinned_to < consumed
+        loose[needed] = False
+        free = np.flatnonzero(loose & (self._next_use == NEVER))
+        if len(free) >= count or not evict:
+            return free[:count] if len(free) >= count else None
+        held = np.flatnonzero(loose)
+        if len(held) < count:
+            return None
+        return held[np.argsort(-self._next_use[held], kind="stable")[:count]]
+
+    def _replace(self, slots: np.ndarray, frames: np.ndarray) -> None:
+        for frame in self._frame[slots].tolist():
+            self._slot_of.pop(frame, None)
+        self._frame[slots] = frames
+        self._slot_of.update(zip(frames.tolist(), slots.tolist(), strict=True))
+
+
+class PageTable:
+    """Slots for windows that share no frames: each step fills a page of its own, in the order of its batch.
+
+    Steps take the pages in turn; a frame that comes twice all the same is decoded twice. Used as :class:`SlotTable`.
+    """
+
+    def __init__(self, slots: int, page_slots: int) -> None:
+        self._pages, self._page_slots = slots // page_slots, page_slots
+
+    def place(self, step: int, uses: StepUses, consumed: int, *, evict: bool) -> tuple[np.ndarray, np.ndarray] | None:
+        """As :meth:`SlotTable.place`; there is nothing to evict."""
+        if step - consumed >= self._pages:
+            return None
+        first = step % self._pages * self._page_slots
+        slots = np.empty(len(uses.unique), dtype=np.int64)
+        slots[np.searchsorted(uses.unique, uses.frame_ids.reshape(-1))] = first + np.arange(uses.frame_ids.size)
+        return slots, np.ones(len(slots), dtype=bool)

@@ -1,0 +1,294 @@
+"""The objective: InfoNCE in which the frames of one window are positives of each other.
+
+z [B, T, D] -> unit length -> S = z z^T / temperature, and with P = same window, not self,
+
+    loss = mean over P_ij = 1 of  -(S_ij - logsumexp over k != i of S_ik).
+
+The matrix S has N x N entries, N = B*T; only :func:`reference_loss` holds it. The fused backends visit it a tile at a
+time and keep the row log-sum-exps. The positive term needs each window's sum of z alone, and because S is symmetric,
+
+    dS + dS^T = (exp(S_ij - lse_i) + exp(S_ij - lse_j)) / N  -  2 P_ij / (N (T-1))       (off the diagonal)
+
+needs the row log-sum-exps alone, so that one more pass over the tiles gives the gradient.
+
+Over ranks, z is gathered, then the row log-sum-exps; each rank then has the whole gradient of its own rows:
+
+              columns = frames of all ranks
+    rank 0    [ own | rank 1's | rank 2's ]    its rows against all columns
+    rank 1    [ ... | own      | ...      ]
+
+The loss is that of SupCon (Khosla et al. 2020, https://arxiv.org/abs/2004.11362, L_out) with windows as classes. The
+log-sum-exp over tiles follows FlashAttention (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from cltt.config import require
+from cltt.distributed import RankFacts, all_gather_integers, all_gather_rows, world
+from cltt.errors import SettingsError
+from cltt.loss import chunked
+from cltt.loss.reference import reference_accuracy, reference_loss, unit_rows, working_dtype
+
+BACKENDS = ("auto", "reference", "chunked", "triton")
+_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+class TemporalInfoNCE(torch.nn.Module):
+    """InfoNCE over windows, without the N x N matrix, over one process or all ranks.
+
+    Args:
+        temperature: divides the cosine similarities; above 0.
+        backend: ``reference`` (dense, for checks), ``chunked`` (plain torch, any device), ``triton`` (CUDA kernels), or
+            ``auto``: triton where it can run, else chunked.
+        gather: take the frames of all ranks as negatives; False keeps to this rank's own, with its own loss.
+        ignore_gap: with ids given, pairs of windows of one clip at most this many frames apart are ignored, too.
+
+    Called with ``z`` [b, T, D] (fp64, fp32, bf16 or fp16; any strides), it returns an fp32 scalar (fp64 for fp64). Half
+    inputs are normalised in fp32, and only ``triton`` multiplies them in half precision; autocast is off inside.
+
+    With ``clip_ids`` [b] and ``frame_ids`` [b, T] (integers, any device), pairs of frames from two windows of one clip
+    are neither positive nor negative if the windows overlap in time: if ``start_i <= end_j + ignore_gap`` and
+    ``start_j <= end_i + ignore_gap``, a window's start and end being its lowest and highest frame id.
+
+    With ``return_accuracy=True`` the retrieval accuracy comes with the loss: the share of anchors whose most similar
+    other frame is of the same window, ignored pairs aside. A tie with a frame of another window is a miss, so that a
+    collapsed encoder scores 0 (but for ties that rounding breaks). No gradient flows through it.
+
+    Over W ranks every rank returns the loss of the joined batch, and z.grad is W times the rank's rows of its gradient,
+    so that DistributedDataParallel's mean over ranks is the gradient of one process.
+
+    NaN in any row gives a NaN loss and a NaN accuracy. Only ``reference`` can be differentiated twice; the others raise
+    a RuntimeError.
+
+    Raises SettingsError, on every rank, for a wrong shape or type, ids that do not fit, ranks whose shapes differ, and
+    a backend that cannot run there.
+    """
+
+    def __init__(
+        self, temperature: float = 0.5, backend: str = "auto", gather: bool = True, ignore_gap: int = 0
+    ) -> None:
+        super().__init__()
+        require(
+            0 < temperature < math.inf,
+            f"temperature is {temperature}; it must be above 0 and finite (0.05 to 1 is usual)",
+        )
+        require(backend in BACKENDS, f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+        require(ignore_gap >= 0, f"ignore_gap is {ignore_gap}; it must be 0 or more frames")
+        self.temperature = temperature
+        self.backend = backend
+        self.gather = gather
+        self.ignore_gap = ignore_gap
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        clip_ids: torch.Tensor | None = None,
+        frame_ids: torch.Tensor | None = None,
+        *,
+        return_accuracy: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The loss of ``z`` [b, T, D], and the retrieval accuracy if asked for; see the class."""
+        facts = world() if self.gather else RankFacts()
+        signature = self._signature(z, clip_ids, return_accuracy)
+        _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids), signature, facts)
+        with torch.autocast(z.device.type, enabled=False):
+            spans = self._spans(z, clip_ids, frame_ids, facts)
+            loss, accuracy = self._evaluate(z, spans, facts, return_accuracy)
+        # NaN * 0 is NaN: a broken embedding must not come with a clean accuracy.
+        return (loss, accuracy + 0 * loss.detach()) if return_accuracy else loss
+
+    def extra_repr(self) -> str:
+        names = ("temperature", "backend", "gather", "ignore_gap")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def _signature(self, z: torch.Tensor, clip_ids: torch.Tensor | None, return_accuracy: bool) -> tuple[int, ...]:
+        """What must be the same on all ranks before their rows are gathered; always 9 numbers."""
+        shape = (*z.shape, 0, 0, 0)[:3]
+        settings = BACKENDS.index(self.backend), hash(self.temperature) & 0x7FFFFFFF, self.ignore_gap
+        return (*shape, _TYPES.get(z.dtype, -1), int(clip_ids is not None), int(return_accuracy), *settings)
+
+    def _spans(
+        self, z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, facts: RankFacts
+    ) -> torch.Tensor | None:
+        """Clip, first and last frame (plus the gap) of the windows of all ranks: int64 [B, 3] on z's device."""
+        if clip_ids is None or frame_ids is None:
+            return None
+        frames = frame_ids.long()
+        columns = [clip_ids.long().to(frames.device), frames.amin(1), frames.amax(1) + self.ignore_gap]
+        spans = torch.stack(columns, 1).to(z.device, non_blocking=z.is_cuda)
+        return all_gather_rows(spans) if facts.world_size > 1 else spans
+
+    def _evaluate(
+        self, z: torch.Tensor, spans: torch.Tensor | None, facts: RankFacts, with_accuracy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        backend = resolve_backend(self.backend, z)
+        if backend == "reference":
+            ignored = None if spans is None else _dense_overlaps(spans, z.shape[1])
+            z = _gather_with_own_gradient(z, facts)
+            accuracy = reference_accuracy(z, ignored) if with_accuracy else z.new_zeros(())
+            return reference_loss(z, self.temperature, ignored), accuracy
+        rows = chunked.Rows(
+            window_size=z.shape[1],
+            first=facts.rank * z.shape[0] * z.shape[1],
+            count=z.shape[0] * z.shape[1],
+            bound=1 / self.temperature,
+            spans=spans,
+        )
+        engine, dtype = _engine(backend, z)
+        return _FusedLoss.apply(unit_rows(z, self.temperature), rows, engine, dtype, facts.world_size, with_accuracy)
+
+
+class _FusedLoss(torch.autograd.Function):
+    """The loss of the joined batch from this rank's ``v`` [n, D], its unit rows divided by sqrt(temperature)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        v: torch.Tensor,
+        rows: chunked.Rows,
+        engine: ModuleType,
+        dtype: torch.dtype,
+        world_size: int,
+        with_accuracy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        gather: Callable[[torch.Tensor], torch.Tensor] = all_gather_rows if world_size > 1 else lambda x: x
+        v = gather(v.to(dtype))
+        lse, hits = engine.row_logsumexp(v, rows, with_hits=with_accuracy)
+        accuracy = lse.new_zeros(()) if hits is None else gather(hits).to(lse.dtype).mean()
+        lse = gather(lse)
+        ctx.save_for_backward(v, lse)
+        ctx.rows, ctx.engine, ctx.world_size = rows, engine, world_size
+        ctx.mark_non_differentiable(accuracy)
+        return lse.mean() - _mean_positive(v.to(lse.dtype), rows.window_size), accuracy
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; torch's once_differentiable would let part of it through
+            raise RuntimeError("this loss has no second derivative; use TemporalInfoNCE(backend='reference')")
+        v, lse = ctx.saved_tensors
+        rows, size = ctx.rows, ctx.rows.window_size
+        with torch.autocast(v.device.type, enabled=False):
+            grad = ctx.engine.weighted_rows(v, lse, rows) / len(v)
+            own = v[rows.first : rows.first + rows.count].to(grad.dtype)
+            others = own.view(-1, size, own.shape[1]).sum(1, keepdim=True).expand(-1, size, -1).flatten(0, 1) - own
+            grad.sub_(others, alpha=2 / (len(v) * (size - 1)))
+            return grad.mul_(grad_loss * ctx.world_size), None, None, None, None, None
+
+
+def resolve_backend(backend: str, z: torch.Tensor) -> str:
+    """The backend that computes the loss of ``z``: ``backend`` itself, or what ``auto`` stands for there.
+
+    Raises SettingsError if ``triton`` is asked for and cannot run.
+    """
+    if backend == "triton":
+        reason = "" if _interpreted(z) else _why_no_triton(z)
+        require(not reason, f"backend 'triton' {reason}; use backend 'auto' or 'chunked'")
+    if backend == "auto":
+        return "chunked" if _why_no_triton(z) else "triton"
+    return backend
+
+
+def _why_no_triton(z: torch.Tensor) -> str:
+    """Why the kernels cannot take ``z``; empty if they can."""
+    if z.dtype == torch.float64:
+        return "works in fp32 at most, but z is fp64"
+    if z.device.type != "cuda":
+        return f"needs a CUDA device, but z is on {z.device}"
+    if importlib.util.find_spec("triton") is None:
+        return "needs the package triton, which is not installed"
+    if torch.cuda.get_device_capability(z.device) < (8, 0):
+        return f"needs compute capability 8.0, but {torch.cuda.get_device_name(z.device)} is older"
+    return ""
+
+
+def _interpreted(z: torch.Tensor) -> bool:
+    """Whether the kernels run in Triton's interpreter, slowly and on the CPU, as the tests have it."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and z.device.type == "cpu" and z.dtype != torch.float64
+
+
+def _engine(backend: str, z: torch.Tensor) -> tuple[ModuleType, torch.dtype]:
+    """The module that visits the tiles, and the type in which it multiplies."""
+    if backend == "chunked":
+        return chunked, working_dtype(z)
+    from cltt.loss import triton_kernels  # triton is an optional package and slow to import
+
+    return triton_kernels, z.dtype
+
+
+def _mean_positive(v: torch.Tensor, size: int) -> torch.Tensor:
+    """Mean logit of the positive pairs: per window, the squared length of its sum less those of its parts."""
+    sums = v.view(-1, size, v.shape[1]).sum(1)
+    return (sums.square().sum() - v.square().sum()) / (len(v) * (size - 1))
+
+
+def _dense_overlaps(spans: torch.Tensor, size: int) -> torch.Tensor:
+    """The ignored pairs of frames as a matrix: bool [N, N]."""
+    ignored = chunked.overlapping(spans, spans).fill_diagonal_(False)
+    return ignored.repeat_interleave(size, 0).repeat_interleave(size, 1)
+
+
+def _gather_with_own_gradient(z: torch.Tensor, facts: RankFacts) -> torch.Tensor:
+    """The windows of all ranks in rank order; the gradient reaches this rank's own, times the number of ranks."""
+    if facts.world_size == 1:
+        return z
+    parts = list(all_gather_rows(z.detach()).chunk(facts.world_size))
+    own = z.clone()
+    if own.requires_grad:
+        own.register_hook(lambda grad: grad * facts.world_size)
+    parts[facts.rank] = own
+    return torch.cat(parts)
+
+
+def _check(z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None) -> None:
+    """Raise SettingsError unless the arguments fit each other."""
+    given = f"z has shape {tuple(z.shape)}"
+    require(z.ndim == 3 and z.numel() > 0, f"{given}; expected [B, T, D], none of them 0")
+    require(
+        z.shape[1] >= 2, f"{given}; T = {z.shape[1]}, but a frame needs at least one positive, so T >= 2 is expected"
+    )
+    require(z.is_floating_point(), f"z is of type {z.dtype}; a floating-point type is expected")
+    if clip_ids is None and frame_ids is None:
+        return
+    clips, frames = (None if ids is None else tuple(ids.shape) for ids in (clip_ids, frame_ids))
+    expected = (z.shape[0],), tuple(z.shape[:2])
+    require(
+        (clips, frames) == expected,
+        f"clip_ids, frame_ids have shapes {clips}, {frames}; expected {expected[0]}, {expected[1]} because {given}",
+    )
+    types = [ids.dtype for ids in (clip_ids, frame_ids) if ids is not None]
+    require(
+        not any(dtype.is_floating_point or dtype.is_complex or dtype == torch.bool for dtype in types),
+        f"clip_ids, frame_ids are of types {', '.join(map(str, types))}; integers are expected",
+    )
+
+
+def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], facts: RankFacts) -> None:
+    """Run ``check`` here, and compare the ranks' signatures; if anything is wrong anywhere, every rank raises.
+
+    A rank that raised alone would leave the others waiting in the next collective.
+    """
+    error = None
+    try:
+        check()
+    except SettingsError as raised:
+        error = raised
+    if facts.world_size > 1:
+        everyone = all_gather_integers((*signature, int(error is not None)))
+        if error is None and len(set(everyone)) > 1:
+            shapes = ", ".join(f"rank {rank} {numbers[:3]}" for rank, numbers in enumerate(everyone))
+            error = SettingsError(
+                f"the ranks do not agree on the loss's input: z has shape {shapes}; every rank needs the same number "
+                "of windows (choose a batch size that the number of ranks divides), one type, the same loss settings, "
+                "and return_accuracy and ids on all or none"
+            )
+    if error is not None:
+        raise error

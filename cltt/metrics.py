@@ -1,0 +1,131 @@
+"""What a run has measured so far: kept in every checkpoint, written out as CSV files.
+
+The files are made from the history alone and replaced at once, so after any number of kills and resumes they hold each
+epoch exactly once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cltt.errors import DataError
+from cltt.files.atomic import replace_file
+
+TRAIN_COLUMNS = ("epoch", "loss", "learning_rate", "decay_rate")
+EVAL_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
+
+
+class History:
+    """Rows of finished epochs, and the sums of the one that runs.
+
+    Attributes:
+        train: one row an epoch, columns TRAIN_COLUMNS; epochs count from 1.
+        evaluation: one row an evaluation, columns EVAL_COLUMNS.
+        epoch: finished epochs.
+        step: finished steps of the running epoch.
+        total_steps: finished steps of the run.
+    """
+
+    def __init__(self) -> None:
+        self.train: list[dict[str, float]] = []
+        self.evaluation: list[dict[str, float]] = []
+        self.epoch = 0
+        self.step = 0
+        self.total_steps = 0
+        self._loss_sum = 0.0
+
+    def add_step(self, loss: float) -> None:
+        """Count a finished step."""
+        self._loss_sum += loss
+        self.step += 1
+        self.total_steps += 1
+
+    def end_epoch(self, learning_rate: float, initial_lr: float) -> None:
+        """Close the running epoch; its loss is the mean over its steps."""
+        self.epoch += 1
+        values = (self.epoch, self._loss_sum / self.step, learning_rate, learning_rate / initial_lr)
+        self.train.append(dict(zip(TRAIN_COLUMNS, values, strict=True)))
+        self.step, self._loss_sum = 0, 0.0
+
+    def add_evaluation(self, row: dict[str, float]) -> None:
+        """Add the evaluation made after the last finished epoch; parts that the data lacks stay empty."""
+        self.evaluation.append({"epoch": self.epoch, **{key: row[key] for key in EVAL_COLUMNS if key in row}})
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def write_csv(self, train_path: Path, eval_path: Path) -> None:
+        """Replace both files by the rows so far."""
+        for path, columns, rows in (
+            (train_path, TRAIN_COLUMNS, self.train),
+            (eval_path, EVAL_COLUMNS, self.evaluation),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, csv_text(columns, rows).encode())
+
+
+def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
+    """CSV with a header; a column that a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+Columns = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """Columns of a run's metrics, one value an epoch; ``evaluation`` has no rows where nothing was evaluated."""
+
+    train: Columns
+    evaluation: Columns
+
+
+def read_run(path: Path) -> RunMetrics:
+    """Metrics of the run in folder ``path`` (``metrics.csv``, ``metrics_eval.csv``), or of the metrics file ``path``.
+
+    Raises DataError if there is no metrics file, or if a line is not what training writes.
+    """
+    metrics = path / "metrics.csv" if path.is_dir() else path
+    if not metrics.is_file():
+        raise DataError(f"{metrics} does not exist; name a run's folder or metrics CSV (train.py --csv-log writes it)")
+    evaluation = metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")
+    empty: Columns = {name: [] for name in EVAL_COLUMNS}
+    return RunMetrics(
+        train=read_columns(metrics, TRAIN_COLUMNS),
+        evaluation=read_columns(evaluation, EVAL_COLUMNS) if evaluation.is_file() else empty,
+    )
+
+
+def read_columns(path: Path, expected: Sequence[str]) -> Columns:
+    """Columns of a metrics CSV as floats; an empty cell (a part without data) is NaN.
+
+    A last line without its line end is left out: training may be writing it now.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    rows = list(csv.reader(line for line in lines if line.endswith("\n")))
+    if not rows or rows[0] != list(expected):
+        found = ",".join(rows[0]) if rows else "nothing"
+        raise DataError(f"{path} begins with {found!r}; a metrics file begins with {','.join(expected)!r}")
+    columns: Columns = {name: [] for name in expected}
+    for number, row in enumerate(rows[1:], start=2):
+        try:
+            values = [float(cell) if cell else math.nan for cell in row]
+            for name, value in zip(expected, values, strict=True):
+                columns[name].append(value)
+        except ValueError:
+            wanted = f"{len(expected)} numbers"
+            raise DataError(f"{path}, line {number}: {','.join(row)!r} where {wanted} were expected") from None
+    return columns

@@ -1,0 +1,17 @@
+"""Encoders by name: each maps images [n, 3, H, W] to features [n, feature_dim]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cltt.errors import SettingsError
+from cltt.models.resnet import ResNet, resnet18, resnet34, resnet50
+
+_ENCODERS: dict[str, Callable[[], ResNet]] = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
+
+
+def build_encoder(name: str) -> ResNet:
+    """Make a randomly initialised ``resnet18``, ``resnet34`` or ``resnet50``; SettingsError for another name."""
+    if name not in _ENCODERS:
+        raise SettingsError(f"backbone is {name!r}; it must be one of {', '.join(_ENCODERS)}")
+    return _ENCODERS[name]()

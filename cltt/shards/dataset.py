@@ -1,0 +1,185 @@
+"""Bytes of given frames, out of shards (:class:`ShardDataset`) or straight from clip folders (:class:`FolderDataset`).
+
+Reads are ``pread`` calls, not memory-mapped pages: on a network file system a page fault costs a round trip each, and
+neighbouring frames come in one read. Every frame's CRC-32 is checked before the frame goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cltt.errors import DataError, FrameError
+from cltt.shards import format, tar
+from cltt.shards.clip_table import Array, _ClipTable
+
+MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
+MAX_READ = 8 << 20  # bytes of one read
+
+
+class ShardDataset(_ClipTable):
+    """A complete set of shards, opened for reading by any number of threads.
+
+    Raises DataError if the shards are not there, not complete, of another version, or their index is cut off.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        index = format.read_index(self.path)
+        self.num_frames: int = index["counts"]["frames"]
+        self.num_clips: int = index["counts"]["clips"]
+        self.fingerprint: str = index["fingerprint"]
+        self.label_names: list[str] = index["label_names"]
+        self.split_names: list[str] = index["split_names"]
+        self.settings: dict[str, Any] = index["settings"]
+        self.root_dir: str = index["root_dir"]
+        self.shards: list[dict[str, Any]] = index["shards"]
+        self._check_sizes(index["files"])
+        self._frames = np.load(self.path / format.FRAMES, mmap_mode="r")
+        self._clips = np.load(self.path / format.CLIPS, mmap_mode="r")
+        self._key_offsets = np.load(self.path / format.KEY_OFFSETS, mmap_mode="r")
+        self._files = _Files(self.path)
+
+    def _check_sizes(self, files: dict[str, Any]) -> None:
+        for name in format.INDEX_FILES:
+            try:
+                size = (self.path / name).stat().st_size
+            except FileNotFoundError:
+                raise DataError(f"{self.path / name} is missing; build the shards again with --overwrite") from None
+            if size != files[name]["size"]:
+                raise DataError(
+                    f"{self.path / name} has {size} bytes, {files[name]['size']} were written; "
+                    "copy it again or build the shards again with --overwrite"
+                )
+
+    def clip_key(self, clip: int) -> str:
+        """The clip folder's path relative to the root folder the shards were built from."""
+        key = int(self._clips[format.CLIP_KEY, clip])
+        start, stop = (int(offset) for offset in self._key_offsets[key : key + 2])
+        with (self.path / format.KEYS).open("rb") as file:
+            file.seek(start)
+            return os.fsdecode(file.read(stop - start))
+
+    def frame_facts(self, frame_ids: Any) -> Array:
+        """Records (``format.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
+        return np.asarray(self._frames[self._check_ids(frame_ids)])
+
+    def frame_name(self, frame_id: int) -> str:
+        """The source file's path relative to the root folder, from the member's header in the tar."""
+        record = self.frame_facts([frame_id])[0]
+        shard = int(record["shard"])
+        try:
+            member = tar.read_member_name(lambda size, at: self._files.pread(shard, size, at), int(record["offset"]))
+        except (OSError, DataError) as error:
+            raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
+        return os.fsdecode(tar.source_path(member))
+
+    def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
+        """As :meth:`read`, with a FrameError in the place of each frame that is damaged or missing."""
+        ids = self._check_ids(frame_ids)
+        unique, places = np.unique(ids, return_inverse=True)
+        found: list[bytes | FrameError] = []
+        records = np.asarray(self._frames[unique])
+        columns = [records[name].tolist() for name in ("shard", "offset", "size", "crc")]
+        for start, stop in _neighbours(records):
+            found += self._read_range(unique[start:stop], *(column[start:stop] for column in columns))
+        return [found[place] for place in places.tolist()]
+
+    def _read_range(
+        self, ids: Array, shards: list[int], offsets: list[int], sizes: list[int], crcs: list[int]
+    ) -> Iterator[bytes | FrameError]:
+        """Frames that lie close together in one shard, in one read."""
+        first = offsets[0]
+        try:
+            data, problem = self._files.view(shards[0], offsets[-1] + sizes[-1] - first, first), "cut off"
+        except OSError as error:
+            data, problem = memoryview(b""), f"cannot be read ({error.strerror})"
+        for k, (offset, size, crc) in enumerate(zip(offsets, sizes, crcs, strict=True)):
+            frame = data[offset - first : offset - first + size]
+            if len(frame) == size and zlib.crc32(frame) == crc:
+                yield bytes(frame)
+            else:
+                yield self._damaged(int(ids[k]), shards[0], problem if len(frame) < size else "CRC mismatch")
+
+    def _damaged(self, frame_id: int, shard: int, problem: str) -> FrameError:
+        try:
+            name = self.frame_name(frame_id)
+        except DataError:
+            name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+        return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
+
+
+_REPAIR = "copy this shard again, or build it again with tools/build_shards.py --overwrite"
+
+
+def _neighbours(records: Array) -> Iterator[tuple[int, int]]:
+    """Ranges of ``records`` (in the order of the shards) that one read should cover."""
+    if not len(records):
+        return
+    offsets = records["offset"]
+    ends = offsets + records["size"]
+    far = (np.diff(records["shard"].astype(np.int64)) != 0) | (offsets[1:] - ends[:-1] > MAX_GAP)
+    start = 0
+    for stop in [*(np.flatnonzero(far) + 1).tolist(), len(records)]:
+        while stop - start > 1 and ends[stop - 1] - offsets[start] > MAX_READ:
+            fit = int(np.searchsorted(ends[start:stop], offsets[start] + MAX_READ, side="right"))
+            middle = start + max(1, fit)
+            yield start, middle
+            start = middle
+        yield start, stop
+        start = stop
+
+
+class _Files:
+    """Open shards by number; a file is opened once, by whichever thread comes first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handles: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._threads = threading.local()
+
+    def pread(self, shard: int, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes at ``offset``: fewer only at the end of the file."""
+        return bytes(self._read_into(memoryview(bytearray(size)), shard, offset))
+
+    def view(self, shard: int, size: int, offset: int) -> memoryview:
+        """As :meth:`pread`, in memory that this thread's next view overwrites: fresh memory costs more than reading."""
+        memory = getattr(self._threads, "memory", memoryview(b""))
+        if len(memory) < size:
+            memory = self._threads.memory = memoryview(bytearray(size))
+        return self._read_into(memory[:size], shard, offset)
+
+    def _read_into(self, memory: memoryview, shard: int, offset: int) -> memoryview:
+        handle, filled = self._handle(shard), 0
+        while filled < len(memory) and (count := _pread_into(handle, memory[filled:], offset + filled)):
+            filled += count
+        return memory[:filled]
+
+    def _handle(self, shard: int) -> int:
+        handle = self._handles.get(shard)
+        if handle is not None:
+            return handle
+        with self._lock:
+            if shard not in self._handles:
+                self._handles[shard] = os.open(self._path / format.shard_name(shard), os.O_RDONLY)
+            return self._handles[shard]
+
+    def __del__(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+
+
+def _pread_into(handle: int, memory: memoryview, offset: int) -> int:
+    """Read at ``offset`` into ``memory``; returns the number of bytes."""
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [memory], offset)
+    data = os.pread(handle, len(memory), offset)  # macOS before 11
+    memory[: len(data)] = data
+    return len(data)

@@ -1,0 +1,65 @@
+"""Shards copied to a node's own disk before a run reads them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cltt import distributed
+from cltt.distributed import RankFacts
+from cltt.errors import DataError
+from cltt.files import atomic
+from cltt.files.atomic import check_writable, replace_file
+from cltt.shards import format
+
+
+def stage(shards: Path, target: Path, facts: RankFacts) -> Path:
+    """Copy ``shards`` to ``target/NAME-FINGERPRINT``, once a node, each file held to its size and checksum.
+
+    Local rank 0 copies; the other ranks wait for it. Jobs that share a node wait for each other's copy behind a lock.
+    What is there already is used if it is whole. Returns the copy's folder.
+    """
+    index = format.read_index(shards)
+    copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
+    if facts.local_rank == 0:
+        check_writable(target, "give another --stage-to")
+        target.mkdir(parents=True, exist_ok=True)
+        with open(target / f".{copy.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _copy_missing(shards, copy, index)
+    distributed.barrier()
+    if not (copy / format.INDEX).is_file():
+        raise DataError(f"no shards in {copy} after staging; is --stage-to on this node's own disk?")
+    return copy
+
+
+def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
+    """Copy each file that is missing or of another size, compare its checksum, and publish ``index.json`` last."""
+    if (copy / format.INDEX).is_file():
+        return
+    copy.mkdir(parents=True, exist_ok=True)
+    files = {shard["name"]: shard for shard in index["shards"]} | index["files"]
+    for name, expected in tqdm(files.items(), desc="stage", unit="file", disable=None):
+        target = copy / name
+        if not _is_whole(target, expected):
+            temporary = copy / f".{name}.tmp"
+            shutil.copyfile(shards / name, temporary)
+            if not _is_whole(temporary, expected):
+                raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
+            os.replace(temporary, target)
+    replace_file(copy / format.INDEX, (shards / format.INDEX).read_bytes())
+
+
+def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
+    if not path.is_file() or path.stat().st_size != expected["size"]:
+        return False
+    return (
+        atomic.file_crc32(path) == expected["crc"]
+        if "crc" in expected
+        else atomic.file_sha256(path) == expected["sha256"]
+    )

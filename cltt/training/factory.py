@@ -1,0 +1,192 @@
+"""Builds what a run is made of from its settings: data, loader, model, optimizer, trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from cltt import checkpoint
+from cltt.build.on_demand import locate_shards
+from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
+from cltt.distributed import RankFacts
+from cltt.errors import SettingsError
+from cltt.evaluation.evaluator import Evaluator
+from cltt.files.atomic import replace_file
+from cltt.loader.loader import WindowLoader
+from cltt.loss.infonce import TemporalInfoNCE
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
+from cltt.sampling.windows import WindowIndex
+from cltt.shards.dataset import ShardDataset
+from cltt.training.signals import StopSignals
+from cltt.training.trainer import Saver, Trainer
+
+EVALUATION_FILE = "evaluation.json"
+# torch 2.13 has a new name for "broadcast the buffers before every forward pass"
+_NEW_NAME = "forward_sync_buffers"
+_SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+
+
+def open_dataset(data: DataSettings, facts: RankFacts | None = None) -> ShardDataset:
+    """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet."""
+    return ShardDataset(locate_shards(data, facts or RankFacts()))
+
+
+def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
+    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all."""
+    w = settings.windows
+    split = settings.data.split or ("train" if dataset.split_names else "all")
+    if split != "all" and split not in dataset.split_names:
+        has = ", ".join(dataset.split_names) or "none"
+        raise SettingsError(f"split is {split!r}, but the shards' splits are: {has}; build them with --splits")
+    return WindowIndex(
+        dataset.clip_lengths,
+        window_size=w.window_size,
+        frame_step=w.frame_step,
+        window_stride=w.window_stride,
+        max_windows_per_clip=w.max_windows_per_clip,
+        clips=None if split == "all" else dataset.split_clips(split),
+    )
+
+
+def build_loader(
+    dataset: ShardDataset, index: WindowIndex, settings: TrainSettings, device: torch.device, facts: RankFacts
+) -> WindowLoader:
+    """Batches of this rank, in the type the model computes in."""
+    data = settings.data
+    return WindowLoader(
+        dataset,
+        index,
+        data.batch_size,
+        image_size=data.image_size,
+        device=device,
+        dtype=autocast_type(settings.run, device) or torch.float32,
+        augment=data.augment,
+        augment_scope=data.augment_scope,
+        seed=settings.run.seed,
+        min_gap=data.min_gap,
+        depth=data.depth,
+        rank=facts.rank,
+        world_size=facts.world_size,
+        cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
+        num_threads=data.num_workers,
+        channels_last=device.type == "cuda",
+        max_bad_frames=data.max_bad_frames,
+    )
+
+
+def build_model(settings: ModelSettings) -> ContrastiveModel:
+    """Encoder and head with weights drawn from torch's random state."""
+    encoder = build_encoder(settings.backbone)
+    return ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, settings.proj_dim))
+
+
+def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, facts: RankFacts) -> nn.Module:
+    """Put the model on its device, compile it if asked to, and tie it to the other ranks.
+
+    Rows of a rank come from few runs of neighbouring windows, so statistics of one rank alone would be biased:
+    BatchNorm is synchronised over ranks on CUDA. SyncBatchNorm refuses CPU tensors; gloo runs keep local BatchNorm and
+    say so.
+    """
+    if facts.world_size > 1 and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif facts.is_main and facts.world_size > 1 and any("BatchNorm" in type(m).__name__ for m in model.modules()):
+        print("several ranks on the CPU: each has BatchNorm statistics of its own (SyncBatchNorm needs CUDA)")
+    model = model.to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    if run.compile:
+        model.compile()
+    if facts.world_size == 1:
+        return model
+    # Buffers are the running statistics: equal on all ranks if synchronised, and unused in training anyway.
+    options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, **options)
+
+
+def build_optimizer(
+    model: nn.Module, optim: OptimSettings, device: torch.device
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam, and a cosine from ``lr`` to 0 that moves once an epoch."""
+    fused = True if device.type == "cuda" else None
+    optimizer = torch.optim.Adam(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=optim.epochs)
+
+
+def autocast_type(run: RunSettings, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where ``--amp`` asks for it or, on ``auto``, on CUDA; else None."""
+    return torch.bfloat16 if run.amp == "bf16" or (run.amp == "auto" and device.type == "cuda") else None
+
+
+def build_trainer(
+    settings: TrainSettings,
+    loader: WindowLoader,
+    device: torch.device,
+    facts: RankFacts,
+    *,
+    stop: StopSignals,
+    evaluator: Evaluator | None = None,
+    weights: str | None = None,
+) -> Trainer:
+    """Model, loss, optimizer and schedule around ``loader``; ``weights``: a checkpoint whose weights to start from.
+
+    Its saver has no store yet.
+    """
+    torch.manual_seed(settings.run.seed)
+    model = build_model(settings.model)
+    if weights is not None:
+        load_weights(model, Path(weights))
+        if facts.is_main:
+            print(f"starting from the weights of {checkpoint.resolve(Path(weights))}", flush=True)
+    wrapped = prepare_model(model, settings.run, device, facts)
+    optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
+    facts_saved = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
+    return Trainer(
+        model=wrapped,
+        loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        loader=loader,
+        saver=Saver(None, minutes=settings.checkpoint.checkpoint_minutes, extra=facts_saved),
+        stop=stop,
+        device=device,
+        optim=settings.optim,
+        run_dir=settings.run_dir,
+        autocast=autocast_type(settings.run, device),
+        mask_overlaps=settings.model.mask_overlaps,
+        evaluate=None if evaluator is None else _evaluation(settings, model.encoder, evaluator),
+        eval_every=settings.log.eval_every,
+    )
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the weights of the checkpoint at ``path`` (a file, or a run's folder: its newest) into ``model``."""
+    state = checkpoint.load(checkpoint.resolve(path))
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        was = state["settings"]["model"]
+        raise SettingsError(
+            f"the weights in {path} are of backbone {was['backbone']} with proj_dim {was['proj_dim']}; give the same "
+            f"--backbone and --proj-dim ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _evaluation(settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator) -> Callable[[], dict[str, float]]:
+    """Evaluates ``encoder`` and returns the row for the CSV."""
+
+    def evaluate() -> dict[str, float]:
+        result = evaluator(encoder)
+        replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
+        tqdm.write(result.describe())  # leaves the progress bar whole
+        return result.row()
+
+    return evaluate

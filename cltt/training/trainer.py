@@ -1,0 +1,314 @@
+"""The training loop: steps, epochs, checkpoints; it receives built objects and builds none.
+
+Every step is a function of the state that a checkpoint holds (weights, optimizer, schedule, place in the epoch plan,
+random states, history), so a run that is killed and resumed makes the same steps as an unbroken one.
+
+The loss is checked before it can do harm, without leaving the GPU idle: its copy to the host starts right after the
+forward pass, the backward pass is queued behind it, and only then does the host wait for the copy. What the ranks must
+agree on (save now, stop now) travels in the same copy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from cltt import distributed
+from cltt.checkpoint import CheckpointStore
+from cltt.config import OptimSettings
+from cltt.errors import CLTTError
+from cltt.files.atomic import replace_file
+from cltt.metrics import History
+from cltt.training.grad_cache import cached_backward, random_state, set_random_state
+from cltt.training.signals import StopSignals
+
+_GO_ON, _SAVE, _STOP = 0, 1, 2  # what a rank asks for; the largest of all ranks is done
+
+
+class NonFiniteLossError(CLTTError):
+    """The loss, or the gradient's norm, is not a finite number."""
+
+
+class Batch(Protocol):
+    """What the loop needs of a loader's batch."""
+
+    frames: torch.Tensor  # [b, T, C, H, W] on the device
+    window_ids: torch.Tensor  # [b] int64
+    clip_ids: torch.Tensor  # [b] int64
+    frame_ids: torch.Tensor  # [b, T] int64
+
+
+class Loader(Protocol):
+    """What the loop needs of a loader: an iterable over the rest of an epoch, with a state."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class HostCopy:
+    """Device scalars on their way to the host.
+
+    On CUDA the copy is queued when this object is made, and :meth:`read` waits for that copy alone, not for the work
+    queued behind it.
+    """
+
+    def __init__(self, *scalars: torch.Tensor) -> None:
+        values = torch.stack([scalar.detach().float() for scalar in scalars])
+        self._event: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(len(scalars), dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._values = values
+
+    def read(self) -> list[float]:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values.tolist()
+
+
+class Saver:
+    """Saves the run's state: on rank 0 in ``store``; the other ranks take part and write nothing.
+
+    Args:
+        store: where checkpoints go (None on other ranks than 0).
+        minutes: also save within an epoch after this many minutes (0: at epoch ends only).
+        extra: saved with every checkpoint: settings, fingerprint of the data.
+    """
+
+    def __init__(self, store: CheckpointStore | None, *, minutes: float, extra: dict[str, Any]) -> None:
+        self.store = store
+        self.minutes = minutes
+        self.extra = extra
+        self._last = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Rank 0's clock says it is time."""
+        return self.store is not None and 0 < 60 * self.minutes <= time.monotonic() - self._last
+
+    def save(self, state: dict[str, Any], *, epoch: int, step: int) -> None:
+        self._last = time.monotonic()
+        if self.store is not None:
+            self.store.save({**self.extra, **state}, epoch=epoch, step=step)
+
+    def wait(self) -> None:
+        if self.store is not None:
+            self.store.wait()
+
+
+class Trainer:
+    """Runs the epochs that are left.
+
+    Args:
+        model: ContrastiveModel, in DistributedDataParallel if there are several ranks.
+        loss_fn: ``(z [b, T, D], clip_ids, frame_ids) -> scalar``, the same on every rank.
+        optimizer, scheduler: the scheduler steps once an epoch.
+        loader: batches of this rank.
+        saver: where checkpoints go.
+        stop: asked after every step.
+        device: where the model is.
+        optim: epochs, batches an epoch, clipping, sub-batches.
+        autocast: type of the model's autocast (None: off).
+        mask_overlaps: give the loss the ids of the frames.
+        evaluate: ``() -> row`` of an evaluation, called on rank 0 after every ``eval_every``-th epoch and the last.
+        on_step: called with the loss after every step.
+        on_epoch: called on every rank after every epoch, when its rows are in the history.
+        run_dir: folder for ``nonfinite.json``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss_fn: Callable[..., torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        loader: Loader,
+        saver: Saver,
+        stop: StopSignals,
+        device: torch.device,
+        optim: OptimSettings,
+        run_dir: Path,
+        autocast: torch.dtype | None = None,
+        mask_overlaps: bool = False,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        eval_every: int = 1,
+        on_step: Callable[[float], None] = lambda loss: None,
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.loader = loader
+        self.saver = saver
+        self.stop = stop
+        self.device = device
+        self.optim = optim
+        self.run_dir = run_dir
+        self.autocast = autocast
+        self.mask_overlaps = mask_overlaps
+        self.evaluate = evaluate
+        self.eval_every = eval_every
+        self.on_step = on_step
+        self.on_epoch = on_epoch
+        self.history = History()
+        self._norm: HostCopy | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return min(len(self.loader), self.optim.max_batches_per_epoch or len(self.loader))
+
+    def run(self) -> bool:
+        """Train to the last epoch -> True, or until a stop was asked for and the state is saved -> False."""
+        self.model.train()
+        with self.stop.deferred():
+            while self.history.epoch < self.optim.epochs:
+                stopped = not self._run_epoch()
+                if stopped and self.history.epoch < self.optim.epochs:
+                    break
+            self.saver.wait()
+        return self.history.epoch == self.optim.epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on; a collective: all ranks call it together."""
+        return {
+            "model": self._bare_model().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "history": self.history.state_dict(),
+            "random": distributed.all_gather_objects(random_state(self.device)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``; a rank that was not there when it was saved takes rank 0's random state."""
+        self._bare_model().load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.loader.load_state_dict(state["loader"])
+        self.history.load_state_dict(state["history"])
+        rank = distributed.world().rank
+        set_random_state(state["random"][rank if rank < len(state["random"]) else 0], self.device)
+
+    def _run_epoch(self) -> bool:
+        """Make the steps left in this epoch and close it; False if the run is to stop."""
+        asked = _GO_ON
+        for batch in islice(self.loader, self.steps_per_epoch - self.history.step):
+            loss, asked = self._step(batch)
+            self.history.add_step(loss)
+            self.on_step(loss)
+            if asked != _GO_ON and self.history.step < self.steps_per_epoch:  # else the epoch's end saves
+                self._save()
+                if asked == _STOP:
+                    return False
+        self._end_epoch()
+        return asked != _STOP
+
+    def _step(self, batch: Batch) -> tuple[float, int]:
+        """One update of the weights -> its loss, and what the ranks agreed to do after it."""
+        asked = distributed.all_max(self._wish(), self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        if 0 < self.optim.sub_batch_size < len(batch.frames):
+            copy = HostCopy(self._backward_cached(batch), asked)
+        else:
+            loss = self._loss(self._embed(self.model, batch.frames), batch)
+            copy = HostCopy(loss, asked)
+            loss.backward()
+        value, agreed = copy.read()
+        self._check_norm()
+        self._check("loss", value, batch)
+        self._clip(batch)
+        self.optimizer.step()
+        alone = distributed.world().world_size == 1
+        return value, self._wish() if alone else int(agreed)  # several ranks act on what they asked for before the step
+
+    def _wish(self) -> int:
+        if self.stop.requested:
+            return _STOP
+        return _SAVE if self.saver.due else _GO_ON
+
+    def _embed(self, model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
+        """frames [n, T, C, H, W] -> z [n, T, D] float32."""
+        with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            z = model(frames)
+        return z.float()
+
+    def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if not self.mask_overlaps:
+            return self.loss_fn(z)
+        return self.loss_fn(z, batch.clip_ids.to(self.device), batch.frame_ids.to(self.device))
+
+    def _backward_cached(self, batch: Batch) -> torch.Tensor:
+        return cached_backward(
+            self.model,
+            batch.frames,
+            self.optim.sub_batch_size,
+            forward=self._embed,
+            loss_of=lambda z: self._loss(z, batch),
+        )
+
+    def _clip(self, batch: Batch) -> None:
+        """Clip the gradient; its norm is checked before the update on the CPU, a step later on a GPU.
+
+        (A wait for the norm would leave the GPU idle at every step. No checkpoint is saved before the check.)
+        """
+        if self.optim.max_grad_norm == 0:
+            return
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.max_grad_norm)
+        self._norm, self._norm_batch = HostCopy(norm), batch
+        if self.device.type == "cpu":
+            self._check_norm()
+
+    def _check_norm(self) -> None:
+        norm, self._norm = self._norm, None
+        if norm is not None:
+            self._check("gradient norm", norm.read()[0], self._norm_batch)
+
+    def _check(self, what: str, value: float, batch: Batch) -> None:
+        """Raise NonFiniteLossError, with the batch written out, unless ``value``, equal on all ranks, is finite."""
+        if math.isfinite(value):
+            return
+        ids = [i for part in distributed.all_gather_objects(batch.window_ids.tolist()) for i in part]
+        path = self.run_dir / "nonfinite.json"
+        facts = {"epoch": self.history.epoch + 1, "step": self.history.step + 1, "value": str(value), "what": what}
+        if distributed.world().is_main:
+            replace_file(path, json.dumps({**facts, "window_ids": ids}, indent=1).encode())
+        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        raise NonFiniteLossError(
+            f"{what} is {value} at epoch {facts['epoch']}, step {facts['step']} of it; training stopped before the "
+            f"update. Windows of the batch: {shown} (all in {path}). Start a new run with a lower --lr or --amp off, "
+            "from scratch or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
+        )
+
+    def _end_epoch(self) -> None:
+        self.scheduler.step()
+        self.history.end_epoch(float(self.scheduler.get_last_lr()[0]), float(self.scheduler.base_lrs[0]))
+        self.loader.set_epoch(self.history.epoch)
+        last = self.history.epoch == self.optim.epochs
+        if self.evaluate is not None and (last or self.history.epoch % self.eval_every == 0):
+            self.history.add_evaluation(self.evaluate())
+            self.model.train()
+        self._save()
+        self.on_epoch()
+
+    def _save(self) -> None:
+        self._check_norm()
+        self.saver.save(self.state_dict(), epoch=self.history.epoch, step=self.history.step)
+
+    def _bare_model(self) -> nn.Module:
+        return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model

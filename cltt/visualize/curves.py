@@ -1,0 +1,124 @@
+"""Curves of training runs, read from the CSV files that ``train.py --csv-log`` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cltt.metrics import read_run
+from cltt.text import shorten
+from cltt.visualize.figures import (
+    save_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cltt.metrics import Columns, RunMetrics
+from cltt.text import printable
+from cltt.visualize.figures import PALETTE, plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PART_STYLES = {"train": ":", "val": "--", "test": "-"}
+THIN, BROAD = 1.6, 4.0  # line widths, in points, of the last run and the first
+FEW = 40  # points a curve may have and still get a dot each
+
+
+def name_runs(paths: Sequence[Path]) -> dict[str, Path]:
+    """A short name for each run: the last parts of its path, as many as tell the runs apart.
+
+    The same run given twice is drawn once.
+    """
+    paths = list(dict.fromkeys(paths))
+    for parts in range(1, max(len(path.resolve().parts) for path in paths) + 1):
+        names = ["/".join(path.resolve().parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, paths, strict=True))
+
+
+def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
+    """Loss, learning rate and, where any run has it, evaluation loss and accuracy; one colour a run."""
+    from matplotlib.figure import Figure
+
+    evaluated = any(metrics.evaluation["epoch"] for metrics in runs.values())
+    panels = 4 if evaluated else 2
+    figure = Figure(figsize=(11, 7 if evaluated else 3.8), facecolor="white", layout="constrained")
+    axes = figure.subplots(panels // 2, 2, squeeze=False).ravel()
+    plain_axes(axes[0], "Training loss", "epoch", "mean loss")
+    plain_axes(axes[1], "Learning rate", "epoch", "at the end of the epoch")
+    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
+    for (name, metrics), (color, width) in zip(runs.items(), looks, strict=True):
+        _line(axes[0], metrics.train, "loss", color, "-", width, shorten(printable(name), 48))
+        _line(axes[1], metrics.train, "learning_rate", color, "-", width)
+    if evaluated:
+        _draw_evaluation(axes[2], axes[3], runs)
+    if len(runs) > 1:
+        handles, names = axes[0].get_legend_handles_labels()
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a run's name may hold $
+    return figure
+
+
+def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
+    """The linear classifier's loss and accuracy; line styles tell train, val and test apart."""
+    plain_axes(loss_axes, "Linear evaluation: loss", "epoch", "cross-entropy")
+    plain_axes(accuracy_axes, "Linear evaluation: accuracy", "epoch", "accuracy")
+    shown = set()
+    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
+    for metrics, (color, width) in zip(runs.values(), looks, strict=True):
+        for part, style in PART_STYLES.items():
+            if _line(loss_axes, metrics.evaluation, f"{part}_loss", color, style, width):
+                shown.add(part)
+            if _line(accuracy_axes, metrics.evaluation, f"{part}_acc", color, style, width):
+                shown.add(part)
+    for part in (part for part in PART_STYLES if part in shown):
+        accuracy_axes.plot([], [], color="#666666", linestyle=PART_STYLES[part], label=part)
+    accuracy_axes.legend(frameon=False, loc="best")
+
+
+def _line(
+    axes: Axes, columns: Columns, name: str, color: str, style: str, width: float, label: str | None = None
+) -> bool:
+    """Draw one column over its epochs; False if it has no value."""
+    from matplotlib.ticker import MaxNLocator
+
+    points = [(x, y) for x, y in zip(columns["epoch"], columns[name], strict=True) if math.isfinite(y)]
+    marker = "o" if len(points) <= FEW else None
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    axes.plot(xs, ys, color=color, linestyle=style, marker=marker, markersize=1.9 + width, linewidth=width, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return bool(points)
+
+
+def _widths(count: int) -> list[float]:
+    """Line widths in points, the first run's the broadest: of runs with equal curves each still shows."""
+    return [THIN + (BROAD - THIN) * (count - 1 - number) / max(count - 1, 1) for number in range(count)]
+
+
+def _colors(count: int) -> list[str]:
+    """One colour a run; of more runs than the palette tells apart, shades from dark to light in their order."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    shades = matplotlib.colormaps["viridis"]
+    return [to_hex(shades(0.95 * number / (count - 1))) for number in range(count)]
+
+
+def plot_run(run_dir: Path, save_path: Path) -> None:
+    """Save loss, learning rate and evaluation of one run (``metrics.csv`` and ``metrics_eval.csv`` of its folder).
+
+    Raises DataError if the metrics are missing or cannot be read.
+    """
+    save_figure(draw_curves({run_dir.name or str(run_dir): read_run(run_dir)}), save_path)

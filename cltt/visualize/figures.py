@@ -1,0 +1,129 @@
+"""Drawing shared by every picture: colours, figures measured in pixels, saving and showing.
+
+matplotlib is imported when a picture is drawn and used through its object interface, so saving needs neither a display
+nor an environment variable.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cltt.errors import SettingsError
+from cltt.text import printable_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers (jfly.uni-koeln.de/color), darkest first for thin lines.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
+DPI = 100
+SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp", ".tif", ".tiff")
+MAX_SIDE = 60_000  # pixels; Agg draws up to 2**16
+PNG_LEVEL = 4  # of 9: photographs get hardly smaller above, and take twice the time
+
+
+def pixel_figure(width: int, height: int) -> tuple[Figure, Axes]:
+    """A white figure of ``width`` x ``height`` pixels whose one axes is addressed in pixels, y growing downwards."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.axis("off")
+    return figure, axes
+
+
+def write(axes: Axes, x: float, y: float, text: str, *, size: float = 13, color: str = INK, **options: Any) -> None:
+    """Write ``text`` with its baseline box at pixel ``(x, y)``; ``size`` in pixels; names may hold ``$`` or ``_``."""
+    options.setdefault("va", "center")
+    axes.text(x, y, printable_lines(text), fontsize=size * 72 / DPI, color=color, parse_math=False, **options)
+
+
+def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, axis names, and no more lines than needed."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel(x, color=GREY)
+    axes.set_ylabel(y, color=GREY)
+    axes.tick_params(colors=GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+@contextmanager
+def writing(path: Path, flag: str) -> Iterator[None]:
+    """Turn an OSError of writing ``path``, which the person chose with ``flag``, into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror or error}; give another {flag}") from error
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raise SettingsError before any work if ``path`` lies, or would have to be made, where nothing can be written."""
+    with writing(path, flag):
+        existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not (existing.is_dir() or existing == path):
+            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a folder")
+        if not os.access(existing, os.W_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write to {existing}")
+
+
+def check_save_path(path: Path) -> None:
+    """Raise SettingsError before any work if a picture cannot be saved as ``path``."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise SettingsError(f"cannot save a picture as {path.name!r}; its ending must be one of {', '.join(SUFFIXES)}")
+    check_writable(path, "--save-path")
+    if path.is_dir():
+        raise SettingsError(f"{path} is a folder; give the file name of the picture")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Save ``figure`` (format by the suffix), making the parent folders; SettingsError if that cannot be done."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    check_save_path(path)
+    FigureCanvasAgg(figure)
+    with writing(path, "--save-path"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"pil_kwargs": {"compress_level": PNG_LEVEL}} if path.suffix.lower() == ".png" else {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a name in letters the font lacks is drawn as boxes
+            figure.savefig(path, dpi=DPI, **options)
+
+
+def show_figure(figure: Figure) -> None:
+    """Open a window with ``figure`` and wait until it is closed; SettingsError where no window can be opened."""
+    require_window()
+    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = pyplot.figure(figsize=figure.get_size_inches(), dpi=DPI).add_axes((0, 0, 1, 1))
+    axes.imshow(canvas.buffer_rgba())
+    axes.axis("off")
+    pyplot.show()
+
+
+def require_window() -> None:
+    """Raise SettingsError unless there is a display and a toolkit to open a window with."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise SettingsError("there is no display to open a window on; pass --save-path FILE.png")
+    import matplotlib
+    from matplotlib import pyplot
+
+    pyplot.figure()  # resolves the backend: an interactive one if its toolkit imports, else Agg
+    pyplot.close()
+    if matplotlib.get_backend().lower() == "agg":
+        raise SettingsError("matplotlib finds no window toolkit (Tk, Qt, GTK) here; pass --save-path FILE.png")

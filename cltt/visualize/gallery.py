@@ -1,0 +1,199 @@
+"""A static gallery of a data set: a page that opens from disk, with filmstrips of clips and the windows of one batch.
+
+``index.html`` holds the page and the facts of every clip; ``strips/`` one sprite sheet a clip, ``batch/`` one picture a
+window. The page loads a sheet only when it is scrolled into view, so thousands of clips stay usable.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from cltt.config import WindowSettings
+from cltt.errors import FrameError, SettingsError
+from cltt.shards.folder import Dataset
+from cltt.text import printable
+from cltt.visualize.figures import check_writable, writing
+from cltt.visualize.views import Ids, Pixels, WindowView, clip_name
+
+THUMB = 64  # pixels, square
+COLUMNS = 30  # thumbs in a row of a sheet
+# Thumbs a clip: all its frames if there is room, else evenly spread ones; about THUMB_BUDGET in all.
+THUMB_BUDGET, FEWEST, MOST = 150_000, COLUMNS, 6 * COLUMNS
+BATCH_SIDE = 112  # pixels, side of a frame on the batch pages
+JPEG_QUALITY = 75
+FOLDER_SIZE = 1000  # sheets a folder
+MARKER = "cltt gallery"
+THREADS = 4
+
+
+def write_gallery(
+    dataset: Dataset, out: Path, settings: WindowSettings, clips: Ids, batch: WindowView | None, batch_title: str
+) -> Path:
+    """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
+
+    Raises SettingsError if ``out`` holds anything else or cannot be written.
+    """
+    check_gallery_folder(out)
+    facts = {
+        "columns": COLUMNS,
+        "settings": asdict(settings),
+        "labels": dataset.label_names,
+        "clips": _clip_facts(dataset, clips),
+        "batch": None if batch is None else {"title": batch_title, "rows": _batch_facts(batch)},
+    }
+    with writing(out, "--out"):
+        _clear(out)
+        _write_strips(dataset, clips, out / "strips")
+        if batch is not None:
+            _write_batch(batch, out / "batch")
+        return _write_page(out, facts)
+
+
+def _write_page(out: Path, facts: dict[str, Any]) -> Path:
+    page = files("cltt.visualize").joinpath("gallery.html").read_text(encoding="utf-8")
+    # Inside a script element only "<" could end the data early.
+    data = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")
+    index = out / "index.html"
+    index.write_text(page.replace("/*FACTS*/null", data), encoding="utf-8")
+    return index
+
+
+def check_gallery_folder(out: Path) -> None:
+    """Raise SettingsError before any work if no gallery can be written into ``out``."""
+    check_writable(out, "--out")
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"--out {out} is a file; give a folder")
+    with writing(out, "--out"):
+        if out.is_dir() and any(out.iterdir()) and not _holds_gallery(out):
+            raise SettingsError(f"--out {out} holds other files; give a new or empty folder")
+
+
+def _holds_gallery(out: Path) -> bool:
+    index = out / "index.html"
+    return index.is_file() and MARKER in index.read_text(encoding="utf-8", errors="replace")[:300]
+
+
+def _clear(out: Path) -> None:
+    """Make the folder ``out``, or delete what an earlier gallery wrote into it."""
+    for folder in ("strips", "batch"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def thumb_times(length: int, clips: int) -> Ids:
+    """Frame numbers within a clip of ``length`` frames that get a thumb, when ``clips`` clips share the budget."""
+    room = min(MOST, max(FEWEST, THUMB_BUDGET // max(1, clips)))
+    return np.unique(np.linspace(0, length - 1, min(length, room)).round().astype(np.int64))
+
+
+def strip_path(number: int) -> str:
+    """Path of the sheet of the ``number``-th clip shown, relative to the gallery."""
+    return f"strips/{number // FOLDER_SIZE:03d}/{number:06d}.jpg"
+
+
+def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
+    splits = {name: set(dataset.split_clips(name).tolist()) for name in dataset.split_names}
+    return [
+        {
+            "id": clip,
+            "name": printable(clip_name(dataset, clip)),
+            "length": int(dataset.clip_lengths[clip]),
+            "thumbs": len(thumb_times(int(dataset.clip_lengths[clip]), len(clips))),
+            "label": int(dataset.labels[clip]),
+            "split": next((name for name, members in splits.items() if clip in members), ""),
+            "strip": strip_path(number),
+        }
+        for number, clip in enumerate(clips.tolist())
+    ]
+
+
+def _batch_facts(batch: WindowView) -> list[dict[str, Any]]:
+    rows = zip(batch.window_ids.tolist(), batch.clip_names, batch.times.tolist(), batch.frame_names, strict=True)
+    return [
+        {"window": window, "clip": printable(clip), "times": times, "names": [printable(name) for name in names]}
+        for window, clip, times, names in rows
+    ]
+
+
+def _write_strips(dataset: Dataset, clips: Ids, folder: Path) -> None:
+    for first in range(0, len(clips), FOLDER_SIZE):
+        (folder / f"{first // FOLDER_SIZE:03d}").mkdir(parents=True, exist_ok=True)
+
+    def write(number: int) -> None:
+        clip = int(clips[number])
+        times = thumb_times(int(dataset.clip_lengths[clip]), len(clips))
+        thumbs = _thumbs(dataset, dataset.clip_offsets[clip] + times)
+        save_jpeg(folder.parent / strip_path(number), sheet(thumbs, COLUMNS))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        _exhaust(tqdm(pool.map(write, range(len(clips))), total=len(clips), desc="filmstrips", delay=2, leave=False))
+
+
+def _exhaust(results: Iterable[None]) -> None:
+    """Wait for all; the first error of a thread is raised here."""
+    for _ in results:
+        pass
+
+
+def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
+    """Thumbs uint8 [n, THUMB, THUMB, 3]; damaged frames stay grey."""
+    thumbs = np.full((len(frame_ids), THUMB, THUMB, 3), 128, dtype=np.uint8)
+    for place, data in enumerate(dataset.read_each(frame_ids)):
+        if not isinstance(data, FrameError):
+            try:
+                thumbs[place] = thumbnail(data, THUMB)
+            except ValueError:
+                continue
+    return thumbs
+
+
+def thumbnail(data: bytes, side: int) -> Pixels:
+    """The central square of a JPEG at ``side`` pixels [side, side, 3]; decoded small, so close to but not the loader's
+    pixels. ValueError if it cannot be decoded."""
+    import cv2
+    import simplejpeg
+
+    picture = simplejpeg.decode_jpeg(data, "RGB", fastdct=True, min_height=side, min_width=side)
+    height, width = picture.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = picture[top : top + short, left : left + short]
+    return np.asarray(cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def sheet(pictures: Pixels, columns: int) -> Pixels:
+    """Pictures [n, s, s, 3] side by side in rows of ``columns`` (fewer if n is): one picture [rows*s, columns*s, 3]."""
+    count, side = pictures.shape[:2]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    page = np.full((rows * columns, side, side, 3), 255, dtype=np.uint8)
+    page[:count] = pictures
+    grid = page.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(grid.reshape(rows * side, columns * side, 3))
+
+
+def save_jpeg(path: Path, picture: Pixels) -> None:
+    import simplejpeg
+
+    path.write_bytes(simplejpeg.encode_jpeg(picture, quality=JPEG_QUALITY, colorspace="RGB"))
+
+
+def _write_batch(batch: WindowView, folder: Path) -> None:
+    """One picture a window, its frames side by side."""
+    import cv2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for row, frames in enumerate(batch.frames):
+        side = min(BATCH_SIDE, frames.shape[1])
+        small: Sequence[Any] = [cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA) for frame in frames]
+        save_jpeg(folder / f"{row:06d}.jpg", sheet(np.stack(small), len(small)))

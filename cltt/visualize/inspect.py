@@ -1,0 +1,251 @@
+"""Inspecting what the network will see: settings to pictures, text and pages, a function a mode."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cltt.cli import Parser, add_settings, settings_from
+from cltt.config import SPLITS, DataSettings, WindowSettings, require, require_not_negative, require_positive, setting
+from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.windows import WindowIndex
+from cltt.shards import damage
+from cltt.shards.dataset import ShardDataset
+from cltt.shards.folder import FolderDataset
+from cltt.text import counted, printable_lines
+from cltt.visualize import figures, gallery, stats, stats_page, views, windows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOOK_MODES = ("sample", "batch", "stats", "verify", "html")
+BATCH_SAMPLINGS = ("contiguous", "random", "plan")
+HERE_OTHERWISE = ("root_dir",)  # train.py builds shards of it
+ONLY_TRAINING = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "max_bad_frames")
+NAMED = 10  # files named where there may be thousands
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookSettings:
+    """What ``inspect_windows.py`` shows, and where the picture goes."""
+
+    mode: str = setting("sample", "what to look at", choices=LOOK_MODES)
+    save_path: str | None = setting(
+        None,
+        "picture to write (sample, batch, stats); without it, and without --json, sample and batch open a window",
+        type=str,
+    )
+    out: str | None = setting(None, "folder for the gallery (html)", type=str)
+    json: bool = setting(False, "print JSON instead of lines to read")
+    sample_idx: int = setting(0, "window to show (sample)")
+    batch_sampling: str = setting(
+        "random",
+        "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step (with --root-dir, "
+        "plan and --mode stats first read every file: clips end at a broken one)",
+        choices=BATCH_SAMPLINGS,
+    )
+    batch_idx: int = setting(0, "which batch (contiguous, random)")
+    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0")
+    step: int = setting(0, "step of the epoch (plan); the first is 0")
+    seed: int = setting(0, "seed of random batches, the plan and the augmentation")
+    split: str | None = setting(
+        None,
+        "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
+        type=str,
+        choices=SPLITS,
+    )
+    difference: bool = setting(False, "add rows of differences between neighbouring frames")
+    fps: float | None = setting(None, "frames a second of the clips: gives times in seconds", type=float)
+    decode: bool = setting(False, "decode every frame as well (verify)")
+
+    @property
+    def counts_windows(self) -> bool:
+        """Whether what is shown depends on the exact windows of training, so on every frame being whole."""
+        return self.mode == "stats" or (self.mode in ("batch", "html") and self.batch_sampling == "plan")
+
+    def __post_init__(self) -> None:
+        for name in ("epoch", "seed", "batch_idx"):
+            require_not_negative(name, getattr(self, name))
+        if self.fps is not None:
+            require_positive("fps", self.fps)
+        require(self.mode != "html" or self.out is not None, "mode html needs --out, the folder for the gallery")
+
+
+class Inspection:
+    """The settings, checked, and the objects made from them."""
+
+    def __init__(self, argv: list[str] | None, prog: str) -> None:
+        parser = Parser(prog=prog, description="Look at what the network will see.")
+        parser.add_argument("--root-dir", help="folder of clip folders, looked at as it is: nothing is built")
+        add_settings(parser, LookSettings)
+        add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
+        add_settings(parser, WindowSettings)
+        args = parser.parse_args(argv)
+        self.look = settings_from(args, LookSettings)
+        self.windows = settings_from(args, WindowSettings)
+        self.data = settings_from(args, DataSettings)
+        if self.look.save_path:
+            figures.check_save_path(Path(self.look.save_path))
+        if self.look.mode == "html" and self.look.out is not None:
+            gallery.check_gallery_folder(Path(self.look.out))
+        self.dataset = open_dataset(self.data, check=self.look.counts_windows)
+
+    def clips(self, split: str) -> np.ndarray:
+        """Ids of the clips of a split, or of all; SettingsError if there are none."""
+        if split == "all":
+            return np.arange(self.dataset.num_clips)
+        clips = self.dataset.split_clips(split)
+        there = ", ".join(f"{name} {len(self.dataset.split_clips(name)):,}" for name in self.dataset.split_names)
+        require(len(clips) > 0, f"the split {split!r} has no clips (clips a split: {there}); give another --split")
+        return clips
+
+    def index(self) -> tuple[WindowIndex, str]:
+        """The windows that training would take, and the name of their split."""
+        split = self.look.split or ("train" if self.dataset.split_names else "all")
+        return WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=self.clips(split)), split
+
+    def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
+        """Window ids of the batch asked for, and its name."""
+        look, size = self.look, self.data.batch_size
+        there = counted(len(index), "window")
+        fits = f"--batch-size is {size}, but the clips give only {there}; take a smaller batch"
+        require(size <= len(index), fits)
+        if look.batch_sampling == "contiguous":
+            return views.contiguous_ids(index, size, look.batch_idx), f"contiguous batch {look.batch_idx}"
+        if look.batch_sampling == "random":
+            ids = views.random_ids(index, size, look.batch_idx, look.seed)
+            return ids, f"random batch {look.batch_idx}, seed {look.seed}"
+        plan = self._plan(index)
+        require(0 <= look.step < len(plan), f"--step is {look.step}; the epoch has steps 0 to {len(plan) - 1}")
+        return plan.batch(look.step), f"training batch at epoch {look.epoch}, step {look.step}, seed {look.seed}"
+
+    def _plan(self, index: WindowIndex) -> EpochPlan:
+        """The order of the epoch; a warning of the plan becomes a line on stderr."""
+        data, look = self.data, self.look
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            plan = EpochPlan(
+                index, data.batch_size, seed=look.seed, epoch=look.epoch, min_gap=data.min_gap, depth=data.depth
+            )
+        for warning in caught:
+            print(f"note: {warning.message}", file=sys.stderr)
+        return plan
+
+    def size_facts(self, split: str) -> dict[str, Any]:
+        clips = self.clips(split)
+        frames = int(self.dataset.clip_lengths[clips].sum())
+        return {
+            "data": str(self.data.shards or self.data.root_dir),
+            "split": split,
+            "clips": len(clips),
+            "frames": frames,
+        }
+
+
+def open_dataset(settings: DataSettings, *, check: bool) -> ShardDataset | FolderDataset:
+    """The shards, or the folder of clips as it lies there; with ``check``, cut at broken files as its shards would be.
+
+    A line on stderr says what was left out.
+    """
+    if settings.root_dir is None:
+        assert settings.shards is not None  # DataSettings wants one of the two
+        return ShardDataset(settings.shards)
+    dataset = FolderDataset(settings.root_dir, check=check)
+    if dataset.broken:
+        print(f"note: {broken_text(dataset.broken)}", file=sys.stderr)
+    return dataset
+
+
+def broken_text(broken: dict[str, str]) -> str:
+    """How many files were left out, and the first of them by name."""
+    first = [printable_lines(f"{name} ({reason})") for name, reason in islice(broken.items(), NAMED)]
+    more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+    whole = f"{counted(len(broken), 'file')} left out, and the clip cut there, as shards would be"
+    return f"{whole}: {', '.join(first)}{more}"
+
+
+def show_windows(made: Inspection) -> int:
+    """Modes sample and batch: print what the windows are, then draw them."""
+    look, data = made.look, made.data
+    if look.save_path is None and not look.json:
+        figures.require_window()
+    index, split = made.index()
+    if look.mode == "sample":
+        ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of {len(index):,}"
+    else:
+        ids, name = made.batch_ids(index)
+    view = views.view_windows(made.dataset, index, ids, image_size=data.image_size)
+    facts = {**made.size_facts(split), "windows": len(index), "showing": name, **view.facts()}
+    emit(facts, views.windows_text(facts), look.json)
+    if look.json and look.save_path is None:
+        return 0
+    augmented = None
+    if data.augment != "none":
+        draws = {"seed": look.seed, "epoch": look.epoch}
+        augmented = views.augment_windows(made.dataset, view, data.augment, data.augment_scope, **draws)
+    deliver(windows.draw_windows(view, name, look.difference, augmented, look.fps), look.save_path)
+    return 0
+
+
+def show_stats(made: Inspection) -> int:
+    split = made.look.split or "all"
+    found = stats.dataset_stats(made.dataset, made.windows, made.clips(split))
+    facts = {**made.size_facts(split), **found}
+    emit(facts, stats.stats_text(found), made.look.json)
+    if made.look.save_path:
+        deliver(stats_page.draw_stats(found, facts["data"]), made.look.save_path)
+    return 0
+
+
+def verify(made: Inspection) -> int:
+    """Exit status 1 if any frame is damaged."""
+    split, decode = made.look.split or "all", made.look.decode
+    damaged = damage.damaged_frames(made.dataset, made.clips(split), decode=decode)
+    facts = {**made.size_facts(split), "decoded": decode, "damaged": [str(error) for error in damaged]}
+    frames = counted(facts["frames"], "frame")
+    total = f"{frames} {'read and decoded' if decode else 'read'}, {len(damaged):,} damaged"
+    emit(facts, "\n".join([*damage.damaged_text(damaged), total]), made.look.json)
+    return 1 if damaged else 0
+
+
+def write_html(made: Inspection) -> int:
+    split, out = made.look.split or "all", made.look.out
+    assert out is not None  # LookSettings wants it in this mode
+    index, _ = made.index()
+    ids, title = made.batch_ids(index)
+    view = views.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
+    page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title)
+    text = [*views.damaged_lines(view.facts()), f"wrote {page}: open it in a browser"]
+    emit({**made.size_facts(split), "page": str(page)}, "\n".join(text), made.look.json)
+    return 0
+
+
+def emit(facts: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print; names in letters that the terminal cannot show get ``?`` there, and escapes in JSON."""
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = printable_lines(text).encode(encoding, "replace").decode(encoding)
+    print(json.dumps(facts, indent=2) if as_json else shown)
+
+
+def deliver(figure: Figure, save_path: str | None) -> None:
+    if save_path is None:
+        figures.show_figure(figure)
+        return
+    figures.save_figure(figure, Path(save_path))
+    print(f"wrote {save_path}", file=sys.stderr)
+
+
+MODES = {"sample": show_windows, "batch": show_windows, "stats": show_stats, "verify": verify, "html": write_html}
+
+
+def main(argv: list[str] | None = None, prog: str = "inspect_windows.py") -> int:
+    """The face of ``inspect_windows.py`` and ``cltt inspect``."""
+    made = Inspection(argv, prog)
+    return MODES[made.look.mode](made)

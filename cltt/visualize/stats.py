@@ -1,0 +1,232 @@
+"""Statistics of a data set for given window settings: what is there, what the settings lose, what others would give."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cltt.config import WindowSettings
+from cltt.errors import SettingsError
+from cltt.sampling.windows import WindowIndex
+from cltt.shards.folder import Dataset
+from cltt.text import counted
+from cltt.visualize.views import Ids, clip_name
+
+PIECE = 1 << 14  # frames looked at together: bounds memory, and moves the progress bar while files are read
+STEPS = (1, 2, 5, 10, 20, 30)
+STRIDES = (1, 2, 5, 10, 20)
+EXAMPLES = 10  # clips named where there may be thousands
+HISTOGRAM_BINS = 30
+
+
+def dataset_stats(dataset: Dataset, settings: WindowSettings, clips: Ids | None = None) -> dict[str, Any]:
+    """Count everything about ``clips`` (default: all) of ``dataset``; JSON values, read piece by piece.
+
+    Duplicates are pairs of neighbouring frames of a clip with equal size and CRC of their bytes. A clip is too short if
+    the settings leave it no window.
+    """
+    clips = np.arange(dataset.num_clips, dtype=np.int64) if clips is None else clips
+    lengths = np.asarray(dataset.clip_lengths)[clips]
+    return {
+        "clips": len(clips),
+        "frames": int(lengths.sum()),
+        **_frame_stats(dataset, clips),
+        "clip_lengths": _length_stats(lengths),
+        "window_settings": {**asdict(settings), "span": settings.span},
+        "windows": count_windows(lengths, settings),
+        "too_short": _too_short(dataset, clips, lengths, settings),
+        "windows_at": _windows_at(lengths, settings),
+        "splits": [
+            _group(dataset, name, np.intersect1d(dataset.split_clips(name), clips), settings)
+            for name in dataset.split_names
+        ],
+        "labels": _label_groups(dataset, clips, settings),
+    }
+
+
+def count_windows(lengths: Ids, settings: WindowSettings) -> int:
+    """Windows in clips of ``lengths`` [clips] frames; 0 where no clip is long enough."""
+    try:
+        return len(WindowIndex(lengths, **asdict(settings)))
+    except SettingsError:
+        return 0
+
+
+def _frame_stats(dataset: Dataset, clips: Ids) -> dict[str, Any]:
+    """Bytes, frame sizes and duplicates of the frames of ``clips``."""
+    chosen = np.zeros(dataset.num_clips, dtype=bool)
+    chosen[clips] = True
+    sizes: Counter[int] = Counter()
+    duplicates: Counter[int] = Counter()
+    total = 0
+    for facts, frame_clips, repeats in _pieces(dataset):
+        keep = chosen[frame_clips]
+        total += int(facts["size"][keep].sum(dtype=np.int64))
+        sizes.update(_counts(facts["width"][keep].astype(np.int64) << 32 | facts["height"][keep].astype(np.int64)))
+        duplicates.update(_counts(frame_clips[keep & repeats]))
+    return {
+        "bytes": total,
+        "frame_sizes": [
+            {"width": shape >> 32, "height": shape & 0xFFFFFFFF, "frames": count}
+            for shape, count in sizes.most_common()
+        ],
+        "duplicates": {
+            "pairs": sum(duplicates.values()),
+            "clips": len(duplicates),
+            "most": [
+                {"clip": clip_name(dataset, clip), "pairs": pairs} for clip, pairs in duplicates.most_common(EXAMPLES)
+            ],
+        },
+    }
+
+
+def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
+    """All frames in runs of PIECE: facts, clip ids, and whether a frame repeats the one before it in its clip."""
+    last_clip, last_crc, last_size = -1, 0, 0
+    bar = tqdm(total=dataset.num_frames, unit="frame", unit_scale=True, delay=2, leave=False)
+    for start in range(0, dataset.num_frames, PIECE):
+        ids = np.arange(start, min(start + PIECE, dataset.num_frames), dtype=np.int64)
+        clips, facts = dataset.clip_of(ids), dataset.frame_facts(ids)
+        repeats = np.empty(len(ids), dtype=bool)
+        repeats[0] = (last_clip, last_crc, last_size) == (clips[0], facts["crc"][0], facts["size"][0])
+        repeats[1:] = (clips[1:] == clips[:-1]) & (facts["crc"][1:] == facts["crc"][:-1])
+        repeats[1:] &= facts["size"][1:] == facts["size"][:-1]
+        last_clip, last_crc, last_size = clips[-1], facts["crc"][-1], facts["size"][-1]
+        yield facts, clips, repeats & (facts["width"] > 0)  # a file that is no picture repeats nothing
+        bar.update(len(ids))
+    bar.close()
+
+
+def _counts(values: Ids) -> dict[int, int]:
+    """How often each value occurs."""
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def _length_stats(lengths: Ids) -> dict[str, Any]:
+    """Shortest, median and longest clip, and a histogram with whole-numbered bins of equal width."""
+    if len(lengths) == 0:
+        return {"shortest": 0, "median": 0.0, "longest": 0, "histogram": {"edges": [], "clips": []}}
+    low, high = int(lengths.min()), int(lengths.max())
+    width = -(-(high + 1 - low) // HISTOGRAM_BINS)
+    edges = np.arange(low, high + 1 + width, width)
+    counts, _ = np.histogram(lengths, edges)
+    return {
+        "shortest": low,
+        "median": float(np.median(lengths)),
+        "longest": high,
+        "histogram": {"edges": edges.tolist(), "clips": counts.tolist()},
+    }
+
+
+def _too_short(dataset: Dataset, clips: Ids, lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
+    """Clips that hold no window, the frames in them, and the first few by name."""
+    short = np.flatnonzero(lengths < settings.span)
+    examples = [
+        {"clip": clip_name(dataset, int(clips[place])), "frames": int(lengths[place])} for place in short[:EXAMPLES]
+    ]
+    return {"clips": len(short), "frames": int(lengths[short].sum()), "examples": examples}
+
+
+def _windows_at(lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
+    """Windows at other steps and strides: ``windows[i][j]`` at ``frame_steps[i]`` and ``window_strides[j]``."""
+    steps = sorted({*STEPS, settings.frame_step})
+    strides = sorted({*STRIDES, settings.window_stride})
+    table = [
+        [count_windows(lengths, replace(settings, frame_step=step, window_stride=stride)) for stride in strides]
+        for step in steps
+    ]
+    return {"frame_steps": steps, "window_strides": strides, "windows": table}
+
+
+def _group(dataset: Dataset, name: str, clips: Ids, settings: WindowSettings) -> dict[str, Any]:
+    lengths = np.asarray(dataset.clip_lengths)[clips]
+    counted = count_windows(lengths, settings)
+    return {"name": name, "clips": len(clips), "frames": int(lengths.sum()), "windows": counted}
+
+
+def _label_groups(dataset: Dataset, clips: Ids, settings: WindowSettings) -> list[dict[str, Any]]:
+    """One entry a label in the order of ``label_names``, then the clips without one if some have one."""
+    if not dataset.label_names:
+        return []
+    labels = np.asarray(dataset.labels)[clips]
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(-1, len(dataset.label_names) + 1))
+    parts = [clips[order[start:end]] for start, end in pairwise(bounds.tolist())]
+    named = list(zip(dataset.label_names, parts[1:], strict=True))
+    if len(parts[0]):
+        named.append(("(none)", parts[0]))
+    return [_group(dataset, name, part, settings) for name, part in named]
+
+
+def stats_text(stats: dict[str, Any]) -> str:
+    """The statistics as lines to read."""
+    lengths, short, repeats = stats["clip_lengths"], stats["too_short"], stats["duplicates"]
+    settings = stats["window_settings"]
+    lines = [
+        f"{counted(stats['clips'], 'clip')}, {counted(stats['frames'], 'frame')}, {size_text(stats['bytes'])}",
+        f"clip length: {lengths['shortest']:,} to {counted(lengths['longest'], 'frame')}, "
+        f"median {lengths['median']:,.0f}",
+        f"frame sizes: {sizes_text(stats['frame_sizes'])}",
+        f"windows: {stats['windows']:,} at size {settings['window_size']}, step {settings['frame_step']}, "
+        f"stride {settings['window_stride']} (span {counted(settings['span'], 'frame')})",
+        f"too short for a window: {counted(short['clips'], 'clip')} with {counted(short['frames'], 'frame')}"
+        + named_list([f"{item['clip']} ({item['frames']})" for item in short["examples"]], short["clips"]),
+        f"frames that repeat the one before: {repeats['pairs']:,}, in {counted(repeats['clips'], 'clip')}"
+        + named_list([f"{item['clip']} ({item['pairs']})" for item in repeats["most"]], repeats["clips"]),
+        *_table_lines(stats["windows_at"]),
+        *_group_lines("split", stats["splits"]),
+        *_group_lines("label", stats["labels"]),
+    ]
+    return "\n".join(lines)
+
+
+def named_list(names: list[str], total: int) -> str:
+    if not names:
+        return ""
+    return ": " + ", ".join(names) + (" ..." if total > len(names) else "")
+
+
+def size_text(count: int) -> str:
+    """Bytes with a decimal unit."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def sizes_text(sizes: list[dict[str, int]]) -> str:
+    shown = [f"{size_name(size)} ({size['frames']:,})" for size in sizes[:EXAMPLES]]
+    rest = len(sizes) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def size_name(size: dict[str, int]) -> str:
+    """``width x height`` of an entry of ``frame_sizes``; files of a folder that are no whole picture have none."""
+    return f"{size['width']}x{size['height']}" if size["width"] else "no picture"
+
+
+def _table_lines(table: dict[str, Any]) -> list[str]:
+    """Windows at other settings as an aligned table, one line a frame step."""
+    wide = max(10, *(len(f"{count:,}") + 2 for row in table["windows"] for count in row))
+    head = "step \\ stride".ljust(14) + "".join(f"{stride:>{wide}}" for stride in table["window_strides"])
+    rows = zip(table["frame_steps"], table["windows"], strict=True)
+    body = [f"{step:>13} " + "".join(f"{count:>{wide},}" for count in row) for step, row in rows]
+    return ["windows at other frame steps and window strides:", head, *body]
+
+
+def _group_lines(kind: str, groups: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{kind} {group['name']}: {counted(group['clips'], 'clip')}, {counted(group['frames'], 'frame')}, "
+        f"{counted(group['windows'], 'window')}"
+        for group in groups
+    ]

@@ -1,0 +1,206 @@
+"""What a picture of windows shows: ids, names and decoded frames, and how the windows of a batch are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cltt.errors import DataError, FrameError, SettingsError
+from cltt.sampling.windows import WindowIndex
+from cltt.shards.dataset import ShardDataset
+from cltt.shards.folder import Dataset
+from cltt.text import counted
+
+Ids = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+NAMED = 10  # damaged frames that get a line each
+GREY_LEVEL = 128  # of a frame that cannot be shown
+IN_PLACE = "training takes the nearest good frame instead"
+CUT = "training cuts the clip there"
+
+
+@dataclass(frozen=True)
+class WindowView:
+    """Some windows with everything a picture of them says; b windows of T frames, S pixels square.
+
+    Attributes:
+        window_ids: int64 [b].
+        clip_ids: int64 [b].
+        frame_ids: int64 [b, T], dataset-wide.
+        times: int64 [b, T], each frame's number within its clip, counted from 0.
+        frames: uint8 [b, T, S, S, 3], RGB; a frame that cannot be read or decoded is grey.
+        clip_names: [b], the clip's folder, with its part where a damaged frame cut the clip in two.
+        frame_names: [b][T], source files relative to the root folder.
+        damaged: one sentence for each frame id that cannot be shown.
+        in_training: what training does about those.
+    """
+
+    window_ids: Ids
+    clip_ids: Ids
+    frame_ids: Ids
+    times: Ids
+    frames: Pixels
+    clip_names: list[str]
+    frame_names: list[list[str]]
+    damaged: dict[int, str]
+    in_training: str = IN_PLACE
+
+    @property
+    def distinct_frames(self) -> int:
+        return len(np.unique(self.frame_ids))
+
+    @property
+    def overlapping_pairs(self) -> int:
+        """Unordered pairs of windows of one clip of which one begins before the other has ended."""
+        first, last = self.frame_ids[:, 0], self.frame_ids[:, -1]
+        meets = (first[:, None] <= last) & (first <= last[:, None]) & (self.clip_ids[:, None] == self.clip_ids)
+        return int(np.triu(meets, 1).sum())
+
+    def facts(self) -> dict[str, Any]:
+        """The view without its pixels, as JSON values."""
+        count, size = self.frame_ids.shape
+        channels_first = (count, size, 3, *self.frames.shape[2:4])
+        return {
+            "window_ids": self.window_ids.tolist(),
+            "clip_ids": self.clip_ids.tolist(),
+            "clips_shown": self.clip_names,
+            "frame_ids": self.frame_ids.tolist(),
+            "times": self.times.tolist(),
+            "frame_names": self.frame_names,
+            "shape": list(channels_first),
+            "distinct_frames": self.distinct_frames,
+            "overlapping_pairs": self.overlapping_pairs,
+            "damaged": list(self.damaged.values()),
+            "damaged_in_training": self.in_training if self.damaged else "",
+        }
+
+
+def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int) -> WindowView:
+    """Read and decode the windows ``window_ids`` [b]; each distinct frame once."""
+    frame_ids = index.frames(window_ids)
+    clips, _ = index.locate(window_ids)
+    clips = np.asarray(clips, dtype=np.int64)
+    distinct, position = np.unique(frame_ids, return_inverse=True)
+    pictures, damaged = decode_frames(dataset, distinct, image_size)
+    names = [frame_name(dataset, int(frame)) for frame in distinct]
+    return WindowView(
+        window_ids=window_ids,
+        clip_ids=clips,
+        frame_ids=frame_ids,
+        times=frame_ids - dataset.clip_offsets[clips][:, None],
+        frames=pictures[position.reshape(frame_ids.shape)],
+        clip_names=[clip_name(dataset, int(clip)) for clip in clips],
+        frame_names=[[names[place] for place in row] for row in position.reshape(frame_ids.shape)],
+        damaged=damaged,
+        in_training=IN_PLACE if isinstance(dataset, ShardDataset) else CUT,
+    )
+
+
+def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pixels, dict[int, str]]:
+    """Pictures uint8 [n, S, S, 3] of ``frame_ids`` [n] and, for those left grey, a sentence saying why."""
+    from cltt.frames.decode_cpu import FrameDecoder
+    from cltt.frames.geometry import Framing  # not at the top: OpenCV is slow to import and curves need none
+
+    decoder = FrameDecoder(Framing(image_size=image_size))
+    pictures = np.full((len(frame_ids), image_size, image_size, 3), GREY_LEVEL, dtype=np.uint8)
+    damaged: dict[int, str] = {}
+    for place, (frame, data) in enumerate(zip(frame_ids.tolist(), dataset.read_each(frame_ids), strict=True)):
+        if isinstance(data, FrameError):
+            damaged[frame] = str(data)
+            continue
+        try:
+            pictures[place] = decoder.frame(data)
+        except ValueError as error:
+            damaged[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
+    return pictures, damaged
+
+
+def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str, *, seed: int, epoch: int) -> Pixels:
+    """The frames of ``view`` as training's augmentation leaves them in ``epoch`` [b, T, S, S, 3], by the loader's code.
+
+    Imports torch, as the loader does. A frame that cannot be decoded is grey, as in ``view``.
+    """
+    import torch
+
+    from cltt.frames.augment import uniforms
+    from cltt.frames.batch import BatchMaker
+    from cltt.frames.decoders import CpuDecoder
+    from cltt.frames.geometry import Framing
+    from cltt.frames.store import FrameStore
+
+    cpu = torch.device("cpu")
+    framing = Framing(image_size=view.frames.shape[2], margin=True)
+    distinct, slots = np.unique(view.frame_ids, return_inverse=True)
+    store = FrameStore(len(distinct), framing, cpu)
+    good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]
+    CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store)
+    maker = BatchMaker(framing, cpu, torch.uint8, augment, channels_last=True, threads=1)
+    draws = uniforms(seed, epoch, view.window_ids, view.frame_ids, scope)
+    batch = maker.make(store, slots.reshape(view.frame_ids.shape), draws)  # [b, T, 3, S, S]
+    pixels: Pixels = batch.permute(0, 1, 3, 4, 2).numpy()
+    pixels[np.isin(view.frame_ids, list(view.damaged))] = GREY_LEVEL
+    return pixels
+
+
+def frame_name(dataset: Dataset, frame_id: int) -> str:
+    """The source file, or the frame's id where a missing shard took the name with it."""
+    try:
+        return dataset.frame_name(frame_id)
+    except DataError:
+        return f"frame {frame_id}"
+
+
+def clip_name(dataset: Dataset, clip: int) -> str:
+    """The clip's key; the second and later parts of a clip cut at a damaged frame say so."""
+    part = dataset.clip_part(clip)
+    return dataset.clip_key(clip) + (f" (part {part})" if part else "")
+
+
+def sample_id(index: WindowIndex, sample_idx: int) -> Ids:
+    """``sample_idx`` as window ids [1]; SettingsError outside 0..N-1."""
+    if not 0 <= sample_idx < len(index):
+        raise SettingsError(f"--sample-idx is {sample_idx}; these settings give windows 0 to {len(index) - 1}")
+    return np.array([sample_idx], dtype=np.int64)
+
+
+def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
+    """Windows ``batch_idx * batch_size ...`` in data order [B]: what a loader that does not shuffle gives."""
+    batches = len(index) // batch_size
+    if not 0 <= batch_idx < batches:
+        raise SettingsError(
+            f"--batch-idx is {batch_idx}; {counted(len(index), 'window')} give batches 0 to {batches - 1}"
+        )
+    return np.arange(batch_idx * batch_size, (batch_idx + 1) * batch_size, dtype=np.int64)
+
+
+def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -> Ids:
+    """``batch_size`` different windows drawn from all alike [B], a function of ``(seed, batch_idx)``."""
+    generator = np.random.default_rng(np.random.SeedSequence([seed, batch_idx]))
+    return generator.choice(len(index), batch_size, replace=False).astype(np.int64)
+
+
+def windows_text(facts: dict[str, Any]) -> str:
+    """What :meth:`WindowView.facts` and the size of the data set say, as lines to read."""
+    lines = [
+        f"{counted(facts['clips'], 'clip')}, {counted(facts['frames'], 'frame')}, "
+        f"{counted(facts['windows'], 'window')} (split: {facts['split']})",
+        f"{facts['showing']}: {' x '.join(map(str, facts['shape']))} ([B, T, C, H, W]), "
+        f"{counted(facts['distinct_frames'], 'distinct frame')}, "
+        f"pairs of windows that overlap in time: {facts['overlapping_pairs']}",
+    ]
+    for window, clip, names in zip(facts["window_ids"], facts["clips_shown"], facts["frame_names"], strict=True):
+        lines.append(f"window {window}, clip {clip}: " + ", ".join(names))
+    return "\n".join([*lines, *damaged_lines(facts)])
+
+
+def damaged_lines(facts: dict[str, Any]) -> list[str]:
+    """The first damaged frames of :meth:`WindowView.facts`, a line each, and what becomes of all of them."""
+    lines = [f"damaged: {sentence}" for sentence in facts["damaged"]]
+    if not lines:
+        return []
+    rest = len(lines[NAMED:])
+    more = [f"damaged: {counted(rest, 'frame')} more; --json names all"] if rest else []
+    return [*lines[:NAMED], *more, f"damaged frames are drawn grey; {facts['damaged_in_training']}"]

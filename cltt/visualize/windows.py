@@ -1,0 +1,182 @@
+"""Pictures of windows, of a data set's statistics, and of training runs. Everything drawn arrives built.
+
+``python -m cltt.visualize curves RUN [RUN ...] --save-path F`` draws any set of runs over each other;
+``inspect_windows.py`` draws windows and statistics.
+
+Pixel arrays are uint8 RGB; b windows of T frames, S pixels square, as the network gets them before normalisation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cltt.config import require
+from cltt.text import counted, shorten
+from cltt.visualize.figures import (
+    GREY,
+    MAX_SIDE,
+    pixel_figure,
+    write,
+)
+from cltt.visualize.views import (
+    Pixels,
+    WindowView,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+MARGIN, GAP, HEADER = 16, 6, 74  # pixels round the picture, between frames, above the first row
+LABEL_WIDTH, CAPTION_HEIGHT = 200, 34  # pixels left of a row, under a row of frames
+LETTER = 6.2  # pixels a letter of a caption takes, about
+DIFFERENCE_GAIN = 3
+
+
+def draw_windows(
+    view: WindowView,
+    title: str,
+    difference: bool = False,
+    augmented: Pixels | None = None,
+    frames_per_second: float | None = None,
+) -> Figure:
+    """One row of frames a window, with clip, frame names and times.
+
+    Args:
+        view: the windows.
+        title: the first line of the picture.
+        difference: add a row of absolute differences to the frame before, white where nothing changed.
+        augmented: uint8 [b, T, S, S, 3], the same frames after augmentation; adds a row.
+        frames_per_second: gives times in seconds instead of frame numbers.
+
+    Raises SettingsError for more windows than a picture can hold.
+    """
+    rows = [view.frames]
+    if difference:
+        rows.append(differences(view.frames))
+    if augmented is not None:
+        rows.append(augmented)
+    grid = np.stack(rows, axis=1)  # [b, rows a window, T, S, S, 3]
+    layout = Layout(grid.shape[0], grid.shape[1], grid.shape[2], grid.shape[3])
+    figure, axes = pixel_figure(layout.width, layout.height)
+    figure.figimage(layout.paste(grid), origin="upper", zorder=-1)  # under the text
+    write(axes, MARGIN, MARGIN + 8, title, size=17, weight="bold")
+    write(axes, MARGIN, MARGIN + 27, _shape_line(view), size=12, color=GREY)
+    if view.damaged:
+        line = f"grey: {counted(len(view.damaged), 'damaged frame')}; {view.in_training}"
+        write(axes, MARGIN, MARGIN + 41, line, size=12, color=GREY)
+    extra = [f"change since the\nframe before (x{DIFFERENCE_GAIN})"] if difference else []
+    extra += ["augmented"] if augmented is not None else []
+    for window in range(layout.windows):
+        _label_window(axes, layout, view, window, frames_per_second)
+        for row, name in enumerate(extra, start=1):
+            write(axes, MARGIN, layout.top(window, row) + layout.cell / 2, name, size=12, color=GREY)
+    return figure
+
+
+def differences(frames: Pixels) -> Pixels:
+    """255 minus three times the largest channel's absolute difference to the frame before [b, T, S, S, 3].
+
+    The first frame of a window has none and stays white.
+    """
+    shown = np.full_like(frames, 255)
+    change = np.abs(np.diff(frames.astype(np.int16), axis=1)).max(axis=-1, keepdims=True)
+    shown[:, 1:] = 255 - np.minimum(255, change * DIFFERENCE_GAIN)
+    return shown
+
+
+class Layout:
+    """Where the frames of a picture lie, in pixels: ``windows`` groups of ``rows`` rows of ``columns`` square cells."""
+
+    def __init__(self, windows: int, rows: int, columns: int, image_size: int) -> None:
+        self.windows, self.rows, self.columns = windows, rows, columns
+        self.cell = cell_size(windows * rows, columns, image_size)
+        self.group_height = rows * (self.cell + GAP) + CAPTION_HEIGHT
+        self.width = max(640, 2 * MARGIN + LABEL_WIDTH + columns * (self.cell + GAP))
+        self.height = HEADER + MARGIN + windows * self.group_height
+        fit = (MAX_SIDE - HEADER - MARGIN) // self.group_height
+        require(
+            windows <= fit,
+            f"a picture of {windows} windows would be {self.height:,} pixels high; "
+            f"draw at most {fit} windows, or look at the batch in pages with --mode html",
+        )
+
+    def left(self, column: int) -> int:
+        return MARGIN + LABEL_WIDTH + column * (self.cell + GAP)
+
+    def top(self, window: int, row: int) -> int:
+        return HEADER + window * self.group_height + row * (self.cell + GAP)
+
+    def paste(self, grid: Pixels) -> Pixels:
+        """The white page with the frames of ``grid`` [windows, rows, columns, S, S, 3] on it: RGBA [height, width, 4].
+
+        matplotlib draws RGBA as it is, and would copy RGB several times.
+        """
+        page = np.full((self.height, self.width, 4), 255, dtype=np.uint8)
+        for window, row, column in np.ndindex(*grid.shape[:3]):
+            top, left = self.top(window, row), self.left(column)
+            page[top : top + self.cell, left : left + self.cell, :3] = resize(grid[window, row, column], self.cell)
+        return page
+
+
+def cell_size(rows: int, columns: int, image_size: int) -> int:
+    """Side of a drawn frame: what fits a page about 1,200 wide and 9,000 high, never under 48 pixels.
+
+    Small frames are enlarged by a whole number, so that every pixel of the frame is a square of the same size.
+    """
+    room = max(48, min(224, 1200 // columns, 9000 // rows if rows > 3 else 224))
+    return image_size * (room // image_size) if image_size <= room else room
+
+
+def resize(image: Pixels, side: int) -> Pixels:
+    """``image`` [S, S, 3] at ``side`` pixels: averaged when smaller, repeated when larger."""
+    if image.shape[0] == side:
+        return image
+    if side > image.shape[0]:
+        times = side // image.shape[0]
+        return image.repeat(times, axis=0).repeat(times, axis=1)
+    import cv2
+
+    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _shape_line(view: WindowView) -> str:
+    count, size = view.frame_ids.shape
+    side = view.frames.shape[2]
+    line = (
+        f"{count} x {size} frames of {side} x {side} pixels, {view.distinct_frames} of {count * size} frames distinct"
+    )
+    if count > 1:
+        line += f", {view.overlapping_pairs} of {count * (count - 1) // 2} pairs of windows overlap in time"
+    return line
+
+
+def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames_per_second: float | None) -> None:
+    """Window and clip left of the row, name and time under each frame."""
+    top = layout.top(row, 0)
+    wide = int((LABEL_WIDTH - 8) / LETTER)
+    write(axes, MARGIN, top + 10, f"window {view.window_ids[row]}", size=13, weight="bold")
+    write(axes, MARGIN, top + 28, shorten(view.clip_names[row], wide), size=11, color=GREY)
+    bottom = top + layout.rows * (layout.cell + GAP) - GAP
+    for column in range(layout.columns):
+        name = shorten(Path(view.frame_names[row][column]).stem, int(layout.cell / LETTER))
+        middle = layout.left(column) + layout.cell / 2
+        write(axes, middle, bottom + 9, name, size=11, ha="center")
+        write(
+            axes,
+            middle,
+            bottom + 22,
+            time_text(int(view.times[row, column]), frames_per_second),
+            size=10,
+            color=GREY,
+            ha="center",
+        )
+
+
+def time_text(number: int, frames_per_second: float | None) -> str:
+    """A frame's time in its clip: its number, and seconds where the frame rate is known."""
+    return f"t = {number}" if frames_per_second is None else f"t = {number / frames_per_second:.2f} s"

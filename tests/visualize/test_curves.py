@@ -1,0 +1,148 @@
+"""Curves of runs: what is read from their CSV files, what is refused, and that pictures show what they were given."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from cltt.errors import DataError, SettingsError
+from cltt.metrics import read_run
+from cltt.visualize import curves, windows
+from cltt.visualize.curves import name_runs
+
+TRAIN = "epoch,loss,learning_rate,decay_rate\n"
+EVAL = "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc\n"
+
+
+def make_run(folder: Path, epochs: int = 4, evaluation: str = EVAL + "2,0.5,0.8,0.6,0.7,,\n") -> Path:
+    folder.mkdir(parents=True)
+    rows = [f"{epoch},{3 / epoch},{0.001 / epoch},{1 / epoch}\n" for epoch in range(1, epochs + 1)]
+    (folder / "metrics.csv").write_text(TRAIN + "".join(rows))
+    (folder / "metrics_eval.csv").write_text(evaluation)
+    return folder
+
+
+def lines_of(figure: object) -> list[list[tuple[float, float]]]:
+    """The points of every drawn line, panel by panel."""
+    return [[list(zip(*line.get_data(), strict=True)) for line in axes.lines] for axes in figure.axes]  # type: ignore[attr-defined]
+
+
+def test_reads_what_training_wrote(tmp_path: Path) -> None:
+    metrics = read_run(make_run(tmp_path / "run", epochs=2))
+    assert metrics.train == {
+        "epoch": [1, 2],
+        "loss": [3, 1.5],
+        "learning_rate": [0.001, 0.0005],
+        "decay_rate": [1, 0.5],
+    }
+    assert metrics.evaluation["val_acc"] == [0.7]
+    assert math.isnan(metrics.evaluation["test_acc"][0])  # a part without data has empty cells
+
+
+def test_a_metrics_file_of_another_name_brings_its_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "metrics.csv").rename(tmp_path / "mine.csv")
+    (run / "metrics_eval.csv").rename(tmp_path / "mine_eval.csv")
+    assert read_run(tmp_path / "mine.csv").evaluation["epoch"] == [2]
+
+
+def test_a_line_being_written_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", epochs=2)
+    with (run / "metrics.csv").open("a") as file:
+        file.write("3,0.9")
+    assert read_run(run).train["epoch"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("", "begins with 'nothing'"), ("a,b\n1,2\n", "begins with 'a,b'"), (TRAIN + "1,x,2,3\n", "line 2: '1,x,2,3'")],
+)
+def test_other_files_are_refused_by_name(tmp_path: Path, content: str, says: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "metrics.csv").write_text(content)
+    with pytest.raises(DataError, match=r"metrics\.csv") as caught:
+        read_run(run)
+    assert says in str(caught.value)
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_run(tmp_path)
+
+
+def test_runs_are_named_by_what_tells_them_apart() -> None:
+    paths = [Path("/x/a/run"), Path("/x/b/run"), Path("/x/a/run")]
+    assert name_runs(paths) == {"a/run": paths[0], "b/run": paths[1]}
+    assert list(name_runs([Path("/x/one"), Path("/x/two")])) == ["one", "two"]
+
+
+def test_every_run_is_drawn_with_its_own_values_and_colour(tmp_path: Path) -> None:
+    runs = {name: read_run(make_run(tmp_path / name, epochs)) for name, epochs in (("a", 3), ("b", 5))}
+    figure = curves.draw_curves(runs)
+    loss, rate, _, accuracy = lines_of(figure)
+    assert loss == [[(e, 3 / e) for e in range(1, n + 1)] for n in (3, 5)]
+    assert rate == [[(e, 0.001 / e) for e in range(1, n + 1)] for n in (3, 5)]
+    assert [(2, 0.8)] in accuracy and [(2, 0.7)] in accuracy
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_more_runs_than_the_palette_still_differ(tmp_path: Path) -> None:
+    metrics = read_run(make_run(tmp_path / "run"))
+    figure = curves.draw_curves({f"run {number}": metrics for number in range(20)})
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 20
+
+
+def test_without_evaluation_there_is_no_empty_panel(tmp_path: Path) -> None:
+    figure = curves.draw_curves({"run": read_run(make_run(tmp_path / "run", evaluation=EVAL))})
+    assert [axes.get_title("left") for axes in figure.axes] == ["Training loss", "Learning rate"]
+
+
+def test_plot_run_saves_a_picture_and_makes_its_folder(tmp_path: Path) -> None:
+    save_path = tmp_path / "new" / "folder" / "plots.png"
+    curves.plot_run(make_run(tmp_path / "run"), save_path)
+    assert matplotlib.image.imread(save_path).shape[:2] == (700, 1100)
+
+
+@pytest.mark.parametrize("name", ["plots", "plots.csv"])
+def test_an_unknown_kind_of_picture_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="its ending must be one of"):
+        curves.plot_run(make_run(tmp_path / "run"), tmp_path / name)
+
+
+def test_curves_command(tmp_path: Path) -> None:
+    runs = [str(make_run(tmp_path / name)) for name in ("a $x^$", "b_1")]
+    command = [sys.executable, "-m", "cltt.visualize", "curves", *runs, "--save-path", str(tmp_path / "both.svg")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "both.svg").read_text().startswith("<?xml")
+    command[-1] = str(tmp_path / "both.png")
+    missing = subprocess.run([*command[:-2], "nowhere", *command[-2:]], capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert missing.stderr.count("\n") == 1 and "nowhere does not exist" in missing.stderr
+
+
+def test_differences_are_between_neighbouring_frames() -> None:
+    frames = np.full((1, 3, 2, 2, 3), 100, dtype=np.uint8)
+    frames[0, 1, 0, 0, 1] = 110
+    frames[0, 2] = 0
+    shown = windows.differences(frames)[0, ..., 0]
+    assert (shown[0] == 255).all()
+    assert shown[1].tolist() == [[225, 255], [255, 255]]
+    assert (shown[2] == 0).all()
+
+
+def test_equal_runs_do_not_hide_each_other(tmp_path: Path) -> None:
+    """The one drawn later is the narrower."""
+    metrics = read_run(make_run(tmp_path / "run"))
+    figure = curves.draw_curves({"a": metrics, "b": metrics})
+    for axes in figure.axes[:2]:
+        below, above = axes.lines
+        assert below.get_linewidth() > 1.5 * above.get_linewidth()
+        assert below.get_markersize() > above.get_markersize()
