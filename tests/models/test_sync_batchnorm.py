@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from cltt import sync_batchnorm
+from cltt.models import sync_batchnorm
 from cltt.distributed import world
-from cltt.sync_batchnorm import SyncBatchNorm1d, SyncBatchNorm2d, synchronise
-from tests.ddp_helpers import run_ranks
+from cltt.models.sync_batchnorm import SyncBatchNorm1d, SyncBatchNorm2d, synchronise
+from tests.helpers.ddp import run_ranks
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}  # of the largest value
 
