@@ -1,12 +1,13 @@
 """BatchNorm whose statistics are those of the batch on all ranks together.
 
-One process's ``nn.BatchNorm`` on the joined batch, by one collective in the forward pass and one in the backward pass. As
-torch's ``SyncBatchNorm``, but on any device, without a wait of the host for the device, and opaque to ``torch.compile``,
-so that no graph breaks at a norm. The collectives are those of the default process group; without one a rank is alone.
+One process's ``nn.BatchNorm`` on the joined batch, by one collective in the forward pass and one in the backward pass.
+As torch's ``SyncBatchNorm``, but on any device, without a wait of the host for the device, and opaque to
+``torch.compile``, so that no graph breaks at a norm. The collectives are those of the default process group; without
+one a rank is alone.
 
 How it is computed: each rank takes mean and variance of its own rows; these, and the number of rows, are gathered and
-combined pairwise (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
-1979), which does not cancel as sums of squares do. The gradient needs the sums of dy and of dy * (x - mean) over all ranks
+combined (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979),
+which does not cancel as sums of squares do. The gradient needs the sums of dy and of dy * (x - mean) over all ranks
 (Ioffe and Szegedy, arXiv:1502.03167). On CUDA torch's own kernels do both passes.
 
 Letters: n rows, C channels, M values a channel on this rank, W ranks.
@@ -100,7 +101,7 @@ def _forward_cpu(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tenso
 
 
 def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
-    """By torch's kernels. The one that combines moves running statistics: at momentum 1 it leaves the batch's in them."""
+    """By torch's kernels; the one that combines moves running statistics: at momentum 1 it leaves the batch's there."""
     means, invstds, counts = _gathered(*torch.batch_norm_stats(x, eps), x)
     moved_mean, unbiased_var = torch.zeros_like(means[0]), torch.zeros_like(means[0])
     mean, invstd = torch.batch_norm_gather_stats_with_counts(
@@ -110,7 +111,7 @@ def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tens
 
 
 def _gathered(mean: torch.Tensor, spread: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Two vectors [C] and the values a channel of each rank -> [W, C], [W, C], [W]: the collective of the forward pass."""
+    """Two vectors [C] and the values a channel of each rank -> [W, C], [W, C], [W]: the forward pass's collective."""
     count = torch.full((1,), x.numel() // x.shape[1], dtype=mean.dtype, device=mean.device)
     rows = distributed.all_gather_rows(torch.cat([mean, spread, count])[None])
     means, spreads, counts = rows.split([len(mean), len(mean), 1], dim=1)
@@ -126,7 +127,7 @@ def _sync_batch_norm_backward(
     invstd: torch.Tensor,
     counts: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> dx like x, this rank's share of d weight [C] and of d bias [C] (their sums over the ranks are the gradients)."""
+    """-> dx like x; this rank's share of d weight [C] and of d bias [C] (summed over the ranks, the gradients)."""
     x = x.contiguous(memory_format=_layout(x))
     dy = dy.contiguous(memory_format=_layout(x))
     weight = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from cltt.models import sync_batchnorm
 from cltt.distributed import world
+from cltt.models import sync_batchnorm
 from cltt.models.sync_batchnorm import SyncBatchNorm1d, SyncBatchNorm2d, synchronise
 from tests.helpers.ddp import run_ranks
 
@@ -189,7 +189,9 @@ def test_an_output_of_no_weight_still_gets_the_gradient_of_the_statistics() -> N
 def small_network() -> nn.Module:
     torch.manual_seed(3)
     return synchronise(
-        nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)
+        )
     )
 
 
