@@ -3,7 +3,7 @@
     FAULT=name [PATIENCE=seconds] [GAVE_UP=file] LOSSES=file python -m tests.helpers.faulty_run FLAGS OF train.py
 
 The fault strikes this process alone; the moment it does is written to the file GAVE_UP. PATIENCE: seconds without a
-step until a run counts as hanging.
+step until a run counts as hanging, from the second step on (the first comes when it can).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,25 @@ from cltt import cli, distributed
 from cltt.build import on_demand
 from cltt.errors import DataError, FrameError
 from cltt.evaluation.evaluator import Evaluator
+from cltt.lifeline import Hub
 from cltt.shards import stage
 from cltt.shards.dataset import ShardDataset
 from cltt.training.trainer import Trainer
 from tests.helpers import tiny_run
 
 STRIKES_AT = 4  # the call at which a fault strikes, so that something has happened before
-LONG = 6.0  # seconds of a wait that is longer than PATIENCE
+LONG = 10.0  # seconds of a wait that is longer than PATIENCE
 
 
 def gave_up() -> None:
     if "GAVE_UP" in os.environ:
         Path(os.environ["GAVE_UP"]).write_text(str(time.time()))
+
+
+def set_patience(seconds: float) -> None:
+    """Rank 0 watches the clock for all."""
+    if isinstance(distributed._lifeline, Hub):
+        distributed._lifeline._patience = seconds
 
 
 def before(owner: Any, name: str, act: Callable[[int], None]) -> None:
@@ -104,7 +110,12 @@ def long_evaluation() -> None:
 
 
 def long_staging() -> None:
-    before(stage, "_copy_missing", lambda call: time.sleep(LONG))
+    def act(call: int) -> None:
+        set_patience(float(os.environ["PATIENCE"]))
+        time.sleep(LONG)
+        set_patience(distributed.PATIENCE)
+
+    before(stage, "_copy_missing", act)
 
 
 def endless_staging() -> None:
@@ -115,19 +126,21 @@ def endless_staging() -> None:
     before(stage, "_copy_missing", act)
 
 
-def slow_disk(says_so: bool = True) -> None:
+def slow_disk() -> None:
     """One read takes long; this rank says that it waits."""
 
     def act(call: int) -> None:
         if call == STRIKES_AT:
-            with distributed.waiting() if says_so else nullcontext():
+            with distributed.waiting():
                 time.sleep(LONG)
 
     before(ShardDataset, "read_each", act)
 
 
 def main() -> int:
-    distributed.PATIENCE = float(os.environ.get("PATIENCE", distributed.PATIENCE))
+    if "PATIENCE" in os.environ:
+        short = float(os.environ["PATIENCE"])
+        before(distributed, "made_progress", lambda call: set_patience(short) if call == 2 else None)
     if fault := os.environ.get("FAULT"):
         globals()[fault]()
     return tiny_run.main()
