@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from cltt.device import gpus_given, why_no_cuda
 from cltt.errors import CLTTError, DataError, SettingsError
 from cltt.lifeline import FAILED, Hub, Lifeline, Spoke
 
@@ -91,11 +92,18 @@ def world() -> RankInfo:
 def pick_device(name: str, info: RankInfo) -> torch.device:
     """The device of a rank: ``auto`` takes CUDA, else Apple's MPS, else the CPU; on CUDA one GPU a local rank.
 
-    Raises SettingsError if the device asked for is not there, or if a node has fewer GPUs than ranks.
+    Raises SettingsError if the device asked for is not there, if a node has fewer GPUs than ranks, or if ``auto`` would
+    take another device although the process was given GPUs: a job must not train on the CPU in silence.
     """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    given = gpus_given()
+    if name == "auto" and given and not there["cuda"]:
+        raise SettingsError(
+            f"this process was given GPUs ({given}), but {why_no_cuda(torch.__version__, torch.version.cuda)}; "
+            "or choose the CPU with --device cpu"
+        )
     kind = next(kind for kind in there if there[kind]) if name == "auto" else name
     if not there.get(kind, False):
         found = ", ".join(kind for kind in there if there[kind])
@@ -111,6 +119,19 @@ def pick_device(name: str, info: RankInfo) -> torch.device:
         )
     torch.cuda.set_device(info.local_rank)
     return torch.device("cuda", info.local_rank)
+
+
+def described(device: torch.device, info: RankInfo) -> str:
+    """What a run computes on, to be printed: the device's kind and name, and the number of ranks."""
+    import torch
+
+    if device.type == "cuda":
+        name = f"cuda ({torch.cuda.get_device_name(device)})"
+    elif device.type == "cpu":
+        name = f"the CPU (threads of torch: {torch.get_num_threads()})"
+    else:
+        name = device.type
+    return name if info.world_size == 1 else f"{name}, {info.world_size} ranks"
 
 
 # ---- start and end

@@ -59,6 +59,8 @@ def _train(
     """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
     device = distributed.pick_device(settings.run.device, info)
     distributed.agreed(device.type, "the device")
+    if info.is_main:
+        print(f"training on {distributed.described(device, info)}", flush=True)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
@@ -196,6 +198,8 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
     data = settings.log.eval_data
     if data is not None:
         distributed.from_main(
-            lambda: opened.append(Evaluator(data, image_size=settings.data.image_size, device=device))
+            lambda: opened.append(
+                Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
+            )
         )
     return opened[0] if opened else None
