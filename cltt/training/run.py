@@ -57,21 +57,17 @@ def _train(
     on_step: Callable[[float], None] | None,
 ) -> Request:
     """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
-    device = distributed.pick_device(settings.run.device, info)
-    distributed.agreed(device.type, "the device")
-    if info.is_main:
-        print(f"training on {distributed.described(device, info)}", flush=True)
+    device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
     dataset = open_dataset(settings.data, info)
-    index = build_index(dataset, settings)
-    _prepare_torch(settings.run, device)
-    loader = stack.enter_context(build_loader(dataset, index, settings, device, info))
+    loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
+    stack.enter_context(loader)
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
     store, records, listeners = None, None, {}
     if info.is_main:
-        store = stack.enter_context(_open_store(settings))
+        store = _open_store(settings)
         records = Records(settings, History(), loader, device)
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
@@ -80,12 +76,22 @@ def _train(
     if start_from is not None:
         _resume(trainer, start_from, settings, dataset)
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
-    if records is not None:
-        stack.enter_context(records)  # the first to write to the run's folder: nothing is refused now
+    if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
+        stack.enter_context(store)
+        stack.enter_context(records)
     ended = trainer.run()
     if records is not None:
         records.summarise(done=ended is Request.NOTHING)
     return ended
+
+
+def _take_device(settings: TrainSettings, info: RankInfo) -> torch.device:
+    device = distributed.pick_device(settings.run.device, info)
+    distributed.agreed(device.type, "the device")
+    if info.is_main:
+        print(f"training on {distributed.described(device, info)}", flush=True)
+    _prepare_torch(settings.run, device)
+    return device
 
 
 @contextmanager
