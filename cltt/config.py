@@ -27,18 +27,24 @@ class WindowSettings:
     """Which frames make a window: t, t+frame_step, ..., t+(window_size-1)*frame_step of one clip."""
 
     window_size: int = setting(5, "frames in a window (T)")
-    frame_step: int = setting(10, "distance between neighbouring frames of a window, in frames")
+    frame_step: int = setting(
+        10, "distance between neighbouring frames of a window, in frames (0: the same frame each time)"
+    )
     window_stride: int = setting(1, "distance between the starts of neighbouring windows, in frames")
     max_windows_per_clip: int = setting(0, "use at most this many windows of a clip, evenly spread (0: all)")
+    short_clip_windows: int = setting(
+        0, "a clip that offers at most this many windows gives one, from its middle (0: no such rule)"
+    )
 
     def __post_init__(self) -> None:
         require(self.window_size >= 1, f"window_size is {self.window_size}; it must be at least 1")
-        require(self.frame_step >= 1, f"frame_step is {self.frame_step}; it must be at least 1")
+        require(self.frame_step >= 0, f"frame_step is {self.frame_step}; it must be 0 or more")
         require(self.window_stride >= 1, f"window_stride is {self.window_stride}; it must be at least 1")
         require(
             self.max_windows_per_clip >= 0,
             f"max_windows_per_clip is {self.max_windows_per_clip}; it must be 0 (all windows) or more",
         )
+        require_not_negative("short_clip_windows", self.short_clip_windows)
 
     @property
     def span(self) -> int:
@@ -61,7 +67,7 @@ def require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
 NORMALISATIONS = ("imagenet", "none")
-BACKBONES = ("resnet18", "resnet34", "resnet50")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 AMP_MODES = ("auto", "bf16", "off")
@@ -93,7 +99,10 @@ class DataSettings:
     )
     min_gap: int = setting(0, "frames that must lie between two windows of one clip in a batch, at least")
     depth: int | None = setting(
-        None, "steps of a block: frames are decoded once a block (default: by the data)", type=int
+        None, "steps of a block: frames are decoded once a block (default: 128, more where the data need it)", type=int
+    )
+    run: int | None = setting(
+        None, "windows of a clip that share frames and are drawn together (default: 5*(window_size-1))", type=int
     )
     cache_gb: float | None = setting(
         None, "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)", type=float
@@ -113,7 +122,7 @@ class DataSettings:
         )
         for name in ("min_gap", "max_bad_frames"):
             require_not_negative(name, getattr(self, name))
-        for name in ("depth", "cache_gb"):
+        for name in ("depth", "run", "cache_gb"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
         if self.split is not None:
@@ -180,7 +189,11 @@ class RunSettings:
         "auto", "bfloat16 autocast: auto is bf16 on CUDA and off elsewhere", choices=AMP_MODES, nargs="?", const="bf16"
     )
     compile: bool = setting(False, "compile the model with torch.compile")
-    deterministic: bool = setting(False, "use only deterministic kernels on the GPU (slower; the CPU ones always are)")
+    deterministic: bool = setting(
+        False,
+        "the same bits from the same command, and after a resume, on GPUs of one kind, as many of them, and the same "
+        "versions of the libraries (slower; on the CPU it is always so)",
+    )
 
     def __post_init__(self) -> None:
         require_not_negative("seed", self.seed)
@@ -251,6 +264,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         size = self.windows.window_size
+        require(
+            self.windows.frame_step > 0 or self.data.augment != "none",
+            "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and "
+            "there is nothing to learn; give --augment crop or simclr",
+        )
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
         require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")
