@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cltt.frames.batch_cpu import CpuBatchMaker
-from cltt.frames.batch_gpu import GpuBatchMaker
 from cltt.frames.geometry import Framing
+from cltt.frames.gpu.batch import GpuBatchMaker
 from cltt.frames.store import FrameStore
 
 
@@ -43,14 +43,14 @@ class BatchMaker:
         self._on_cpu = CpuBatchMaker(framing, layout[0], augment, layout[1], threads, normalise)
         self._on_gpu = GpuBatchMaker(framing, device, dtype, augment, channels_last, threads, normalise)
 
-    def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
+    def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """The frames in ``slots`` [b, T] of ``store`` -> [b, T, 3, S, S].
 
-        ``uniform``: numbers [b, T] each to draw augmentations from; None without augmentation.
+        ``numbers``: random ones, [b, T] each, to draw augmentations from; None without augmentation.
         """
         if store.device.type != "cpu":
-            return self._on_gpu.make(store, slots, uniform)
-        frames = self._on_cpu.make(store, slots, uniform)
+            return self._on_gpu.make(store, slots, numbers)
+        frames = self._on_cpu.make(store, slots, numbers)
         if self.device.type == "cpu":
             return frames
         rows = frames.permute(0, 1, 3, 4, 2).reshape(slots.size, -1).to(self.device)
