@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cltt.hashing import GOLDEN, mix64
+from cltt.sampling.hashing import GOLDEN, mix64
 
 MAX_SEED = 2**64
 # What each random stream is for: the third number of its seeds.
