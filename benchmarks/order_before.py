@@ -29,7 +29,8 @@ CHILD = Path(__file__).with_name("order_child.py")
 
 def long_clips(root: Path) -> Path:
     """Clips of FRAMES frames, each a source clip there and back again as often as it takes."""
-    sources = sorted(path for path in write_clips(root / "short", (None, 256), copies=1, longest=10_000).iterdir() if path.is_dir())
+    short = write_clips(root / "short", (None, 256), copies=1, longest=10_000)
+    sources = sorted(path for path in short.iterdir() if path.is_dir())
     for number in range(CLIPS):
         files = sorted(sources[number % len(sources)].iterdir())
         turned = itertools.cycle([*files, *files[::-1]])
