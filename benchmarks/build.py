@@ -30,7 +30,7 @@ from benchmarks import harness
 from cltt import ShardDataset, build_shards
 from cltt.files import npy
 from cltt.shards import format
-from tests import data
+from tests.helpers import data
 
 FRAMES, QUICK_FRAMES = 10_000, 5_000
 SHARD_SIZE = 16 << 20

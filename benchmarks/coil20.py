@@ -41,7 +41,7 @@ from cltt.evaluation.evaluator import extract_features
 from cltt.evaluation.probe import few_shot_accuracy
 from cltt.training.factory import build_model, load_weights
 from cltt.training.run import train
-from tests.data import SHARED
+from tests.helpers.data import SHARED
 
 SEEDS = (0, 1, 2)
 EPOCHS = 6

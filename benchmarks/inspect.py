@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import harness
 from cltt import build_shards, cli
 from cltt.shards import format
-from tests import data
+from tests.helpers import data
 
 FRAMES, CLIP_LENGTH = 10_000_000, 250
 PACKED_CLIPS = 2

@@ -27,7 +27,7 @@ import torch
 from benchmarks import harness
 from benchmarks.loader_peers import S, dali_batches, file_batches, webdataset_batches
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards, cli
-from tests import data
+from tests.helpers import data
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import data
+from tests.helpers import data
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ import torch
 from cltt import distributed
 from cltt.distributed import RankFacts, pick_device, rank_facts
 from cltt.errors import SettingsError
-from tests import training
+from tests.helpers import training
 
 
 def test_rank_facts_come_from_torchrun_or_slurm() -> None:

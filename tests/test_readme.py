@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cltt import build_shards
-from tests.data import make_clips
+from tests.helpers.data import make_clips
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

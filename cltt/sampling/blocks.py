@@ -153,8 +153,8 @@ def _cut_open(first: np.ndarray, count: np.ndarray, place: int) -> tuple[np.ndar
 def _turns(num_rows: int, num_steps: int, group: int, seeds: np.random.SeedSequence) -> np.ndarray:
     """For every row a shuffle of the places 0..num_steps-1 within groups of up to ``group`` neighbours: [rows, steps].
 
-    Sorts random words, as :func:`~cltt.sampling.permutation.shuffled` does; their uppermost bits hold the group, their lowest
-    the place.
+    Sorts random words, as :func:`~cltt.sampling.permutation.shuffled` does; their uppermost bits hold the group, their
+    lowest the place.
     """
     num_groups = -(-num_steps // group)
     place_bits, group_bits = np.uint64((num_steps - 1).bit_length()), np.uint64((num_groups - 1).bit_length())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
-from tests import data
+from tests.helpers import data
 
 pytestmark = pytest.mark.gpu
 

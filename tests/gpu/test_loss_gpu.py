@@ -1,4 +1,4 @@
-"""The Triton kernels on a real GPU; the same cases run in the interpreter on the CPU (tests/loss_interpreted.py)."""
+"""The Triton kernels on a real GPU; the same cases run in the interpreter on the CPU (tests/loss/interpreted.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cltt.loss.infonce import TemporalInfoNCE, resolve_backend
-from tests.loss_cases import SIZES, assert_matches_reference, evaluate, make_case
+from tests.helpers.loss_cases import SIZES, assert_matches_reference, evaluate, make_case
 
 pytestmark = pytest.mark.gpu
 

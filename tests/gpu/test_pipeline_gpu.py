@@ -12,7 +12,7 @@ from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import CpuDecoder, DaliDecoder, Decoder, best_decoder, dali_installed
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
-from tests.test_pipeline import KINDS, SIZES, detailed, jpeg
+from tests.helpers.pictures import KINDS, SIZES, detailed, jpeg
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not dali_installed(), reason="DALI is not installed")]
 CPU = torch.device("cpu")

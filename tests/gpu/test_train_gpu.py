@@ -16,7 +16,7 @@ from cltt.models.encoders import build_encoder
 from cltt.training import run as run_module
 from cltt.training.grad_cache import cached_backward
 from cltt.training.trainer import HostCopy, NonFiniteLossError
-from tests import training
+from tests.helpers import training
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import data
+from tests.helpers import data
 from tests.slurm.conftest import Cluster
 from tests.slurm.fakes import REPOSITORY
 

@@ -1,0 +1,92 @@
+"""The demo end to end, small; and what a second run finds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cltt import ShardDataset, build_shards
+from cltt.demo import __main__, render
+from cltt.demo.__main__ import CLIPS_PER_OBJECT, SPLIT_SEED, SPLITS, DemoSettings, main, render_clips
+from cltt.errors import SettingsError
+from tests.helpers.data import make_clips
+
+FLAGS = ("--objects", "3", "--frames", "16", "--image-size", "32", "--batch-size", "8", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a tiny run, and the path asked for."""
+    out = tmp_path_factory.mktemp("demo") / "my demo"
+    assert main(["--out", str(out), *FLAGS, "--device", "cpu"]) == 0
+    return out, str(out)
+
+
+def test_the_demo_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    for name in ("windows.png", "loss.png", "accuracy.png"):
+        picture = cv2.imread(str(out / name))
+        assert picture is not None and picture.std() > 5, name
+    with (out / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["epoch"] == "1" and float(row["loss"]) > 0
+    facts = json.loads((out / "accuracy.json").read_text())
+    assert set(facts["before"]) == set(facts["after"]) == {__main__.ONE_SHOT, __main__.PROBE}
+    assert facts["before"] != facts["after"]
+
+
+def test_a_second_run_reuses_clips_and_shards_and_says_where_all_is(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, given = finished
+    before = json.loads((out / "accuracy.json").read_text())
+    metrics = (out / "metrics.csv").read_text()
+    monkeypatch.setattr(render, "write_clip", lambda *_: pytest.fail("a clip was rendered again"))
+    inode = (out / "shards" / "index.json").stat().st_ino
+    assert main(["--out", given, *FLAGS, "--device", "cpu"]) == 0
+    assert (out / "shards" / "index.json").stat().st_ino == inode
+    assert json.loads((out / "accuracy.json").read_text()) == before
+    assert (out / "metrics.csv").read_text() == metrics
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith(f"{given}: windows.png, loss.png, accuracy.png, metrics.csv")
+    shown = re.findall(r"([\d.]+)% -> ([\d.]+)%", last)
+    kept = [(before["before"][name], before["after"][name]) for name in (__main__.ONE_SHOT, __main__.PROBE)]
+    assert shown == [(f"{100 * a:.1f}", f"{100 * b:.1f}") for a, b in kept]
+
+
+def test_an_interrupted_rendering_goes_on_and_other_settings_start_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DemoSettings(out=str(tmp_path), objects=2, frames=12)
+    whole = [path.relative_to(tmp_path) for path in sorted(render_clips(settings).rglob("*.jpg"))]
+    pictures = [(tmp_path / path).read_bytes() for path in whole]
+    for folder in list((tmp_path / "clips" / "obj01").iterdir())[3:]:
+        folder.rename(tmp_path / f"gone-{folder.name}")
+    render_clips(settings)
+    assert [(tmp_path / path).read_bytes() for path in whole] == pictures
+    render_clips(DemoSettings(out=str(tmp_path), objects=2, frames=12, seed=1))
+    assert [(tmp_path / path).read_bytes() for path in whole if (tmp_path / path).exists()] != pictures
+    assert len(list((tmp_path / "clips").glob("*/*"))) == 2 * CLIPS_PER_OBJECT
+
+
+def test_every_object_has_clips_in_both_parts(tmp_path: Path) -> None:
+    objects = DemoSettings().objects
+    names = [f"obj{number:02d}/clip_{clip:02d}" for number in range(objects) for clip in range(CLIPS_PER_OBJECT)]
+    make_clips(tmp_path / "clips", dict.fromkeys(names, 1), height=16, width=16)
+    build_shards(tmp_path / "clips", tmp_path / "shards", splits=SPLITS, split_seed=SPLIT_SEED, label_from="parent")
+    shards = ShardDataset(tmp_path / "shards")
+    assert len(shards.label_names) == objects
+    for part, fewest in (("train", 6), ("test", 2)):
+        assert np.bincount(shards.labels[shards.split_clips(part)], minlength=objects).min() >= fewest
+
+
+@pytest.mark.parametrize("bad", [{"objects": 1}, {"objects": 99}, {"frames": 9}])
+def test_settings_that_cannot_work(bad: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match=f"{next(iter(bad))} is {next(iter(bad.values()))}"):
+        DemoSettings(**bad)

@@ -1,0 +1,67 @@
+"""Helpers of the training tests: shards to train on, and the tiny run in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from cltt import build_shards
+from tests.helpers import data
+
+ROOT = Path(__file__).parents[2]
+CLIPS = {"a/one": 40, "a/two": 33, "b/one": 51, "b/two": 28}
+
+
+def make_shards(folder: Path) -> Path:
+    """Four drawn clips as shards in ``folder``/shards, labelled by their parent folder."""
+    data.make_clips(folder / "frames", CLIPS)
+    build_shards(folder / "frames", folder / "shards", label_from="parent")
+    return folder / "shards"
+
+
+def flags(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    """Flags of a run of four epochs of twelve steps."""
+    return [
+        *("--shards", str(shards), "--checkpoint-dir", str(run_dir), "--window-size", "3", "--frame-step", "2"),
+        *("--batch-size", "8", "--image-size", "32", "--num-workers", "1", "--proj-dim", "8", "--epochs", "4"),
+        *("--max-batches-per-epoch", "12", "--csv-log", "--device", "cpu", *more),
+    ]
+
+
+def start_tiny(arguments: list[str], losses: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start ``tests.helpers.tiny_run``; its output comes with ``communicate``."""
+    env = {**os.environ, "LOSSES": str(losses), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.tiny_run", *arguments],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_tiny(arguments: list[str], losses: Path, **environment: str) -> tuple[int, str]:
+    """Run ``tests.helpers.tiny_run`` to its end -> (exit status, output)."""
+    process = start_tiny(arguments, losses, **environment)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }

@@ -1,0 +1,269 @@
+"""The gallery: complete and static on disk; in a browser it renders, and the slider moves the marked frames.
+
+A screenshot by hand: ``chromium --headless --no-sandbox --screenshot=gallery.png --window-size=1440,900
+--virtual-time-budget=3000 "file:///path/to/gallery/index.html#t=3"``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+
+import inspect_windows
+from cltt import EpochPlan, WindowIndex, build_shards
+from cltt.config import WindowSettings
+from cltt.errors import SettingsError
+from cltt.shards.dataset import ShardDataset
+from cltt.shards.folder import FolderDataset
+from cltt.visualize import gallery as gallery_module
+from cltt.visualize import views
+from tests.helpers import data
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (chromium, chromium-browser, google-chrome)")
+LENGTHS = {"a/one": 20, "b/<i>two</i> & more": 33, "c/short": 3, **{f"d/{k:02d}": 10 for k in range(20)}}
+WINDOWS = {"window_size": 3, "frame_step": 4, "window_stride": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data.make_clips(tmp_path_factory.mktemp("frames"), LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def gallery(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gallery") / "new" / "g"
+    argv = ["--root-dir", str(folder), "--mode", "html", "--out", str(out), "--batch-size", "18", "--image-size", "40"]
+    for name, value in WINDOWS.items():
+        argv += ["--" + name.replace("_", "-"), str(value)]
+    assert inspect_windows.main(argv) == 0
+    return out
+
+
+def facts(gallery: Path) -> dict[str, Any]:
+    found = re.search(r"^const facts = (.*);$", (gallery / "index.html").read_text(), re.MULTILINE)
+    assert found
+    return json.loads(found[1])
+
+
+# ---- on disk
+
+
+def test_every_clip_has_its_facts_and_its_strip(gallery: Path) -> None:
+    clips = facts(gallery)["clips"]
+    assert {clip["name"]: clip["length"] for clip in clips} == LENGTHS
+    for clip in clips:
+        sheet = simplejpeg.decode_jpeg((gallery / clip["strip"]).read_bytes())
+        columns = min(clip["thumbs"], gallery_module.COLUMNS)
+        rows = -(-clip["thumbs"] // columns)
+        assert clip["thumbs"] == clip["length"]
+        assert sheet.shape == (rows * gallery_module.THUMB, columns * gallery_module.THUMB, 3)
+
+
+def test_a_strip_shows_the_frames_in_order(gallery: Path, folder: Path) -> None:
+    clip = next(clip for clip in facts(gallery)["clips"] if clip["name"].startswith("b/"))
+    sheet = simplejpeg.decode_jpeg((gallery / clip["strip"]).read_bytes()).astype(float)
+    dataset = FolderDataset(folder)
+    first = int(dataset.clip_offsets[clip["id"]])
+    expected = np.array(
+        [gallery_module.thumbnail(jpeg, gallery_module.THUMB) for jpeg in dataset.read(range(first, first + 33))]
+    )
+    for frame in range(33):
+        top, left = (place * gallery_module.THUMB for place in divmod(frame, gallery_module.COLUMNS))
+        drawn = sheet[top : top + gallery_module.THUMB, left : left + gallery_module.THUMB]
+        errors = np.abs(expected - drawn).mean(axis=(1, 2, 3))
+        assert errors.argmin() == frame and errors[frame] < 6
+
+
+def test_the_batch_is_the_one_asked_for(gallery: Path, folder: Path) -> None:
+    dataset = FolderDataset(folder)
+    index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
+    rows = facts(gallery)["batch"]["rows"]
+    ids = views.random_ids(index, 18, 0, 0)
+    assert [row["window"] for row in rows] == ids.tolist()
+    view = views.view_windows(dataset, index, ids, image_size=40)
+    for number, row in enumerate(rows):
+        assert row["times"] == view.times[number].tolist() and row["names"] == view.frame_names[number]
+        picture = simplejpeg.decode_jpeg((gallery / f"batch/{number:06d}.jpg").read_bytes()).astype(float)
+        assert np.abs(picture - np.concatenate(view.frames[number], axis=1)).mean() < 8
+
+
+def test_nothing_is_fetched_from_anywhere_else(gallery: Path) -> None:
+    page = (gallery / "index.html").read_text()
+    assert not re.search(r"https?:|//[a-z]+\.|src=\"/|import\(|fetch\(|XMLHttp", page)
+
+
+def test_long_clips_get_as_many_thumbs_as_the_budget_gives() -> None:
+    assert len(gallery_module.thumb_times(100_000, 10)) == gallery_module.MOST
+    assert len(gallery_module.thumb_times(100_000, 5_000)) == gallery_module.FEWEST
+    times = gallery_module.thumb_times(1000, 3000)
+    assert times[0] == 0 and times[-1] == 999 and len(times) == 50
+    assert gallery_module.thumb_times(1, 1).tolist() == [0]
+
+
+def test_an_earlier_gallery_is_replaced_and_other_files_are_not(folder: Path, tmp_path: Path) -> None:
+    dataset, settings = FolderDataset(folder), WindowSettings(**WINDOWS)
+    out = tmp_path / "g"
+    gallery_module.write_gallery(dataset, out, settings, np.arange(5), None, "")
+    gallery_module.write_gallery(dataset, out, settings, np.arange(2), None, "")
+    assert len(list(out.rglob("*.jpg"))) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("my page")
+    for other, says in ((tmp_path / "mine", "holds other files"), (tmp_path / "mine" / "index.html", "is a file")):
+        with pytest.raises(SettingsError, match=says):
+            gallery_module.write_gallery(dataset, other, settings, np.arange(2), None, "")
+    assert (tmp_path / "mine" / "index.html").read_text() == "my page"
+
+
+def test_a_damaged_frame_leaves_a_grey_thumb(folder: Path, tmp_path: Path) -> None:
+    root = data.make_clips(tmp_path / "frames", {"a": 6})
+    (root / "a/frame_000002.jpg").write_bytes(b"\xff\xd8\xff broken")
+    gallery_module.write_gallery(
+        FolderDataset(root), tmp_path / "g", WindowSettings(window_size=2), np.arange(1), None, ""
+    )
+    sheet = simplejpeg.decode_jpeg((tmp_path / "g" / gallery_module.strip_path(0)).read_bytes())
+    thumb = sheet[:, 2 * gallery_module.THUMB : 3 * gallery_module.THUMB]
+    assert np.abs(thumb.astype(int)[:, 8:-8] - 128).max() < 6
+
+
+# ---- in a browser
+
+
+class Page(HTMLParser):
+    """Marked frames by clip, and the rest of what the tests look for, out of a dumped page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.frames: dict[int, list[int]] = {}
+        self.boxes: dict[int, list[list[float]]] = {}
+        self.windows: list[int] = []
+        self.images: list[str] = []
+        self.text: dict[str, str] = {}
+        self._clip, self._id = -1, ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attributes}
+        self._id = values.get("id", "")
+        if "data-clip" in values:
+            self._clip = int(values["data-clip"])
+            self.frames[self._clip], self.boxes[self._clip] = [], []
+        if "data-frame" in values:
+            self.frames[self._clip].append(int(values["data-frame"]))
+            self.boxes[self._clip].append([float(part) for part in re.findall(r"[\d.]+(?=%)", values["style"])])
+        if "data-window" in values:
+            self.windows.append(int(values["data-window"]))
+        if tag == "img":
+            self.images.append(values["src"])
+
+    def handle_data(self, data: str) -> None:
+        if self._id:
+            self.text[self._id] = self.text.get(self._id, "") + data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._id = ""
+
+
+def browse(tmp_path: Path, page: Path, address: str = "", events: str = "") -> Page:
+    """The page as Chromium has it after running ``events`` (JavaScript at the page's end)."""
+    if events:
+        page.with_name("test.html").write_text(page.read_text().replace("</body>", f"<script>{events}</script></body>"))
+        page = page.with_name("test.html")
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run([*command, page.as_uri() + address], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return Page(done.stdout)
+
+
+def move(name: str, value: int | str) -> str:
+    """JavaScript that does what a person does with an input: its value changes, and the page is told."""
+    return f"get('{name}').value = '{value}'; get('{name}').dispatchEvent(new Event('input', {{bubbles: true}}));"
+
+
+def expected_frames(length: int, t: int, size: int = 3, step: int = 4, stride: int = 2) -> list[int]:
+    frames = [t * stride + k * step for k in range(size)]
+    return frames if frames[-1] < length else []
+
+
+def expected_box(frame: int, length: int) -> list[float]:
+    """Left, top, width and height in percent of the sheet, for a clip all of whose frames have a thumb."""
+    columns = min(gallery_module.COLUMNS, length)
+    rows = -(-length // columns)
+    row, column = divmod(frame, columns)
+    return [pytest.approx(100 * part, abs=0.01) for part in (column / columns, row / rows, 1 / columns, 1 / rows)]
+
+
+@needs_browser
+def test_the_page_renders_and_the_address_sets_the_window(gallery: Path, tmp_path: Path) -> None:
+    clips = facts(gallery)["clips"]
+    page = browse(tmp_path, gallery / "index.html", "#t=3")
+    assert page.frames == {clip["id"]: expected_frames(clip["length"], 3) for clip in clips[:20]}
+    assert page.images == [clip["strip"] for clip in clips[:20]]
+    assert page.text["page"] == "page 1 of 2 (23 clips)" and page.text["says"] == "3 of 0 to 12"
+
+
+@needs_browser
+def test_the_slider_moves_the_marked_frames(gallery: Path, tmp_path: Path) -> None:
+    clips = {clip["id"]: clip["length"] for clip in facts(gallery)["clips"][:20]}
+    page = browse(tmp_path, gallery / "index.html", events=move("t", 12))
+    assert page.frames == {clip: expected_frames(length, 12) for clip, length in clips.items()}
+    assert [box for boxes in page.boxes.values() for box in boxes] == [
+        expected_box(frame, clips[clip]) for clip, frames in page.frames.items() for frame in frames
+    ]
+    page = browse(
+        tmp_path, gallery / "index.html", events=move("size", 4) + move("step", 2) + move("stride", 7) + move("t", 1)
+    )
+    assert page.frames == {clip: expected_frames(length, 1, 4, 2, 7) for clip, length in clips.items()}
+    assert page.frames[0] == [7, 9, 11, 13]
+
+
+@needs_browser
+def test_search_and_pages_and_the_batch(gallery: Path, tmp_path: Path) -> None:
+    clips = facts(gallery)["clips"]
+    page = browse(tmp_path, gallery / "index.html", events="get('after').click();")
+    assert list(page.frames) == [clip["id"] for clip in clips[20:]]
+    page = browse(tmp_path, gallery / "index.html", events=move("search", "TWO</I> & m"))
+    assert [clips[clip]["name"] for clip in page.frames] == ["b/<i>two</i> & more"]
+    page = browse(tmp_path, gallery / "index.html", events="get('view-batch').click(); get('after').click();")
+    rows = facts(gallery)["batch"]["rows"]
+    assert page.windows == [row["window"] for row in rows[16:]]
+    assert page.images == ["batch/000016.jpg", "batch/000017.jpg"]
+
+
+@needs_browser
+def test_ten_thousand_clips_stay_usable(gallery: Path, tmp_path: Path) -> None:
+    """The page lists twenty at a time, whatever there is; here the facts alone, without their strips."""
+    page = (gallery / "index.html").read_text()
+    known = facts(gallery)
+    known["clips"] = [{**known["clips"][0], "id": number, "name": f"clip {number}"} for number in range(10_000)]
+    many = gallery / "many.html"
+    start, end = re.search(r"const facts = (.*);\n", page).span(1)  # type: ignore[union-attr]
+    many.write_text(page[:start] + json.dumps(known) + page[end:])
+    shown = browse(tmp_path, many, events=move("search", "clip 99") + "get('after').click();" + move("t", 2))
+    assert len(shown.frames) == 20 and all(frames == [4, 8, 12] for frames in shown.frames.values())
+    assert shown.text["page"] == "page 2 of 6 (111 clips)"
+
+
+def test_all_clips_are_listed_while_the_batch_is_of_the_training_split(folder: Path, tmp_path: Path) -> None:
+    build_shards(folder, tmp_path / "s", workers=1, splits="train=0.5,val=0.5")
+    argv = ["--shards", str(tmp_path / "s"), "--mode", "html", "--out", str(tmp_path / "g"), "--batch-size", "5"]
+    argv += ["--window-size", "2", "--frame-step", "1", "--image-size", "16", "--batch-sampling", "plan", "--step", "1"]
+    assert inspect_windows.main(argv) == 0
+    dataset = ShardDataset(tmp_path / "s")
+    index = WindowIndex(dataset.clip_lengths, 2, 1, clips=dataset.split_clips("train"))
+    known = facts(tmp_path / "g")
+    assert {clip["name"]: clip["split"] for clip in known["clips"]} == {
+        dataset.clip_key(clip): split for split in ("train", "val") for clip in dataset.split_clips(split).tolist()
+    }
+    assert [row["window"] for row in known["batch"]["rows"]] == EpochPlan(index, 5).batch(1).tolist()
