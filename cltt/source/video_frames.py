@@ -23,6 +23,7 @@ FOLLOWS = "cannot be decoded, or follows a picture that cannot be"
 FAR_SECONDS = 10.0  # an entry so far ahead is sought, a nearer one read up to
 # FFmpeg's decoders whose pictures without the mark of a reference are referred to by none (in HEVC higher temporal
 # layers may refer to them; VP9 and AV1 have no such mark).
+HOLD_PACKETS = 16  # a picture may come out so much later than those that were sent after it: H.264's largest reorder depth
 _DROPS_UNREFERENCED = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 
 
@@ -58,7 +59,8 @@ class VideoReader:
         self._container, self.stream = self._stack.enter_context(opened(self._path))
         self._context = self.stream.codec_context
         self._context.thread_count = 1  # the workers are the threads
-        self._context.options = {"err_detect": "explode"}  # an error, where it happens, not a picture made up
+        if self._context.name != "h264":  # whose pictures made up say so; it would refuse to begin at a recovery point
+            self._context.options = {"err_detect": "explode"}
         self._is_entry = entry_test(self.stream)
         self._place = 0  # of the next packet in the file; -1: unknown, as the file was sought in
 
@@ -155,7 +157,7 @@ class _Decoding:
         self._positions: dict[int, list[int]] = {}
         for position, one in enumerate(wanted):
             self._positions.setdefault(one.id, []).append(position)
-        self._found: dict[int, av.VideoFrame | str] = {}
+        self._found: dict[int, tuple[av.VideoFrame, _Sent]] = {}
         self._next = 0  # the first of ``wanted`` that is not given out
         self._latest = -1  # the last of them that has come
         self._sent: dict[int, _Sent] = {}
@@ -180,11 +182,13 @@ class _Decoding:
         self._waits_for = None
         self._note(name, packet)
         self._decode(packet)
-        yield from self._settled()
-        if not self.complete and self._wanted[self._next].entry not in self._entered:
-            self._context.flush_buffers()
-            self._sent.clear()
-            self._waits_for = self._wanted[self._next].entry
+        after = self._latest + 1  # all before it have come, or never will
+        if after < len(self._wanted) and self._wanted[after].entry in self._entered:
+            yield from self._settled(hold=HOLD_PACKETS)
+            return
+        yield from self.finish(after)
+        if after < len(self._wanted):
+            self._waits_for = self._wanted[after].entry
 
     def _enter(self, name: int) -> None:
         if self._counts:
@@ -234,7 +238,7 @@ class _Decoding:
         if frame.is_corrupt:
             self._bad_from[sent.group] = min(sent.place, self._bad_from.get(sent.group, sent.place))
         for position in self._positions.get(name, ()):
-            self._found[position] = FOLLOWS if self._is_bad(sent) else frame
+            self._found[position] = frame, sent
             self._latest = max(self._latest, position)
 
     def _is_bad(self, sent: _Sent) -> bool:
@@ -242,17 +246,27 @@ class _Decoding:
             sent.leads and sent.group - 1 in self._bad_from
         )
 
-    def _settled(self) -> Iterator[av.VideoFrame | str]:
-        """What can be given out: frames come in the order of time, so one that has been passed does not come."""
+    def _settled(self, hold: int) -> Iterator[av.VideoFrame | str]:
+        """What can be given out: frames come in the order of time, so one that has been passed does not come.
+
+        An error shows when its picture comes out. By then pictures made of it may have come, so each waits for ``hold``
+        more packets.
+        """
         while self._next <= self._latest:
-            yield self._found.pop(self._next, self._why_missing())
+            frame, sent = self._found.get(self._next, (None, None))
+            if sent is not None and self._place < sent.place + hold:
+                return
+            self._found.pop(self._next, None)
             self._next += 1
+            if frame is None or sent is None:
+                yield FOLLOWS if self._bad_from else NO_PICTURE
+            else:
+                yield FOLLOWS if self._is_bad(sent) else frame
 
-    def _why_missing(self) -> str:
-        return FOLLOWS if self._bad_from else NO_PICTURE
-
-    def finish(self) -> Iterator[av.VideoFrame | str]:
-        """The rest, when the packets are at their end."""
+    def finish(self, stop: int | None = None) -> Iterator[av.VideoFrame | str]:
+        """Empty the decoder; all wanted before ``stop`` (None: all) is settled then."""
         self._drain()
-        self._latest = len(self._wanted) - 1
-        yield from self._settled()
+        self._context.flush_buffers()
+        self._sent.clear()
+        self._latest = (len(self._wanted) if stop is None else stop) - 1
+        yield from self._settled(hold=0)

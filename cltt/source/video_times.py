@@ -44,8 +44,8 @@ class Timeline:
 
     Attributes:
         timing: what names a frame. "pts": the time stamp of its packet, as it is the only one with it; "order": its
-            packet's place in the file; "count": as "order", but no packet has a time stamp, so the places are counted
-            where frames come out of the decoder.
+            packet's place in the file; "count": its place among the frames that come out of the decoder, where packets
+            do not say in which order they are shown.
         ids: int64 [frames], these names; entries: the name of the packet where decoding must begin to reach the frame.
         times: float64 [frames], seconds from the first frame.
         starts: bool [frames]: a stretch begins here that does not follow in time.
@@ -66,13 +66,14 @@ class _Packets:
     def __init__(self, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> None:
         import av
 
-        pts, entry, hidden, key = [], [], [], []
+        pts, delays, entry, hidden, key = [], set(), [], [], []
         is_entry = entry_test(stream)
         codec = stream.codec_context.name
         self.break_reason = ""
         try:
             for packet in packets_of(container, stream):
                 pts.append(NO_TIME if packet.pts is None else packet.pts)
+                delays.add(None if packet.pts is None or packet.dts is None else packet.pts - packet.dts)
                 entry.append(is_entry(packet))
                 key.append(packet.is_keyframe)
                 hidden.append(is_hidden(codec, packet))
@@ -80,6 +81,8 @@ class _Packets:
             self.break_reason = reason_of(error)
         self.pts = np.array(pts, np.int64)
         self.hidden = np.array(hidden, bool)
+        # AVI has no time stamps: FFmpeg numbers the packets as they come, whatever the order in which they are shown.
+        self.unordered = bool((self.pts == NO_TIME).all()) or (len(delays) == 1 and stream.codec_context.has_b_frames)
         self.entries = np.flatnonzero(entry)
         if not len(self.entries):  # no clean one: the decoder will tell from where on its pictures are good
             self.entries = np.flatnonzero(key)[:1] if any(key) else np.arange(min(1, len(pts)))
@@ -88,10 +91,7 @@ class _Packets:
 def read_timeline(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Timeline:
     """The timeline of a stream whose container has just been opened; reads the whole file."""
     packets = _Packets(container, stream)
-    if (packets.pts == NO_TIME).all():
-        line = _counted(packets, float(rate_of(stream)))
-    else:
-        line = _timed(packets, stream)
+    line = _counted(packets, stream) if packets.unordered else _timed(packets, stream)
     line.notes.extend(_end_notes(packets, line, stream))
     return line
 
@@ -106,13 +106,24 @@ def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoS
             yield Note(last, "cut", SHORT)
 
 
-def _counted(packets: _Packets, rate: float) -> Timeline:
-    """Frames by their places at an even rate: there are no times."""
+def _counted(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
+    """Frames by their places, in the order of decoding: at the packets' times, or at an even rate without any."""
     first = int(packets.entries[0]) if len(packets.entries) else 0
     ids = np.arange(first, len(packets.pts))
     entries = packets.entries[np.searchsorted(packets.entries, ids, side="right") - 1] if len(ids) else ids
+    stamps = np.sort(packets.pts[first:])
+    if len(stamps) and stamps[0] != NO_TIME:
+        times = _seconds(stamps, stream)
+    else:
+        times = (ids - first) / float(rate_of(stream))
     notes = [Note(None, "skipped", BEFORE_KEY)] if first else []
-    return Timeline("count", ids, entries, (ids - first) / rate, np.zeros(len(ids), bool), notes)
+    return Timeline("count", ids, entries, times, np.zeros(len(ids), bool), notes)
+
+
+def _seconds(pts: Array, stream: av.video.stream.VideoStream) -> Array:
+    """Time stamps as float64 seconds from the first of them."""
+    base = stream.time_base or rate_of(stream) ** -1
+    return (pts - pts[:1]) * base.numerator / base.denominator
 
 
 def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
@@ -124,8 +135,7 @@ def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
     starts[np.cumsum([0, *lengths])[1:-1]] = True
     entries = np.concatenate([np.zeros(0, np.int64), *(piece.entries for piece in pieces)])
     pts = packets.pts[order]
-    base = stream.time_base or rate_of(stream) ** -1
-    times = (pts - (pts[0] if len(pts) else 0)) * base.numerator / base.denominator
+    times = _seconds(pts, stream)
     notes = [Note(None, "skipped", BEFORE_KEY)] if lost_head else []
     for place in backwards:
         before = int(np.searchsorted(np.sort(order), place)) - 1
