@@ -11,7 +11,6 @@ a record: :func:`load` compares them all, which torch.load alone does not.
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from cltt.errors import DataError
-from cltt.files.atomic import flush, replace_file
+from cltt.files.atomic import flush, replace_file, replacing
 
 VERSION = 1
 LATEST = "latest"
@@ -49,12 +48,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Save ``state`` under ``path``, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         torch.save({"version": VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     flush(path.parent)
 
 

@@ -33,3 +33,7 @@ class FrameError(DataError):
         self.frame_id = frame_id
         self.name = name
         self.reason = reason
+
+
+class InvalidImage(ValueError):
+    """Bytes of a source file that are no whole picture that can be a frame; the message is one short phrase."""

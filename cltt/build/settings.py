@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cltt.config import require, setting
+from cltt.source.image import MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,7 @@ class BuildSettings:
     resize_short: int | None = setting(None, "store frames with this short side, in pixels", type=int)
     quality: int = setting(90, "JPEG quality of frames stored smaller (with --resize-short)")
     shard_size: int = setting(1 << 30, "start a new shard beyond so many bytes of source files")
+    max_pixels: int = setting(MAX_PIXELS, "leave out pictures of more pixels than this")
     splits: str | None = setting(None, "shares of the clips, as in train=0.8,val=0.1,test=0.1", type=str)
     split_by: str = setting("clip", "what stays together in a split", choices=["clip", "parent"])
     split_seed: int = setting(0, "another seed, another split")
