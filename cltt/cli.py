@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from cltt.errors import CLTTError
+from cltt.errors import CLTTError, OutputError, StorageError
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_REQUEUE = 85  # "stopped on request; run the same command again": a batch script requeues on it
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
@@ -84,7 +85,7 @@ def _status_of(main: Callable[[], int | None], prog: str) -> int:
         return status
     except CLTTError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return error_status(error)
     except BrokenPipeError:
         if not _reader_is_gone():
             raise  # a worker or a connection broke, which must not pass for success
@@ -92,6 +93,13 @@ def _status_of(main: Callable[[], int | None], prog: str) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def error_status(error: CLTTError) -> int:
+    """EXIT_USAGE; EXIT_REQUEUE where the same command may work later, EXIT_FAILED for what could not be written."""
+    if isinstance(error, StorageError):
+        return EXIT_REQUEUE
+    return EXIT_FAILED if isinstance(error, OutputError) else EXIT_USAGE
 
 
 def _reader_is_gone() -> bool:

@@ -1,7 +1,7 @@
 """Exceptions that carry one plain sentence for the person at the keyboard.
 
-Scripts print these without a traceback and exit with status 2 (see :mod:`cltt.cli`); anything else is a defect and
-keeps its traceback. A message says what was given, what was expected, where, and what to do.
+Scripts print these without a traceback and exit with status 2, or one of their own (see :mod:`cltt.cli`); anything
+else is a defect and keeps its traceback. A message says what was given, what was expected, where, and what to do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,21 @@ class SettingsError(CLTTError, ValueError):
 
 class DataError(CLTTError, RuntimeError):
     """Data on disk that is missing, damaged, or of another version."""
+
+
+class BusyError(DataError):
+    """What another process holds now: the same command may work later."""
+
+
+class StorageError(DataError):
+    """Storage that did not answer for as long as one was willing to wait: the same command may work later.
+
+    A script exits with the status that asks to be started again (:data:`cltt.cli.EXIT_REQUEUE`).
+    """
+
+
+class OutputError(CLTTError):
+    """Results that could not be written to the end; a script exits with status 1."""
 
 
 class FrameError(DataError):

@@ -6,6 +6,7 @@ neighbouring frames come in one read. Every frame's CRC-32 is checked before the
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import zlib
@@ -16,8 +17,12 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError, FrameError
+from cltt.files.npy import NpyRows, read_array
+from cltt.files.patience import IO_PATIENCE, AnyPath, Handle, Patience, SharedFile, ShortRead
 from cltt.shards import format, tar
 from cltt.shards.clip_table import Array, _ClipTable
+
+log = logging.getLogger(__name__)
 
 MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
 MAX_READ = 8 << 20  # bytes of one read
@@ -26,12 +31,16 @@ MAX_READ = 8 << 20  # bytes of one read
 class ShardDataset(_ClipTable):
     """A complete set of shards, opened for reading by any number of threads.
 
+    Reads that fail in a way that passes (see :mod:`cltt.files.patience`) are tried again for ``io_patience`` seconds;
+    then StorageError is raised.
+
     Raises DataError if the shards are not there, not complete, of another version, or their index is cut off.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, io_patience: float = IO_PATIENCE) -> None:
         self.path = Path(path)
-        index = format.read_index(self.path)
+        self.patience = Patience(io_patience)
+        index = format.read_index(self.path, self.patience)
         self.num_frames: int = index["counts"]["frames"]
         self.num_clips: int = index["counts"]["clips"]
         self.fingerprint: str = index["fingerprint"]
@@ -41,15 +50,15 @@ class ShardDataset(_ClipTable):
         self.root_dir: str = index["root_dir"]
         self.shards: list[dict[str, Any]] = index["shards"]
         self._check_sizes(index["files"])
-        self._frames = np.load(self.path / format.FRAMES, mmap_mode="r")
-        self._clips = np.load(self.path / format.CLIPS, mmap_mode="r")
-        self._key_offsets = np.load(self.path / format.KEY_OFFSETS, mmap_mode="r")
+        self._frames = NpyRows(self.path / format.FRAMES, self.patience)
+        self._clips = read_array(self.path / format.CLIPS, self.patience)
+        self._key_offsets = NpyRows(self.path / format.KEY_OFFSETS, self.patience)
         self._files = _Files(self.path)
 
     def _check_sizes(self, files: dict[str, Any]) -> None:
         for name in format.INDEX_FILES:
             try:
-                size = (self.path / name).stat().st_size
+                size = self.patience.ask(self.path / name, (self.path / name).stat).st_size
             except FileNotFoundError:
                 raise DataError(f"{self.path / name} is missing; build the shards again with --overwrite") from None
             if size != files[name]["size"]:
@@ -61,10 +70,9 @@ class ShardDataset(_ClipTable):
     def clip_key(self, clip: int) -> str:
         """The clip folder's path relative to the root folder the shards were built from."""
         key = int(self._clips[format.CLIP_KEY, clip])
-        start, stop = (int(offset) for offset in self._key_offsets[key : key + 2])
-        with (self.path / format.KEYS).open("rb") as file:
-            file.seek(start)
-            return os.fsdecode(file.read(stop - start))
+        start, stop = self._key_offsets.read(key, key + 2).tolist()
+        with Handle(self.path / format.KEYS) as file:
+            return os.fsdecode(self.patience.ask(self.path / format.KEYS, lambda: file.read(stop - start, start)))
 
     def frame_facts(self, frame_ids: Any) -> Array:
         """Records (``format.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
@@ -75,7 +83,7 @@ class ShardDataset(_ClipTable):
         record = self.frame_facts([frame_id])[0]
         shard = int(record["shard"])
         try:
-            member = tar.read_member_name(lambda size, at: self._files.pread(shard, size, at), int(record["offset"]))
+            member = tar.read_member_name(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"]))
         except (OSError, DataError) as error:
             raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
         return os.fsdecode(tar.source_path(member))
@@ -97,15 +105,31 @@ class ShardDataset(_ClipTable):
         """Frames that lie close together in one shard, in one read."""
         first = offsets[0]
         try:
-            data, problem = self._files.view(shards[0], offsets[-1] + sizes[-1] - first, first), "cut off"
+            data, problem = self._view(shards[0], offsets[-1] + sizes[-1] - first, first), ""
         except OSError as error:
             data, problem = memoryview(b""), f"cannot be read ({error.strerror})"
         for k, (offset, size, crc) in enumerate(zip(offsets, sizes, crcs, strict=True)):
             frame = data[offset - first : offset - first + size]
             if len(frame) == size and zlib.crc32(frame) == crc:
                 yield bytes(frame)
+            elif problem:
+                yield self._damaged(int(ids[k]), shards[0], problem)
             else:
-                yield self._damaged(int(ids[k]), shards[0], problem if len(frame) < size else "CRC mismatch")
+                yield self._read_once_more(int(ids[k]), shards[0], offset, size, crc)
+
+    def _view(self, shard: int, size: int, offset: int) -> memoryview:
+        path = self.path / format.shard_name(shard)
+        return self.patience.ask(path, lambda: self._files.view(shard, size, offset))
+
+    def _read_once_more(self, frame_id: int, shard: int, offset: int, size: int, crc: int) -> bytes | FrameError:
+        """A frame that came wrong: memory or the network may have turned a bit, so the file is asked anew."""
+        path = self.path / format.shard_name(shard)
+        with Handle(path) as file:
+            frame = self.patience.ask(path, lambda: file.read_uncached(size, offset))
+        if len(frame) == size and zlib.crc32(frame) == crc:
+            log.warning("%s: frame %d came with a wrong CRC, and right when it was read again", path, frame_id)
+            return frame
+        return self._damaged(frame_id, shard, "cut off" if len(frame) < size else "CRC mismatch")
 
     def _damaged(self, frame_id: int, shard: int, problem: str) -> FrameError:
         try:
@@ -141,39 +165,32 @@ class _Files:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._handles: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._files: dict[int, SharedFile] = {}
         self._threads = threading.local()
 
-    def pread(self, shard: int, size: int, offset: int) -> bytes:
-        """Up to ``size`` bytes at ``offset``: fewer only at the end of the file."""
-        return bytes(self._read_into(memoryview(bytearray(size)), shard, offset))
-
     def view(self, shard: int, size: int, offset: int) -> memoryview:
-        """As :meth:`pread`, in memory that this thread's next view overwrites: fresh memory costs more than reading."""
+        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file, in memory that this thread's next view
+        overwrites: fresh memory costs more than reading. The shard is opened anew by the next call after an OSError.
+        """
         memory = getattr(self._threads, "memory", memoryview(b""))
         if len(memory) < size:
             memory = self._threads.memory = memoryview(bytearray(size))
-        return self._read_into(memory[:size], shard, offset)
+        file = self._files.setdefault(shard, SharedFile(self._path / format.shard_name(shard)))
+        handle = file.handle()
+        try:
+            return _read_into(memory[:size], handle, offset, file.path)
+        except OSError:
+            file.renew(handle)
+            raise
 
-    def _read_into(self, memory: memoryview, shard: int, offset: int) -> memoryview:
-        handle, filled = self._handle(shard), 0
-        while filled < len(memory) and (count := _pread_into(handle, memory[filled:], offset + filled)):
-            filled += count
-        return memory[:filled]
 
-    def _handle(self, shard: int) -> int:
-        handle = self._handles.get(shard)
-        if handle is not None:
-            return handle
-        with self._lock:
-            if shard not in self._handles:
-                self._handles[shard] = os.open(self._path / format.shard_name(shard), os.O_RDONLY)
-            return self._handles[shard]
-
-    def __del__(self) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
+def _read_into(memory: memoryview, handle: int, offset: int, path: AnyPath) -> memoryview:
+    filled = 0
+    while filled < len(memory) and (count := _pread_into(handle, memory[filled:], offset + filled)):
+        filled += count
+    if filled < len(memory) and offset + filled < os.fstat(handle).st_size:
+        raise ShortRead(path)
+    return memory[:filled]
 
 
 def _pread_into(handle: int, memory: memoryview, offset: int) -> int:

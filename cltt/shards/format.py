@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError
+from cltt.files.patience import Patience
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,10 +75,10 @@ def is_our_file(name: str) -> bool:
 # ---- files
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     """The contents of ``index.json``; DataError if the shards are not there, not complete, or of another version."""
     try:
-        index = json.loads((path / INDEX).read_text())
+        index = json.loads((patience or Patience()).read_bytes(path / INDEX))
     except FileNotFoundError:
         raise DataError(_why_no_index(path)) from None
     except (ValueError, OSError) as error:
