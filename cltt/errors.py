@@ -8,7 +8,13 @@ from __future__ import annotations
 
 
 class CLTTError(Exception):
-    """Base of all errors a user can cause and mend."""
+    """Base of all errors a user can cause and mend.
+
+    Attributes:
+        exit_status: of a script that ends with it. A batch script starts a run again unless it is 2.
+    """
+
+    exit_status = 2
 
 
 class SettingsError(CLTTError, ValueError):
@@ -24,14 +30,21 @@ class BusyError(DataError):
 
 
 class StorageError(DataError):
-    """Storage that did not answer for as long as one was willing to wait: the same command may work later.
+    """Storage that did not answer for as long as one was willing to wait: the same command may work later."""
 
-    A script exits with the status that asks to be started again (:data:`cltt.cli.EXIT_REQUEUE`).
-    """
+    exit_status = 85  # as cltt.cli.EXIT_REQUEUE: a batch script starts the run again
 
 
 class OutputError(CLTTError):
-    """Results that could not be written to the end; a script exits with status 1."""
+    """Results that could not be written to the end."""
+
+    exit_status = 1
+
+
+class OutOfMemoryError(CLTTError):
+    """Memory, of the GPU or the machine, did not suffice; it may the next time."""
+
+    exit_status = 1
 
 
 class FrameError(DataError):
@@ -48,3 +61,6 @@ class FrameError(DataError):
         self.frame_id = frame_id
         self.name = name
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[FrameError], tuple[int, str, str]]:
+        return FrameError, (self.frame_id, self.name, self.reason)  # made of more than its message
