@@ -160,6 +160,10 @@ class OptimSettings:
         for name in ("max_batches_per_epoch", "weight_decay", "max_grad_norm", "sub_batch_size"):
             require_not_negative(name, getattr(self, name))
 
+    def steps_per_epoch(self, batches: int) -> int:
+        """Steps of an epoch in which there are ``batches``."""
+        return min(batches, self.max_batches_per_epoch or batches)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:

@@ -9,6 +9,7 @@ from what a stranger wrote.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError
-from cltt.files.npy import open_npy
-from cltt.files.regular import is_regular
+from cltt.files.npy import NpyRows, read_array
+from cltt.files.patience import Patience
 from cltt.shards import format, tar
 
 Array = np.ndarray[Any, Any]
 MAX_INT = (1 << 63) - 1
+MAX_CLIPS = 1 << 25  # clips.npy is read whole, and has 48 bytes for each
 _HEX = {"fingerprint": re.compile(r"[0-9a-f]{32}"), "sha256": re.compile(r"[0-9a-f]{64}")}
 
 
@@ -55,8 +57,8 @@ def _check_index(index: Mapping[str, Any]) -> None:
         _hex(files[name], "sha256")
     if set(files) - {*format.INDEX_FILES, format.REPORT}:
         raise Untrue(f"files names {sorted(set(files))[0]!r} too, which no build writes")
-    for name in ("frames", "clips"):
-        _number(counts, name, 1)
+    _number(counts, "frames", 1)
+    _number(counts, "clips", 1, MAX_CLIPS)
     if _number(counts, "bytes") != sum(shard["size"] for shard in shards):
         raise Untrue("bytes is not the sum of the shards' sizes")
     for what in ("skipped", "reencoded"):
@@ -113,34 +115,32 @@ def _list(values: Mapping[str, Any], name: str) -> list[Any]:
 # ---- arrays
 
 
-def open_arrays(path: Path, index: Mapping[str, Any]) -> tuple[Array, Array, Array]:
-    """(frames, clips, key offsets), memory-mapped, of the set at ``path``, held to ``index`` and to each other.
+def open_arrays(path: Path, index: Mapping[str, Any], patience: Patience) -> tuple[NpyRows, Array, NpyRows]:
+    """(frames, clips, key offsets) of the set at ``path``, held to ``index`` and to each other.
 
     DataError if a file is missing, of another type, shape or size, or if the clips are not a partition of the frames.
     """
-    frames, clips = index["counts"]["frames"], index["counts"]["clips"]
-    sizes = {name: index["files"][name]["size"] for name in format.INDEX_FILES}
+    counts, sizes = index["counts"], {name: index["files"][name]["size"] for name in format.INDEX_FILES}
     for name, size in sizes.items():
-        _check_file(path / name, size)
-    arrays = (
-        open_npy(path / format.FRAMES, format.FRAME_DTYPE, (frames,)),
-        open_npy(path / format.CLIPS, np.dtype("<i8"), (format.CLIP_ROWS, clips)),
-        open_npy(path / format.KEY_OFFSETS, np.dtype("<i8"), (None,)),
-    )
+        _check_file(path / name, size, patience)
+    int64 = np.dtype("<i8")
+    frames = NpyRows(path / format.FRAMES, patience, format.FRAME_DTYPE, counts["frames"])
+    clips = read_array(path / format.CLIPS, patience, int64, (format.CLIP_ROWS, counts["clips"]))
+    key_offsets = NpyRows(path / format.KEY_OFFSETS, patience, int64)
     try:
-        _check_clips(arrays[1], frames, len(index["label_names"]), len(index["split_names"]))
-        _check_keys(arrays[1], arrays[2], sizes[format.KEYS])
+        _check_clips(clips, counts["frames"], len(index["label_names"]), len(index["split_names"]))
+        _check_keys(clips, key_offsets, sizes[format.KEYS])
     except Untrue as error:
         raise DataError(f"{path / format.CLIPS}: {error}; copy the set again, or build it again") from None
-    return arrays
+    return frames, clips, key_offsets
 
 
-def _check_file(file: Path, size: int) -> None:
+def _check_file(file: Path, size: int, patience: Patience) -> None:
     try:
-        status = file.lstat()
+        status = patience.ask(file, file.lstat)
     except FileNotFoundError:
         raise DataError(f"{file} is missing; build the shards again with --overwrite") from None
-    if not is_regular(file):
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{file} is not a regular file; a set of shards has no links")
     if status.st_size != size:
         raise DataError(
@@ -159,7 +159,7 @@ def _check_clips(clips: Array, frames: int, labels: int, splits: int) -> None:
     key, part = clips[format.CLIP_KEY], clips[format.CLIP_PART]
     if key[0] != 0 or key.min() < 0 or key.max() >= len(key) or not np.isin(steps := np.diff(key), (0, 1)).all():
         raise Untrue("the keys are not counted up")
-    if part[0] != 0 or (part.min(), part.max()) < (0, 0) or part.max() >= len(part):
+    if part[0] != 0 or part.min() < 0 or part.max() >= len(part):
         raise Untrue("the parts are not counted up")
     if (part[1:] != np.where(steps == 1, 0, part[:-1] + 1)).any():
         raise Untrue("the parts are not counted up")
@@ -168,10 +168,11 @@ def _check_clips(clips: Array, frames: int, labels: int, splits: int) -> None:
             raise Untrue(f"a clip has a {name} that has no name")
 
 
-def _check_keys(clips: Array, offsets: Array, size: int) -> None:
-    if len(offsets) != int(clips[format.CLIP_KEY, -1]) + 2 or offsets[0] != 0 or offsets[-1] != size:
+def _check_keys(clips: Array, key_offsets: NpyRows, size: int) -> None:
+    if len(key_offsets) != int(clips[format.CLIP_KEY, -1]) + 2:
         raise Untrue("the keys are not those of the clips")
-    if offsets.min() < 0 or offsets.max() > size or (np.diff(offsets) < 1).any():
+    offsets = key_offsets.read(0, len(key_offsets))
+    if offsets[0] != 0 or offsets[-1] != size or offsets.min() < 0 or offsets.max() > size or (np.diff(offsets) < 1).any():
         raise Untrue("the keys do not lie one behind the other")
 
 

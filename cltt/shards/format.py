@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError
+from cltt.files.patience import Patience
 from cltt.files.regular import open_regular, read_regular
 from cltt.text import shorten
 
@@ -77,10 +78,11 @@ MAX_REPORT = 1 << 34  # bytes of report.json, which names files
 MAX_JSON = 1 << 28  # bytes of index.json: a thousand times that of a hundred million frames
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+def read_json(path: Path, patience: Patience | None = None, limit: int = MAX_JSON) -> Any:
     """Contents of a JSON file of a set; DataError if it is no regular file, too large, or no JSON."""
     try:
-        return json.loads(read_regular(path, limit, follow=False).decode())
+        data = (patience or Patience()).ask(path, lambda: read_regular(path, limit, follow=False))
+        return json.loads(data.decode())
     except FileNotFoundError:
         raise
     except (ValueError, RecursionError, OSError) as error:
@@ -88,7 +90,7 @@ def read_json(path: Path, limit: int = MAX_JSON) -> Any:
         raise DataError(f"{path} cannot be read ({why}); build the shards again with --overwrite") from error
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     """The contents of ``index.json``, checked; DataError if the shards are not there, not complete, of another version.
 
     Whoever reads the rest of the set takes its names, sizes and counts from here: see :mod:`cltt.shards.checks`.
@@ -96,7 +98,7 @@ def read_index(path: Path) -> dict[str, Any]:
     from cltt.shards.checks import check_index  # with numpy, which packing processes start without
 
     try:
-        index = read_json(path / INDEX)
+        index = read_json(path / INDEX, patience)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(_why_no_index(path)) from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:

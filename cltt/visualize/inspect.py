@@ -158,8 +158,8 @@ def open_dataset(settings: DataSettings, *, check: bool) -> ShardDataset | Folde
         assert settings.shards is not None  # DataSettings wants one of the two
         return ShardDataset(settings.shards)
     dataset = FolderDataset(settings.root_dir, check=check)
-    if dataset.broken:
-        print(f"note: {broken_text(dataset.broken)}", file=sys.stderr)
+    if dataset.invalid:
+        print(f"note: {broken_text(dataset.invalid)}", file=sys.stderr)
     return dataset
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from cltt import ShardDataset, build_shards
 from cltt.shards import format
 from cltt.shards.folder import FolderDataset
-from cltt.source.image import BrokenPicture, as_stored
+from cltt.errors import InvalidImage
+from cltt.source.image import as_stored
 from tests.helpers import data
 
 
@@ -104,14 +105,14 @@ def test_every_exif_orientation_is_turned_as_pillow_turns_it(orientation: int) -
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_pictures_are_found(name: str) -> None:
-    with pytest.raises(BrokenPicture):
+    with pytest.raises(InvalidImage):
         as_stored(BROKEN[name], verify="decode")
 
 
 def test_a_jpeg_cut_anywhere_is_found() -> None:
     whole = _jpeg()
     for length in [*range(0, len(whole) - 1, 37), len(whole) - 2, len(whole) - 1]:
-        with pytest.raises(BrokenPicture):
+        with pytest.raises(InvalidImage):
             as_stored(whole[:length], verify="header")
 
 
