@@ -205,8 +205,6 @@ def _check_out(out: Path) -> None:
     strange = sorted(name for name in names if not (format.is_our_file(name) and is_regular(out / name)))
     if strange:
         raise SettingsError(f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone")
-    if os.path.lexists(working) and not owned.is_owned(working):
-        raise SettingsError(owned.not_ours(working))
     if names and not owned.is_owned(working) and not format.is_set_of_ours(out):
         raise SettingsError(
             f"{out} holds files named like shards ({min(names)}), but nothing that says a build of ours wrote them; "

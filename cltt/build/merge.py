@@ -17,7 +17,7 @@ from cltt.build.plan import Plan
 from cltt.errors import DataError
 from cltt.files import atomic, npy
 from cltt.shards import format
-from cltt.shards.cutting import ClipCutter
+from cltt.shards.clip_table import ClipCutter
 
 PART_DTYPE = np.dtype([*format.FRAME_FIELDS, ("good", "?")])  # what _pack.PART_ROW packs
 

@@ -84,7 +84,7 @@ def temporary_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[Any]:
-    """As :func:`published`, with the system's own errors; any number of processes may do so, each by a name of its own."""
+    """As :func:`published`, with the system's own errors; any number of processes may do so at a time."""
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with create(temporary) as file:

@@ -1,9 +1,9 @@
-"""What must hold of a set of shards before any of it is used: shards pass from hand to hand, so nothing is taken on trust.
+"""What must hold of a set of shards before it is used: shards pass from hand to hand, so nothing is taken on trust.
 
 All of it is checked when a set is opened, as far as that costs no pass over the frames: the index, the type, shape and
 size of each array, the clips. A frame's record is checked when it is read (:func:`records_within`), and all of them by
-the verifier (:func:`records_in_order`). Names in the index must be the ones that a build writes, so no path is ever made
-from what a stranger wrote.
+the verifier (:func:`records_in_order`). Names in the index must be the ones that a build writes, so no path is ever
+made from what a stranger wrote.
 """
 
 from __future__ import annotations
@@ -172,7 +172,13 @@ def _check_keys(clips: Array, key_offsets: NpyRows, size: int) -> None:
     if len(key_offsets) != int(clips[format.CLIP_KEY, -1]) + 2:
         raise Untrue("the keys are not those of the clips")
     offsets = key_offsets.read(0, len(key_offsets))
-    if offsets[0] != 0 or offsets[-1] != size or offsets.min() < 0 or offsets.max() > size or (np.diff(offsets) < 1).any():
+    if (
+        offsets[0] != 0
+        or offsets[-1] != size
+        or offsets.min() < 0
+        or offsets.max() > size
+        or (np.diff(offsets) < 1).any()
+    ):
         raise Untrue("the keys do not lie one behind the other")
 
 

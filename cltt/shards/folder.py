@@ -18,8 +18,7 @@ from tqdm import tqdm
 from cltt.errors import DataError, FrameError, InvalidImage, SettingsError
 from cltt.files import threads
 from cltt.shards import format
-from cltt.shards.clip_table import Array, _ClipTable
-from cltt.shards.cutting import ClipCutter
+from cltt.shards.clip_table import Array, ClipCutter, _ClipTable
 from cltt.shards.dataset import ShardDataset
 from cltt.source import image, scan
 

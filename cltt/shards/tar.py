@@ -110,7 +110,7 @@ def read_member(pread: Callable[[int, int], bytes], offset: int) -> Member:
         head = pread(BLOCK, start)
         if head.startswith(_LONG_LINK) and head[156:157] == b"L":
             length = _octal(head)
-            if 0 < length and length + padding(length) == blocks * BLOCK:
+            if length > 0 and length + padding(length) == blocks * BLOCK:
                 return Member(pread(length - 1, start + BLOCK), size)
     raise DataError(f"there is no tar header before offset {offset}")
 

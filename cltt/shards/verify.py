@@ -58,8 +58,8 @@ def verify_shards(
 ) -> list[Damage]:
     """Everything that is damaged in the shards at ``path``; an empty list if nothing is.
 
-    Holds all of it to what :mod:`cltt.shards.checks` asks: sizes and hashes, the index, each frame's record, member name
-    and CRC. ``decode`` reads every bit of every frame; ``source_dir`` compares each frame with the file it was made
+    Holds all of it to what :mod:`cltt.shards.checks` asks: sizes and hashes, the index, each frame's record, member
+    name and CRC. ``decode`` reads every bit of each frame; ``source_dir`` compares each frame with the file it was made
     from, and looks for files that are in neither the shards nor the report; a clip folder that only one side has is
     named once, not file by file. Nothing outside both folders is read. Raises DataError if there is no readable index.
     """
@@ -115,9 +115,7 @@ def _shard_ids(dataset: ShardDataset) -> Iterator[range]:
         yield range(bounds[-2], low)
 
 
-def _shard_damages(
-    job: _Job, dataset: ShardDataset, shard: int, ids: range, pool: ThreadPoolExecutor
-) -> list[Damage]:
+def _shard_damages(job: _Job, dataset: ShardDataset, shard: int, ids: range, pool: ThreadPoolExecutor) -> list[Damage]:
     written = job.index["shards"][shard]
     try:
         handle = open_regular(job.path / written["name"], follow=False)

@@ -98,9 +98,7 @@ def jpeg_info(data: bytes) -> JpegInfo:
     if frame is None or position > last or not (frame.width and frame.height):
         raise InvalidImage("invalid JPEG: cut off before the picture")
     colours = _colours(frame, has_jfif, adobe_transform)
-    return JpegInfo(
-        frame.width, frame.height, frame.precision, frame.marker, frame.sampling, colours, has_metadata
-    )
+    return JpegInfo(frame.width, frame.height, frame.precision, frame.marker, frame.sampling, colours, has_metadata)
 
 
 def why_not_for_hardware(info: JpegInfo) -> str:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from cltt import ShardDataset, build_shards
+from cltt.errors import InvalidImage
 from cltt.shards import format
 from cltt.shards.folder import FolderDataset
-from cltt.errors import InvalidImage
 from cltt.source.image import as_stored
 from tests.helpers import data
 
@@ -136,7 +136,7 @@ def test_broken_frames_cut_the_clip_and_are_reported(tmp_path: Path) -> None:
     assert all({0, 1} <= set(ids) or not {0, 1} & set(ids) for ids in map(dataset.split_clips, dataset.split_names))
     reasons = {file["file"]: file["reason"] for file in format.read_report(tmp_path / "out")["files"]}
     assert reasons["p/a/frame_000000.jpg"] == "empty file"
-    assert reasons["p/a/frame_000004.jpg"] == "broken JPEG: Premature end of JPEG file"
+    assert reasons["p/a/frame_000004.jpg"] == "invalid JPEG: Premature end of JPEG file"
     assert reasons["p/a/frame_000005.jpg"] == "not an image"
     assert reasons["p/a/frame_000009.jpg"] == "symbolic link that leads nowhere"
     assert reasons["p/b/readme"] == reasons["notes.txt"] == "not an image"
