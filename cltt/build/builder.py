@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,13 +27,18 @@ from cltt.build.plan_writer import make_plan, regroup
 from cltt.build.report import BuildReport, built_report, planned_report, task_report
 from cltt.build.settings import BuildSettings
 from cltt.build.workers import Worker, crew, pack_shards
-from cltt.errors import DataError, SettingsError
-from cltt.files import atomic
-from cltt.files.locks import locked
+from cltt.config import require_within
+from cltt.errors import CLTTError, DataError, SettingsError
+from cltt.files import atomic, owned
+from cltt.files.locks import locked_in
+from cltt.files.regular import check_path, is_regular
 from cltt.shards import format
+from cltt.source.image import MAX_PIXELS
+from cltt.text import shorten
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
+MAX_WORKERS = 1024
 
 
 def build_shards(
@@ -49,6 +55,7 @@ def build_shards(
     split_seed: int = 0,
     label_from: str | None = None,
     split_gaps: bool = False,
+    max_pixels: int = MAX_PIXELS,
     task: str | None = None,
     finalize: bool = False,
     overwrite: bool = False,
@@ -57,7 +64,7 @@ def build_shards(
     """Pack the frames under ``root_dir`` into shards in ``out_dir``, or go on with a build that was broken off.
 
     Args:
-        workers: packing processes; None: as many as there are cores for this process.
+        workers: packing processes; None: as many as there are cores for this process. There are never more than shards.
         verify: "decode" reads every bit of each frame, "header" only its markers and its end.
         resize_short: store frames with this short side (pixels), as JPEG of ``quality``; None: store them as they are.
         shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become.
@@ -67,6 +74,7 @@ def build_shards(
             "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
         split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
             twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
+        max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
@@ -79,7 +87,8 @@ def build_shards(
     Raises SettingsError for settings that cannot work, among them a ``label_from`` that fits no clip, or are not those
     of what lies in ``out_dir``; DataError, naming the file, for a source that cannot be read or has changed since the
     plan was made, for a disk that is full or may not be written, and for an ``out_dir`` that another process is
-    building. A build refused before anything is packed leaves nothing behind.
+    building. A build refused before anything is packed leaves nothing behind. Nothing in ``out_dir`` is deleted or
+    replaced but what a build wrote there: SettingsError, with nothing touched, if it holds anything else.
     """
     settings = _settings(
         verify=verify,
@@ -91,11 +100,14 @@ def build_shards(
         split_seed=split_seed,
         label_from=label_from,
         split_gaps=split_gaps,
+        max_pixels=max_pixels,
     )
     part = _parse_task(task)
-    if workers is not None and workers < 1:
-        raise SettingsError(f"workers is {workers}; it must be at least 1")
+    if workers is not None:
+        require_within("workers", workers, 1, MAX_WORKERS)
     _check_modes(part is not None, finalize, overwrite, dry_run)
+    check_path(root_dir, "root_dir")
+    check_path(out_dir, "out_dir")
     root, out = os.path.realpath(root_dir), Path(out_dir)
     if dry_run:
         return _dry_run(root, out, settings)
@@ -103,11 +115,11 @@ def build_shards(
         _tidy_up(out)
         return finished
     _check_out(out)
-    with _no_traces_of_refusal(out), locked(out / format.BUILD / LOCK, shared=part is not None):
+    with _no_traces_of_refusal(out), _locked(out, LOCK, shared=part is not None):
         if overwrite:
             _remove_shards(out)
         elif finished := _finished(root, out, settings):  # by another process, since we looked
-            shutil.rmtree(out / format.BUILD)
+            owned.remove(out / format.BUILD)
             return finished
         if finalize:
             return _publish(_open_plan(root, out, settings, may_make=False), out)
@@ -137,10 +149,10 @@ def _parse_task(task: str | None) -> slice | None:
     """``"I/N"`` as the slice I, I+N, ... of the shards."""
     if task is None:
         return None
-    number, slash, count = task.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise SettingsError(f"task is {task!r}; it must be I/N with I from 0 to N-1, as in 0/8")
-    return slice(int(number), None, int(count))
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", task)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise SettingsError(f"task is {shorten(task, 40)!r}; it must be I/N with I from 0 to N-1, as in 0/8")
+    return slice(int(match[1]), None, int(match[2]))
 
 
 def _check_modes(task: bool, finalize: bool, overwrite: bool, dry_run: bool) -> None:
@@ -177,21 +189,27 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
 
 def _tidy_up(out: Path) -> None:
     """Remove what a build leaves that was killed after it had published."""
-    if (out / format.BUILD).exists():
-        with locked(out / format.BUILD / LOCK):
-            shutil.rmtree(out / format.BUILD)
+    if owned.is_owned(out / format.BUILD):
+        with _locked(out, LOCK):
+            owned.remove(out / format.BUILD)
 
 
 def _check_out(out: Path) -> None:
-    """SettingsError if ``out`` holds files that no build wrote."""
+    """SettingsError if ``out`` holds anything that no build wrote, or that cannot be told to be of one."""
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is not a folder; give a folder for the shards")
-    if out.is_dir() and not (out / format.BUILD).exists():
-        strange = sorted(path.name for path in out.iterdir() if not format.is_our_file(path.name))
-        if strange:
-            raise SettingsError(
-                f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone"
-            )
+    if not out.is_dir():
+        return
+    working = out / format.BUILD
+    names = [name for name in os.listdir(out) if name != working.name and not owned.is_leftover(working, name)]
+    strange = sorted(name for name in names if not (format.is_our_file(name) and is_regular(out / name)))
+    if strange:
+        raise SettingsError(f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone")
+    if names and not owned.is_owned(working) and not format.is_set_of_ours(out):
+        raise SettingsError(
+            f"{out} holds files named like shards ({min(names)}), but nothing that says a build of ours wrote them; "
+            "remove them yourself or give another folder"
+        )
 
 
 def _remove_shards(out: Path) -> None:
@@ -201,9 +219,9 @@ def _remove_shards(out: Path) -> None:
         if format.is_our_file(path.name):
             path.unlink()
     for path in (out / format.BUILD).iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.suffix != ".lock":
+        elif path.suffix != ".lock" and path.name != owned.MARKER:
             path.unlink()
 
 
@@ -215,9 +233,9 @@ def _no_traces_of_refusal(out: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not (out / format.BUILD / PLAN).exists():
-            with contextlib.suppress(DataError, OSError), locked(out / format.BUILD / LOCK):  # unless another builds
+            with contextlib.suppress(CLTTError, OSError), _locked(out, LOCK):  # unless another builds
                 if not (out / format.BUILD / PLAN).exists():
-                    shutil.rmtree(out / format.BUILD)
+                    owned.remove(out / format.BUILD)
         if not was_there:
             with contextlib.suppress(OSError):
                 out.rmdir()
@@ -230,7 +248,7 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
     Who is ``alone`` there may give it other labels and splits.
     """
     folder = out / format.BUILD / PLAN
-    with locked(out / format.BUILD / "plan.lock", wait=True):
+    with _locked(out, "plan.lock", wait=True):
         if not folder.exists():
             if not may_make:
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
@@ -247,10 +265,12 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
 
 def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
     """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
-    with _task_lock(out, part), crew(out, workers) as packers:
+    with _task_lock(out, part):
         plan = _open_plan(root, out, settings, alone=part is None)
         shards = list(range(plan.num_shards)[part or slice(None)])
-        _pack(plan, out, shards, packers)
+        missing = sum(not is_done(out, shard) for shard in shards)
+        with crew(out, min(workers, missing)) as packers:
+            _pack(plan, out, shards, packers)
     return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 
 
@@ -264,7 +284,11 @@ def _task_lock(out: Path, part: slice | None) -> contextlib.AbstractContextManag
     """No task of a job array runs twice at a time."""
     if part is None:
         return contextlib.nullcontext()
-    return locked(out / format.BUILD / f"task-{part.start}-of-{part.step}.lock")
+    return _locked(out, f"task-{part.start}-of-{part.step}.lock")
+
+
+def _locked(out: Path, name: str, **options: bool) -> contextlib.AbstractContextManager[None]:
+    return locked_in(out / format.BUILD, name, held=f"{out} is being built", **options)
 
 
 def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
@@ -299,5 +323,5 @@ def _publish(plan: Plan, out: Path) -> BuildReport:
             f"{len(missing)} of {plan.num_shards} shards are missing ({missing[0]} ...); run their tasks again"
         )
     index = merge(plan, out)
-    shutil.rmtree(out / format.BUILD)
+    owned.remove(out / format.BUILD)
     return built_report(out, index)

@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import Any
 
 from cltt.build.plan import Plan, Planned
-from cltt.errors import DataError
+from cltt.errors import DataError, InvalidImage
 from cltt.files import atomic, threads
-from cltt.files.locks import locked
+from cltt.files.locks import locked_in
+from cltt.files.regular import open_regular
 from cltt.shards import format, tar
 from cltt.source import image, scan
 
@@ -35,7 +36,7 @@ WRITE_BUFFERS = 1000  # IOV_MAX is 1024
 # A row of a part: a format.FRAME_DTYPE record and whether the frame is in the shard (_merge.PART_DTYPE).
 PART_ROW = struct.Struct("<qIIIHH?")
 Progress = Callable[[int, int], None]
-Content = bytes | None  # None: a dangling link
+Content = bytes | InvalidImage
 
 
 # ---- reading
@@ -46,6 +47,7 @@ class _Reader:
 
     def __init__(self, plan: Plan) -> None:
         self._root = plan.root
+        self._max_pixels: int = plan.settings["max_pixels"]
         self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, plan.largest)))
         self._pool = ThreadPoolExecutor(READ_THREADS)
         self._mapped = threads.PatientMap(self._pool)
@@ -58,7 +60,7 @@ class _Reader:
         return self._mapped(self._read_piece, _pieces(frames), self._ahead)
 
     def _read_piece(self, piece: list[Planned]) -> list[tuple[Planned, Content]]:
-        return [(frame, _read_planned(self._root, frame)) for frame in piece]
+        return [(frame, _read_planned(self._root, frame, self._max_pixels)) for frame in piece]
 
 
 def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
@@ -75,27 +77,40 @@ def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
         yield piece
 
 
-def _read_planned(root: bytes, frame: Planned) -> Content:
-    """The bytes of a source file, None for a dangling link; DataError if it is not the file that was planned."""
+def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
+    """The bytes of a source file, or why they cannot be a picture; DataError if it is not the file that was planned."""
     key, name, size, mtime_ns = frame
     if size == scan.DANGLING:
-        return None
+        return InvalidImage("symbolic link that leads nowhere")
     path = b"%b/%b/%b" % (root, key, name)
+    data: Content
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = open_regular(path)
         try:
             facts = os.fstat(handle)
-            data = os.read(handle, size + 1)
-            while len(data) < facts.st_size and (more := os.read(handle, facts.st_size - len(data))):
-                data += more
+            data = _read_open(handle, facts.st_size, max_pixels)
         finally:
             os.close(handle)
     except OSError as error:
         what = "has disappeared since the plan was made" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DataError(f"{_printed(root, frame)} {what} ({error.strerror}); {_AGAIN}") from error
-    if len(data) != size or facts.st_size != size or facts.st_mtime_ns != mtime_ns:
+    length = size if isinstance(data, InvalidImage) else len(data)
+    if length != size or facts.st_size != size or facts.st_mtime_ns != mtime_ns:
         raise DataError(f"{_printed(root, frame)} has changed since the plan was made; {_AGAIN}")
     return data
+
+
+def _read_open(handle: int, size: int, max_pixels: int) -> Content:
+    try:
+        image.check_file(handle, size, max_pixels)
+        data = os.read(handle, size + 1)
+        while len(data) < size and (more := os.read(handle, size - len(data))):
+            data += more
+        return data
+    except InvalidImage as error:
+        return error
+    except MemoryError:
+        return InvalidImage("it takes more memory than there is")
 
 
 _AGAIN = "put it back and start again, or make a new plan with --overwrite"
@@ -115,7 +130,7 @@ class _ShardWriter:
         self._handle = handle
         self._crc = 0  # of the whole tar: a tenth of all packing; SHA-256 was a quarter
         self._shard = shard
-        self._options = {name: settings[name] for name in ("verify", "resize_short", "quality")}
+        self._options = {name: settings[name] for name in ("verify", "resize_short", "quality", "max_pixels")}
         self._pending: list[bytes] = []
         self._written = 0
         self.size = 0
@@ -124,10 +139,10 @@ class _ShardWriter:
 
     def add(self, frame: Planned, data: Content) -> None:
         try:
-            if data is None:
-                raise image.BrokenPicture("symbolic link that leads nowhere")
+            if isinstance(data, InvalidImage):
+                raise data
             stored = image.as_stored(data, **self._options)
-        except image.BrokenPicture as error:
+        except InvalidImage as error:
             self.notes.append((os.fsdecode(frame.path), "skipped", str(error)))
             self.rows.append(PART_ROW.pack(0, 0, 0, self._shard, 0, 0, False))
             return
@@ -212,7 +227,7 @@ class Packer:
         """
         temporary = self._out / format.BUILD / (format.shard_name(shard) + ".tmp")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self._out / format.BUILD / f"{format.shard_name(shard)}.lock", wait=True))
+            stack.enter_context(locked_in(self._out / format.BUILD, f"{format.shard_name(shard)}.lock", wait=True))
             if is_done(self._out, shard):
                 return
             part_path(self._out, shard).unlink(missing_ok=True)

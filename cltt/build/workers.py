@@ -129,7 +129,7 @@ class Worker:
 def crew(out: Path, workers: int) -> Iterator[list[Worker]]:
     """``workers`` - 1 packing processes, as the caller packs too; stopped at the end.
 
-    They may be started before the plan is there: they import what they need while it is made.
+    They import what they need while the caller packs its first shard.
     """
     started = [Worker(out) for _ in range(workers - 1)]
     try:

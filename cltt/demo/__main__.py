@@ -23,6 +23,8 @@ from cltt.build.builder import build_shards
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import (
     DEVICES,
+    MAX_SEED,
+    MIN_IMAGE_SIZE,
     CheckpointSettings,
     DataSettings,
     LogSettings,
@@ -31,6 +33,7 @@ from cltt.config import (
     RunSettings,
     TrainSettings,
     WindowSettings,
+    check_fields,
     require,
     setting,
 )
@@ -66,16 +69,18 @@ class DemoSettings:
     """What the demo renders and how long it trains."""
 
     out: str = setting("outputs/demo", "folder for everything the demo makes")
-    objects: int = setting(len(SOLIDS), "solids to tell apart")
-    frames: int = setting(48, "frames in a clip, give or take an eighth")
-    image_size: int = setting(48, "side of the frames the network sees, in pixels")
-    batch_size: int = setting(32, "windows a step")
-    epochs: int = setting(5, "epochs of training")
-    seed: int = setting(0, "seed of the clips, the weights and the order")
+    objects: int = setting(len(SOLIDS), "solids to tell apart", within=(2, len(SOLIDS)))
+    frames: int = setting(48, "frames in a clip, give or take an eighth", within=(1, 100_000))
+    image_size: int = setting(
+        48, "side of the frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, RENDERED_SIZE)
+    )
+    batch_size: int = setting(32, "windows a step", within=(1, 100_000))
+    epochs: int = setting(5, "epochs of training", within=(1, 100_000))
+    seed: int = setting(0, "seed of the clips, the weights and the order", within=(0, MAX_SEED))
     device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
 
     def __post_init__(self) -> None:
-        require(2 <= self.objects <= len(SOLIDS), f"objects is {self.objects}; it must be in 2..{len(SOLIDS)}")
+        check_fields(self)
         require(
             self.shortest >= WINDOWS.span,
             f"frames is {self.frames}, so the shortest clip may have {self.shortest}; a window spans {WINDOWS.span}",
@@ -161,7 +166,7 @@ def trained_encoder(training: TrainSettings) -> nn.Module:
 
 def evaluate(encoder: nn.Module, training: TrainSettings) -> Accuracy:
     """Accuracy (0..1) on the test clips: labels of one training frame an object, and of all training frames."""
-    device = distributed.pick_device(training.run.device, distributed.RankFacts())
+    device = distributed.pick_device(training.run.device, distributed.RankInfo())
     assert training.data.shards is not None
     data = open_labelled(training.data.shards)
     parts = {

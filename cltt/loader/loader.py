@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, require, require_one_of
-from cltt.distributed import pick_device, rank_facts
+from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
 from cltt.frames.augment import uniforms
 from cltt.frames.batch import BatchMaker
@@ -297,7 +297,7 @@ def chosen_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise SettingsError(f"device is {device!r}; it must be auto, cuda, cuda:N, mps or cpu") from None
     if asked is None or asked.index is None:
-        return pick_device(str(device), rank_facts())
+        return pick_device(str(device), rank_info())
     return asked
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cltt.errors import DataError, FrameError, SettingsError
+from cltt.errors import DataError, FrameError, InvalidImage, SettingsError
 from cltt.files import threads
 from cltt.shards import format
-from cltt.shards.clip_table import Array, _ClipTable
+from cltt.shards.clip_table import Array, ClipCutter, _ClipTable
 from cltt.shards.dataset import ShardDataset
 from cltt.source import image, scan
 
@@ -32,10 +32,10 @@ class FolderDataset(_ClipTable):
         root_dir: the folder of clip folders.
         check: read every file first, leave out those that are no whole picture and cut their clips there: the clips are
             then those of shards built with the default settings. Without it a scan of the names is enough, and a
-            broken file is a FrameError when it is read.
+            invalid file is a FrameError when it is read.
 
     Attributes:
-        broken: with ``check``, why each file was left out, by its path relative to the root folder.
+        invalid: with ``check``, why each file was left out, by its path relative to the root folder.
 
     Raises SettingsError if there are no frames; with ``check``, DataError if no file is a whole picture or one cannot
     be read.
@@ -52,14 +52,14 @@ class FolderDataset(_ClipTable):
         self._keys = [clip.key for clip in clips]
         self._names = [frame.name for clip in clips for frame in clip.frames]
         self._facts: Array | None = None
-        self.broken: dict[str, str] = {}
-        good = np.ones(len(self._names), bool)
+        self.invalid: dict[str, str] = {}
+        valid = np.ones(len(self._names), bool)
         if check:
-            self._facts, self.broken = check_files(self._root, clips)
-            good = self._facts["width"] > 0
-            self._facts = self._facts[good]
-            self._names = [self._names[frame] for frame in np.flatnonzero(good).tolist()]
-        self._clips = cut_clips([len(clip.frames) for clip in clips], good)
+            self._facts, self.invalid = check_files(self._root, clips)
+            valid = self._facts["width"] > 0
+            self._facts = self._facts[valid]
+            self._names = [self._names[frame] for frame in np.flatnonzero(valid).tolist()]
+        self._clips = cut_clips([len(clip.frames) for clip in clips], valid)
         self.num_frames, self.num_clips = len(self._names), self._clips.shape[1]
         self.fingerprint = self._hash(clips)
         self.label_names: list[str] = []
@@ -101,8 +101,8 @@ class FolderDataset(_ClipTable):
     def _stored(self, frame_id: int) -> image.Stored | FrameError:
         name = self.frame_name(frame_id)
         try:
-            return image.as_stored((self._root_path / name).read_bytes(), verify="header")
-        except (image.BrokenPicture, OSError) as error:
+            return image.as_stored(image.read_source(self._root_path / name), verify="header")
+        except (InvalidImage, OSError) as error:
             return FrameError(frame_id, name, getattr(error, "strerror", None) or str(error))
 
     @property
@@ -132,7 +132,7 @@ def check_files(root: bytes, clips: list[scan.SourceClip]) -> tuple[Array, dict[
     """(records of all files in order, zeros for those that are no whole picture; why they are none, by path)."""
     files = [(scan.join_key(clip.key, frame.name), frame.size) for clip in clips for frame in clip.frames]
     records = np.zeros(len(files), format.FRAME_DTYPE)
-    broken: dict[str, str] = {}
+    invalid: dict[str, str] = {}
     bar = tqdm(
         total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False, disable=None
     )
@@ -141,12 +141,12 @@ def check_files(root: bytes, clips: list[scan.SourceClip]) -> tuple[Array, dict[
         done = 0
         for found, reasons in checked:
             records[done : done + len(found)] = found
-            broken |= reasons
+            invalid |= reasons
             done += len(found)
             bar.update(len(found))
-    if len(broken) == len(files):
+    if len(invalid) == len(files):
         raise DataError(f"not one of the {len(files)} files under {os.fsdecode(root)!r} is a whole picture")
-    return records, broken
+    return records, invalid
 
 
 def _pieces(files: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
@@ -158,35 +158,30 @@ def _pieces(files: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, in
 def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, dict[str, str]]:
     """As :func:`check_files` for some files, by path and size."""
     records = np.zeros(len(files), format.FRAME_DTYPE)
-    broken = {}
+    invalid = {}
     for record, (path, size) in zip(records, files, strict=True):
         if size == scan.DANGLING:
-            broken[os.fsdecode(path)] = "symbolic link that leads nowhere"
+            invalid[os.fsdecode(path)] = "symbolic link that leads nowhere"
             continue
         try:
-            with open(os.path.join(root, path), "rb") as file:
-                note_facts(record, image.as_stored(file.read()))
-        except image.BrokenPicture as error:
-            broken[os.fsdecode(path)] = str(error)
+            note_facts(record, image.as_stored(image.read_source(os.path.join(root, path))))
+        except InvalidImage as error:
+            invalid[os.fsdecode(path)] = str(error)
         except OSError as error:
             raise DataError(f"cannot read {os.fsdecode(os.path.join(root, path))!r}: {error.strerror}") from error
-    return records, broken
+    return records, invalid
 
 
-def cut_clips(lengths: list[int], good: Array) -> Array:
-    """Clip rows [format.CLIP_ROWS, clips] of folders with ``lengths`` files, cut at those not ``good`` [files].
+def cut_clips(lengths: list[int], valid: Array) -> Array:
+    """Clip rows [format.CLIP_ROWS, clips] of folders with ``lengths`` files, cut at those not ``valid`` [files].
 
-    A clip is what lies between two cuts of a folder; CLIP_KEY is the number of its folder.
+    CLIP_KEY is the number of the clip's folder.
     """
-    folders = np.repeat(np.arange(len(lengths)), lengths)[good]
-    holes = np.cumsum(~good)[good]  # a clip begins where this grew since the last good frame, and in each folder
-    first = np.flatnonzero(np.diff(folders, prepend=-1).astype(bool) | np.diff(holes, prepend=-1).astype(bool))
-    clips = np.arange(len(first))
-    rows = np.full((format.CLIP_ROWS, len(first)), -1, np.int64)
-    rows[format.CLIP_FIRST] = first
-    rows[format.CLIP_LENGTH] = np.diff(first, append=len(folders))
-    rows[format.CLIP_KEY] = folders[first]
-    rows[format.CLIP_PART] = clips - np.searchsorted(folders[first], folders[first])
+    cutter = ClipCutter()
+    cutter.add(np.repeat(np.arange(len(lengths)), lengths), valid)
+    rows = np.full((format.CLIP_ROWS, len(cutter.first)), -1, np.int64)
+    rows[format.CLIP_FIRST], rows[format.CLIP_LENGTH], rows[format.CLIP_PART] = cutter.columns()
+    rows[format.CLIP_KEY] = np.frombuffer(cutter.folder, np.int64)
     return rows
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cltt.cli import Parser, add_settings, settings_from
-from cltt.config import SPLITS, DataSettings, WindowSettings, require, require_not_negative, require_positive, setting
+from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
 from cltt.shards import damage
@@ -44,17 +44,17 @@ class LookSettings:
     )
     out: str | None = setting(None, "folder for the gallery (html)", type=str)
     json: bool = setting(False, "print JSON instead of lines to read")
-    sample_idx: int = setting(0, "window to show (sample)")
+    sample_idx: int = setting(0, "window to show (sample)", within=(0, MANY * MANY))
     batch_sampling: str = setting(
         "random",
         "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step (with --root-dir, "
         "plan and --mode stats first read every file: clips end at a broken one)",
         choices=BATCH_SAMPLINGS,
     )
-    batch_idx: int = setting(0, "which batch (contiguous, random)")
-    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0")
-    step: int = setting(0, "step of the epoch (plan); the first is 0")
-    seed: int = setting(0, "seed of random batches, the plan and the augmentation")
+    batch_idx: int = setting(0, "which batch (contiguous, random)", within=(0, MANY * MANY))
+    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0", within=(0, MANY))
+    step: int = setting(0, "step of the epoch (plan); the first is 0", within=(0, MANY))
+    seed: int = setting(0, "seed of random batches, the plan and the augmentation", within=(0, MAX_SEED))
     split: str | None = setting(
         None,
         "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
@@ -62,7 +62,9 @@ class LookSettings:
         choices=SPLITS,
     )
     difference: bool = setting(False, "add rows of differences between neighbouring frames")
-    fps: float | None = setting(None, "frames a second of the clips: gives times in seconds", type=float)
+    fps: float | None = setting(
+        None, "frames a second of the clips: gives times in seconds", type=float, within=(1e-3, 1e6)
+    )
     decode: bool = setting(False, "decode every frame as well (verify)")
 
     @property
@@ -71,10 +73,7 @@ class LookSettings:
         return self.mode == "stats" or (self.mode in ("batch", "html") and self.batch_sampling == "plan")
 
     def __post_init__(self) -> None:
-        for name in ("epoch", "seed", "batch_idx"):
-            require_not_negative(name, getattr(self, name))
-        if self.fps is not None:
-            require_positive("fps", self.fps)
+        check_fields(self)
         require(self.mode != "html" or self.out is not None, "mode html needs --out, the folder for the gallery")
 
 
@@ -153,8 +152,8 @@ def open_dataset(settings: DataSettings, *, check: bool) -> ShardDataset | Folde
         assert settings.shards is not None  # DataSettings wants one of the two
         return ShardDataset(settings.shards)
     dataset = FolderDataset(settings.root_dir, check=check)
-    if dataset.broken:
-        print(f"note: {broken_text(dataset.broken)}", file=sys.stderr)
+    if dataset.invalid:
+        print(f"note: {broken_text(dataset.invalid)}", file=sys.stderr)
     return dataset
 
 

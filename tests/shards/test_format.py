@@ -73,12 +73,12 @@ def test_headers_are_read_by_tarfile_and_by_us(length: int) -> None:
     assert [member.offset_data for member in members] == starts
     assert [(member.size, member.mtime, member.uid, member.mode) for member in members] == [(700, 0, 0, 0o644)] * 2
     for name, start in zip(names, starts, strict=True):
-        assert tar_module.read_member_name(lambda size, at: blob[at : at + size], start) == name
+        assert tar_module.read_member(lambda size, at: blob[at : at + size], start).name == name
 
 
 def test_no_header_is_an_error() -> None:
     with pytest.raises(DataError, match="no tar header"):
-        tar_module.read_member_name(lambda size, at: bytes(size), 512)
+        tar_module.read_member(lambda size, at: bytes(size), 512)
 
 
 def test_npy_in_pieces_is_what_numpy_saves(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_several_ranks_without_shards_print_the_build_command(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cltt.config import DataSettings
-    from cltt.distributed import RankFacts
+    from cltt.distributed import RankInfo
     from cltt.errors import SettingsError
     from cltt.training import factory
 
@@ -250,9 +250,9 @@ def test_several_ranks_without_shards_print_the_build_command(
     with pytest.raises(
         SettingsError, match=r"python tools/build_shards.py --root-dir '.*cropped images' --out shards/"
     ):
-        factory.open_dataset(settings, RankFacts(1, 2, 1))
+        factory.open_dataset(settings, RankInfo(1, 2, 1))
     factory.open_dataset(settings)
-    assert factory.open_dataset(settings, RankFacts(1, 2, 1)).num_frames == 55
+    assert factory.open_dataset(settings, RankInfo(1, 2, 1)).num_frames == 55
 
 
 def test_a_working_folder_that_takes_no_shards_names_the_way_out(
