@@ -55,25 +55,39 @@ def build_shards(
     split_seed: int = 0,
     label_from: str | None = None,
     split_gaps: bool = False,
+    fps: float | None = None,
+    max_gap: float | None = None,
+    boxes: str | None = None,
     max_pixels: int = MAX_PIXELS,
     task: str | None = None,
     finalize: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> BuildReport:
-    """Pack the frames under ``root_dir`` into shards in ``out_dir``, or go on with a build that was broken off.
+    """Pack the frames under ``root_dir``, of folders of pictures and of videos, into shards in ``out_dir``.
+
+    A build that was broken off goes on.
 
     Args:
         workers: packing processes; None: as many as there are cores for this process. There are never more than shards.
         verify: "decode" reads every bit of each frame, "header" only its markers and its end.
         resize_short: store frames with this short side (pixels), as JPEG of ``quality``; None: store them as they are.
-        shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become.
+            Frames of videos are stored as JPEG of ``quality`` in any case.
+        shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become. A frame of a video
+            counts as many as its JPEG is likely to have.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
-            keeps the clips of one parent folder together; another ``split_seed`` gives another split.
+            keeps the clips of one parent folder together; another ``split_seed`` gives another split. Or "csv:FILE"
+            (columns clip key, or a folder of clips, and split); what it does not name is in no split.
         label_from: "parent" (the folder that holds the clip; the clip itself if that is the root),
             "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
         split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
             twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
+        fps: frames a second taken of videos; None: every frame. Frame k of a part is the last one shown at or before
+            k/fps seconds from the part's first, so a step of frames is the same time everywhere.
+        max_gap: seconds without a frame at which the clip of a video is cut; None: the larger of 0.5 and 2/fps, or
+            without ``fps`` of 0.5 and twice the usual distance of its frames.
+        boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point; frame as ``frame_name`` gives it; pixels
+            of the upright source) is kept with the frames, relative to their size (``ds.frame_boxes``).
         max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
@@ -81,8 +95,8 @@ def build_shards(
         dry_run: only scan; write nothing. What is found broken when packed is not known yet.
 
     A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it file by file).
-    A build that was broken off goes on with other labels and splits too, as they change nothing that is packed; tasks
-    and ``finalize`` must agree on all.
+    A build that was broken off goes on with other labels, splits and boxes, as they change nothing that is packed;
+    tasks and ``finalize`` must agree on all.
 
     Raises SettingsError for settings that cannot work, among them a ``label_from`` that fits no clip, or are not those
     of what lies in ``out_dir``; DataError, naming the file, for a source that cannot be read or has changed since the
@@ -100,6 +114,9 @@ def build_shards(
         split_seed=split_seed,
         label_from=label_from,
         split_gaps=split_gaps,
+        fps=fps,
+        max_gap=max_gap,
+        boxes=boxes,
         max_pixels=max_pixels,
     )
     part = _parse_task(task)
@@ -136,12 +153,12 @@ def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
 
 
 def _settings(**given: Any) -> dict[str, Any]:
-    """The checked settings as they are kept with the shards; a table of labels counts by its contents."""
+    """The checked settings as they are kept with the shards; tables count by their contents."""
     settings = dataclasses.asdict(BuildSettings(**given))
-    labels.parse_splits(settings["splits"])
-    labels.labeller(settings["label_from"])
-    kind, _, file = (settings["label_from"] or "").partition(":")
-    settings["label_table_sha256"] = atomic.file_sha256(Path(file)) if kind == "csv" else None
+    labels.check_rules(settings)
+    for name, digest in labels.TABLES.items():
+        kind, _, file = (settings[name] or "").partition(":")
+        settings[digest] = atomic.file_sha256(Path(file)) if kind == "csv" else None
     return settings
 
 
@@ -303,14 +320,15 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _progress_bar(frames: int) -> Iterator[Progress]:
-    """frames/s, MB/s and the time left, on a terminal; nothing in a log file."""
+    """frames/s, MB/s or hours of video, and the time left, on a terminal; nothing in a log file."""
     with tqdm(total=frames, unit=" frames", disable=None, smoothing=0.05) as bar:
-        packed = 0
+        packed, watched = 0, 0.0
 
-        def progress(count: int, size: int) -> None:
-            nonlocal packed
-            packed += size
-            bar.set_postfix_str(f"{packed / 1e6 / max(1e-3, bar.format_dict['elapsed']):.0f} MB/s", refresh=False)
+        def progress(count: int, size: int, seconds: float) -> None:
+            nonlocal packed, watched
+            packed, watched = packed + size, watched + seconds
+            rate = packed / 1e6 / max(1e-3, bar.format_dict["elapsed"])
+            bar.set_postfix_str(f"{watched / 3600:.2f} h of video" if watched else f"{rate:.0f} MB/s", refresh=False)
             bar.update(count)
 
         yield progress

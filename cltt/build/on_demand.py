@@ -91,7 +91,7 @@ def describe_root(root: str, *, files: bool) -> dict[str, Any]:
         if files:
             digest = hashlib.sha256()
             for clip in scan_clips(scan, pool):
-                digest.update(repr([clip.key, *((f.name, f.size, f.mtime_ns) for f in clip.frames)]).encode())
+                digest.update(repr([clip.key, *((f.name, f.size, f.mark) for f in clip.frames)]).encode())
             found["digest"] = digest.hexdigest()
     return found
 

@@ -74,6 +74,20 @@ class _ClipTable:
         """The clip of each frame, int64 of the same shape."""
         return np.searchsorted(self.clip_offsets, np.asarray(frame_ids), side="right").astype(np.int64) - 1
 
+    def frame_time(self, frame_ids: Any) -> Array | None:
+        """Seconds of frames from their clip's first frame, float64 of the same shape; None if the source has no times.
+
+        NaN for a frame of a folder where others are of videos.
+        """
+        return None
+
+    def frame_boxes(self, frame_ids: Any) -> Array | None:
+        """Where to look in frames: x1, y1, x2, y2 from 0 to 1 of width and height, float32 [..., 4]; None: no boxes.
+
+        NaN for a frame without a box; a point is a box without extent.
+        """
+        return None
+
     def _check_ids(self, frame_ids: Any) -> Array:
         ids = np.asarray(frame_ids, np.int64).reshape(-1)
         if len(ids) and (ids.min() < 0 or ids.max() >= self.num_frames):

@@ -26,12 +26,17 @@ _KINDS = ((jpeg.START, "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"BM", "BMP"), (
 
 
 class Stored(NamedTuple):
-    """The bytes that go into the shard, their size in pixels, and why they are not the source's (empty: they are)."""
+    """The bytes that go into the shard, their size in pixels, and why they are not the source's (empty: they are).
+
+    full_width, full_height: pixels of the upright source, before any shrinking.
+    """
 
     data: bytes
     width: int
     height: int
     reencoded: str
+    full_width: int
+    full_height: int
 
 
 def image_kind(head: bytes) -> str:
@@ -120,21 +125,22 @@ def as_stored(
 def _copied(data: bytes, info: jpeg.JpegInfo, verify: str) -> Stored:
     if verify == "decode" or not data.endswith(jpeg.END):  # cut off, or padded as some cameras do
         pixels.check_every_bit(data)
-    _check_stored(data, info.width, info.height)
-    return Stored(data, info.width, info.height, "")
+    check_stored(data, info.width, info.height)
+    return Stored(data, info.width, info.height, "", info.width, info.height)
 
 
 def _encoded(picture: pixels.Pixels, reason: str, resize_short: int | None, quality: int) -> Stored:
+    full_height, full_width = picture.shape[:2]
     if resize_short is not None:
         picture = pixels.shrink(picture, resize_short)
     height, width = picture.shape[:2]
-    _check_stored(b"", width, height)
+    check_stored(b"", width, height)
     encoded = pixels.encode(picture, UPRIGHT_QUALITY if resize_short is None else quality)
-    _check_stored(encoded, width, height)
-    return Stored(encoded, width, height, reason or "resized")
+    check_stored(encoded, width, height)
+    return Stored(encoded, width, height, reason or "resized", full_width, full_height)
 
 
-def _check_stored(data: bytes, width: int, height: int) -> None:
+def check_stored(data: bytes, width: int, height: int) -> None:
     """InvalidImage for what a shard cannot keep, or a loader would not take."""
     if max(width, height) > MAX_SIDE:
         raise InvalidImage(f"more than {MAX_SIDE:,} pixels on a side, which no JPEG can have")

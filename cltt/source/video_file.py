@@ -12,15 +12,21 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from cltt.errors import SettingsError
-
 if TYPE_CHECKING:
     import av.container
     import av.video.stream
 
 VIDEO_EXTENSIONS = (b".mp4", b".m4v", b".mov", b".mkv", b".webm", b".avi", b".mpg", b".mpeg", b".ts", b".mts")
 _OPTIONS = {"format_whitelist": "mov,matroska,webm,avi,mpeg,mpegvideo,mpegts", "protocol_whitelist": "file"}
-_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # ISO 14496-12 and QuickTime: a file's first box
+_ATOMS = (
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"wide",
+    b"free",
+    b"skip",
+    b"pnot",
+)  # ISO 14496-12 and QuickTime: a file's first box
 _MAGIC = (b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")  # EBML; MPEG pack and sequence headers
 _SYNC = 0x47  # of every 188-byte packet of a transport stream; .mts has four bytes of time code before each
 HEAD_BYTES = 197  # of a file, for :func:`is_video`
@@ -41,16 +47,6 @@ def is_video(head: bytes) -> bool:
     if head.startswith(_MAGIC) or head[4:8] in _ATOMS or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
         return True
     return any(len(head) > at + 188 and head[at] == head[at + 188] == _SYNC for at in (0, 4))
-
-
-def need_av() -> None:
-    """SettingsError that names the extra, where PyAV is not installed."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise SettingsError(
-            f"there are videos, and they need PyAV, which cannot be imported ({error}); pip install 'cltt[video]'"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ broken ones: from an error to the next entry nothing is given out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cltt.source.video_file import Packets, entry_test, opened, packets_of
@@ -23,7 +23,9 @@ FOLLOWS = "cannot be decoded, or follows a picture that cannot be"
 FAR_SECONDS = 10.0  # an entry so far ahead is sought, a nearer one read up to
 # FFmpeg's decoders whose pictures without the mark of a reference are referred to by none (in HEVC higher temporal
 # layers may refer to them; VP9 and AV1 have no such mark).
-HOLD_PACKETS = 16  # a picture may come out so much later than those that were sent after it: H.264's largest reorder depth
+HOLD_PACKETS = (
+    16  # a picture may come out so much later than those that were sent after it: H.264's largest reorder depth
+)
 _DROPS_UNREFERENCED = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 
 
@@ -99,7 +101,7 @@ class VideoReader:
 
     # ---- finding the packets
 
-    def _packets_from(self, entry: int) -> Iterator[tuple[int | None, Any]]:
+    def _packets_from(self, entry: int) -> Generator[tuple[int | None, Any], None, None]:
         """(name, packet) from the packet ``entry`` on, to the end or to where the file breaks."""
         if self._timing == "pts" and (found := self._sought(entry)) is not None:
             yield from found
@@ -140,7 +142,9 @@ class VideoReader:
                     self._place += 1
 
 
-def _with_first(name: int | None, packet: Any, rest: Iterator[tuple[int | None, Any]]) -> Iterator[tuple[int | None, Any]]:
+def _with_first(
+    name: int | None, packet: Any, rest: Iterator[tuple[int | None, Any]]
+) -> Iterator[tuple[int | None, Any]]:
     yield name, packet
     yield from rest
 

@@ -31,20 +31,18 @@ class Turn(NamedTuple):
     left_right: bool
     up_down: bool
 
-    def apply(self, pixels: Array) -> Array:
+    def apply(self, picture: Array) -> Array:
         if self.swap:
-            pixels = pixels.swapaxes(0, 1)
-        return np.ascontiguousarray(pixels[:: -1 if self.up_down else 1, :: -1 if self.left_right else 1])
+            picture = picture.swapaxes(0, 1)
+        return np.ascontiguousarray(picture[:: -1 if self.up_down else 1, :: -1 if self.left_right else 1])
 
 
 AS_IT_IS = Turn(False, False, False)
 
 
 def turn_of(frame: av.VideoFrame) -> Turn:
-    """What the display matrix asks for, to the nearest quarter turn (ISO 14496-12, 6.2.2: x' = ax + cy, y' = bx + dy)."""
-    from av.sidedata.sidedata import Type
-
-    found = frame.side_data.get(Type.DISPLAYMATRIX)
+    """What the display matrix asks for, to a quarter turn (ISO 14496-12, 6.2.2: x' = ax + cy, y' = bx + dy)."""
+    found: Any = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
         return AS_IT_IS
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(found))

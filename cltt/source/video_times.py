@@ -6,6 +6,7 @@ a new stretch begins. :func:`sample` then picks frames by the clock, so that win
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -230,7 +231,7 @@ def sample(line: Timeline, fps: float | None, max_gap: float | None) -> Samples:
     far[1:] = np.diff(line.times) > limit + TOLERANCE
     bounds = [0, *np.flatnonzero(far | line.starts).tolist(), len(line.times)]
     frames, begins, notes = [], [], []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds):
         if start == stop:
             continue
         taken = start + _by_clock(line.times[start:stop] - line.times[start], fps)
