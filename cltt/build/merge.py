@@ -101,7 +101,7 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str]
             frames.add(shard)
         frames.close()
     if frames.rows == 0:
-        raise DataError(f"not one of the {plan.num_frames} frames under {plan.root_dir!r} is a whole picture")
+        raise DataError(f"not one of the {plan.num_frames} files under {plan.root_dir!r} is a whole picture")
     cutter = frames.cutter
     all_keys = plan.keys(0, plan.num_clips)
     keys = [all_keys[folder] for folder in cutter.keys()[0].tolist()]

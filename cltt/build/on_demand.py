@@ -42,13 +42,13 @@ def locate_shards(data: DataSettings, info: RankInfo) -> Path:
 def _shards_of_root(data: DataSettings, info: RankInfo) -> Path:
     """Shards of ``--root-dir``: those of an earlier run if the folder is as it was, else built now."""
     assert data.root_dir is not None
-    settings = BuildSettings()
+    settings = BuildSettings(fps=data.fps)
     root = os.path.realpath(os.fsdecode(check_root(data.root_dir)))
     out = SHARDS_HOME / shards_name(root, settings)
     record = out.with_name(f"{out.name}.source.json")
     built = (out / format.INDEX).is_file()
     if info.world_size > 1 and not built:
-        command = ["python", "tools/build_shards.py", "--root-dir", data.root_dir, "--out", str(out)]
+        command = _command(data, out)
         raise SettingsError(
             f"{info.world_size} ranks, but no shards of {root!r} yet; build them: {shlex.join(command)}"
         )
@@ -58,7 +58,7 @@ def _shards_of_root(data: DataSettings, info: RankInfo) -> Path:
         _say(f"using the shards in {out}: {root} is as it was when they were built")
         return out
     if info.world_size > 1:
-        command = ["python", "tools/build_shards.py", "--root-dir", data.root_dir, "--out", str(out), "--overwrite"]
+        command = [*_command(data, out), "--overwrite"]
         raise SettingsError(f"{root!r} {change} since its shards were built; build them anew: {shlex.join(command)}")
     check_writable(
         SHARDS_HOME,
@@ -74,10 +74,21 @@ def _shards_of_root(data: DataSettings, info: RankInfo) -> Path:
     return out
 
 
+def _command(data: DataSettings, out: Path) -> list[str]:
+    """What builds these shards by hand."""
+    command = ["python", "tools/build_shards.py", "--root-dir", str(data.root_dir), "--out", str(out)]
+    return command if data.fps is None else [*command, "--fps", f"{data.fps:g}"]
+
+
 def shards_name(root: str, settings: BuildSettings) -> str:
     """Folder name for the shards of ``root``: readable, and another one for another path or other build settings."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(root).name).strip("-").lower()[:40] or "root"
-    identity = json.dumps([root, asdict(settings)], sort_keys=True)
+    later = {"fps", "max_gap", "boxes", "max_pixels"}  # than 0.1.0, whose shards keep their names
+    plain = BuildSettings()
+    chosen = {
+        name: value for name, value in asdict(settings).items() if name not in later or value != getattr(plain, name)
+    }
+    identity = json.dumps([root, chosen], sort_keys=True)
     return f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 

@@ -27,7 +27,8 @@ class BuildReport:
     Attributes:
         path: the folder of the shards.
         clips, frames, bytes, shards: counts; bytes is the size of all shards; if only planned, of all source files,
-            of videos what their frames are likely to have. A task counts the clips of which it packed a frame, before any is cut.
+            of videos what their frames are likely to have. A task counts the clips of which it packed a frame, before
+            any is cut.
         reencoded: frames that are not the source's bytes.
         skipped: files left out, counted by reason.
         clip_lengths: int64 [clips], frames of each clip.

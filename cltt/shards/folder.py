@@ -219,7 +219,7 @@ def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, di
     return records, invalid
 
 
-def cut_clips(lengths: list[int], valid: Array, begins: Array) -> Array:
+def cut_clips(lengths: list[int], valid: Array, begins: Array | None = None) -> Array:
     """Clip rows [format.CLIP_ROWS, clips] of folders with ``lengths`` files, cut at those not ``valid`` [files].
 
     They are cut before those that begin a part, too (bool [files]).

@@ -22,7 +22,7 @@ from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.metrics import History
 from cltt.shards.dataset import ShardDataset
-from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
+from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset
 from cltt.training.records import Records, summary_writer
 from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import Trainer
@@ -134,8 +134,11 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
     """Put the trainer where ``path`` was saved. SettingsError, naming each difference, for other data or settings."""
     state = checkpoint.load(path)
     differ = differences(state["settings"], settings.to_dict())
-    if state["fingerprint"] != dataset.fingerprint:
-        differ.append(f"the shards' fingerprint is {dataset.fingerprint} and was {state['fingerprint']}")
+    now = data_identity(dataset, settings)
+    if state["fingerprint"] != now["fingerprint"]:
+        differ.append(f"the shards' fingerprint is {now['fingerprint']} and was {state['fingerprint']}")
+    elif state.get("clips") != now["clips"]:
+        differ.append(f"clips picks others ({settings.data.clips} by its contents)")
     if differ:
         raise SettingsError(
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
