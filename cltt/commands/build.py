@@ -21,7 +21,7 @@ VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verif
 
 def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=f"Build shards; `{VERIFY[prog]} --help`: verify them.")
-    parser.add_argument("--root-dir", required=True, help="folder of clip folders, one image file a frame")
+    parser.add_argument("--root-dir", required=True, help="folder of clip folders, one image file a frame, and of videos")
     parser.add_argument("--out", required=True, help="folder of the shards to build")
     parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")
     add_settings(parser, BuildSettings)
@@ -55,6 +55,9 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
         lines.append(f"  re-encoded {report.reencoded:,} (see report.json)")
     if report.cut[0]:
         lines.append(f"  cut {counted(report.cut[0], 'clip')} into {report.cut[1]:,} parts, at broken frames or gaps")
+    if report.boxes is not None:
+        fit = f"; {counted(report.boxes[1], 'row')} of the table fit no frame" if report.boxes[1] else ""
+        lines.append(f"  boxes for {counted(report.boxes[0], 'frame')}{fit}")
     return "\n".join(lines + group_counts(report))
 
 
