@@ -21,7 +21,9 @@ VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verif
 
 def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=f"Build shards; `{VERIFY[prog]} --help`: verify them.")
-    parser.add_argument("--root-dir", required=True, help="folder of clip folders, one image file a frame, and of videos")
+    parser.add_argument(
+        "--root-dir", required=True, help="folder of clip folders, one image file a frame, and of videos"
+    )
     parser.add_argument("--out", required=True, help="folder of the shards to build")
     parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")
     add_settings(parser, BuildSettings)

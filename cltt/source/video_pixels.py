@@ -82,6 +82,10 @@ class Upright:
         square = square_size(frame.width, frame.height, self._aspect)
         width, height = shrunk_size(*square, self._short)
         # Shrinking averages over areas and is done in one pass with the change of colours: half the time of two.
+        # Without the flags for chroma every second sample of it would be dropped.
+        flags = Interpolation.AREA | Interpolation.ACCURATE_RND
+        if width < square[0]:
+            flags |= Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
         pixels = self._reformatter.reformat(
             frame,
             width=width,
@@ -90,7 +94,7 @@ class Upright:
             src_colorspace=_matrix(frame),
             src_color_range=_range(frame),
             dst_color_range=_FULL,
-            interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND,
+            interpolation=flags,
             threads=1,
         ).to_ndarray()
         return turn.apply(pixels), (square[1], square[0]) if turn.swap else square

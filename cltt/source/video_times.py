@@ -102,9 +102,10 @@ def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoS
     if packets.break_reason:
         yield Note(last, "cut", f"{CUT_OFF}: {packets.break_reason}")
     elif last is not None and stream.duration and stream.time_base:
-        length = float(stream.duration * stream.time_base)
-        if length - last > SHORT_SECONDS + 1 / float(rate_of(stream)) and not line.starts.any():
-            yield Note(last, "cut", SHORT)
+        missing = float(stream.duration * stream.time_base) - last - 1 / float(rate_of(stream))
+        fewer = len(packets.pts) < stream.frames and missing > 1 / float(rate_of(stream))  # edit lists leave some out
+        if not line.starts.any() and (fewer or missing > SHORT_SECONDS):
+            yield Note(last, "cut", CUT_OFF if fewer else SHORT)
 
 
 def _counted(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
