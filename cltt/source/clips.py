@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from cltt.errors import DataError, InvalidImage
 from cltt.files import threads
 from cltt.files.regular import open_regular
@@ -56,7 +58,9 @@ def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling)
             listed = threads.ordered_map(
                 readers, lambda clip: videos.list_frames(found.root, clip, sampling), group, 2 * (os.cpu_count() or 1)
             )
-            yield from (Listed(*one) for one in listed)
+            yield from (
+                Listed(*one) for one in tqdm(listed, desc="reading videos", unit="", delay=2, leave=False, disable=None)
+            )
 
 
 # ---- reading
