@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from cltt.errors import DataError, InvalidImage
 from cltt.files import threads
 from cltt.files.regular import open_regular
@@ -48,6 +46,8 @@ def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling)
     Videos are read to their ends, not decoded. Raises SettingsError if there is one and PyAV is not installed,
     DataError for a file that cannot be read.
     """
+    from tqdm import tqdm  # not at the top: packing processes start without it
+
     clips = scan.scan_clips(found, pool)
     for is_video, group in itertools.groupby(clips, lambda clip: bool(clip.video)):
         if not is_video:
