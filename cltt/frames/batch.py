@@ -1,6 +1,6 @@
 """Pixels: decoding frames into a store, and stored frames to augmented, normalised batches.
 
-Legend: S image_size; b windows in a batch; T frames in a window; h, w height and width of a kept frame.
+Legend: S image_size; b windows in a batch; T frames in a window; h, w height and width of a stored frame.
 """
 
 from __future__ import annotations

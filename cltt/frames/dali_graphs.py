@@ -1,4 +1,4 @@
-"""DALI's graphs: JPEG bytes to kept frames, and kept frames to augmented ones.
+"""DALI's graphs: JPEG bytes to stored frames, and stored frames to augmented ones.
 
 Both take their geometry and their random parameters from the host, so an output depends on the frame alone and not on
 its place in DALI's stream. ``device_id=None`` runs the same graphs on the CPU, which is how they are tested without a
@@ -45,7 +45,7 @@ class Graph:
 
 
 class DecodeGraph(Graph):
-    """JPEGs, the box kept of each and its size -> uint8 [h, w, 3] each."""
+    """JPEGs, the box stored of each and its size -> uint8 [h, w, 3] each."""
 
     def __init__(self, batch_size: int, threads: int, device_id: int | None) -> None:
         super().__init__(batch_size, threads, device_id)
@@ -60,16 +60,16 @@ class DecodeGraph(Graph):
                 hw_decoder_load=HARDWARE_SHARE,
                 jpeg_fancy_upsampling=True,  # else edges of strong colours differ from the CPU's by over 2/255
             )
-            kept = fn.resize(frames, size=size, roi_start=start, roi_end=end, antialias=True)
-            self.pipe.set_outputs(kept)
+            stored = fn.resize(frames, size=size, roi_start=start, roi_end=end, antialias=True)
+            self.pipe.set_outputs(stored)
         self.pipe.build()
 
     def decode(self, jpegs: Sequence[bytes], boxes: np.ndarray, sizes: np.ndarray) -> list[torch.Tensor] | torch.Tensor:
         """Decode n JPEGs.
 
         Args:
-            boxes: [n, 4] top, left, height, width of what is kept, in pixels of the JPEG.
-            sizes: [n, 2] height and width at which it is kept.
+            boxes: [n, 4] top, left, height, width of what is stored, in pixels of the JPEG.
+            sizes: [n, 2] height and width at which it is stored.
 
         Returns:
             uint8 [n, h, w, 3] if all sizes are equal, else a list of uint8 [h, w, 3]; DALI's memory, not a copy.
@@ -89,7 +89,7 @@ class DecodeGraph(Graph):
 
 
 class AugmentGraph(Graph):
-    """Kept frames and drawn parameters -> uint8 [n, S, S, 3]."""
+    """Stored frames and drawn parameters -> uint8 [n, S, S, 3]."""
 
     def __init__(self, image_size: int, blur_window: int, batch_size: int, threads: int, device_id: int | None) -> None:
         super().__init__(batch_size, threads, device_id)

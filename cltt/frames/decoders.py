@@ -1,6 +1,6 @@
 """JPEGs into slots: libjpeg-turbo with OpenCV on the CPU, DALI's graph on a GPU.
 
-Both cut first and resize then, on one sampling grid, so only pixels that are kept are resized; their pixels agree to
+Both cut first and resize then, on one sampling grid, so only pixels that are stored are resized; their pixels agree to
 within 2/255 on average. On the CPU DALI's own resize takes three times as long, hence the twin.
 """
 
@@ -103,7 +103,7 @@ class DaliDecoder:
     def _run(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> None:
         shapes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs]
         boxes = np.array([self.framing.box(*shape) for shape in shapes])
-        sizes = np.array([self.framing.kept_size(*shape) for shape in shapes])
+        sizes = np.array([self.framing.stored_size(*shape) for shape in shapes])
         self._write(store, slots, self._graphs.decode(jpegs, boxes, sizes))
 
     def _write(self, store: FrameStore, slots: Sequence[int], frames: torch.Tensor | list[torch.Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Where decoded frames lie.
 
-Legend: h, w height and width of a kept frame; P most pixels of a kept frame.
+Legend: h, w height and width of a stored frame; P most pixels of a stored frame.
 """
 
 from __future__ import annotations

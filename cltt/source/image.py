@@ -106,7 +106,7 @@ def as_stored(
     if kind != "JPEG":
         check_pixels(*pixels.size_of(kind, data), max_pixels)
         reason = "PNG" if kind == "PNG" else "not a JPEG"
-        return _encoded(pixels.decode_other(kind, data), reason, resize_short, quality)
+        return _encoded(_shrunk(pixels.decode_other(kind, data), resize_short), reason, resize_short, quality)
     info = jpeg.jpeg_info(data)
     check_pixels(info.width, info.height, max_pixels)
     jpeg.check_scans(data, info)
@@ -114,7 +114,15 @@ def as_stored(
     reason = f"EXIF orientation {orientation}" if orientation != 1 else jpeg.why_not_for_hardware(info)
     if not reason and resize_short is None:
         return _copied(data, info, verify)
-    return _encoded(pixels.turned(pixels.decode_jpeg(data, info), orientation), reason, resize_short, quality)
+    picture = _shrunk(pixels.decode_jpeg(data, info, resize_short), resize_short, info.height, info.width)
+    return _encoded(pixels.turned(picture, orientation), reason, resize_short, quality)
+
+
+def _shrunk(picture: pixels.Pixels, short: int | None, height: int = 0, width: int = 0) -> pixels.Pixels:
+    """A ``height`` x ``width`` picture, which may have been decoded smaller, at a short side of ``short``."""
+    if short is None:
+        return picture
+    return pixels.shrink(picture, height or picture.shape[0], width or picture.shape[1], short)
 
 
 def _copied(data: bytes, info: jpeg.JpegInfo, verify: str) -> Stored:
@@ -125,8 +133,6 @@ def _copied(data: bytes, info: jpeg.JpegInfo, verify: str) -> Stored:
 
 
 def _encoded(picture: pixels.Pixels, reason: str, resize_short: int | None, quality: int) -> Stored:
-    if resize_short is not None:
-        picture = pixels.shrink(picture, resize_short)
     height, width = picture.shape[:2]
     _check_stored(b"", width, height)
     encoded = pixels.encode(picture, UPRIGHT_QUALITY if resize_short is None else quality)

@@ -50,14 +50,18 @@ def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
         simplejpeg.decode_jpeg(data, colours, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
 
 
-def decode_jpeg(data: bytes, info: JpegInfo) -> Pixels:
-    """RGB uint8 [height, width, 3] of a JPEG as it is stored, not turned."""
-    import simplejpeg
+def decode_jpeg(data: bytes, info: JpegInfo, short: int | None = None) -> Pixels:
+    """RGB uint8 [., ., 3] of a JPEG, not turned; with ``short``, as small as it comes with a short side of at least that.
 
+    Every bit is read either way.
+    """
     if info.components in (1, 3):
+        from cltt.source import reduced
+
+        height, width = info.height, info.width
+        reduction = 1 if short is None else reduced.largest_reduction(min(height, width) / short)
         with invalid_if_it_fails("invalid JPEG"):
-            pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
-            return pixels
+            return reduced.decode(data, height, width, reduction)
     check_every_bit(data, "CMYK" if info.components == 4 else "GRAY")  # Pillow fills a hole with grey, silently
     with invalid_if_it_fails("invalid JPEG"):
         return _rgb(_opened("JPEG", data))
@@ -128,11 +132,13 @@ def _rgb(picture: ImageFile) -> Pixels:
     return np.array(picture.convert("RGB"))
 
 
-def shrink(pixels: Pixels, short: int) -> Pixels:
-    """Short side to ``short`` by area averaging; a picture already that small stays as it is."""
+def shrink(pixels: Pixels, height: int, width: int, short: int) -> Pixels:
+    """A ``height`` x ``width`` picture, decoded to ``pixels``, at a short side of ``short`` by area averaging.
+
+    A picture already that small stays as it is.
+    """
     import cv2
 
-    height, width = pixels.shape[:2]
     scale = short / min(height, width)
     if scale >= 1:
         return pixels

@@ -63,16 +63,26 @@ def test_centre_square_of_a_frame_at_its_own_size_is_copied() -> None:
     np.testing.assert_array_equal(ours, np.asarray(Image.open(io.BytesIO(jpeg(image))))[:, 13:77])
 
 
-@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (100, 1000), (1000, 100), (7, 7), (255, 257)])
-def test_framing_fits_its_slot(height: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(480, 640), (640, 480), (100, 1000), (1000, 100), (7, 7), (255, 257), (449, 1001), (1083, 1919), (2161, 4097)],
+)
+@pytest.mark.parametrize("size", [32, 224])
+def test_framing_fits_its_slot(height: int, width: int, size: int) -> None:
     for margin in (False, True):
-        framing = Framing(image_size=224, margin=margin)
-        top, left, box_height, box_width = framing.box(height, width)
-        kept = framing.kept_size(height, width)
-        assert top >= 0 and left >= 0 and top + box_height <= height and left + box_width <= width
-        assert abs(top - (height - box_height - top)) <= 1 and abs(left - (width - box_width - left)) <= 1
-        assert min(kept) == (256 if margin else 224) and kept[0] * kept[1] <= framing.pixels
-        assert abs(kept[0] / kept[1] - box_height / box_width) < 0.02
+        framing = Framing(image_size=size, margin=margin)
+        step = framing.reduction(height, width)
+        top, left, rows, columns = framing.box(height, width)
+        stored = framing.stored_size(height, width)
+        assert top >= 0 and left >= 0 and top + rows <= height and left + columns <= width
+        assert not any(number % step for number in (top, left, rows, columns))
+        assert step == 1 or (rows >= step * stored[0] and columns >= step * stored[1])
+        side = min(height, width)
+        assert side - step < min(rows, columns) <= side, "less than a pixel of the reduced frame is left out"
+        assert abs(top - (height - rows - top)) <= 2 * step and abs(left - (width - columns - left)) <= 2 * step
+        assert min(stored) == framing.short and stored[0] * stored[1] <= framing.pixels
+        assert abs(stored[0] / stored[1] * columns / rows - 1) < 0.06
+        assert step == 8 or min(rows / stored[0], columns / stored[1]) < 2 * step * (1 + 2 * step / side)
 
 
 def test_decoders_name_the_bad_jpegs_and_keep_the_good_ones() -> None:
