@@ -115,7 +115,7 @@ def require_parts(path: Path, state: Mapping[str, Any], **parts: type) -> None:
 
 
 def settings_of(path: Path, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings that ``state`` was saved with, group by group; DataError unless there are a model's and the data's."""
+    """The settings that ``state`` was saved with, by group; DataError unless a model's and the data's are there."""
     require_parts(path, state, settings=dict)
     settings = state["settings"]
     if not all(isinstance(group, dict) for group in settings.values()):

@@ -92,7 +92,7 @@ def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
 
 
 def is_ours_to_replace(path: Path) -> bool:
-    """Whether metrics may be written to ``path``: nothing is there, or a regular file that is empty or holds metrics."""
+    """Whether metrics may be written to ``path``: nothing is there, or a regular file, empty or of metrics."""
     if not os.path.lexists(path):
         return True
     if not is_regular(path):

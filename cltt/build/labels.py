@@ -72,7 +72,7 @@ def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
 def read_label_table(path: str) -> dict[str, str]:
     """Clip key -> label from a CSV file of two columns (a first row ``clip,label`` is a header)."""
     try:
-        text = read_regular(path, MAX_TABLE).decode("utf-8-sig", errors="surrogateescape")
+        text = read_regular(path, MAX_TABLE).decode(errors="surrogateescape").lstrip("\ufeff")
     except OSError as error:
         raise SettingsError(f"label_from: cannot read {path!r}: {error.strerror}") from error
     labels: dict[str, str] = {}

@@ -6,14 +6,14 @@ import argparse
 import dataclasses
 import time
 
-from cltt.build.builder import build_shards
+from cltt.build.builder import MAX_WORKERS, build_shards
 from cltt.build.report import BuildReport
 from cltt.build.settings import BuildSettings
 from cltt.cli import Parser, add_settings, settings_from
-from cltt.config import WindowSettings
+from cltt.config import WindowSettings, require_within
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.verify import verify_shards
-from cltt.text import counted
+from cltt.text import counted, printable
 
 DAMAGED = 1
 VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verify"}  # the other face of each
@@ -107,8 +107,10 @@ def build(argv: list[str], prog: str = "cltt build") -> int:
 def verify(argv: list[str], prog: str = "cltt verify") -> int:
     """Name everything that is damaged; exit status 1 if anything is."""
     args: argparse.Namespace = verify_parser(prog).parse_args(argv)
+    if args.workers is not None:
+        require_within("workers", args.workers, 1, MAX_WORKERS)
     damages = verify_shards(args.shards, decode=args.decode, source_dir=args.source, workers=args.workers)
     for damage in damages:
-        print(str(damage).encode(errors="surrogateescape").decode(errors="backslashreplace"))
+        print(printable(str(damage).encode(errors="surrogateescape").decode(errors="backslashreplace")))
     print(f"{args.shards}: {f'{len(damages):,} damaged' if damages else 'whole'}")
     return DAMAGED if damages else 0

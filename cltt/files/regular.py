@@ -37,10 +37,9 @@ def _require_regular(status: os.stat_result, path: AnyPath) -> None:
 def read_regular(path: AnyPath, limit: int, *, follow: bool = True) -> bytes:
     """All of a small file; OSError as :func:`open_regular` raises it, or if it has more than ``limit`` bytes."""
     with os.fdopen(open_regular(path, follow=follow), "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"more than {limit:,} bytes", os.fsdecode(path))
-    return data
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"more than {limit:,} bytes", os.fsdecode(path))
+        return file.read()
 
 
 def is_regular(path: Path) -> bool:

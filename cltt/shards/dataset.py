@@ -102,8 +102,15 @@ class ShardDataset(_ClipTable):
         each = [next(found) if good else self._astray(frame) for frame, good in zip(ids.tolist(), within, strict=True)]
         return [each[place] for place in places.tolist()]
 
+    def _clip_text(self, frame_id: int) -> str:
+        clip = int(self.clip_of(frame_id))
+        try:
+            return f"in clip {self.clip_key(clip)!r}"
+        except DataError:
+            return f"in clip {clip}"
+
     def _astray(self, frame_id: int) -> FrameError:
-        name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+        name = self._clip_text(frame_id)
         return FrameError(frame_id, name, f"{self.path / format.FRAMES}: its record leads out of its shard; {_REPAIR}")
 
     def _read_range(
@@ -142,7 +149,7 @@ class ShardDataset(_ClipTable):
         try:
             name = self.frame_name(frame_id)
         except DataError:
-            name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+            name = self._clip_text(frame_id)
         return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
 
 

@@ -20,8 +20,7 @@ from cltt.errors import CLTTError, DataError, OutOfMemoryError, SettingsError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.locks import locked
-from cltt.metrics import is_ours_to_replace
-from cltt.metrics import History
+from cltt.metrics import History, is_ours_to_replace
 from cltt.shards.dataset import ShardDataset
 from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
 from cltt.training.records import Records, summary_writer
@@ -107,6 +106,8 @@ def _check_outputs(settings: TrainSettings) -> None:
     atomic.check_writable(settings.run_dir, "give another --checkpoint-dir")
     if settings.log.csv_log:
         for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
+            if path.is_dir():
+                raise SettingsError(f"{path} is a folder; {flag} names a file")
             if not is_ours_to_replace(path):
                 raise SettingsError(
                     f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
 from cltt.files.regular import is_regular
-from cltt.frames.decode_cpu import frame_size
 from cltt.shards.folder import Dataset
 from cltt.text import printable
 from cltt.visualize.figures import check_writable, writing
@@ -180,6 +179,8 @@ def thumbnail(data: bytes, side: int) -> Pixels:
     pixels. ValueError if it cannot be decoded."""
     import cv2
     import simplejpeg
+
+    from cltt.frames.decode_cpu import frame_size
 
     frame_size(data)  # refuses what would take too much memory
     picture = simplejpeg.decode_jpeg(data, "RGB", fastdct=True, min_height=side, min_width=side)

@@ -362,9 +362,9 @@ def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--lr", "inf"], "lr is inf; it must be more than 0 and finite"),
+        (["--lr", "inf"], "lr is inf; it must be from"),
         (["--csv-log", "--csv-log-path", "a.csv", "--eval-csv-log-path", "a.csv"], "both name a.csv"),
-        (["--cache-gb", "1e300"], "--cache-gb is 1e+300"),
+        (["--cache-gb", "1e300"], "cache_gb is 1e+300; it must be from"),
         (["--stage-to", "/proc/nowhere"], "give another --stage-to"),
     ],
 )
