@@ -65,7 +65,7 @@ class Tables:
         found, refused = attempt(lambda: labels.read_label_table(str(file)))
         if found is None:
             return f"labels refused: {refused}"
-        demand(all(not key.startswith("\ufeff") for key in found) and bool(found), f"labels {found!r}")
+        demand(bool(found) and all(isinstance(label, str) for label in found.values()), f"labels {found!r}")
         return "labels read"
 
     def _metrics(self, content: bytes) -> str:
