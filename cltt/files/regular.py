@@ -11,6 +11,7 @@ from cltt.errors import SettingsError
 from cltt.text import shorten
 
 AnyPath = str | bytes | os.PathLike[str]
+_LONGEST_NAME = os.pathconf("/", "PC_NAME_MAX")  # bytes
 
 
 def open_regular(path: AnyPath, *, follow: bool = True) -> int:
@@ -58,7 +59,8 @@ def check_path(path: AnyPath, what: str) -> None:
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        if any(len(part) > _LONGEST_NAME for part in os.fsencode(path).split(b"/")):  # of a folder that is to be made
+            raise SettingsError(f"{what} {shown!r} cannot be used: File name too long") from None
     except OSError as error:
         raise SettingsError(f"{what} {shown!r} cannot be used: {error.strerror}") from error
     except ValueError as error:  # a NUL within

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,7 +58,7 @@ class ShardSets:
             return
         way = rng.random()
         if name == format.INDEX and way < 0.8:
-            file.write_text(json.dumps(spoil_tree(rng, json.loads(file.read_text()))))
+            tamper_index(rng, file)
         elif name.endswith(".npy") and way < 0.7:
             tamper_array(rng, file)
         elif way < 0.85:
@@ -97,6 +98,12 @@ class ShardSets:
         for clip in range(min(dataset.num_clips, 50)):
             key, _ = attempt(lambda clip=clip: dataset.clip_key(clip))  # type: ignore[misc]
             demand(key is None or not key.startswith("/"), f"a key that leads out: {key!r}")
+
+
+def tamper_index(rng: Rng, file: Path) -> None:
+    """Another value somewhere in the index."""
+    with contextlib.suppress(ValueError):  # no JSON any more
+        file.write_text(json.dumps(spoil_tree(rng, json.loads(file.read_text()))))
 
 
 def tamper_array(rng: Rng, file: Path) -> None:
