@@ -79,6 +79,7 @@ class WindowSettings:
 
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
+NORMALISATIONS = ("imagenet", "none")
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -107,6 +108,9 @@ class DataSettings:
     num_workers: int = setting(4, "reading and decoding threads of a rank", within=(1, 1024))
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
+    normalise: str = setting(
+        "imagenet", "pixels by ImageNet's mean and deviation, or (none) from 0 to 1", choices=NORMALISATIONS
+    )
     min_gap: int = setting(
         0, "frames that must lie between two windows of one clip in a batch, at least", within=(0, MANY)
     )
@@ -312,11 +316,15 @@ FREE_ON_RESUME = {
 
 
 def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out."""
+    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out.
+
+    A setting that did not exist when ``saved`` was written was what its default is.
+    """
     found = []
     for group, values in now.items():
+        defaults = {field.name: field.default for field in fields(TrainSettings.groups()[group])}
         for name, value in values.items():
-            before = saved.get(group, {}).get(name, "unknown")
+            before = saved.get(group, {}).get(name, defaults[name])
             if name not in FREE_ON_RESUME.get(group, set()) and before != value:
                 found.append(f"{name} is {value} and was {before}")
     return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[
     with ExitStack() as stack:
         stack.callback(stop.restore)
         distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
-        with distributed.ending_together(partial(cli.explain, prog=prog)):
+        with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
             ended = _train(settings, info, stack, stop, on_step)
             distributed.stop()
     return EXIT_STATUS[ended]
@@ -57,19 +57,17 @@ def _train(
     on_step: Callable[[float], None] | None,
 ) -> Request:
     """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
-    device = distributed.pick_device(settings.run.device, info)
-    distributed.agreed(device.type, "the device")
+    device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
     dataset = open_dataset(settings.data, info)
-    index = build_index(dataset, settings)
-    _prepare_torch(settings.run, device)
-    loader = stack.enter_context(build_loader(dataset, index, settings, device, info))
+    loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
+    stack.enter_context(loader)
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
     store, records, listeners = None, None, {}
     if info.is_main:
-        store = stack.enter_context(_open_store(settings))
+        store = _open_store(settings)
         records = Records(settings, History(), loader, device)
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
@@ -78,17 +76,28 @@ def _train(
     if start_from is not None:
         _resume(trainer, start_from, settings, dataset)
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
-    if records is not None:
-        stack.enter_context(records)  # the first to write to the run's folder: nothing is refused now
-    ended = _run(trainer)
+    if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
+        stack.enter_context(store)
+        stack.enter_context(records)
+    ended = trainer.run()
     if records is not None:
         records.summarise(done=ended is Request.NOTHING)
     return ended
 
 
-def _run(trainer: Trainer) -> Request:
+def _take_device(settings: TrainSettings, info: RankInfo) -> torch.device:
+    device = distributed.pick_device(settings.run.device, info)
+    distributed.agreed(device.type, "the device")
+    if info.is_main:
+        print(f"training on {distributed.described(device, info)}", flush=True)
+    _prepare_torch(settings.run, device)
+    return device
+
+
+@contextmanager
+def _saying_out_of_memory() -> Iterator[None]:
     try:
-        return trainer.run()
+        yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         first_line = (str(error).splitlines() or ["the machine's memory is used up"])[0]
         raise OutOfMemoryError(
@@ -207,6 +216,8 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
     data = settings.log.eval_data
     if data is not None:
         distributed.from_main(
-            lambda: opened.append(Evaluator(data, image_size=settings.data.image_size, device=device))
+            lambda: opened.append(
+                Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
+            )
         )
     return opened[0] if opened else None

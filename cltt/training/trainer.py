@@ -62,7 +62,8 @@ class HostCopy:
     """
 
     def __init__(self, *scalars: torch.Tensor) -> None:
-        values = torch.stack([scalar.detach().float() for scalar in scalars])
+        exact = torch.float32 if scalars[0].device.type == "mps" else torch.float64  # MPS has no float64
+        values = torch.stack([scalar.detach().to(exact) for scalar in scalars])
         self._event: torch.cuda.Event | None = None
         if values.is_cuda:
             self._values = torch.empty(len(scalars), dtype=values.dtype, pin_memory=True)
@@ -242,15 +243,18 @@ class Trainer:
         return max(self.stop.request, Request.SAVE if self.saver.due else Request.NOTHING)
 
     def _embed(self, model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
-        """frames [n, T, C, H, W] -> z [n, T, D] float32."""
-        with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+        """frames [n, T, C, H, W] -> z [n, T, D] float32 (of a model in float64: float64)."""
+        with self._autocast():
             z = model(frames)
-        return z.float()
+        return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
-        if not self.mask_overlaps:
-            return self.loss_fn(z)
-        return self.loss_fn(z, batch.clip_ids.to(self.device), batch.frame_ids.to(self.device))
+        """The loss of the batch; autocast tells it in which type its products may be. The ids stay on the CPU."""
+        with self._autocast():
+            return self.loss_fn(z, batch.clip_ids, batch.frame_ids) if self.mask_overlaps else self.loss_fn(z)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
     def _backward_cached(self, batch: Batch) -> torch.Tensor:
         return cached_backward(
