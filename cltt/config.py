@@ -62,10 +62,17 @@ class WindowSettings:
     """Which frames make a window: t, t+frame_step, ..., t+(window_size-1)*frame_step of one clip."""
 
     window_size: int = setting(5, "frames in a window (T)", within=(1, 10_000))
-    frame_step: int = setting(10, "distance between neighbouring frames of a window, in frames", within=(1, MANY))
+    frame_step: int = setting(
+        10,
+        "distance between neighbouring frames of a window, in frames (0: the same frame each time)",
+        within=(0, MANY),
+    )
     window_stride: int = setting(1, "distance between the starts of neighbouring windows, in frames", within=(1, MANY))
     max_windows_per_clip: int = setting(
         0, "use at most this many windows of a clip, evenly spread (0: all)", within=(0, MANY)
+    )
+    short_clip_windows: int = setting(
+        0, "a clip that offers at most this many windows gives one, from its middle (0: no such rule)", within=(0, MANY)
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +87,7 @@ class WindowSettings:
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
 NORMALISATIONS = ("imagenet", "none")
-BACKBONES = ("resnet18", "resnet34", "resnet50")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 AMP_MODES = ("auto", "bf16", "off")
@@ -116,9 +123,15 @@ class DataSettings:
     )
     depth: int | None = setting(
         None,
-        "steps of a block: frames are decoded once a block (default: by the data)",
+        "steps of a block: frames are decoded once a block (default: 128, more where the data need it)",
         type=int,
         within=(1, 1_000_000),
+    )
+    run: int | None = setting(
+        None,
+        "windows of a clip that share frames and are drawn together (default: 5*(window_size-1))",
+        type=int,
+        within=(1, MANY),
     )
     cache_gb: float | None = setting(
         None,
@@ -194,7 +207,11 @@ class RunSettings:
         "auto", "bfloat16 autocast: auto is bf16 on CUDA and off elsewhere", choices=AMP_MODES, nargs="?", const="bf16"
     )
     compile: bool = setting(False, "compile the model with torch.compile")
-    deterministic: bool = setting(False, "use only deterministic kernels on the GPU (slower; the CPU ones always are)")
+    deterministic: bool = setting(
+        False,
+        "the same bits from the same command, and after a resume, on GPUs of one kind, as many of them, and the same "
+        "versions of the libraries (slower; on the CPU it is always so)",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -263,6 +280,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         size = self.windows.window_size
+        require(
+            self.windows.frame_step > 0 or self.data.augment != "none",
+            "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and "
+            "there is nothing to learn; give --augment crop or simclr",
+        )
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
         require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")

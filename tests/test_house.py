@@ -16,7 +16,7 @@ PACKAGE = ROOT / "cltt"
 # From the ground up: a room imports from itself and from the floors below its own.
 FLOORS: list[set[str]] = [
     {"errors", "text", "device"},
-    {"config", "cli", "distributed", "files"},
+    {"config", "cli", "distributed", "files", "hashing"},
     {"metrics", "checkpoint", "source", "sampling", "models", "loss", "doctor"},
     {"shards", "frames"},
     {"build", "loader"},

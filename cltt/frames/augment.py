@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cltt.hashing import GOLDEN, mix64
+
 Array = np.ndarray
 Shrink = Callable[[Array, Array], None]  # source [., ., 3] into target [h, w, 3]
 AREA = (0.2, 1.0)
@@ -60,17 +62,10 @@ def uniforms(seed: int, epoch: int, window_ids: Array, frame_ids: Array, scope: 
     """Numbers in [0, 1), float64 [b, T] for each draw; ``scope`` "window": all T frames of a window get the same."""
     key = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
     frames = np.broadcast_to(window_ids[:, None], frame_ids.shape) if scope == "window" else frame_ids
-    state = _mixed(_mixed(window_ids.astype(np.uint64)[:, None] ^ key[0]) ^ frames.astype(np.uint64) ^ key[1])
-    numbers = (np.arange(len(_DRAWS), dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    draws = _mixed(state[..., None] + numbers) >> np.uint64(11)
+    state = mix64(mix64(window_ids.astype(np.uint64)[:, None] ^ key[0]) ^ frames.astype(np.uint64) ^ key[1])
+    numbers = (np.arange(len(_DRAWS), dtype=np.uint64) + np.uint64(1)) * GOLDEN
+    draws = mix64(state[..., None] + numbers) >> np.uint64(11)
     return {name: draws[..., k] * 2.0**-53 for k, name in enumerate(_DRAWS)}
-
-
-def _mixed(x: Array) -> Array:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195): uint64 -> uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def drawn(kind: str, uniform: dict[str, Array], sizes: Array) -> Augmentation:

@@ -5,6 +5,7 @@ Legend: B windows a step over all ranks; b = B/world_size; T frames in a window;
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Iterator
@@ -22,12 +23,15 @@ from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
+from cltt.loader.ahead import Ahead
 from cltt.loader.fetch import Dataset, Frames
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import PageTable, SlotTable, block_uses
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
+
+log = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 STATE_VERSION = 1
@@ -113,8 +117,7 @@ class WindowLoader:
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
         self.dataset, self.index = dataset, index
         self.device = chosen_device(device)
-        self._order = {"seed": seed, "min_gap": min_gap, "depth": depth, "run": run}
-        self._batch_size, self._share = batch_size, {"rank": rank, "world_size": world_size}
+        self._share = {"rank": rank, "world_size": world_size}
         self._look = {
             "image_size": image_size,
             "augment": augment,
@@ -131,7 +134,9 @@ class WindowLoader:
         self._uses = 0
         self._clock = Clock()
         self._stop: weakref.finalize | None = None
-        self.plan, self._step = self._make_plan(0), 0
+        self._longest_block = 0  # steps that the frame memory is sized for
+        self.plan = EpochPlan(index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run)
+        self._step = 0
         self.plan.batch(0, **self._share)  # a rank or world size that cannot work is said here
 
     def __len__(self) -> int:
@@ -213,10 +218,11 @@ class WindowLoader:
     def _rest_of_epoch(self) -> Iterator[Batch]:
         prefetcher = self._start()
         stop = self._stop = weakref.finalize(self, prefetcher.close)
+        ahead = Ahead(lambda: self._begin(prefetcher), len(self.plan) - self._step) if self._begins_ahead else None
         self._clock.resume()
         try:
             while self._step < len(self.plan):
-                batch = self._next_batch(prefetcher)
+                batch = self._finish(*(ahead.take() if ahead else self._begin(prefetcher)))
                 self._step += 1
                 self._clock.waited()
                 try:
@@ -225,23 +231,18 @@ class WindowLoader:
                     self._clock.worked()
         finally:
             stop()
+            if ahead:
+                ahead.close()
             self._maker.close()
+
+    @property
+    def _begins_ahead(self) -> bool:
+        """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
+        return self._decoder.device.type == "cuda" and self._look["augment"] != "none"
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()
-        self.plan, self._step = self._make_plan(epoch), step
-
-    def _make_plan(self, epoch: int) -> EpochPlan:
-        order = self._order
-        return EpochPlan(
-            self.index,
-            self._batch_size,
-            seed=order["seed"] or 0,
-            epoch=epoch,
-            min_gap=order["min_gap"] or 0,
-            depth=order["depth"],
-            run=order["run"],
-        )
+        self.plan, self._step = self.plan.at_epoch(epoch), step
 
     def _start(self) -> Prefetcher:
         if self._frames is None:
@@ -249,6 +250,13 @@ class WindowLoader:
         elif self._prefetcher is not None and self._prefetcher.running:
             # A thread hangs in a read; when it comes back it must not write to memory that is in use again.
             self._frames = self._frames.with_store(self._new_store())
+        elif self._reuses and self._block_steps > self._longest_block:
+            log.warning(
+                "epoch %d has blocks of %d steps, but frame memory for blocks of %d: some frames will be decoded again",
+                self.epoch,
+                self._block_steps,
+                self._longest_block,
+            )
         slots = self._frames.store.slots
         self._prefetcher = Prefetcher(
             block_uses(self.plan, self.index, self._step, **self._share),
@@ -263,13 +271,19 @@ class WindowLoader:
     @property
     def _step_frames(self) -> int:
         """b*T"""
-        return self._batch_size // self._share["world_size"] * self.index.window_size
+        return self.plan.batch_size // self._share["world_size"] * self.index.window_size
+
+    @property
+    def _block_steps(self) -> int:
+        """Steps of the longest block of this epoch; two epochs may cut theirs differently."""
+        return -(-len(self.plan) // self.plan.num_blocks)
 
     def _new_store(self) -> FrameStore:
         framing, device = self._decoder.framing, self._decoder.device
         block = self.plan.frames_per_block(**self._share)
         needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
-        self._reuses = block < self._step_frames * -(-len(self.plan) // self.plan.num_blocks)
+        self._longest_block = self._block_steps
+        self._reuses = block < self._step_frames * self._longest_block
         if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
             needed = block = min(block, STEPS_AHEAD * self._step_frames)
         slots = slots_for(needed, block, self._step_frames, framing.pixels * 3, self._cache_bytes, device)
@@ -277,17 +291,20 @@ class WindowLoader:
             return FrameStore(slots, framing, device)
         return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
 
-    def _next_batch(self, prefetcher: Prefetcher) -> Batch:
-        ready = prefetcher.take()
-        batch = self._make_batch(ready)
-        prefetcher.release(ready.step)
-        return batch
-
-    def _make_batch(self, ready: ReadyStep) -> Batch:
+    def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
+        """The next step, once its frames are there, and its batch as far as it can be made ahead; frees its slots."""
         assert self._frames is not None
-        uses = ready.uses
+        ready = prefetcher.take()
+        uses, store = ready.uses, self._frames.store
         slots = self._frames.usable(uses.frame_ids, ready.slots)
-        frames = self._maker.make(self._frames.store, slots, self._uniforms(uses.window_ids, uses.frame_ids))
+        uniform = self._uniforms(uses.window_ids, uses.frame_ids)
+        begun = (self._maker.begin if self._begins_ahead else self._maker.make)(store, slots, uniform)
+        prefetcher.release(ready.step)
+        return ready, begun
+
+    def _finish(self, ready: ReadyStep, begun: torch.Tensor) -> Batch:
+        uses = ready.uses
+        frames = self._maker.finish(begun, uses.frame_ids.shape) if self._begins_ahead else begun
         clip_ids, _ = self.index.locate(uses.window_ids)
         self._uses += uses.frame_ids.size - ready.fresh
         # Copies: the arrays belong to the plan, the batch to the consumer.

@@ -57,6 +57,7 @@ def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
         frame_step=w.frame_step,
         window_stride=w.window_stride,
         max_windows_per_clip=w.max_windows_per_clip,
+        short_clip_windows=w.short_clip_windows,
         clips=None if split == "all" else clips,
     )
 
@@ -79,6 +80,7 @@ def build_loader(
         seed=settings.run.seed,
         min_gap=data.min_gap,
         depth=data.depth,
+        run=data.run,
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
