@@ -95,6 +95,11 @@ class DataSettings:
         None, "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)", type=float
     )
     max_bad_frames: int = setting(100, "stop when more frames than this could not be read or decoded")
+    io_patience: float = setting(
+        600.0,
+        "seconds to try again what a file system refuses for a while: reads (EIO, ESTALE ...), and the last writes",
+    )
+    no_wait: bool = setting(False, "stop, instead of waiting, if another process is building the shards of --root-dir")
 
     def __post_init__(self) -> None:
         require(
@@ -107,7 +112,7 @@ class DataSettings:
             self.image_size >= MIN_IMAGE_SIZE,
             f"image_size is {self.image_size}; it must be at least {MIN_IMAGE_SIZE} pixels",
         )
-        for name in ("min_gap", "max_bad_frames"):
+        for name in ("min_gap", "max_bad_frames", "io_patience"):
             require_not_negative(name, getattr(self, name))
         for name in ("depth", "cache_gb"):
             if getattr(self, name) is not None:
@@ -293,7 +298,17 @@ class TrainSettings:
 # Settings a resumed run may be given anew: where things lie, how fast it runs and what is written down. The data is
 # compared by its content. All others, with the number of epochs (the schedule ends with them), must be as they were.
 FREE_ON_RESUME = {
-    "data": {"root_dir", "shards", "rescan", "stage_to", "num_workers", "cache_gb", "max_bad_frames"},
+    "data": {
+        "root_dir",
+        "shards",
+        "rescan",
+        "stage_to",
+        "num_workers",
+        "cache_gb",
+        "max_bad_frames",
+        "io_patience",
+        "no_wait",
+    },
     "run": {"device", "compile", "deterministic"},
     "checkpoint": {field.name for field in fields(CheckpointSettings)},
     "log": {field.name for field in fields(LogSettings)},

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from cltt.errors import DataError
-from cltt.files.atomic import replace_file
 
 TRAIN_COLUMNS = ("epoch", "loss", "learning_rate", "decay_rate")
 EVAL_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
@@ -63,14 +62,9 @@ class History:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
-    def write_csv(self, train_path: Path, eval_path: Path) -> None:
-        """Replace both files by the rows so far."""
-        for path, columns, rows in (
-            (train_path, TRAIN_COLUMNS, self.train),
-            (eval_path, EVAL_COLUMNS, self.evaluation),
-        ):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, csv_text(columns, rows).encode())
+    def csv(self) -> tuple[bytes, bytes]:
+        """The rows so far as CSV: those of training, and those of the evaluation."""
+        return csv_text(TRAIN_COLUMNS, self.train).encode(), csv_text(EVAL_COLUMNS, self.evaluation).encode()
 
 
 def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:

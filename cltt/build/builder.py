@@ -29,6 +29,7 @@ from cltt.build.workers import Worker, crew, pack_shards
 from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
 from cltt.files.locks import locked
+from cltt.files.patience import IO_PATIENCE, Patience
 from cltt.shards import format
 
 PathLike = str | os.PathLike[str]
@@ -49,6 +50,7 @@ def build_shards(
     split_seed: int = 0,
     label_from: str | None = None,
     split_gaps: bool = False,
+    io_patience: float = IO_PATIENCE,
     task: str | None = None,
     finalize: bool = False,
     overwrite: bool = False,
@@ -67,6 +69,7 @@ def build_shards(
             "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
         split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
             twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
+        io_patience: seconds for which reads that fail in a way that passes (EIO, ESTALE ...) are tried again.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
@@ -95,10 +98,13 @@ def build_shards(
     part = _parse_task(task)
     if workers is not None and workers < 1:
         raise SettingsError(f"workers is {workers}; it must be at least 1")
+    if io_patience < 0:
+        raise SettingsError(f"io_patience is {io_patience}; it must be 0 or more seconds")
+    patience = Patience(io_patience)
     _check_modes(part is not None, finalize, overwrite, dry_run)
     root, out = os.path.realpath(root_dir), Path(out_dir)
     if dry_run:
-        return _dry_run(root, out, settings)
+        return _dry_run(root, out, settings, patience)
     if not overwrite and (finished := _finished(root, out, settings)):
         _tidy_up(out)
         return finished
@@ -110,8 +116,8 @@ def build_shards(
             shutil.rmtree(out / format.BUILD)
             return finished
         if finalize:
-            return _publish(_open_plan(root, out, settings, may_make=False), out)
-        return _build(root, out, settings, workers or _cores(), part)
+            return _publish(_open_plan(root, out, settings, patience, may_make=False), out)
+        return _build(root, out, settings, workers or _cores(), part, patience)
 
 
 # ---- settings
@@ -224,7 +230,15 @@ def _no_traces_of_refusal(out: Path) -> Iterator[None]:
         raise
 
 
-def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool = True, alone: bool = False) -> Plan:
+def _open_plan(
+    root: str,
+    out: Path,
+    settings: dict[str, Any],
+    patience: Patience,
+    *,
+    may_make: bool = True,
+    alone: bool = False,
+) -> Plan:
     """The plan in ``out``, made if it is not there: by one task, while the others wait for it.
 
     Who is ``alone`` there may give it other labels and splits.
@@ -234,7 +248,7 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
         if not folder.exists():
             if not may_make:
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
-            make_plan(root, folder, settings)
+            make_plan(root, folder, settings, patience)
     plan = Plan(folder)
     theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
     if differences := _differences(settings, root, theirs, plan.root_dir):
@@ -245,18 +259,20 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
 # ---- the steps
 
 
-def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
+def _build(
+    root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None, patience: Patience
+) -> BuildReport:
     """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
-    with _task_lock(out, part), crew(out, workers) as packers:
-        plan = _open_plan(root, out, settings, alone=part is None)
+    with _task_lock(out, part), crew(out, workers, patience) as packers:
+        plan = _open_plan(root, out, settings, patience, alone=part is None)
         shards = list(range(plan.num_shards)[part or slice(None)])
-        _pack(plan, out, shards, packers)
+        _pack(plan, out, shards, packers, patience)
     return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 
 
-def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
+def _dry_run(root: str, out: Path, settings: dict[str, Any], patience: Patience) -> BuildReport:
     with tempfile.TemporaryDirectory() as folder:
-        make_plan(root, Path(folder) / PLAN, settings)
+        make_plan(root, Path(folder) / PLAN, settings, patience)
         return planned_report(Plan(Path(folder) / PLAN), out)
 
 
@@ -267,10 +283,10 @@ def _task_lock(out: Path, part: slice | None) -> contextlib.AbstractContextManag
     return locked(out / format.BUILD / f"task-{part.start}-of-{part.step}.lock")
 
 
-def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
+def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker], patience: Patience) -> None:
     frames = sum(len(plan.shard_frames(shard)) for shard in shards)
     with _progress_bar(frames) as progress:
-        pack_shards(out, shards, workers, progress)
+        pack_shards(out, shards, workers, progress, patience)
 
 
 def _cores() -> int:

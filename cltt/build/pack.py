@@ -21,6 +21,7 @@ from cltt.build.plan import Plan, Planned
 from cltt.errors import DataError
 from cltt.files import atomic, threads
 from cltt.files.locks import locked
+from cltt.files.patience import Patience, ShortRead
 from cltt.shards import format, tar
 from cltt.source import image, scan
 
@@ -44,8 +45,9 @@ Content = bytes | None  # None: a dangling link
 class _Reader:
     """Reads planned frames in order; by threads ahead if the file system is slow."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, patience: Patience) -> None:
         self._root = plan.root
+        self._patience = patience
         self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, plan.largest)))
         self._pool = ThreadPoolExecutor(READ_THREADS)
         self._mapped = threads.PatientMap(self._pool)
@@ -58,7 +60,7 @@ class _Reader:
         return self._mapped(self._read_piece, _pieces(frames), self._ahead)
 
     def _read_piece(self, piece: list[Planned]) -> list[tuple[Planned, Content]]:
-        return [(frame, _read_planned(self._root, frame)) for frame in piece]
+        return [(frame, _read_planned(self._root, frame, self._patience)) for frame in piece]
 
 
 def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
@@ -75,27 +77,35 @@ def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
         yield piece
 
 
-def _read_planned(root: bytes, frame: Planned) -> Content:
+def _read_planned(root: bytes, frame: Planned, patience: Patience) -> Content:
     """The bytes of a source file, None for a dangling link; DataError if it is not the file that was planned."""
     key, name, size, mtime_ns = frame
     if size == scan.DANGLING:
         return None
     path = b"%b/%b/%b" % (root, key, name)
     try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            facts = os.fstat(handle)
-            data = os.read(handle, size + 1)
-            while len(data) < facts.st_size and (more := os.read(handle, facts.st_size - len(data))):
-                data += more
-        finally:
-            os.close(handle)
+        data, facts = patience.ask(path, lambda: _read_once(path, size))
     except OSError as error:
         what = "has disappeared since the plan was made" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DataError(f"{_printed(root, frame)} {what} ({error.strerror}); {_AGAIN}") from error
     if len(data) != size or facts.st_size != size or facts.st_mtime_ns != mtime_ns:
         raise DataError(f"{_printed(root, frame)} has changed since the plan was made; {_AGAIN}")
     return data
+
+
+def _read_once(path: bytes, size: int) -> tuple[bytes, os.stat_result]:
+    """A file that should have ``size`` bytes, and what the system says of it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        facts = os.fstat(handle)
+        data = os.read(handle, size + 1)
+        while len(data) < facts.st_size and (more := os.read(handle, facts.st_size - len(data))):
+            data += more
+    finally:
+        os.close(handle)
+    if len(data) < facts.st_size:
+        raise ShortRead(path)
+    return data, facts
 
 
 _AGAIN = "put it back and start again, or make a new plan with --overwrite"
@@ -190,10 +200,10 @@ def is_done(out: Path, shard: int) -> bool:
 class Packer:
     """Packs one shard after another; while one is flushed to disk, the next is written."""
 
-    def __init__(self, plan: Plan, out: Path) -> None:
+    def __init__(self, plan: Plan, out: Path, patience: Patience) -> None:
         self._plan = plan
         self._out = out
-        self._reader = _Reader(plan)
+        self._reader = _Reader(plan, patience)
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 

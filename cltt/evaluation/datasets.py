@@ -6,6 +6,7 @@ Where the data has no train, val and test parts of its own, they are made per cl
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import re
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.patience import Patience
 from cltt.frames.decode_cpu import shrink
 from cltt.frames.geometry import Framing
 from cltt.shards import format
@@ -153,7 +155,10 @@ def _file_images(files: Sequence[Path], labels: np.ndarray) -> Images:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    return _decode(path.read_bytes(), str(path))
+    try:
+        return _decode(Patience().read_bytes(path), str(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
@@ -197,7 +202,7 @@ class _CifarUnpickler(pickle.Unpickler):
 
 def _read_cifar(path: Path) -> dict[bytes, Any]:
     try:
-        with open(path, "rb") as file:
+        with io.BytesIO(Patience().read_bytes(path)) as file:
             return _CifarUnpickler(file, encoding="bytes").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
         raise DataError(f"{path} is not a CIFAR archive that can be read safely: {error}") from error

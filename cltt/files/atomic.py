@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.patience import Patience
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, patience: Patience | None = None) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    for piece in (patience or Patience()).pieces(path):
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def file_crc32(path: Path) -> int:
+def file_crc32(path: Path, patience: Patience | None = None) -> int:
     crc = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
+    for piece in (patience or Patience()).pieces(path):
+        crc = zlib.crc32(piece, crc)
     return crc
 
 
@@ -90,13 +89,21 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path`` at once: a reader, or a kill at any moment, finds the old file or the new one."""
+    """Put ``data`` under ``path`` at once: a reader, or a kill at any moment, finds the old file or the new one.
+
+    Raises the system's OSError if it cannot be written; nothing is left behind then.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def check_writable(folder: Path, remedy: str) -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from cltt.errors import DataError
+from cltt.errors import BusyError
 from cltt.files.atomic import writing
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -43,7 +43,7 @@ def _is_still_there(handle: int, path: Path) -> bool:
 def locked(
     path: Path, *, shared: bool = False, wait: bool = False, held: str = "", otherwise: str = "build elsewhere"
 ) -> Iterator[None]:
-    """Hold the lock file ``path``; DataError naming the holder if another process has it and ``wait`` is false.
+    """Hold the lock file ``path``; BusyError naming the holder if another process has it and ``wait`` is false.
 
     ``held`` says what the holder does (default: that the folder above is being built), ``otherwise`` what helps.
     """
@@ -56,9 +56,10 @@ def locked(
         try:
             if not _lock(handle, flags, path):
                 holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-                raise DataError(f"{held} by {holder}; wait for it or {otherwise}")
+                raise BusyError(f"{held} by {holder}; wait for it or {otherwise}")
             if _is_still_there(handle, path):
-                os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
+                with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+                    os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
                 yield
                 return
         finally:

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from cltt.errors import StorageError
@@ -47,10 +48,15 @@ class Patience:
     """Tries reads again for ``seconds``; any number of threads may share one.
 
     One line is said when the first thread begins to wait, and one when none waits any longer.
+
+    Attributes:
+        seconds: how long.
+        meanwhile: makes a context that each thread enters while it waits.
     """
 
     def __init__(self, seconds: float = IO_PATIENCE, say: Callable[[str], None] = log.warning) -> None:
         self.seconds = seconds
+        self.meanwhile: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self._say = say
         self._lock = threading.Lock()
         self._waiting = 0
@@ -84,7 +90,7 @@ class Patience:
     def _ask_again(self, path: str, attempt: Callable[[], T], error: OSError) -> T:
         deadline = time.monotonic() + self.seconds
         pause = FIRST_PAUSE
-        with self._waits(path, error):
+        with self._waits(path, error), self.meanwhile():
             while (left := deadline - time.monotonic()) > 0:
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from cltt.config import require
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
+from cltt.files.patience import IO_PATIENCE
 from cltt.frames.augment import uniforms
 from cltt.frames.batch import AUGMENTS, SCOPES, BatchMaker
 from cltt.frames.decoders import best_decoder
@@ -72,12 +73,19 @@ class WindowLoader:
         channels_last: keep C innermost in memory ([b, T, C, S, S] stays the shape); for uint8 it saves a copy.
         max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. In the
             place of a bad frame comes the nearest good one of its window, or, if it has none, of its clip.
+        io_patience: seconds for which the data set's reads are tried again where they fail in a way that passes (EIO,
+            ESTALE ...): no frame is bad for that.
+
+    Attributes:
+        give_up: asked now and then while the consumer waits for a batch; once it is true, GaveUp is raised and the
+            loader stays where it is.
 
     Threads run only while an iterator is open; leaving the loop, closing the loader or leaving its ``with`` ends them.
 
     Raises:
         SettingsError: a value that cannot work.
         DataError: while iterating, more than ``max_bad_frames`` frames cannot be read or decoded.
+        StorageError: while iterating, the storage did not answer for ``io_patience`` seconds.
     """
 
     def __init__(
@@ -101,14 +109,18 @@ class WindowLoader:
         num_threads: int = 4,
         channels_last: bool = False,
         max_bad_frames: int = 100,
+        io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
         require(augment in AUGMENTS, f"augment is {augment!r}; it must be one of {', '.join(AUGMENTS)}")
         require(augment_scope in SCOPES, f"augment_scope is {augment_scope!r}; it must be one of {', '.join(SCOPES)}")
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
+        require(io_patience >= 0, f"io_patience is {io_patience}; it must be 0 or more seconds")
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
         self.dataset, self.index = dataset, index
+        dataset.patience.seconds = io_patience
+        self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
         self._order = {"seed": seed, "min_gap": min_gap, "depth": depth, "run": run}
         self._batch_size, self._share = batch_size, {"rank": rank, "world_size": world_size}
@@ -269,7 +281,7 @@ class WindowLoader:
         return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
 
     def _next_batch(self, prefetcher: Prefetcher) -> Batch:
-        ready = prefetcher.take()
+        ready = prefetcher.take(self.give_up)
         batch = self._make_batch(ready)
         prefetcher.release(ready.step)
         return batch

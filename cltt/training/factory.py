@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from cltt import checkpoint, distributed
 from cltt.build.on_demand import locate_shards
@@ -28,6 +27,7 @@ from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import synchronise
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
+from cltt.training.progress import show
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver, Trainer
 
@@ -42,7 +42,8 @@ def open_dataset(data: DataSettings, info: RankInfo | None = None) -> ShardDatas
 
     A collective. DataError on every rank if they do not open the same shards.
     """
-    dataset = ShardDataset(locate_shards(data, info or RankInfo()))
+    dataset = ShardDataset(locate_shards(data, info or RankInfo()), io_patience=data.io_patience)
+    dataset.patience.meanwhile = distributed.waiting
     distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
     return dataset
 
@@ -87,6 +88,7 @@ def build_loader(
         num_threads=data.num_workers,
         channels_last=device.type == "cuda",
         max_bad_frames=data.max_bad_frames,
+        io_patience=data.io_patience,
     )
 
 
@@ -190,13 +192,23 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _evaluation(
     settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None
 ) -> Callable[[], dict[str, float]]:
-    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank."""
+    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
+
+    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}.
+    """
 
     def evaluate() -> dict[str, float]:
         assert evaluator is not None
-        result = evaluator(encoder)
-        replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
-        tqdm.write(result.describe())  # leaves the progress bar whole
+        try:
+            result = evaluator(encoder)
+            show(result.describe())
+        except Exception as error:
+            show(f"warning: no evaluation this time: {error}; training goes on")
+            return {}
+        try:
+            replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
+        except OSError as error:
+            show(f"warning: cannot write {settings.run_dir / EVALUATION_FILE}: {error.strerror}")
         return result.row()
 
     return lambda: distributed.from_main(evaluate)

@@ -16,13 +16,16 @@ from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import RunSettings, TrainSettings, differences
 from cltt.distributed import RankInfo
-from cltt.errors import DataError, OutOfMemoryError, SettingsError
+from cltt.errors import BusyError, DataError, OutOfMemoryError, SettingsError, StorageError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.metrics import History
 from cltt.shards.dataset import ShardDataset
+from cltt.text import say
 from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
+from cltt.training.outputs import Outputs, finish_writing
+from cltt.training.progress import show
 from cltt.training.records import Records, summary_writer
 from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import Trainer
@@ -70,7 +73,7 @@ def _train(
     store, records, listeners = None, None, {}
     if info.is_main:
         store = stack.enter_context(_open_store(settings))
-        records = Records(settings, History(), loader, device)
+        records = Records(settings, History(), loader, device, Outputs(show))
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
         settings, loader, device, info, stop=stop, store=store, evaluator=evaluator, weights=weights, **listeners
@@ -81,6 +84,11 @@ def _train(
     if records is not None:
         stack.enter_context(records)  # the first to write to the run's folder: nothing is refused now
     ended = _run(trainer)
+    if store is not None and records is not None:
+        finish_writing([store, records.outputs], settings.data.io_patience)
+    distributed.wait_for_all()  # what rank 0 saves must be on disk before any rank ends the run
+    if trainer.failure is not None:
+        raise StorageError(f"{trainer.failure}; the run is saved, and goes on with --resume")
     if records is not None:
         records.summarise(done=ended is Request.NOTHING)
     return ended
@@ -125,8 +133,9 @@ def _find_start(settings: TrainSettings) -> Path | None:
         return None
     path, warnings = checkpoint.find_latest(run_dir)
     for warning in warnings:
-        print(f"warning: {warning}", flush=True)
-    print(f"resuming from {path}" if path else f"no checkpoint in {run_dir}: starting fresh", flush=True)
+        say(f"warning: {warning}")
+    if path is None:
+        say(f"no checkpoint in {run_dir}: starting fresh")
     return path
 
 
@@ -142,6 +151,8 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
             "with, or another --checkpoint-dir"
         )
     trainer.load_state_dict(state)
+    if distributed.world().is_main:
+        say(f"resuming from {path}")
 
 
 def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:
@@ -152,14 +163,18 @@ def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[
     """
     folder = settings.run_dir
     deadline = time.monotonic() + (LOCK_PATIENCE if settings.checkpoint.resume else 0)
+    said = False
     while True:
         try:
             lock = locked(folder / ".lock", held=f"{folder} is written to", otherwise="give another --checkpoint-dir")
             stack.enter_context(lock)
             break
-        except DataError:
+        except BusyError as error:
             if time.monotonic() >= deadline:
                 raise
+            if not said:
+                say(f"waiting for up to {LOCK_PATIENCE:.0f} s: {error}")
+            said = True
             time.sleep(1)
     if checkpoint.list_checkpoints(folder) != saved_before:
         raise DataError(f"another run has saved in {folder} meanwhile; start this one again, or elsewhere")
@@ -167,7 +182,7 @@ def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[
 
 def _open_store(settings: TrainSettings) -> CheckpointStore:
     kept = settings.checkpoint
-    return CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every)
+    return CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every, say=show)
 
 
 def _prepare_torch(run: RunSettings, device: torch.device) -> None:

@@ -28,7 +28,8 @@ from tests.helpers import data, training
 
 FLAG_LIST = """
 root-dir shards rescan stage-to split batch-size image-size num-workers augment augment-scope min-gap depth cache-gb
-max-bad-frames window-size frame-step window-stride max-windows-per-clip backbone proj-dim temperature mask-overlaps
+max-bad-frames io-patience no-wait window-size frame-step window-stride max-windows-per-clip backbone proj-dim
+temperature mask-overlaps
 epochs max-batches-per-epoch lr weight-decay max-grad-norm sub-batch-size seed device amp compile deterministic
 checkpoint-dir resume checkpoint-path checkpoint-minutes keep-last keep-every csv-log csv-log-path eval-csv-log-path
 eval-data eval-every tensorboard
