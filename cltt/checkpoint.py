@@ -224,7 +224,7 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         for path in list_checkpoints(self.folder)[: -self.keep_last]:
             epoch, step = position(path)
-            if not (self.keep_every and step == 0 < epoch and epoch % self.keep_every == 0):
+            if not (self.keep_every and step == 0 and epoch % self.keep_every == 0):
                 path.unlink()
 
 

@@ -1,7 +1,7 @@
 """The small files of a run: written when there is news, tried again later where they cannot be, and never its end.
 
 A disk that is full for an hour must not end a run of days: what cannot be written is said once, and tried again with
-the next file and after RETRY_SECONDS. Nothing is lost meanwhile: a file is made whole each time, from all the run knows.
+the next file and after RETRY_SECONDS. Nothing is lost meanwhile: a file is made whole each time, from what is known.
 """
 
 from __future__ import annotations

@@ -96,15 +96,14 @@ class Saver:
         extra: saved with every checkpoint: settings, fingerprint of the data.
 
     Attributes:
-        saved_at: (epoch, step) of the last save, or of the checkpoint that the run goes on from.
+        saved_at: (epoch, step) of the last save, or of where the run began: there is nothing to save there.
     """
-
-    saved_at: tuple[int, int] | None = None
 
     def __init__(self, store: CheckpointStore | None, *, minutes: float, extra: dict[str, Any]) -> None:
         self.store = store
         self.minutes = minutes
         self.extra = extra
+        self.saved_at = 0, 0
         self._last = time.monotonic()
 
     @property
