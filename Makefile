@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL_SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/slurm/*.sh) .ci/run
 
-.PHONY: setup demo test test-all check format bench
+.PHONY: setup demo test test-all check check-format check-lint check-types check-shell format bench
 
 setup: $(STAMP)
 
@@ -27,10 +27,18 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
 
-check: $(STAMP)
+check: check-format check-lint check-types check-shell
+
+check-format: $(STAMP)
 	$(BIN)/ruff format --check .
+
+check-lint: $(STAMP)
 	$(BIN)/ruff check .
+
+check-types: $(STAMP)
 	$(BIN)/mypy
+
+check-shell: $(STAMP)
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 
 format: $(STAMP)

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def _status_bytes(field: str) -> int:
 def facts() -> dict[str, str]:
     """The machine and the libraries, as strings: date, commit, cpu, cores, memory_gb, gpu, python, library versions."""
     values = {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
         "cpu": _cpu_model(),
         "cores": str(cores()),

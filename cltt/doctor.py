@@ -84,8 +84,8 @@ def hardware_jpeg_engines() -> int | None:
 def python_and_libraries() -> Iterator[Finding]:
     """Interpreter and the packages a run needs."""
     fact = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    old = sys.version_info < (3, 10)
-    yield Finding("bad" if old else "ok", "python", fact, "install Python 3.10 or newer" if old else "")
+    old = sys.version_info < (3, 11)
+    yield Finding("bad" if old else "ok", "python", fact, "install Python 3.11 or newer" if old else "")
     for name in ("numpy", "opencv-python-headless", "simplejpeg", "webdataset", "matplotlib"):
         version = version_of(name)
         if version:

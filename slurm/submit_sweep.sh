@@ -2,7 +2,7 @@
 # Submit one training a line of a table; a table with a bad line is refused before anything is submitted.
 #
 #   slurm/submit_sweep.sh [SBATCH_OPTION...] TABLE [FLAG...]
-#   slurm/submit_sweep.sh --partition=gpu --time=4:00:00 slurm/sweep.tsv --amp
+#   slurm/submit_sweep.sh --partition=gpu --time=4:00:00 slurm/sweep.txt --amp bf16
 #
 # sbatch options come before the table, written --name=value; train.py flags for all lines come after it. The variables of
 # slurm/train.sbatch are taken from the environment. Runs lie in SWEEP_DIR (default checkpoints/TABLE), named by their

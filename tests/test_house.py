@@ -111,3 +111,11 @@ def test_inspecting_loads_neither_torch_nor_dali(tmp_path: Path) -> None:
     code = f"from cltt.visualize.inspect import main\nmain({[*flags, 'w.png']!r})\n"
     code += f"main(['--mode', 'stats', *{[*flags, 's.png']!r}])"
     assert not loaded_after(code, tmp_path) & {"torch", "nvidia", "triton"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_progress_bars_keep_out_of_log_files(path: Path) -> None:
+    """``disable=None`` draws a bar on a terminal alone."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    bars = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "tqdm"]
+    assert all("disable" in {keyword.arg for keyword in call.keywords} for call in bars)

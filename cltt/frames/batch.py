@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-AUGMENTS = ("none", "crop", "simclr")
-SCOPES = ("frame", "window")
 
 
 class BatchMaker:

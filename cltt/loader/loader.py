@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltt.config import require
+from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, require, require_one_of
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
 from cltt.files.patience import IO_PATIENCE
 from cltt.frames.augment import uniforms
-from cltt.frames.batch import AUGMENTS, SCOPES, BatchMaker
+from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
@@ -112,8 +112,8 @@ class WindowLoader:
         io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
-        require(augment in AUGMENTS, f"augment is {augment!r}; it must be one of {', '.join(AUGMENTS)}")
-        require(augment_scope in SCOPES, f"augment_scope is {augment_scope!r}; it must be one of {', '.join(SCOPES)}")
+        require_one_of("augment", augment, AUGMENTATIONS)
+        require_one_of("augment_scope", augment_scope, AUGMENT_SCOPES)
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
         require(io_patience >= 0, f"io_patience is {io_patience}; it must be 0 or more seconds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cltt.errors import SettingsError
+from cltt.config import require_one_of
 from cltt.models.resnet import ResNet, resnet18, resnet34, resnet50
 
 _ENCODERS: dict[str, Callable[[], ResNet]] = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
@@ -12,6 +12,5 @@ _ENCODERS: dict[str, Callable[[], ResNet]] = {"resnet18": resnet18, "resnet34": 
 
 def build_encoder(name: str) -> ResNet:
     """Make a randomly initialised ``resnet18``, ``resnet34`` or ``resnet50``; SettingsError for another name."""
-    if name not in _ENCODERS:
-        raise SettingsError(f"backbone is {name!r}; it must be one of {', '.join(_ENCODERS)}")
+    require_one_of("backbone", name, tuple(_ENCODERS))
     return _ENCODERS[name]()

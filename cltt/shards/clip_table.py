@@ -51,6 +51,20 @@ class _ClipTable:
             raise SettingsError(f"there is no split {name!r}; the splits are: {known}")
         return np.flatnonzero(self._clips[format.CLIP_SPLIT] == self.split_names.index(name)).astype(np.int64)
 
+    def training_clips(self, split: str | None) -> tuple[str, Array]:
+        """What a run trains on: ``split``, or ``train`` where there are splits, or all -> its name, int64 clip ids.
+
+        Raises SettingsError for a split that is not there or has no clips.
+        """
+        name = split or ("train" if self.split_names else "all")
+        if name == "all":
+            return name, np.arange(self.num_clips)
+        clips = self.split_clips(name)
+        if not len(clips):
+            there = ", ".join(f"{other} {len(self.split_clips(other)):,}" for other in self.split_names)
+            raise SettingsError(f"the split {name!r} has no clips (clips a split: {there}); give another --split")
+        return name, clips
+
     def clip_part(self, clip: int) -> int:
         """0 for a whole folder or its first part, 1 for what follows its first hole, and so on."""
         return int(self._clips[format.CLIP_PART, clip])

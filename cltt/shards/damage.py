@@ -29,7 +29,10 @@ def damaged_frames(dataset: Dataset, clips: Ids, *, decode: bool = False, thread
     )
     total = int((dataset.clip_offsets[clips + 1] - dataset.clip_offsets[clips]).sum())
     damaged: list[FrameError] = []
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=total, unit="frame", delay=2, leave=False) as bar:
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=total, unit="frame", delay=2, leave=False, disable=None) as bar,
+    ):
         checked = ordered_map(pool, lambda ids: (len(ids), _check(dataset, ids, decode)), pieces, threads * AHEAD)
         for count, found in checked:
             damaged += found

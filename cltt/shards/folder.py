@@ -138,7 +138,9 @@ def check_files(root: bytes, clips: list[scan.SourceClip]) -> tuple[Array, dict[
     files = [(scan.join_key(clip.key, frame.name), frame.size) for clip in clips for frame in clip.frames]
     records = np.zeros(len(files), format.FRAME_DTYPE)
     broken: dict[str, str] = {}
-    bar = tqdm(total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False)
+    bar = tqdm(
+        total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False, disable=None
+    )
     with ThreadPoolExecutor(CHECK_THREADS) as pool, bar:
         checked = threads.ordered_map(pool, partial(_check_piece, root), _pieces(files), 2 * CHECK_THREADS)
         done = 0

@@ -66,15 +66,6 @@ def is_our_file(name: str) -> bool:
     return name in (INDEX, REPORT, *INDEX_FILES) or _SHARD_NAME.fullmatch(name) is not None
 
 
-# ---- member names
-
-
-# ---- tar (POSIX.1-1988 ustar layout with GNU magic; long names as GNU tar's manual, "Basic Tar Format", has them)
-
-
-# ---- files
-
-
 def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     """The contents of ``index.json``; DataError if the shards are not there, not complete, or of another version."""
     try:

@@ -51,17 +51,14 @@ def open_dataset(data: DataSettings, info: RankInfo | None = None) -> ShardDatas
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
     """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all."""
     w = settings.windows
-    split = settings.data.split or ("train" if dataset.split_names else "all")
-    if split != "all" and split not in dataset.split_names:
-        has = ", ".join(dataset.split_names) or "none"
-        raise SettingsError(f"split is {split!r}, but the shards' splits are: {has}; build them with --splits")
+    split, clips = dataset.training_clips(settings.data.split)
     return WindowIndex(
         dataset.clip_lengths,
         window_size=w.window_size,
         frame_step=w.frame_step,
         window_stride=w.window_stride,
         max_windows_per_clip=w.max_windows_per_clip,
-        clips=None if split == "all" else dataset.split_clips(split),
+        clips=None if split == "all" else clips,
     )
 
 

@@ -136,7 +136,16 @@ def _write_strips(dataset: Dataset, clips: Ids, folder: Path) -> None:
         save_jpeg(folder.parent / strip_path(number), sheet(thumbs, COLUMNS))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        _exhaust(tqdm(pool.map(write, range(len(clips))), total=len(clips), desc="filmstrips", delay=2, leave=False))
+        _exhaust(
+            tqdm(
+                pool.map(write, range(len(clips))),
+                total=len(clips),
+                desc="filmstrips",
+                delay=2,
+                leave=False,
+                disable=None,
+            )
+        )
 
 
 def _exhaust(results: Iterable[None]) -> None:

@@ -99,17 +99,12 @@ class Inspection:
 
     def clips(self, split: str) -> np.ndarray:
         """Ids of the clips of a split, or of all; SettingsError if there are none."""
-        if split == "all":
-            return np.arange(self.dataset.num_clips)
-        clips = self.dataset.split_clips(split)
-        there = ", ".join(f"{name} {len(self.dataset.split_clips(name)):,}" for name in self.dataset.split_names)
-        require(len(clips) > 0, f"the split {split!r} has no clips (clips a split: {there}); give another --split")
-        return clips
+        return self.dataset.training_clips(split)[1]
 
     def index(self) -> tuple[WindowIndex, str]:
         """The windows that training would take, and the name of their split."""
-        split = self.look.split or ("train" if self.dataset.split_names else "all")
-        return WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=self.clips(split)), split
+        split, clips = self.dataset.training_clips(self.look.split)
+        return WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=clips), split
 
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
         """Window ids of the batch asked for, and its name."""

@@ -90,7 +90,7 @@ def _frame_stats(dataset: Dataset, clips: Ids) -> dict[str, Any]:
 def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
     """All frames in runs of PIECE: facts, clip ids, and whether a frame repeats the one before it in its clip."""
     last_clip, last_crc, last_size = -1, 0, 0
-    bar = tqdm(total=dataset.num_frames, unit="frame", unit_scale=True, delay=2, leave=False)
+    bar = tqdm(total=dataset.num_frames, unit="frame", unit_scale=True, delay=2, leave=False, disable=None)
     for start in range(0, dataset.num_frames, PIECE):
         ids = np.arange(start, min(start + PIECE, dataset.num_frames), dtype=np.int64)
         clips, facts = dataset.clip_of(ids), dataset.frame_facts(ids)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from cltt import TemporalInfoNCE, checkpoint
+from cltt.commands import train
 from cltt.loss import infonce
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder

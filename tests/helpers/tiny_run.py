@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import train
 from cltt import cli
+from cltt.commands import train
 from cltt.config import ModelSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.training import factory, run

@@ -53,3 +53,10 @@ def test_model_gives_an_embedding_a_frame(name: str, features: int) -> None:
 def test_unknown_backbone_is_refused() -> None:
     with pytest.raises(SettingsError, match="resnet18, resnet34, resnet50"):
         build_encoder("vgg")
+
+
+def test_the_settings_know_every_encoder_by_name() -> None:
+    from cltt.config import BACKBONES
+    from cltt.models.encoders import _ENCODERS
+
+    assert set(BACKBONES) == set(_ENCODERS)

@@ -379,3 +379,18 @@ def test_the_page_names_files_and_variables_that_exist() -> None:
     missing = [name for name in set(re.findall(r"\bslurm/[\w.]+\w", page)) if not (REPOSITORY / name).is_file()]
     missing += [name for name in set(re.findall(r"\b([A-Z][A-Z_]{3,})=", page)) if name not in scripts]
     assert missing == []
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (REPOSITORY / "slurm").iterdir() if path.is_file()))
+def test_files_that_a_script_names_exist(script: str) -> None:
+    text = (REPOSITORY / "slurm" / script).read_text(errors="replace")
+    named = set(re.findall(r"\bslurm/[\w.]+\w", text))
+    assert {name for name in named if not (REPOSITORY / name).exists()} == set()
+
+
+def test_the_example_of_a_sweep_is_accepted(bench: Bench) -> None:
+    text = (REPOSITORY / "slurm" / "submit_sweep.sh").read_text()
+    (example,) = re.findall(r"^#   slurm/submit_sweep\.sh (--[^\n]+)$", text, re.MULTILINE)
+    options, table, *flags = re.match(r"((?:--\S+ )+)(\S+) (.*)", example).groups()
+    status, output = bench.run("submit_sweep.sh", *options.split(), str(REPOSITORY / table), *flags[0].split())
+    assert status == 0, output

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-import train
 from cltt import cli
+from cltt.commands import train
 from tests.helpers import data, training
 
 FLAG_LIST = """

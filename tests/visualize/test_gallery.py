@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
+from tqdm import tqdm
 
 import inspect_windows
 from cltt import EpochPlan, WindowIndex, build_shards
@@ -122,6 +123,21 @@ def test_an_earlier_gallery_is_replaced_and_other_files_are_not(folder: Path, tm
         with pytest.raises(SettingsError, match=says):
             gallery_module.write_gallery(dataset, other, settings, np.arange(2), None, "")
     assert (tmp_path / "mine" / "index.html").read_text() == "my page"
+
+
+def test_the_progress_bar_keeps_out_of_log_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bars: list[dict[str, object]] = []
+
+    def at_once(*given: object, **options: object) -> tqdm:
+        bars.append(options)
+        return tqdm(*given, **{**options, "delay": 0, "mininterval": 0})
+
+    monkeypatch.setattr(gallery_module, "tqdm", at_once)
+    settings = WindowSettings(**WINDOWS)
+    gallery_module.write_gallery(FolderDataset(folder), tmp_path / "g", settings, np.arange(3), None, "")
+    assert bars and capfd.readouterr().err == ""  # stderr is no terminal here
 
 
 def test_a_damaged_frame_leaves_a_grey_thumb(folder: Path, tmp_path: Path) -> None:
