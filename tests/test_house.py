@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
     {"metrics", "checkpoint", "source", "sampling", "models", "loss", "frames", "doctor"},
     {"shards", "loader"},
     {"build"},
+    {"sets"},
     {"visualize", "evaluation"},
     {"training"},
     {"commands", "demo"},

@@ -188,6 +188,14 @@ def _tidy_up(out: Path) -> None:
             shutil.rmtree(out / format.BUILD)
 
 
+def discard_unfinished(out: Path) -> None:
+    """Remove what a build left in ``out`` that never came to its end. BusyError if one is at it now."""
+    _check_out(out)
+    with locked(out / format.BUILD / LOCK):
+        if not (out / format.INDEX).exists():
+            _remove_shards(out)
+
+
 def _check_out(out: Path) -> None:
     """SettingsError if ``out`` holds files that no build wrote."""
     if out.exists() and not out.is_dir():

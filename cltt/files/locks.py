@@ -39,6 +39,27 @@ def _is_still_there(handle: int, path: Path) -> bool:
         return False
 
 
+def holder(path: Path) -> str | None:
+    """Who holds the lock file ``path``, None if nobody does (or there is no such file)."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _name(handle)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+def _name(handle: int) -> str:
+    return os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+
+
 @contextlib.contextmanager
 def locked(
     path: Path, *, shared: bool = False, wait: bool = False, held: str = "", otherwise: str = "build elsewhere"
@@ -55,8 +76,7 @@ def locked(
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _lock(handle, flags, path):
-                holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-                raise BusyError(f"{held} by {holder}; wait for it or {otherwise}")
+                raise BusyError(f"{held} by {_name(handle)}; wait for it or {otherwise}")
             if _is_still_there(handle, path):
                 with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
                     os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)

@@ -21,6 +21,7 @@ from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.metrics import History
+from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
 from cltt.text import say
 from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
@@ -63,9 +64,14 @@ def _train(
     device = distributed.pick_device(settings.run.device, info)
     distributed.agreed(device.type, "the device")
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
-    start_from = distributed.from_main(lambda: _find_start(settings))
+    start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
-    dataset = open_dataset(settings.data, info)
+
+    def hold(shards: Path) -> None:
+        if info.is_main:
+            stack.enter_context(in_use(shards, settings.run_dir))
+
+    dataset = open_dataset(settings.data, info, fingerprint=fingerprint, on_located=hold)
     index = build_index(dataset, settings)
     _prepare_torch(settings.run, device)
     loader = stack.enter_context(build_loader(dataset, index, settings, device, info))
@@ -121,8 +127,11 @@ def _check_outputs(settings: TrainSettings) -> None:
         summary_writer()
 
 
-def _find_start(settings: TrainSettings) -> Path | None:
-    """The checkpoint to go on from; None: a fresh start. Without --resume, a folder that holds a run is refused."""
+def _find_start(settings: TrainSettings) -> tuple[Path | None, str | None]:
+    """The checkpoint to go on from, and the fingerprint of its data; None: a fresh start.
+
+    Without --resume, a folder that holds a run is refused.
+    """
     _check_outputs(settings)
     run_dir = settings.run_dir
     if not settings.checkpoint.resume:
@@ -130,13 +139,14 @@ def _find_start(settings: TrainSettings) -> Path | None:
             raise SettingsError(
                 f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
             )
-        return None
+        return None, None
     path, warnings = checkpoint.find_latest(run_dir)
     for warning in warnings:
         say(f"warning: {warning}")
     if path is None:
         say(f"no checkpoint in {run_dir}: starting fresh")
-    return path
+        return None, None
+    return path, checkpoint.load(path).get("fingerprint")
 
 
 def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: ShardDataset) -> None:
