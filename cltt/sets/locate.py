@@ -35,16 +35,6 @@ SHARDS_HOME = Path("shards")
 # What makes the name beside the folder's path; a setting that came after 0.1.0 does only if it is not at its default.
 _NAMING = {"verify", "resize_short", "quality", "shard_size", "splits", "split_by", "split_seed", "label_from"}
 _NAMING |= {"split_gaps"}
-    "verify",
-    "resize_short",
-    "quality",
-    "shard_size",
-    "splits",
-    "split_by",
-    "split_seed",
-    "label_from",
-    "split_gaps",
-]
 MEMBER_BYTES = 1024 + 24  # a frame's header, padding and record, about
 POLL_SECONDS = 1.0
 TELL_SECONDS = 60.0
