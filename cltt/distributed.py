@@ -328,7 +328,8 @@ def all_gather_rows(x: torch.Tensor) -> torch.Tensor:
     x = x.contiguous()
     if x.is_cuda:
         rows = x.new_empty(size * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(rows, x)
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name until torch 2.13
+        gather(rows, x)
         return rows
     parts = [torch.empty_like(x) for _ in range(size)]  # gloo knows lists alone
     dist.all_gather(parts, x)

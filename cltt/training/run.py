@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[
     with ExitStack() as stack:
         stack.callback(stop.restore)
         distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
-        with distributed.ending_together(partial(cli.explain, prog=prog)):
+        with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
             ended = _train(settings, info, stack, stop, on_step)
             distributed.stop()
     return EXIT_STATUS[ended]
@@ -89,7 +89,7 @@ def _train(
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
     if records is not None:
         stack.enter_context(records)  # the first to write to the run's folder: nothing is refused now
-    ended = _run(trainer)
+    ended = trainer.run()
     if store is not None and records is not None:
         finish_writing([store, records.outputs], settings.data.io_patience)
     distributed.wait_for_all()  # what rank 0 saves must be on disk before any rank ends the run
@@ -100,9 +100,10 @@ def _train(
     return ended
 
 
-def _run(trainer: Trainer) -> Request:
+@contextmanager
+def _saying_out_of_memory() -> Iterator[None]:
     try:
-        return trainer.run()
+        yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         first_line = (str(error).splitlines() or ["the machine's memory is used up"])[0]
         raise OutOfMemoryError(

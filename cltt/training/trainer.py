@@ -71,7 +71,8 @@ class HostCopy:
     """
 
     def __init__(self, scalar: torch.Tensor) -> None:
-        value = scalar.detach().float()
+        exact = torch.float32 if scalar.device.type == "mps" else torch.float64  # MPS has no float64
+        value = scalar.detach().to(exact)
         self._event: torch.cuda.Event | None = None
         if value.is_cuda:
             self._value = torch.empty((), dtype=value.dtype, pin_memory=True)
@@ -288,10 +289,10 @@ class Trainer:
         return value
 
     def _embed(self, model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
-        """frames [n, T, C, H, W] -> z [n, T, D] float32."""
+        """frames [n, T, C, H, W] -> z [n, T, D] float32 (of a model in float64: float64)."""
         with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             z = model(frames)
-        return z.float()
+        return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
         if not self.mask_overlaps:
