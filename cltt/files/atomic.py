@@ -110,6 +110,7 @@ def check_writable(folder: Path, remedy: str) -> None:
     """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
 
     A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
+    A full disk is none of the reasons: it may have room again when there is something to write.
     """
     folder = folder.absolute()
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
@@ -118,6 +119,8 @@ def check_writable(folder: Path, remedy: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if error.errno in _FULL:
+            return
         why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or error
         raise SettingsError(f"cannot write to {folder}: {why}; {remedy}") from error
     finally:

@@ -34,6 +34,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 STATE_VERSION = 1
 # The block in use, and the next one that is filled meanwhile.
 BLOCKS_HELD = 2
+BATCHES_HELD = 2  # one that is used, one that is made
 STEPS_AHEAD = 8
 
 
@@ -128,6 +129,7 @@ class WindowLoader:
         self._cache_bytes, self._threads, self._max_bad = cache_bytes, num_threads, max_bad_frames
         framing = Framing(image_size=image_size, margin=augment != "none")
         self._decoder = best_decoder(framing, self.device, num_threads)
+        self._dtype = dtype
         self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads)
         self._frames: Frames | None = None
         self._prefetcher: Prefetcher | None = None
@@ -245,6 +247,16 @@ class WindowLoader:
             depth=order["depth"],
             run=order["run"],
         )
+
+    def host_bytes(self) -> tuple[int, int]:
+        """Bytes of main memory for (decoded frames, batches); the memory for frames is taken now."""
+        if self.device.type != "cpu":
+            return 0, 0
+        if self._frames is None:
+            self._frames = Frames(self.dataset, self._decoder, self._new_store(), self._max_bad)
+        frame = self._decoder.framing.image_size**2 * 3
+        batch = self._step_frames * frame * self._dtype.itemsize
+        return self._frames.store.slots * self._decoder.framing.pixels * 3, BATCHES_HELD * batch
 
     def _start(self) -> Prefetcher:
         if self._frames is None:

@@ -25,6 +25,7 @@ from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
 from cltt.text import say
 from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
+from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
 from cltt.training.progress import show
 from cltt.training.records import Records, summary_writer
@@ -89,6 +90,7 @@ def _train(
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
     if records is not None:
         stack.enter_context(records)  # the first to write to the run's folder: nothing is refused now
+        say(memory_line(trainer.model, loader))
     ended = trainer.run()
     if store is not None and records is not None:
         finish_writing([store, records.outputs], settings.data.io_patience)
