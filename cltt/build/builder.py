@@ -12,6 +12,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.files.patience import IO_PATIENCE, Patience
 from cltt.shards import format
+from cltt.text import counted, say
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
+LINE_SECONDS = 60.0
 
 
 def build_shards(
@@ -303,15 +306,22 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _progress_bar(frames: int) -> Iterator[Progress]:
-    """frames/s, MB/s and the time left, on a terminal; nothing in a log file."""
+    """frames/s, MB/s and the time left: on a terminal a bar, in a log file a line a minute."""
     with tqdm(total=frames, unit=" frames", disable=None, smoothing=0.05) as bar:
-        packed = 0
+        done = packed = 0
+        began = told = time.monotonic()
 
         def progress(count: int, size: int) -> None:
-            nonlocal packed
-            packed += size
-            bar.set_postfix_str(f"{packed / 1e6 / max(1e-3, bar.format_dict['elapsed']):.0f} MB/s", refresh=False)
+            nonlocal done, packed, told
+            done, packed = done + count, packed + size
+            seconds = max(1e-3, time.monotonic() - began)
+            rate = f"{packed / 1e6 / seconds:.0f} MB/s"
+            bar.set_postfix_str(rate, refresh=False)
             bar.update(count)
+            if bar.disable and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                left = seconds / max(done, 1) * (frames - done) / 60
+                say(f"packed {done:,} of {counted(frames, 'frame')}, {rate}, {left:.0f} min left")
 
         yield progress
 

@@ -22,6 +22,7 @@ from cltt.training.progress import Progress
 from cltt.visualize.curves import plot_run
 
 SETTINGS_FILE = "settings.json"
+COMPLETE_FILE = "complete"
 PLOT_FILE = "plots.png"
 TENSORBOARD_STEPS = 10
 
@@ -92,6 +93,11 @@ class Records:
         if self._board is not None:
             rows = {**row, **(history.evaluation[-1] if history.evaluation else {})}
             self._board.add({f"epoch/{name}": rows[name] for name in rows.keys() - {"epoch"}}, history.total_steps)
+
+    def note_end(self, done: bool) -> None:
+        """Leave the file that says that the run is complete: what started it cannot tell by the exit status alone."""
+        if done:
+            self.outputs.write(self.settings.run_dir / COMPLETE_FILE, f"epoch {self.history.epoch}\n".encode())
 
     def summarise(self, done: bool) -> None:
         """Say how the run ended and, at its end, draw its curves into the run's folder."""

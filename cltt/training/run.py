@@ -93,6 +93,7 @@ def _train(
         say(memory_line(trainer.model, loader))
     ended = trainer.run()
     if store is not None and records is not None:
+        records.note_end(done=ended is Request.NOTHING)
         finish_writing([store, records.outputs], settings.data.io_patience)
     distributed.wait_for_all()  # what rank 0 saves must be on disk before any rank ends the run
     if trainer.failure is not None:
