@@ -108,7 +108,7 @@ count_start() {
     # A full disk must not end the run here: it may have room again when there is something to save.
     { printf '%s %s\n' "$count" "$(progress)" >"$CHECKPOINT_DIR/requeues.tmp"; } 2>/dev/null &&
         mv "$CHECKPOINT_DIR/requeues.tmp" "$CHECKPOINT_DIR/requeues" ||
-        { rm -f "$CHECKPOINT_DIR/requeues.tmp"; say "cannot write to $CHECKPOINT_DIR: this start is not counted" >&2; }
+        { rm -f "$CHECKPOINT_DIR/requeues.tmp" 2>/dev/null || true; say "cannot write to $CHECKPOINT_DIR: this start is not counted" >&2; }
 }
 
 # A refused start leaves no trace: not the count, nor a folder that holds nothing else.
