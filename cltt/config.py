@@ -60,6 +60,7 @@ def require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
+NORMALISATIONS = ("imagenet", "none")
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -87,6 +88,9 @@ class DataSettings:
     num_workers: int = setting(4, "reading and decoding threads of a rank")
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
+    normalise: str = setting(
+        "imagenet", "pixels by ImageNet's mean and deviation, or (none) from 0 to 1", choices=NORMALISATIONS
+    )
     min_gap: int = setting(0, "frames that must lie between two windows of one clip in a batch, at least")
     depth: int | None = setting(
         None, "steps of a block: frames are decoded once a block (default: by the data)", type=int
@@ -121,6 +125,7 @@ class DataSettings:
             require_one_of("split", self.split, SPLITS)
         require_one_of("augment", self.augment, AUGMENTATIONS)
         require_one_of("augment_scope", self.augment_scope, AUGMENT_SCOPES)
+        require_one_of("normalise", self.normalise, NORMALISATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,11 +321,15 @@ FREE_ON_RESUME = {
 
 
 def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out."""
+    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out.
+
+    A setting that did not exist when ``saved`` was written was what its default is.
+    """
     found = []
     for group, values in now.items():
+        defaults = {field.name: field.default for field in fields(TrainSettings.groups()[group])}
         for name, value in values.items():
-            before = saved.get(group, {}).get(name, "unknown")
+            before = saved.get(group, {}).get(name, defaults[name])
             if name not in FREE_ON_RESUME.get(group, set()) and before != value:
                 found.append(f"{name} is {value} and was {before}")
     return found

@@ -58,7 +58,9 @@ def evaluate_checkpoints(settings: EvaluationSettings) -> list[dict[str, Any]]:
     for path in paths:
         encoder, trained = load_encoder(path)
         image_size = settings.image_size or trained["data"]["image_size"]
-        result = Evaluator(data, image_size=image_size, device=device)(encoder.to(device))
+        normalise = trained["data"].get("normalise", "imagenet")  # which 0.1.0 did not save
+        evaluate = Evaluator(data, image_size=image_size, device=device, normalise=normalise)
+        result = evaluate(encoder.to(device))
         epoch, step = checkpoint.position(path) if path.name.startswith("epoch-") else (0, 0)
         print(f"{path.name}: {result.describe()}", flush=True)
         rows.append({"checkpoint": str(path), "epoch": epoch, "step": step, **result.to_dict(), "row": result.row()})

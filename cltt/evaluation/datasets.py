@@ -6,6 +6,7 @@ Where the data has no train, val and test parts of its own, they are made per cl
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import pickle
@@ -22,10 +23,11 @@ import torch
 
 from cltt.errors import DataError, SettingsError
 from cltt.files.patience import Patience
-from cltt.frames.decode_cpu import shrink
+from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
+from cltt.source.image import BrokenPicture, jpeg_facts
 
 PARTS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
@@ -38,12 +40,12 @@ _COIL_NAME = re.compile(r"(obj\d+)__\d+", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
-Reader = Callable[[np.ndarray], list[np.ndarray]]
+Reader = Callable[[np.ndarray, FrameDecoder], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images with labels; ``read(ids)`` gives RGB uint8 [h, w, 3] arrays.
+    """Images with labels; ``read(ids, decoder)`` gives RGB uint8 [h, w, 3] arrays, framed by the decoder.
 
     Attributes:
         ids: int64 [n], what ``read`` is called with.
@@ -59,10 +61,10 @@ class Images:
 
     def batch(self, start: int, stop: int, image_size: int) -> torch.Tensor:
         """Images ``start`` to ``stop``, framed as in training -> uint8 [stop - start, 3, S, S]."""
-        ids = self.ids[start:stop]
+        ids, decoder = self.ids[start:stop], FrameDecoder(Framing(image_size=image_size))
         pieces = np.split(ids, range(READ_TOGETHER, len(ids), READ_TOGETHER))
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            framed = pool.map(lambda piece: [fit(image, image_size) for image in self.read(piece)], pieces)
+            framed = pool.map(lambda piece: self.read(piece, decoder), pieces)
             pixels = np.stack([image for images in framed for image in images])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
@@ -74,14 +76,6 @@ class LabelledData:
     parts: dict[str, Images]
     label_names: list[str]
     split_by: str
-
-
-def fit(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Central square of ``image`` uint8 [h, w, 3] at S x S, with the resampling that training uses."""
-    top, left, height, width = Framing(image_size=image_size).box(*image.shape[:2])
-    target = np.empty((image_size, image_size, 3), np.uint8)
-    shrink(np.ascontiguousarray(image[top : top + height, left : left + width]), target)
-    return target
 
 
 def open_labelled(path: str | Path) -> LabelledData:
@@ -151,21 +145,35 @@ def _image_files(paths: Any) -> list[Path]:
 
 
 def _file_images(files: Sequence[Path], labels: np.ndarray) -> Images:
-    return Images(np.arange(len(files)), labels, lambda ids: [_read_image(files[i]) for i in ids])
+    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
+        return [_decode(_read_file(files[i]), str(files[i]), decoder) for i in ids]
+
+    return Images(np.arange(len(files)), labels, read)
 
 
-def _read_image(path: Path) -> np.ndarray:
+def _read_file(path: Path) -> bytes:
     try:
-        return _decode(Patience().read_bytes(path), str(path))
+        return Patience().read_bytes(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _decode(data: bytes, name: str) -> np.ndarray:
+def _decode(data: bytes, name: str, decoder: FrameDecoder) -> np.ndarray:
+    """A file of any format, turned upright and framed; DataError if it cannot be decoded."""
+    if _is_upright_jpeg(data):
+        with contextlib.suppress(ValueError):  # OpenCV takes what libjpeg-turbo only warns of, and CMYK
+            return decoder.frame(data)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise DataError(f"{name} cannot be decoded as an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return decoder.fit(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+def _is_upright_jpeg(data: bytes) -> bool:
+    try:
+        return data.startswith(b"\xff\xd8\xff") and jpeg_facts(data).orientation == 1
+    except BrokenPicture:
+        return False
 
 
 def _open_part_folders(path: Path) -> LabelledData:
@@ -227,7 +235,7 @@ def _cifar_images(paths: list[Path], label_key: bytes) -> Images:
     pixels = np.concatenate([np.asarray(batch[b"data"]) for batch in batches])
     pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
-    return Images(np.arange(len(labels)), labels, lambda ids: list(pixels[ids]))
+    return Images(np.arange(len(labels)), labels, lambda ids, decoder: [decoder.fit(image) for image in pixels[ids]])
 
 
 # ---- shards
@@ -258,8 +266,8 @@ def _clip_images(dataset: ShardDataset, clips: np.ndarray) -> Images:
     labels = np.repeat(np.asarray(dataset.labels)[clips], [len(span) for span in spans])
     ids = np.concatenate(spans) if spans else np.empty(0, np.int64)
 
-    def read(ids: np.ndarray) -> list[np.ndarray]:
-        return [_decode(jpeg, f"frame {i}") for i, jpeg in zip(ids, dataset.read(ids), strict=True)]
+    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
+        return [_decode(jpeg, f"frame {i}", decoder) for i, jpeg in zip(ids, dataset.read(ids), strict=True)]
 
     return _thin(Images(ids, labels, read))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, require, require_one_of
+from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, NORMALISATIONS, require, require_one_of
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
 from cltt.files.patience import IO_PATIENCE
@@ -43,7 +43,7 @@ class Batch:
     """One step's windows.
 
     Attributes:
-        frames: [b, T, C, S, S], normalised with ImageNet's statistics if of a float type, raw 0..255 if uint8.
+        frames: [b, T, C, S, S], normalised if of a float type, raw 0..255 if uint8.
         window_ids: int64 [b], on the CPU like all ids.
         clip_ids: int64 [b].
         frame_ids: int64 [b, T], dataset-wide.
@@ -65,6 +65,7 @@ class WindowLoader:
         image_size: S, pixels.
         device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device, where the batches are wanted.
         dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).
+        normalise: of float batches: ``imagenet``, by its mean and deviation, or ``none``, from 0 to 1.
         augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
         seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
@@ -110,11 +111,13 @@ class WindowLoader:
         num_threads: int = 4,
         channels_last: bool = False,
         max_bad_frames: int = 100,
+        normalise: str = "imagenet",
         io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
         require_one_of("augment", augment, AUGMENTATIONS)
         require_one_of("augment_scope", augment_scope, AUGMENT_SCOPES)
+        require_one_of("normalise", normalise, NORMALISATIONS)
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
         require(io_patience >= 0, f"io_patience is {io_patience}; it must be 0 or more seconds")
@@ -125,12 +128,17 @@ class WindowLoader:
         self.device = chosen_device(device)
         self._order = {"seed": seed, "min_gap": min_gap, "depth": depth, "run": run}
         self._batch_size, self._share = batch_size, {"rank": rank, "world_size": world_size}
-        self._look = {"image_size": image_size, "augment": augment, "augment_scope": augment_scope}
+        self._look = {
+            "image_size": image_size,
+            "augment": augment,
+            "augment_scope": augment_scope,
+            "normalise": normalise,
+        }
         self._cache_bytes, self._threads, self._max_bad = cache_bytes, num_threads, max_bad_frames
         framing = Framing(image_size=image_size, margin=augment != "none")
         self._decoder = best_decoder(framing, self.device, num_threads)
         self._dtype = dtype
-        self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads)
+        self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads, normalise)
         self._frames: Frames | None = None
         self._prefetcher: Prefetcher | None = None
         self._reuses = True  # a frame within its block; else each step decodes into a page of its own
@@ -180,6 +188,7 @@ class WindowLoader:
             "resume with the version of cltt that saved it",
         )
         here = {"fingerprint": self.dataset.fingerprint, **self._look}
+        state = {"normalise": "imagenet", **state}  # all that 0.1.0 knew
         differ = [
             f"{name} (saved {state.get(name)}, now {now})" for name, now in here.items() if state.get(name) != now
         ]

@@ -125,15 +125,18 @@ def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
         raise BrokenPicture(f"broken JPEG: {error}") from error
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray[Any, Any]:
-    """RGB uint8 [height, width, 3] of an upright JPEG; BrokenPicture for anything libjpeg-turbo complains about."""
-    import simplejpeg
+def _decode_jpeg(data: bytes, facts: JpegFacts, short: int) -> np.ndarray[Any, Any]:
+    """RGB uint8 [., ., 3] of an upright JPEG, as small as it can be decoded with a short side of at least ``short``.
 
+    BrokenPicture for anything libjpeg-turbo complains about.
+    """
+    from cltt.source import reduced
+
+    height, width = facts.height, facts.width
     try:
-        pixels: np.ndarray[Any, Any] = simplejpeg.decode_jpeg(data, "RGB")
+        return reduced.decode(data, height, width, reduced.largest_reduction(min(height, width) / short))
     except ValueError as error:
         raise BrokenPicture(f"broken JPEG: {error}") from error
-    return pixels
 
 
 def _decode_any(data: bytes) -> np.ndarray[Any, Any]:
@@ -147,11 +150,13 @@ def _decode_any(data: bytes) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(pixels[:, :, ::-1])
 
 
-def _shrink(pixels: np.ndarray[Any, Any], short: int) -> np.ndarray[Any, Any]:
-    """Short side to ``short`` by area averaging; a frame already that small stays as it is."""
+def _shrink(pixels: np.ndarray[Any, Any], height: int, width: int, short: int) -> np.ndarray[Any, Any]:
+    """A ``height`` x ``width`` frame, decoded to ``pixels``, at a short side of ``short`` by area averaging.
+
+    A frame already that small stays as it is.
+    """
     import cv2
 
-    height, width = pixels.shape[:2]
     scale = short / min(height, width)
     if scale >= 1:
         return pixels
@@ -189,9 +194,11 @@ def as_stored(data: bytes, *, verify: str = "decode", resize_short: int | None =
         check_every_bit(data, "CMYK" if facts.components == 4 else "GRAY")  # OpenCV fills a hole with grey, silently
         pixels = _decode_any(data)
     else:
-        pixels = _decode_jpeg(data)
+        assert resize_short is not None
+        pixels = _decode_jpeg(data, facts, resize_short)
     if resize_short is not None:
-        pixels = _shrink(pixels, resize_short)
+        height, width = pixels.shape[:2] if facts is None or reason else (facts.height, facts.width)
+        pixels = _shrink(pixels, height, width, resize_short)
     encoded = _encode(pixels, UPRIGHT_QUALITY if resize_short is None else quality)
     return Stored(encoded, pixels.shape[1], pixels.shape[0], reason or "resized")
 

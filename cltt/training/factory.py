@@ -93,6 +93,7 @@ def build_loader(
         dtype=autocast_type(settings.run, device) or torch.float32,
         augment=data.augment,
         augment_scope=data.augment_scope,
+        normalise=data.normalise,
         seed=settings.run.seed,
         min_gap=data.min_gap,
         depth=data.depth,

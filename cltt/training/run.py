@@ -62,8 +62,7 @@ def _train(
     on_step: Callable[[float], None] | None,
 ) -> Request:
     """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
-    device = distributed.pick_device(settings.run.device, info)
-    distributed.agreed(device.type, "the device")
+    device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
@@ -73,13 +72,12 @@ def _train(
             stack.enter_context(in_use(shards, settings.run_dir))
 
     dataset = open_dataset(settings.data, info, fingerprint=fingerprint, on_located=hold)
-    index = build_index(dataset, settings)
-    _prepare_torch(settings.run, device)
-    loader = stack.enter_context(build_loader(dataset, index, settings, device, info))
+    loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
+    stack.enter_context(loader)
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
     store, records, listeners = None, None, {}
     if info.is_main:
-        store = stack.enter_context(_open_store(settings))
+        store = _open_store(settings)
         records = Records(settings, History(), loader, device, Outputs(show))
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
@@ -88,8 +86,9 @@ def _train(
     if start_from is not None:
         _resume(trainer, start_from, settings, dataset)
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
-    if records is not None:
-        stack.enter_context(records)  # the first to write to the run's folder: nothing is refused now
+    if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
+        stack.enter_context(store)
+        stack.enter_context(records)
         say(memory_line(trainer.model, loader))
     ended = trainer.run()
     if store is not None and records is not None:
@@ -101,6 +100,15 @@ def _train(
     if records is not None:
         records.summarise(done=ended is Request.NOTHING)
     return ended
+
+
+def _take_device(settings: TrainSettings, info: RankInfo) -> torch.device:
+    device = distributed.pick_device(settings.run.device, info)
+    distributed.agreed(device.type, "the device")
+    if info.is_main:
+        print(f"training on {distributed.described(device, info)}", flush=True)
+    _prepare_torch(settings.run, device)
+    return device
 
 
 @contextmanager
@@ -224,6 +232,8 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
     data = settings.log.eval_data
     if data is not None:
         distributed.from_main(
-            lambda: opened.append(Evaluator(data, image_size=settings.data.image_size, device=device))
+            lambda: opened.append(
+                Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
+            )
         )
     return opened[0] if opened else None

@@ -290,14 +290,17 @@ class Trainer:
 
     def _embed(self, model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
         """frames [n, T, C, H, W] -> z [n, T, D] float32 (of a model in float64: float64)."""
-        with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+        with self._autocast():
             z = model(frames)
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
-        if not self.mask_overlaps:
-            return self.loss_fn(z)
-        return self.loss_fn(z, batch.clip_ids.to(self.device), batch.frame_ids.to(self.device))
+        """The loss of the batch; autocast tells it in which type its products may be. The ids stay on the CPU."""
+        with self._autocast():
+            return self.loss_fn(z, batch.clip_ids, batch.frame_ids) if self.mask_overlaps else self.loss_fn(z)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
     def _backward_cached(self, batch: Batch) -> torch.Tensor:
         return cached_backward(

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from cltt import cli, distributed
+from cltt.distributed import group
+from cltt.distributed.lifeline import Hub
 from cltt.errors import DataError, FrameError
 from cltt.evaluation.evaluator import Evaluator
-from cltt.lifeline import Hub
 from cltt.sets import locate
 from cltt.shards import stage
 from cltt.shards.dataset import ShardDataset
@@ -38,8 +39,8 @@ def gave_up() -> None:
 
 def set_patience(seconds: float) -> None:
     """Rank 0 watches the clock for all."""
-    if isinstance(distributed._lifeline, Hub):
-        distributed._lifeline._patience = seconds
+    if isinstance(group._lifeline, Hub):
+        group._lifeline._patience = seconds
 
 
 def before(owner: Any, name: str, act: Callable[[int], None]) -> None:
@@ -113,7 +114,7 @@ def long_staging() -> None:
     def act(call: int) -> None:
         set_patience(float(os.environ["PATIENCE"]))
         time.sleep(LONG)
-        set_patience(distributed.PATIENCE)
+        set_patience(group.PATIENCE)
 
     before(stage, "_copy_missing", act)
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from cltt.lifeline import Hub, Lifeline, Spoke
+from cltt.distributed.lifeline import Hub, Lifeline, Spoke
 
 LONG = 1000.0  # seconds: only the lifeline ends such a sleep
 

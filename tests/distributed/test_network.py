@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cltt.distributed import route_interface
+from cltt.distributed.network import route_interface
 from tests.helpers import training
 
 NAMES = ("cltt-a", "cltt-b")
