@@ -91,7 +91,7 @@ def run(main: Callable[[], int | None], prog: str) -> NoReturn:
 def _status_of(main: Callable[[], int | None], prog: str) -> int:
     try:
         status = main() or 0
-        sys.stdout.flush()
+        _flush_output()
         return status
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -134,6 +134,16 @@ def _open_standard_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
+def _flush_output() -> None:
+    """Flush; where the disk under a log is full, what is left of the output goes nowhere: the work itself succeeded."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:

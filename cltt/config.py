@@ -140,6 +140,12 @@ class DataSettings:
         within=(1e-6, 1e6),
     )
     max_bad_frames: int = setting(100, "stop when more frames than this could not be read or decoded", within=(0, MANY))
+    io_patience: float = setting(
+        600.0,
+        "seconds to try again what a file system refuses for a while: reads (EIO, ESTALE ...), and the last writes",
+        within=(0, 1e6),
+    )
+    no_wait: bool = setting(False, "stop, instead of waiting, if another process is building the shards of --root-dir")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -330,7 +336,17 @@ class TrainSettings:
 # Settings a resumed run may be given anew: where things lie, how fast it runs and what is written down. The data is
 # compared by its content. All others, with the number of epochs (the schedule ends with them), must be as they were.
 FREE_ON_RESUME = {
-    "data": {"root_dir", "shards", "rescan", "stage_to", "num_workers", "cache_gb", "max_bad_frames"},
+    "data": {
+        "root_dir",
+        "shards",
+        "rescan",
+        "stage_to",
+        "num_workers",
+        "cache_gb",
+        "max_bad_frames",
+        "io_patience",
+        "no_wait",
+    },
     "run": {"device", "compile", "deterministic"},
     "checkpoint": {field.name for field in fields(CheckpointSettings)},
     "log": {field.name for field in fields(LogSettings)},

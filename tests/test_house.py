@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
     {"metrics", "checkpoint", "source", "sampling", "models", "loss", "doctor"},
     {"shards", "frames"},
     {"build", "loader"},
+    {"sets"},
     {"visualize", "evaluation"},
     {"training"},
     {"commands", "demo"},

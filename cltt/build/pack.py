@@ -21,6 +21,7 @@ from cltt.build.plan import Plan, Planned
 from cltt.errors import DataError, InvalidImage
 from cltt.files import atomic, threads
 from cltt.files.locks import locked_in
+from cltt.files.patience import Patience, ShortRead
 from cltt.files.regular import open_regular
 from cltt.shards import format, tar
 from cltt.source import image, scan
@@ -45,9 +46,10 @@ Content = bytes | InvalidImage
 class _Reader:
     """Reads planned frames in order; by threads ahead if the file system is slow."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, patience: Patience) -> None:
         self._root = plan.root
         self._max_pixels: int = plan.settings["max_pixels"]
+        self._patience = patience
         self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, plan.largest)))
         self._pool = ThreadPoolExecutor(READ_THREADS)
         self._mapped = threads.PatientMap(self._pool)
@@ -60,7 +62,7 @@ class _Reader:
         return self._mapped(self._read_piece, _pieces(frames), self._ahead)
 
     def _read_piece(self, piece: list[Planned]) -> list[tuple[Planned, Content]]:
-        return [(frame, _read_planned(self._root, frame, self._max_pixels)) for frame in piece]
+        return [(frame, _read_planned(self._root, frame, self._max_pixels, self._patience)) for frame in piece]
 
 
 def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
@@ -77,7 +79,7 @@ def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
         yield piece
 
 
-def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
+def _read_planned(root: bytes, frame: Planned, max_pixels: int, patience: Patience) -> Content:
     """The bytes of a source file, or why they cannot be a picture; DataError if it is not the file that was planned."""
     key, name, size, mtime_ns = frame
     if size == scan.DANGLING:
@@ -85,12 +87,7 @@ def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
     path = b"%b/%b/%b" % (root, key, name)
     data: Content
     try:
-        handle = open_regular(path)
-        try:
-            facts = os.fstat(handle)
-            data = _read_open(handle, facts.st_size, max_pixels)
-        finally:
-            os.close(handle)
+        data, facts = patience.ask(path, lambda: _read_once(path, size, max_pixels))
     except OSError as error:
         what = "has disappeared since the plan was made" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DataError(f"{_printed(root, frame)} {what} ({error.strerror}); {_AGAIN}") from error
@@ -100,17 +97,24 @@ def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
     return data
 
 
-def _read_open(handle: int, size: int, max_pixels: int) -> Content:
+def _read_once(path: bytes, size: int, max_pixels: int) -> tuple[Content, os.stat_result]:
+    """A file that should have ``size`` bytes, or why it cannot be a picture, and what the system says of it."""
+    handle = open_regular(path)
     try:
-        image.check_file(handle, size, max_pixels)
+        facts = os.fstat(handle)
+        image.check_file(handle, facts.st_size, max_pixels)
         data = os.read(handle, size + 1)
-        while len(data) < size and (more := os.read(handle, size - len(data))):
+        while len(data) < facts.st_size and (more := os.read(handle, facts.st_size - len(data))):
             data += more
-        return data
     except InvalidImage as error:
-        return error
+        return error, facts
     except MemoryError:
-        return InvalidImage("it takes more memory than there is")
+        return InvalidImage("it takes more memory than there is"), facts
+    finally:
+        os.close(handle)
+    if len(data) < facts.st_size:
+        raise ShortRead(path)
+    return data, facts
 
 
 _AGAIN = "put it back and start again, or make a new plan with --overwrite"
@@ -205,10 +209,10 @@ def is_done(out: Path, shard: int) -> bool:
 class Packer:
     """Packs one shard after another; while one is flushed to disk, the next is written."""
 
-    def __init__(self, plan: Plan, out: Path) -> None:
+    def __init__(self, plan: Plan, out: Path, patience: Patience) -> None:
         self._plan = plan
         self._out = out
-        self._reader = _Reader(plan)
+        self._reader = _Reader(plan, patience)
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 

@@ -19,6 +19,7 @@ from cltt.build.labels import check_labels
 from cltt.build.plan import PLAN_FACTS, Plan
 from cltt.errors import SettingsError
 from cltt.files import atomic, npy
+from cltt.files.patience import Patience
 from cltt.shards import format, tar
 from cltt.source import scan
 
@@ -94,7 +95,7 @@ def _write_skipped(file: IO[str], skipped: list[tuple[bytes, str]]) -> None:
     skipped.clear()
 
 
-def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
+def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
     """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
 
     Raises SettingsError if there is no frame at all or no clip gets a label that should, DataError for a folder or file
@@ -105,7 +106,7 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     try:
         with atomic.writing(folder):
             temporary.mkdir(parents=True)
-            _write_plan(root_dir, temporary, settings)
+            _write_plan(root_dir, temporary, settings, patience)
         check_labels(Plan(temporary), settings)
         with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
             list(pool.map(atomic.flush, temporary.iterdir()))
@@ -116,12 +117,12 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     atomic.flush(folder.parent)
 
 
-def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
+def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
     root = scan.check_root(root_dir)
     with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         columns = _Columns(folder, settings["shard_size"], files)
         skipped = files.enter_context((folder / "skipped.jsonl").open("w"))
-        folders = scan.scan_folders(root, pool)
+        folders = scan.scan_folders(root, pool, patience)
         for clip in scan.scan_clips(folders, pool):
             columns.add(clip, settings["split_gaps"])
             _write_skipped(skipped, folders.skipped)

@@ -7,10 +7,12 @@ import dataclasses
 import time
 
 from cltt.build.builder import MAX_WORKERS, build_shards
+from cltt.build.labels import labeller, parse_splits
 from cltt.build.report import BuildReport
 from cltt.build.settings import BuildSettings
 from cltt.cli import Parser, add_settings, settings_from
 from cltt.config import WindowSettings, require_within
+from cltt.files.patience import IO_PATIENCE
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.verify import verify_shards
 from cltt.text import counted, printable
@@ -25,6 +27,9 @@ def build_parser(prog: str) -> Parser:
     parser.add_argument("--out", required=True, help="folder of the shards to build")
     parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")
     add_settings(parser, BuildSettings)
+    parser.add_argument(
+        "--io-patience", type=float, default=IO_PATIENCE, help="seconds to try again what cannot be read for a while"
+    )
     parser.add_argument("--task", metavar="I/N", help="build part I (from 0) of N only, as a task of a job array")
     parser.add_argument("--finalize", action="store_true", help="merge and publish what the tasks have built")
     parser.add_argument("--overwrite", action="store_true", help="replace what lies in OUT from an earlier build")
@@ -91,6 +96,7 @@ def build(argv: list[str], prog: str = "cltt build") -> int:
         args.root_dir,
         args.out,
         workers=args.workers,
+        io_patience=args.io_patience,
         task=args.task,
         finalize=args.finalize,
         overwrite=args.overwrite,
@@ -102,6 +108,14 @@ def build(argv: list[str], prog: str = "cltt build") -> int:
     if args.dry_run:
         print(window_counts(report, settings_from(args, WindowSettings)))
     return 0
+
+
+def check(argv: list[str], prog: str = "build_shards.py") -> None:
+    """Raise, or exit with a sentence, for flags that :func:`build` would refuse before it looks at a frame."""
+    args = build_parser(prog).parse_args(argv)
+    settings = settings_from(args, BuildSettings)
+    parse_splits(settings.splits)
+    labeller(settings.label_from)
 
 
 def verify(argv: list[str], prog: str = "cltt verify") -> int:

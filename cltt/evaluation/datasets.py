@@ -21,6 +21,7 @@ import torch
 
 from cltt.errors import DataError, InvalidImage, SettingsError
 from cltt.evaluation import cifar
+from cltt.files.patience import Patience
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
 from cltt.shards import format
@@ -151,7 +152,7 @@ def _file_images(files: Sequence[Path], labels: np.ndarray) -> Images:
 
 def _read(file: Path) -> bytes:
     try:
-        return image.read_source(file)
+        return Patience().ask(file, lambda: image.read_source(file))
     except InvalidImage as error:
         raise DataError(f"{file} cannot be decoded as an image ({error})") from error
     except OSError as error:

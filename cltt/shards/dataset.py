@@ -129,14 +129,16 @@ class ShardDataset(_ClipTable):
             elif problem:
                 yield self._damaged(int(ids[k]), shards[0], problem)
             else:
-                yield self._read_once_more(int(ids[k]), shards[0], offset, size, crc)
+                yield self._read_once_more(int(ids[k]))
 
     def _view(self, shard: int, size: int, offset: int) -> memoryview:
         path = self.path / format.shard_name(shard)
         return self.patience.ask(path, lambda: self._files.view(shard, size, offset))
 
-    def _read_once_more(self, frame_id: int, shard: int, offset: int, size: int, crc: int) -> bytes | FrameError:
-        """A frame that came wrong: memory or the network may have turned a bit, so the file is asked anew."""
+    def _read_once_more(self, frame_id: int) -> bytes | FrameError:
+        """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
+        record = self._frames[frame_id]
+        shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
         path = self.path / format.shard_name(shard)
         with Handle(path, follow=False) as file:
             frame = self.patience.ask(path, lambda: file.read_uncached(size, offset))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cltt.errors import DataError, FrameError, InvalidImage, SettingsError
 from cltt.files import threads
+from cltt.files.patience import IO_PATIENCE, Patience
 from cltt.shards import format
 from cltt.shards.clip_table import Array, ClipCutter, _ClipTable
 from cltt.shards.dataset import ShardDataset
@@ -33,6 +34,7 @@ class FolderDataset(_ClipTable):
         check: read every file first, leave out those that are no whole picture and cut their clips there: the clips are
             then those of shards built with the default settings. Without it a scan of the names is enough, and a
             invalid file is a FrameError when it is read.
+        io_patience: seconds for which reads that fail in a way that passes are tried again.
 
     Attributes:
         invalid: with ``check``, why each file was left out, by its path relative to the root folder.
@@ -41,12 +43,15 @@ class FolderDataset(_ClipTable):
     be read.
     """
 
-    def __init__(self, root_dir: str | os.PathLike[str], *, check: bool = False) -> None:
+    def __init__(
+        self, root_dir: str | os.PathLike[str], *, check: bool = False, io_patience: float = IO_PATIENCE
+    ) -> None:
         self.path = Path(root_dir)
+        self.patience = Patience(io_patience)
         self.root_dir = os.path.realpath(root_dir)
         self._root = scan.check_root(self.root_dir)
         with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
-            clips = list(scan.scan_clips(scan.scan_folders(self._root, pool), pool))
+            clips = list(scan.scan_clips(scan.scan_folders(self._root, pool, self.patience), pool))
         if not clips:
             raise SettingsError(f"no frames under {os.fsdecode(self._root)!r}; its folders must hold one image a frame")
         self._keys = [clip.key for clip in clips]
@@ -101,7 +106,9 @@ class FolderDataset(_ClipTable):
     def _stored(self, frame_id: int) -> image.Stored | FrameError:
         name = self.frame_name(frame_id)
         try:
-            return image.as_stored(image.read_source(self._root_path / name), verify="header")
+            path = self._root_path / name
+            data = self.patience.ask(path, lambda: image.read_source(path))
+            return image.as_stored(data, verify="header")
         except (InvalidImage, OSError) as error:
             return FrameError(frame_id, name, getattr(error, "strerror", None) or str(error))
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.patience import Handle, Patience
 from cltt.files.threads import PatientMap
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
 
@@ -42,9 +43,10 @@ class SourceClip(NamedTuple):
 class Scan:
     """The folders under ``root`` in natural order of their keys, and what was left out (path, reason) so far."""
 
-    def __init__(self, root: bytes, keys: list[bytes]) -> None:
+    def __init__(self, root: bytes, keys: list[bytes], patience: Patience) -> None:
         self.root = root
         self.keys = keys
+        self.patience = patience
         self.skipped: list[tuple[bytes, str]] = []
 
 
@@ -97,32 +99,36 @@ class _Folder(NamedTuple):
     links: list[bytes]
 
 
-def _list_folder(root: bytes, key: bytes) -> _Folder:
+def _list_folder(root: bytes, key: bytes, patience: Patience) -> _Folder:
     """The sub-folders of one folder, real ones and those behind symbolic links."""
     path = os.path.join(root, key)
-    folders: list[bytes] = []
-    links: list[bytes] = []
-    try:
+
+    def list_once() -> _Folder:
+        folders: list[bytes] = []
+        links: list[bytes] = []
         facts = os.stat(path)
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith(b".") or not entry.is_dir():
                     continue
                 (links if entry.is_symlink() else folders).append(join_key(key, entry.name))
+        return _Folder(key, (facts.st_dev, facts.st_ino), folders, links)
+
+    try:
+        return patience.ask(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
-    return _Folder(key, (facts.st_dev, facts.st_ino), folders, links)
 
 
 def _walk(
-    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor
+    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor, patience: Patience
 ) -> tuple[list[bytes], list[bytes]]:
     """(folders, linked folders) reached from ``start`` without following a link; ``seen`` gains their identities."""
     keys, links = [], []
     level = [start]
     listed = PatientMap(pool)
     while level:
-        found = list(listed(lambda key: _list_folder(root, key), iter(level), 4 * SCAN_THREADS))
+        found = list(listed(lambda key: _list_folder(root, key, patience), iter(level), 4 * SCAN_THREADS))
         keys += [folder.key for folder in found]
         links += [link for folder in found for link in folder.links]
         seen.update(folder.identity for folder in found)
@@ -130,19 +136,24 @@ def _walk(
     return keys, links
 
 
-def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
-    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop."""
+def scan_folders(root: bytes, pool: ThreadPoolExecutor, patience: Patience | None = None) -> Scan:
+    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop.
+
+    ``patience`` is for this scan and what :func:`scan_clips` reads.
+    """
+    patience = patience or Patience()
     seen: set[tuple[int, int]] = set()
-    keys, links = _walk(root, ROOT_KEY, seen, pool)
-    scan = Scan(root, keys)
+    keys, links = _walk(root, ROOT_KEY, seen, pool, patience)
+    scan = Scan(root, keys, patience)
     while links:
         links.sort(key=path_order)
         link = links.pop(0)
-        facts = os.stat(os.path.join(root, link))
+        path = os.path.join(root, link)
+        facts = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
         if (facts.st_dev, facts.st_ino) in seen:
             scan.skipped.append((link, "symbolic link to a folder that is already in"))
             continue
-        more, more_links = _walk(root, link, seen, pool)
+        more, more_links = _walk(root, link, seen, pool, patience)
         scan.keys += more
         links += more_links
     scan.keys.sort(key=path_order)
@@ -152,13 +163,17 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
 # ---- frames
 
 
-def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
+def _names(root: bytes, key: bytes, patience: Patience) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
     """(key, file names in natural order, left out) of one folder."""
     names, skipped = [], []
     path = os.path.join(root, key)
-    try:
+
+    def list_once() -> list[bytes]:
         with os.scandir(path) as entries:
-            files = [entry.name for entry in entries if not entry.is_dir()]
+            return [entry.name for entry in entries if not entry.is_dir()]
+
+    try:
+        files = patience.ask(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
     for name in files:
@@ -171,14 +186,16 @@ def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[byte
     return key, names, sorted(skipped)
 
 
-def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> tuple[list[SourceFrame], list[tuple[bytes, str]]]:
+def _stat_files(
+    root: bytes, key: bytes, names: list[bytes], patience: Patience
+) -> tuple[list[SourceFrame], list[tuple[bytes, str]]]:
     """(frames, left out) among the files ``names`` of the folder ``key``."""
     frames, skipped = [], []
     folder = os.path.join(root, key, b"")
     for name in names:
         path = folder + name
         try:
-            facts = os.stat(path)
+            facts = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
         except OSError as error:
             if not os.path.islink(path):
                 raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
@@ -186,24 +203,24 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> tuple[list[Sourc
             continue
         if not stat.S_ISREG(facts.st_mode):
             skipped.append((join_key(key, name), "not a regular file"))
-        elif has_image_name(name) or _starts_like_an_image(path):
+        elif has_image_name(name) or _starts_like_an_image(path, patience):
             frames.append(SourceFrame(name, facts.st_size, facts.st_mtime_ns))
         else:
             skipped.append((join_key(key, name), "not an image"))
     return frames, skipped
 
 
-def _starts_like_an_image(path: bytes) -> bool:
+def _starts_like_an_image(path: bytes, patience: Patience) -> bool:
     try:
-        with open(path, "rb") as file:
-            return is_image(file.read(16))
+        with Handle(path) as file:
+            return is_image(patience.ask(path, lambda: file.read(16, 0)))
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
 def _chunks(scan: Scan, mapped: PatientMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
     """(key, up to STAT_CHUNK file names, last of its folder) over all folders in order."""
-    listings = mapped(lambda key: _names(scan.root, key), iter(scan.keys), 4 * SCAN_THREADS)
+    listings = mapped(lambda key: _names(scan.root, key, scan.patience), iter(scan.keys), 4 * SCAN_THREADS)
     for key, names, skipped in listings:
         scan.skipped += skipped
         for start in range(0, max(1, len(names)), STAT_CHUNK):
@@ -217,7 +234,7 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
         chunk: tuple[bytes, list[bytes], bool],
     ) -> tuple[bytes, list[SourceFrame], list[tuple[bytes, str]], bool]:
         key, names, last = chunk
-        return key, *_stat_files(scan.root, key, names), last
+        return key, *_stat_files(scan.root, key, names, scan.patience), last
 
     frames: list[SourceFrame] = []
     mapped = PatientMap(pool)
