@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,16 @@ from cltt.config import require_within
 from cltt.errors import CLTTError, DataError, SettingsError
 from cltt.files import atomic, owned
 from cltt.files.locks import locked_in
+from cltt.files.patience import IO_PATIENCE, MAX_PATIENCE, Patience
 from cltt.files.regular import check_path, is_regular
 from cltt.shards import format
 from cltt.source.image import MAX_PIXELS
-from cltt.text import shorten
+from cltt.text import counted, say, shorten
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
 MAX_WORKERS = 1024
+LINE_SECONDS = 60.0
 
 
 def build_shards(
@@ -59,6 +62,7 @@ def build_shards(
     max_gap: float | None = None,
     boxes: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    io_patience: float = IO_PATIENCE,
     task: str | None = None,
     finalize: bool = False,
     overwrite: bool = False,
@@ -89,6 +93,7 @@ def build_shards(
         boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point; frame as ``frame_name`` gives it; pixels
             of the upright source) is kept with the frames, relative to their size (``ds.frame_boxes``).
         max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
+        io_patience: seconds for which reads that fail in a way that passes (EIO, ESTALE ...) are tried again.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
@@ -122,12 +127,14 @@ def build_shards(
     part = _parse_task(task)
     if workers is not None:
         require_within("workers", workers, 1, MAX_WORKERS)
+    require_within("io_patience", io_patience, 0, MAX_PATIENCE)
+    patience = Patience(io_patience)
     _check_modes(part is not None, finalize, overwrite, dry_run)
     check_path(root_dir, "root_dir")
     check_path(out_dir, "out_dir")
     root, out = os.path.realpath(root_dir), Path(out_dir)
     if dry_run:
-        return _dry_run(root, out, settings)
+        return _dry_run(root, out, settings, patience)
     if not overwrite and (finished := _finished(root, out, settings)):
         _tidy_up(out)
         return finished
@@ -139,8 +146,8 @@ def build_shards(
             owned.remove(out / format.BUILD)
             return finished
         if finalize:
-            return _publish(_open_plan(root, out, settings, may_make=False), out)
-        return _build(root, out, settings, workers or _cores(), part)
+            return _publish(_open_plan(root, out, settings, patience, may_make=False), out)
+        return _build(root, out, settings, workers or _cores(), part, patience)
 
 
 # ---- settings
@@ -211,6 +218,14 @@ def _tidy_up(out: Path) -> None:
             owned.remove(out / format.BUILD)
 
 
+def discard_unfinished(out: Path) -> None:
+    """Remove what a build left in ``out`` that never came to its end. BusyError if one is at it now."""
+    _check_out(out)
+    with _locked(out, LOCK):
+        if not (out / format.INDEX).exists():
+            _remove_shards(out)
+
+
 def _check_out(out: Path) -> None:
     """SettingsError if ``out`` holds anything that no build wrote, or that cannot be told to be of one."""
     if out.exists() and not out.is_dir():
@@ -259,7 +274,15 @@ def _no_traces_of_refusal(out: Path) -> Iterator[None]:
         raise
 
 
-def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool = True, alone: bool = False) -> Plan:
+def _open_plan(
+    root: str,
+    out: Path,
+    settings: dict[str, Any],
+    patience: Patience,
+    *,
+    may_make: bool = True,
+    alone: bool = False,
+) -> Plan:
     """The plan in ``out``, made if it is not there: by one task, while the others wait for it.
 
     Who is ``alone`` there may give it other labels and splits.
@@ -269,7 +292,7 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
         if not folder.exists():
             if not may_make:
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
-            make_plan(root, folder, settings)
+            make_plan(root, folder, settings, patience)
     plan = Plan(folder)
     theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
     if differences := _differences(settings, root, theirs, plan.root_dir):
@@ -280,20 +303,22 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
 # ---- the steps
 
 
-def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
+def _build(
+    root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None, patience: Patience
+) -> BuildReport:
     """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
     with _task_lock(out, part):
-        plan = _open_plan(root, out, settings, alone=part is None)
+        plan = _open_plan(root, out, settings, patience, alone=part is None)
         shards = list(range(plan.num_shards)[part or slice(None)])
         missing = sum(not is_done(out, shard) for shard in shards)
-        with crew(out, min(workers, missing)) as packers:
-            _pack(plan, out, shards, packers)
+        with crew(out, min(workers, missing), patience) as packers:
+            _pack(plan, out, shards, packers, patience)
     return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 
 
-def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
+def _dry_run(root: str, out: Path, settings: dict[str, Any], patience: Patience) -> BuildReport:
     with tempfile.TemporaryDirectory() as folder:
-        make_plan(root, Path(folder) / PLAN, settings)
+        make_plan(root, Path(folder) / PLAN, settings, patience)
         return planned_report(Plan(Path(folder) / PLAN), out)
 
 
@@ -308,10 +333,10 @@ def _locked(out: Path, name: str, **options: bool) -> contextlib.AbstractContext
     return locked_in(out / format.BUILD, name, held=f"{out} is being built", **options)
 
 
-def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
+def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker], patience: Patience) -> None:
     frames = sum(len(plan.shard_frames(shard)) for shard in shards)
     with _progress_bar(frames) as progress:
-        pack_shards(out, shards, workers, progress)
+        pack_shards(out, shards, workers, progress, patience)
 
 
 def _cores() -> int:
@@ -320,16 +345,22 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _progress_bar(frames: int) -> Iterator[Progress]:
-    """frames/s, MB/s or hours of video, and the time left, on a terminal; nothing in a log file."""
+    """frames/s, MB/s or hours of video, and the time left: on a terminal a bar, in a log file a line a minute."""
     with tqdm(total=frames, unit=" frames", disable=None, smoothing=0.05) as bar:
-        packed, watched = 0, 0.0
+        done, packed, watched = 0, 0, 0.0
+        began = told = time.monotonic()
 
-        def progress(count: int, size: int, seconds: float) -> None:
-            nonlocal packed, watched
-            packed, watched = packed + size, watched + seconds
-            rate = packed / 1e6 / max(1e-3, bar.format_dict["elapsed"])
-            bar.set_postfix_str(f"{watched / 3600:.2f} h of video" if watched else f"{rate:.0f} MB/s", refresh=False)
+        def progress(count: int, size: int, video: float) -> None:
+            nonlocal done, packed, watched, told
+            done, packed, watched = done + count, packed + size, watched + video
+            seconds = max(1e-3, time.monotonic() - began)
+            rate = f"{watched / 3600:.2f} h of video" if watched else f"{packed / 1e6 / seconds:.0f} MB/s"
+            bar.set_postfix_str(rate, refresh=False)
             bar.update(count)
+            if bar.disable and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                left = seconds / max(done, 1) * (frames - done) / 60
+                say(f"packed {done:,} of {counted(frames, 'frame')}, {rate}, {left:.0f} min left")
 
         yield progress
 

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from cltt.build.plan import Plan
 from cltt.errors import SettingsError
+from cltt.files.regular import read_regular
 from cltt.source import scan
+from cltt.text import shorten
 
 NONE = -1  # no label, no split
+MAX_TABLE = 1 << 30  # bytes
 # Rules that may name a table, and what tells its contents.
 TABLES = {"label_from": "label_table_sha256", "splits": "split_table_sha256", "boxes": "box_table_sha256"}
 SETTINGS = ("split_by", "split_seed", *TABLES, *TABLES.values())  # all that is looked at here
@@ -39,7 +43,7 @@ def split_fraction(name: str, seed: int) -> float:
 def split_names(splits: str | None) -> list[str]:
     """The names of the splits, in the order given; SettingsError if ``splits`` is no rule."""
     if (file := table_of(splits)) is not None:
-        return list(dict.fromkeys(read_table(file, "splits", ("clip", "split")).values()))
+        return list(dict.fromkeys(read_table(file, "splits", "split").values()))
     return list(parse_shares(splits))
 
 
@@ -52,17 +56,20 @@ def parse_shares(splits: str | None) -> dict[str, float]:
         parsed = {name.strip(): float(share) for name, share in pairs}
     except ValueError:
         raise SettingsError(
-            f"splits is {splits!r}; it must look like train=0.8,val=0.1,test=0.1, or be csv:FILE"
+            f"splits is {shorten(splits, 60)!r}; it must look like train=0.8,val=0.1,test=0.1, or be csv:FILE"
         ) from None
-    if len(parsed) != len(pairs) or "" in parsed or min(parsed.values()) < 0 or abs(sum(parsed.values()) - 1) > 1e-6:
-        raise SettingsError(f"splits is {splits!r}; names must differ, shares be 0 or more and add up to 1")
+    shares_fit = min(parsed.values()) >= 0 and abs(sum(parsed.values()) - 1) <= 1e-6  # neither holds for a NaN
+    if len(parsed) != len(pairs) or "" in parsed or not shares_fit:
+        raise SettingsError(
+            f"splits is {shorten(splits, 60)!r}; names must differ, shares be 0 or more and add up to 1"
+        )
     return parsed
 
 
 def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     """A function from clip key to the number of its split."""
     if (file := table_of(settings["splits"])) is not None:
-        return _tabled(read_table(file, "splits", ("clip", "split")))
+        return _tabled(read_table(file, "splits", "split"))
     ends = np.cumsum(list(parse_shares(settings["splits"]).values()))
     by_parent = settings["split_by"] == "parent"
 
@@ -90,24 +97,37 @@ def table_of(rule: str | None) -> str | None:
     return rule[4:] if rule is not None and rule.startswith("csv:") else None
 
 
-def read_table(path: str, rule: str, columns: tuple[str, str]) -> dict[str, str]:
-    """Two columns of a CSV file as a dict (a first row of their names is a header); SettingsError if it is not."""
-    rows = _rows(path, rule)
-    if not rows or any(len(row) != 2 for row in rows):
-        raise SettingsError(f"{rule}: {path!r} must have two columns, {columns[0]} and {columns[1]}")
-    if tuple(rows[0]) == columns:
-        rows = rows[1:]
-    return {key.rstrip("/"): value for key, value in rows}
+def read_table(path: str, rule: str, column: str) -> dict[str, str]:
+    """Clip key -> ``column`` from a CSV file of two columns (a first row clip,``column`` is a header)."""
+    found: dict[str, str] = {}
+    for line, row in _table_rows(path, rule, [["clip", column]]):
+        if len(row) != 2:
+            raise SettingsError(
+                f"{rule}: {path!r} must have two columns, clip key and {column}; line {line} has {len(row)}"
+            )
+        key, value = row[0].rstrip("/"), row[1]
+        if found.setdefault(key, value) != value:
+            raise SettingsError(f"{rule}: {path!r}, line {line}: {shorten(key, 60)!r} has another {column} above")
+    if not found:
+        raise SettingsError(f"{rule}: {path!r} must have two columns, clip key and {column}; it has none")
+    return found
 
 
-def _rows(path: str, rule: str) -> list[list[str]]:
+def _table_rows(path: str, rule: str, headers: list[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the rows of a table, without a header and empty lines."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [row for row in csv.reader(file) if row]
+        text = read_regular(path, MAX_TABLE).decode(errors="surrogateescape").lstrip("\ufeff")
     except OSError as error:
         raise SettingsError(f"{rule}: cannot read {path!r}: {error.strerror}") from error
+    if "\0" in text:
+        raise SettingsError(f"{rule}: {path!r} holds NUL bytes; save it as plain text in UTF-8")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        for number, row in enumerate(row for row in reader if row):
+            if number or row not in headers:
+                yield reader.line_num, row
     except csv.Error as error:
-        raise SettingsError(f"{rule}: {path!r} is not a table: {error}") from error
+        raise SettingsError(f"{rule}: {path!r}, line {reader.line_num}: {error}") from error
 
 
 def labeller(label_from: str | None) -> Callable[[str], str | None]:
@@ -118,14 +138,14 @@ def labeller(label_from: str | None) -> Callable[[str], str | None]:
     if label_from == "parent":
         return parent_of
     if kind == "csv" and rest:
-        return read_table(rest, "label_from", ("clip", "label")).get
+        return read_table(rest, "label_from", "label").get
     if kind == "regex" and rest:
         try:
             pattern = re.compile(rest)
-        except re.error as error:
-            raise SettingsError(f"label_from: {rest!r} is not a regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise SettingsError(f"label_from: {shorten(rest, 60)!r} is not a regular expression: {error}") from error
         return lambda key: match.group(pattern.groups and 1) if (match := pattern.search(key)) else None
-    raise SettingsError(f"label_from is {label_from!r}; it must be parent, regex:PATTERN or csv:FILE")
+    raise SettingsError(f"label_from is {shorten(label_from, 60)!r}; it must be parent, regex:PATTERN or csv:FILE")
 
 
 def label_clips(keys: list[str], settings: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[str]]:
@@ -182,12 +202,10 @@ def read_boxes(boxes: str | None) -> dict[str, Box]:
         return {}
     if (path := table_of(boxes)) is None:
         raise SettingsError(f"boxes is {boxes!r}; it must be csv:FILE")
-    rows = _rows(path, "boxes")
-    header = bool(rows) and rows[0] in (["frame", "x1", "y1", "x2", "y2"], ["frame", "x", "y"])
     found: dict[str, Box] = {}
-    for line, row in enumerate(rows[header:], 1 + header):
+    for line, row in _table_rows(path, "boxes", [["frame", "x1", "y1", "x2", "y2"], ["frame", "x", "y"]]):
         if row[0] in found:
-            raise SettingsError(f"boxes: {path!r} names {row[0]!r} twice, the second time in line {line}")
+            raise SettingsError(f"boxes: {path!r} names {shorten(row[0], 60)!r} twice, the second time in line {line}")
         found[row[0]] = _box(row, f"boxes: line {line} of {path!r}")
     return found
 

@@ -21,6 +21,7 @@ from cltt.build.plan import Plan
 from cltt.errors import InvalidImage
 from cltt.files import atomic
 from cltt.files.locks import locked_in
+from cltt.files.patience import Patience
 from cltt.shards import format, tar
 from cltt.source import image
 from cltt.source.clips import FrameReader, Planned, Result
@@ -32,6 +33,7 @@ WRITE_BUFFERS = 1000  # IOV_MAX is 1024
 # the shard (merge.PART_DTYPE).
 PART_ROW = struct.Struct("<qIIIHHII?")
 Progress = Callable[[int, int, float], None]  # frames, bytes of source, seconds of video
+
 
 # ---- writing
 
@@ -141,11 +143,11 @@ class _Meter:
 class Packer:
     """Packs one shard after another; while one is flushed to disk, the next is written."""
 
-    def __init__(self, plan: Plan, out: Path) -> None:
+    def __init__(self, plan: Plan, out: Path, patience: Patience) -> None:
         self._plan = plan
         self._out = out
         options = {name: plan.settings[name] for name in ("verify", "resize_short", "quality", "max_pixels")}
-        self._reader = FrameReader(plan.root, plan.largest, **options)
+        self._reader = FrameReader(plan.root, plan.largest, patience, **options)
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 

@@ -22,6 +22,7 @@ from cltt.build.settings import BuildSettings
 from cltt.config import require
 from cltt.errors import SettingsError
 from cltt.files import atomic, npy
+from cltt.files.patience import Patience
 from cltt.shards import format, tar
 from cltt.source import clips, scan, videos
 
@@ -116,7 +117,7 @@ def _write_notes(file: IO[str], skipped: list[tuple[bytes, str]], notes: Iterabl
     skipped.clear()
 
 
-def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
+def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
     """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
 
     Raises SettingsError if there is no frame at all or no clip gets a label that should, DataError for a folder or file
@@ -127,7 +128,7 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     try:
         with atomic.writing(folder):
             temporary.mkdir(parents=True)
-            _write_plan(root_dir, temporary, settings)
+            _write_plan(root_dir, temporary, settings, patience)
         check_labels(Plan(temporary), settings)
         with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
             list(pool.map(atomic.flush, temporary.iterdir()))
@@ -138,12 +139,12 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     atomic.flush(folder.parent)
 
 
-def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
+def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
     root = scan.check_root(root_dir)
     with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         columns = _Columns(folder, settings["shard_size"], files)
         notes = files.enter_context((folder / NOTES).open("w"))
-        found = scan.scan_folders(root, pool)
+        found = scan.scan_folders(root, pool, patience)
         for clip, about in clips.list_clips(found, pool, videos.sampling_of(settings)):
             if clip.frames:
                 columns.add(clip, settings["split_gaps"])

@@ -22,10 +22,11 @@ from typing import IO, Any
 
 from cltt.build.pack import Packer, Progress, is_done
 from cltt.build.plan import PLAN, Plan
-from cltt.errors import CLTTError, DataError
+from cltt.errors import CLTTError, DataError, StorageError
+from cltt.files.patience import Patience
 from cltt.shards import format
 
-_START = "import sys; sys.path[:] = {path!r}; from cltt.build.workers import serve; serve({out!r})"
+_START = "import sys; sys.path[:] = {path!r}; from cltt.build.workers import serve; serve({out!r}, {patience!r})"
 _PACKAGES = str(Path(__file__).parents[2])  # where this package lies, for an editable one is not on sys.path
 FINISH = "finish"
 
@@ -33,13 +34,14 @@ FINISH = "finish"
 # ---- in the worker
 
 
-def serve(out_dir: str) -> None:
+def serve(out_dir: str, io_patience: float) -> None:
     """Pack the shards named on standard input until it closes; "finish" waits until all of them are done."""
+    patience = Patience(io_patience, say=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
     todo: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     out = Path(out_dir)
     task = todo.get()  # there is a plan once there is work
-    with Packer(Plan(out / format.BUILD / PLAN), out) as packer:
+    with Packer(Plan(out / format.BUILD / PLAN), out, patience) as packer:
         while True:
             try:
                 if task == FINISH:
@@ -50,7 +52,7 @@ def serve(out_dir: str) -> None:
                     )
                 _tell(done=task)
             except CLTTError as error:
-                _tell(error=str(error))
+                _tell(error=str(error), passes=isinstance(error, StorageError))
             task = todo.get()
 
 
@@ -70,8 +72,8 @@ def _tell(**event: Any) -> None:
 class Worker:
     """One packing process, as the parent sees it."""
 
-    def __init__(self, out: Path) -> None:
-        code = _START.format(path=[*sys.path, _PACKAGES], out=str(out.absolute()))
+    def __init__(self, out: Path, patience: Patience) -> None:
+        code = _START.format(path=[*sys.path, _PACKAGES], out=str(out.absolute()), patience=patience.seconds)
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", code],
             stdin=subprocess.PIPE,
@@ -106,7 +108,7 @@ class Worker:
             if "done" in event:
                 return
             if "error" in event:
-                raise DataError(event["error"])
+                raise (StorageError if event["passes"] else DataError)(event["error"])
             progress(event["frames"], event["bytes"], event["seconds"])
         raise self._gone()
 
@@ -128,19 +130,19 @@ class Worker:
 
 
 @contextlib.contextmanager
-def crew(out: Path, workers: int) -> Iterator[list[Worker]]:
+def crew(out: Path, workers: int, patience: Patience) -> Iterator[list[Worker]]:
     """``workers`` - 1 packing processes, as the caller packs too; stopped at the end.
 
     They import what they need while the caller packs its first shard.
     """
-    started = [Worker(out) for _ in range(workers - 1)]
+    started = [Worker(out, patience) for _ in range(workers - 1)]
     try:
         yield started
     finally:
         _stop(started)
 
 
-def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress) -> None:
+def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress, patience: Patience) -> None:
     """Pack those of ``shards`` that are not done, in this process and by ``workers``.
 
     Raises the first worker's DataError; the others are stopped, and what they had not finished leaves no shard.
@@ -150,7 +152,7 @@ def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: P
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:
         todo.put(shard)
-    with Packer(plan, out) as packer:
+    with Packer(plan, out, patience) as packer:
         _serve_all(workers, todo, progress, packer)
 
 

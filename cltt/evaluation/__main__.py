@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt import checkpoint, cli, config, distributed
-from cltt.config import DEVICES, MIN_IMAGE_SIZE, check_fields
+from cltt.config import DEVICES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields
 from cltt.distributed import RankInfo
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import open_labelled
@@ -41,7 +41,7 @@ class EvaluationSettings:
         None, "folder for evaluation.csv, .json and .png (default: the run's folder)", type=str
     )
     image_size: int | None = config.setting(
-        None, "side of the frames, in pixels (default: as trained)", type=int, within=(MIN_IMAGE_SIZE, 8192)
+        None, "side of the frames, in pixels (default: as trained)", type=int, within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
     )
     device: str = config.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
 
@@ -61,7 +61,9 @@ def evaluate_checkpoints(settings: EvaluationSettings) -> list[dict[str, Any]]:
     for path in paths:
         encoder, trained = load_encoder(path)
         image_size = settings.image_size or trained["data"]["image_size"]
-        result = Evaluator(data, image_size=image_size, device=device)(encoder.to(device))
+        normalise = trained["data"].get("normalise", "imagenet")  # which 0.1.0 did not save
+        evaluate = Evaluator(data, image_size=image_size, device=device, normalise=normalise)
+        result = evaluate(encoder.to(device))
         epoch, step = checkpoint.position(path) if path.name.startswith("epoch-") else (0, 0)
         print(f"{path.name}: {result.describe()}", flush=True)
         rows.append({"checkpoint": str(path), "epoch": epoch, "step": step, **result.to_dict(), "row": result.row()})

@@ -6,8 +6,8 @@ Where the data has no train, val and test parts of its own, they are made per cl
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +19,14 @@ import cv2
 import numpy as np
 import torch
 
-from cltt.errors import DataError, SettingsError
-from cltt.frames.decode_cpu import shrink
+from cltt.errors import DataError, InvalidImage, SettingsError
+from cltt.evaluation import cifar
+from cltt.files.patience import Patience
+from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
+from cltt.source import image, jpeg, pixels
 
 PARTS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
@@ -36,12 +39,12 @@ _COIL_NAME = re.compile(r"(obj\d+)__\d+", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
-Reader = Callable[[np.ndarray], list[np.ndarray]]
+Reader = Callable[[np.ndarray, FrameDecoder], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images with labels; ``read(ids)`` gives RGB uint8 [h, w, 3] arrays.
+    """Images with labels; ``read(ids, decoder)`` gives RGB uint8 [h, w, 3] arrays, framed by the decoder.
 
     Attributes:
         ids: int64 [n], what ``read`` is called with.
@@ -57,12 +60,12 @@ class Images:
 
     def batch(self, start: int, stop: int, image_size: int) -> torch.Tensor:
         """Images ``start`` to ``stop``, framed as in training -> uint8 [stop - start, 3, S, S]."""
-        ids = self.ids[start:stop]
+        ids, decoder = self.ids[start:stop], FrameDecoder(Framing(image_size=image_size))
         pieces = np.split(ids, range(READ_TOGETHER, len(ids), READ_TOGETHER))
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            framed = pool.map(lambda piece: [fit(image, image_size) for image in self.read(piece)], pieces)
-            pixels = np.stack([image for images in framed for image in images])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            framed = pool.map(lambda piece: self.read(piece, decoder), pieces)
+            batch = np.stack([picture for pictures in framed for picture in pictures])
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,6 @@ class LabelledData:
     parts: dict[str, Images]
     label_names: list[str]
     split_by: str
-
-
-def fit(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Central square of ``image`` uint8 [h, w, 3] at S x S, with the resampling that training uses."""
-    top, left, height, width = Framing(image_size=image_size).box(*image.shape[:2])
-    target = np.empty((image_size, image_size, 3), np.uint8)
-    shrink(np.ascontiguousarray(image[top : top + height, left : left + width]), target)
-    return target
 
 
 def open_labelled(path: str | Path, clips: str | None = None) -> LabelledData:
@@ -152,18 +147,49 @@ def _image_files(paths: Any) -> list[Path]:
 
 
 def _file_images(files: Sequence[Path], labels: np.ndarray) -> Images:
-    return Images(np.arange(len(files)), labels, lambda ids: [_read_image(files[i]) for i in ids])
+    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
+        return [_decode(_read(files[i]), str(files[i]), decoder) for i in ids]
+
+    return Images(np.arange(len(files)), labels, read)
 
 
-def _read_image(path: Path) -> np.ndarray:
-    return _decode(path.read_bytes(), str(path))
+def _read(file: Path) -> bytes:
+    try:
+        return Patience().ask(file, lambda: image.read_source(file))
+    except InvalidImage as error:
+        raise DataError(f"{file} cannot be decoded as an image ({error})") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror})") from error
 
 
-def _decode(data: bytes, name: str) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"{name} cannot be decoded as an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def _decode(data: bytes, name: str, decoder: FrameDecoder) -> np.ndarray:
+    """A file of any format, turned upright and framed; DataError if it cannot be decoded."""
+    try:
+        kind = "PPM" if data[:2] in (b"P5", b"P6") else image.image_kind(data[: image.HEAD])
+        if kind == "JPEG":
+            return _decode_jpeg(data, decoder)
+        if kind:
+            image.check_pixels(*pixels.size_of(kind, data), image.MAX_PIXELS)
+            return decoder.fit(pixels.decode_other(kind, data))
+        raise InvalidImage("not an image")
+    except (InvalidImage, MemoryError, cv2.error) as error:
+        raise DataError(
+            f"{name} cannot be decoded as an image ({error or 'it takes more memory than there is'})"
+        ) from error
+
+
+def _decode_jpeg(data: bytes, decoder: FrameDecoder) -> np.ndarray:
+    info = jpeg.jpeg_info(data)
+    image.check_pixels(info.width, info.height, image.MAX_PIXELS)
+    jpeg.check_scans(data, info)
+    orientation = pixels.jpeg_orientation(data) if info.has_metadata else 1
+    if orientation == 1:
+        with contextlib.suppress(ValueError):  # OpenCV takes what libjpeg-turbo only warns of, and CMYK
+            return decoder.frame(data)
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if found is None:
+        raise InvalidImage("invalid JPEG")
+    return decoder.fit(pixels.turned(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), orientation))
 
 
 def _open_part_folders(path: Path) -> LabelledData:
@@ -179,33 +205,6 @@ def _open_part_folders(path: Path) -> LabelledData:
 # ---- CIFAR
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values; anything else that a pickle could call is refused."""
-
-    ALLOWED = frozenset(
-        [
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        ]
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def _read_cifar(path: Path) -> dict[bytes, Any]:
-    try:
-        with open(path, "rb") as file:
-            return _CifarUnpickler(file, encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a CIFAR archive that can be read safely: {error}") from error
-
-
 def _open_cifar(folder: Path) -> LabelledData:
     """CIFAR-10 (``data_batch_1..5``, ``test_batch``) or CIFAR-100 (``train``, ``test``; fine labels)."""
     ten = (folder / "data_batch_1").is_file()
@@ -213,19 +212,22 @@ def _open_cifar(folder: Path) -> LabelledData:
     test = folder / ("test_batch" if ten else "test")
     label_key, name_key = (b"labels", b"label_names") if ten else (b"fine_labels", b"fine_label_names")
     meta = folder / ("batches.meta" if ten else "meta")
-    names = [name.decode() for name in _read_cifar(meta)[name_key]]
-    parts = {"train": _cifar_images(train, label_key)}
+    names = cifar.read_names(meta, name_key)
+    parts = {"train": _cifar_images(train, label_key, len(names))}
     if test.is_file():
-        parts["test"] = _cifar_images([test], label_key)
+        parts["test"] = _cifar_images([test], label_key, len(names))
     return LabelledData(_with_val(parts), names, "archive")
 
 
-def _cifar_images(paths: list[Path], label_key: bytes) -> Images:
-    batches = [_read_cifar(path) for path in paths]
-    pixels = np.concatenate([np.asarray(batch[b"data"]) for batch in batches])
-    pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    labels = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
-    return Images(np.arange(len(labels)), labels, lambda ids: list(pixels[ids]))
+def _cifar_images(paths: list[Path], label_key: bytes, classes: int) -> Images:
+    archives = [cifar.read_archive(path, label_key, classes) for path in paths]
+    pictures = np.concatenate([archive.pixels for archive in archives])
+    labels = np.concatenate([archive.labels for archive in archives])
+
+    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
+        return [decoder.fit(picture) for picture in pictures[ids]]
+
+    return Images(np.arange(len(labels)), labels, read)
 
 
 # ---- shards
@@ -241,6 +243,10 @@ def _open_shards(path: Path, listed: str | None) -> LabelledData:
     if dataset.split_names:
         clips = {part: np.asarray(dataset.split_clips(part)) for part in PARTS if part in dataset.split_names}
         parts = {part: _clip_images(dataset, ids[labels[ids] >= 0]) for part, ids in clips.items()}
+        if not len(parts.get("train", ())):
+            raise SettingsError(
+                f"the train split of the shards in {path} has no labelled clips; build them with others"
+            )
         return LabelledData(
             _with_val({part: images for part, images in parts.items() if len(images)}), dataset.label_names, "split"
         )
@@ -258,8 +264,8 @@ def _clip_images(dataset: ShardDataset, clips: np.ndarray) -> Images:
     labels = np.repeat(np.asarray(dataset.labels)[clips], [len(span) for span in spans])
     ids = np.concatenate(spans) if spans else np.empty(0, np.int64)
 
-    def read(ids: np.ndarray) -> list[np.ndarray]:
-        return [_decode(jpeg, f"frame {i}") for i, jpeg in zip(ids, dataset.read(ids), strict=True)]
+    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
+        return [_decode(jpeg, f"frame {i}", decoder) for i, jpeg in zip(ids, dataset.read(ids), strict=True)]
 
     return _thin(Images(ids, labels, read))
 

@@ -19,10 +19,10 @@ from torch import nn
 from tqdm import tqdm
 
 from cltt import checkpoint
-from cltt.errors import SettingsError
+from cltt.errors import DataError, SettingsError
 from cltt.evaluation.datasets import PARTS, Images, LabelledData, open_labelled
 from cltt.evaluation.probe import few_shot_accuracy, fit_linear_probe, nearest_accuracy
-from cltt.frames.batch import IMAGENET_MEAN, IMAGENET_STD
+from cltt.frames.gather import statistics
 from cltt.models.encoders import build_encoder
 
 if TYPE_CHECKING:
@@ -71,20 +71,26 @@ class EvaluationResult:
 
 @torch.inference_mode()
 def extract_features(
-    encoder: nn.Module, images: Images, *, image_size: int, device: torch.device, batch_size: int = 256
+    encoder: nn.Module,
+    images: Images,
+    *,
+    image_size: int,
+    device: torch.device,
+    batch_size: int = 256,
+    normalise: str = "imagenet",
 ) -> torch.Tensor:
-    """Features of ``images`` in their order -> float32 [n, F] on the CPU.
+    """Features of ``images`` in their order -> float32 [n, F] on the CPU; ``normalise`` as the encoder was trained.
 
     The encoder computes in evaluation mode and is left in the mode it was in; nothing random is drawn.
     """
     was_training = encoder.training
     encoder.eval()
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    offset, scale = (values.to(device).view(3, 1, 1) for values in statistics(normalise))
     features = []
     starts = range(0, len(images), batch_size)
     for start in tqdm(starts, desc="features", unit="batch", disable=None, leave=False):
         pixels = images.batch(start, min(start + batch_size, len(images)), image_size).to(device)
-        features.append(encoder((pixels - mean) / std).float().cpu())
+        features.append(encoder((pixels - offset) * scale).float().cpu())
     encoder.train(was_training)
     return torch.cat(features)
 
@@ -96,19 +102,25 @@ class Evaluator:
         data: what :func:`open_labelled` takes, or its result.
         image_size: side of the frames the encoder sees.
         device: where the encoder is.
+        normalise: of the pixels, as the encoder was trained.
     """
 
-    def __init__(self, data: str | Path | LabelledData, *, image_size: int, device: torch.device) -> None:
+    def __init__(
+        self, data: str | Path | LabelledData, *, image_size: int, device: torch.device, normalise: str = "imagenet"
+    ) -> None:
         self.data = data if isinstance(data, LabelledData) else open_labelled(data)
         if "train" not in self.data.parts:
             raise SettingsError("the evaluation data has no train part for the linear probe to learn from")
         self.image_size = image_size
         self.device = device
+        self.normalise = normalise
 
     def __call__(self, encoder: nn.Module) -> EvaluationResult:
         parts = {part: self.data.parts[part] for part in PARTS if part in self.data.parts}
         features = {
-            part: extract_features(encoder, images, image_size=self.image_size, device=self.device)
+            part: extract_features(
+                encoder, images, image_size=self.image_size, device=self.device, normalise=self.normalise
+            )
             for part, images in parts.items()
         }
         labels = {part: torch.from_numpy(images.labels) for part, images in parts.items()}
@@ -144,11 +156,19 @@ def _nearest(features: dict[str, torch.Tensor], labels: dict[str, torch.Tensor])
 def load_encoder(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The encoder in the checkpoint at ``path``, on the CPU, and the settings it was trained with."""
     state = checkpoint.load(path)
-    settings = state["settings"]
+    checkpoint.require_parts(path, state, model=dict)
+    settings = checkpoint.settings_of(path, state)
     encoder = build_encoder(settings["model"]["backbone"])
     prefix = "encoder."
-    weights = {name.removeprefix(prefix): value for name, value in state["model"].items() if name.startswith(prefix)}
-    encoder.load_state_dict(weights)
+    named = {str(name): value for name, value in state["model"].items()}
+    weights = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+    try:
+        encoder.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        words = str(error).splitlines()[0]
+        raise DataError(
+            f"the weights in {path} are not those of a {settings['model']['backbone']} ({words})"
+        ) from error
     return encoder, settings
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from cltt.errors import DataError, FrameError
+from cltt.files.patience import Patience
 from cltt.frames.decoders import Decoder
 from cltt.frames.store import FrameStore
 
@@ -25,6 +26,7 @@ class Dataset(Protocol):
     """The part of :class:`cltt.ShardDataset` used here."""
 
     fingerprint: str
+    patience: Patience
 
     @property
     def clip_offsets(self) -> np.ndarray: ...

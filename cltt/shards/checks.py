@@ -50,6 +50,8 @@ def _check_index(index: Mapping[str, Any]) -> None:
         if not all(isinstance(item, str) for item in names) or len(set(names)) != len(names):
             raise Untrue(f"{name} are not names, each once")
     counts, shards, files = _mapping(index, "counts"), _list(index, "shards"), _mapping(index, "files")
+    if not shards:
+        raise Untrue("it names no shards")
     for number, shard in enumerate(shards):
         _check_shard(number, shard)
     parts = format.parts_of(files) if index["version"] >= 2 else []

@@ -121,8 +121,15 @@ class ShardDataset(_ClipTable):
         each = [next(found) if good else self._astray(frame) for frame, good in zip(ids.tolist(), within, strict=True)]
         return [each[place] for place in places.tolist()]
 
+    def _clip_text(self, frame_id: int) -> str:
+        clip = int(self.clip_of(frame_id))
+        try:
+            return f"in clip {self.clip_key(clip)!r}"
+        except DataError:
+            return f"in clip {clip}"
+
     def _astray(self, frame_id: int) -> FrameError:
-        name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+        name = self._clip_text(frame_id)
         return FrameError(frame_id, name, f"{self.path / format.FRAMES}: its record leads out of its shard; {_REPAIR}")
 
     def _read_range(
@@ -141,14 +148,16 @@ class ShardDataset(_ClipTable):
             elif problem:
                 yield self._damaged(int(ids[k]), shards[0], problem)
             else:
-                yield self._read_once_more(int(ids[k]), shards[0], offset, size, crc)
+                yield self._read_once_more(int(ids[k]))
 
     def _view(self, shard: int, size: int, offset: int) -> memoryview:
         path = self.path / format.shard_name(shard)
         return self.patience.ask(path, lambda: self._files.view(shard, size, offset))
 
-    def _read_once_more(self, frame_id: int, shard: int, offset: int, size: int, crc: int) -> bytes | FrameError:
-        """A frame that came wrong: memory or the network may have turned a bit, so the file is asked anew."""
+    def _read_once_more(self, frame_id: int) -> bytes | FrameError:
+        """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
+        record = self._frames[frame_id]
+        shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
         path = self.path / format.shard_name(shard)
         with Handle(path, follow=False) as file:
             frame = self.patience.ask(path, lambda: file.read_uncached(size, offset))
@@ -161,7 +170,7 @@ class ShardDataset(_ClipTable):
         try:
             name = self.frame_name(frame_id)
         except DataError:
-            name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+            name = self._clip_text(frame_id)
         return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
 
 

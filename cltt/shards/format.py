@@ -150,7 +150,10 @@ def read_report(path: Path) -> dict[str, Any]:
 
     DataError if it is not that.
     """
-    report = read_json(path / REPORT, limit=MAX_REPORT)
+    try:
+        report = read_json(path / REPORT, limit=MAX_REPORT)
+    except FileNotFoundError:
+        raise DataError(f"{path / REPORT} is missing; copy it again") from None
     files = report.get("files") if isinstance(report, dict) else None
     if not isinstance(files, list) or not all(isinstance(file, dict) and _is_note(file) for file in files):
         raise DataError(f"{path / REPORT} is not a build's report; copy it again")

@@ -17,6 +17,7 @@ import numpy as np
 
 from cltt.errors import DataError, InvalidImage
 from cltt.files import atomic, threads
+from cltt.files.patience import Patience
 from cltt.files.regular import is_regular, open_regular
 from cltt.shards import checks, format, tar
 from cltt.shards.damage import decode_problem
@@ -186,18 +187,23 @@ def _frame_damages(job: _Job, dataset: ShardDataset, handle: int, ids: range) ->
     return damages
 
 
+def _file_name(path: bytes) -> bytes:
+    return path.rpartition(b"/")[2]
+
+
 class _Videos:
     """Compares frames with those that the videos give now; for many threads."""
 
     def __init__(self, root: bytes, settings: dict[str, Any]) -> None:
         self._root = root
         self._sampling = videos.sampling_of(settings)
+        self._patience = Patience()
         self._listed: dict[bytes, scan.SourceClip] = {}
         self._lock = threading.Lock()
 
     def damages(self, frames: list[tuple[bytes, str, int]]) -> list[Damage]:
         """Of neighbouring frames (path of the member, name, CRC), those that their videos do not give."""
-        found = []
+        found: list[Damage] = []
         for key, group in itertools.groupby(frames, lambda frame: frame[0].rpartition(b"/")[0]):
             try:
                 found += self._compare(key, list(group))
@@ -206,34 +212,22 @@ class _Videos:
                 found.append(Damage(os.fsdecode(key), "no such video in the source" if gone else str(error)))
         return found
 
-    def _compare(self, key: bytes, frames: list[tuple[bytes, str, int]]) -> list[Damage]:
+    def _compare(self, key: bytes, frames: list[tuple[bytes, str, int]]) -> Iterator[Damage]:
         clip = self._clip(key)
-        given = {frame.name: frame for frame in clip.frames}
-        here = [
-            (given[path.rpartition(b"/")[2]], name, crc)
-            for path, name, crc in frames
-            if path.rpartition(b"/")[2] in given
-        ]
-        lost = [Damage(name, OTHER_NOW) for path, name, _ in frames if path.rpartition(b"/")[2] not in given]
-        wanted = [(frame.mark, frame.entry) for frame, _, _ in here]
-        sampling = self._sampling
-        stored = (
-            videos.read_frames(
-                self._root, key, clip.video, wanted, resize_short=sampling.resize_short, quality=sampling.quality
-            )
-            if wanted
-            else iter(())
-        )
-        return lost + [
-            Damage(name, OTHER_NOW)
-            for (_, name, crc), one in zip(here, stored, strict=True)
-            if isinstance(one, InvalidImage) or zlib.crc32(one.data) != crc
-        ]
+        given = {frame.name: (frame.mark, frame.entry) for frame in clip.frames}
+        here = [frame for frame in frames if _file_name(frame[0]) in given]
+        yield from (Damage(name, OTHER_NOW) for path, name, _ in frames if _file_name(path) not in given)
+        wanted = [given[_file_name(path)] for path, _, _ in here]
+        options: dict[str, Any] = {"resize_short": self._sampling.resize_short, "quality": self._sampling.quality}
+        stored = videos.read_frames(self._root, key, clip.video, wanted, self._patience, **options)
+        for (_, name, crc), one in zip(here, stored, strict=True):
+            if isinstance(one, InvalidImage) or zlib.crc32(one.data) != crc:
+                yield Damage(name, OTHER_NOW)
 
     def _clip(self, key: bytes) -> scan.SourceClip:
         with self._lock:
             if key not in self._listed:
-                self._listed[key] = videos.list_one(self._root, key, self._sampling)
+                self._listed[key] = videos.list_one(self._root, key, self._sampling, self._patience)
             return self._listed[key]
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from cltt.errors import DataError, InvalidImage
 from cltt.files import threads
+from cltt.files.patience import Patience, ShortRead
 from cltt.files.regular import open_regular
 from cltt.source import image, scan, videos
 from cltt.source.scan import Scan, SourceClip
@@ -56,7 +57,10 @@ def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling)
         videos.need_av()
         with ThreadPoolExecutor(os.cpu_count()) as readers:
             listed = threads.ordered_map(
-                readers, lambda clip: videos.list_frames(found.root, clip, sampling), group, 2 * (os.cpu_count() or 1)
+                readers,
+                lambda clip: videos.list_frames(found.root, clip, sampling, found.patience),
+                group,
+                2 * (os.cpu_count() or 1),
             )
             yield from (
                 Listed(*one) for one in tqdm(listed, desc="reading videos", unit="", delay=2, leave=False, disable=None)
@@ -89,11 +93,13 @@ class FrameReader:
     Args:
         root: the folder that the clips' keys are relative to.
         largest: bytes of the largest file among the frames.
+        patience: with reads that fail in a way that passes.
         options: of ``image.as_stored``.
     """
 
-    def __init__(self, root: bytes, largest: int, **options: Any) -> None:
+    def __init__(self, root: bytes, largest: int, patience: Patience, **options: Any) -> None:
         self._root = root
+        self._patience = patience
         self._options = options
         self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, largest)))
         self._pool = ThreadPoolExecutor(READ_THREADS)
@@ -121,7 +127,8 @@ class FrameReader:
                 yield frame, self._stored(content)
 
     def _read_piece(self, piece: list[Planned]) -> list[tuple[Planned, Content]]:
-        return [(frame, _read_planned(self._root, frame, self._options["max_pixels"])) for frame in piece]
+        limit = self._options["max_pixels"]
+        return [(frame, _read_planned(self._root, frame, limit, self._patience)) for frame in piece]
 
     def _stored(self, content: Content) -> Result:
         if isinstance(content, InvalidImage):
@@ -134,7 +141,9 @@ class FrameReader:
     def _read_video(self, key: bytes, frames: list[Planned]) -> Iterator[tuple[Planned, Result]]:
         options = {name: self._options[name] for name in ("resize_short", "quality", "max_pixels")}
         wanted = [(frame.mark, frame.entry) for frame in frames]
-        with contextlib.closing(videos.read_frames(self._root, key, frames[0].video, wanted, **options)) as results:
+        with contextlib.closing(
+            videos.read_frames(self._root, key, frames[0].video, wanted, self._patience, **options)
+        ) as results:
             yield from zip(frames, results, strict=True)
 
 
@@ -152,19 +161,14 @@ def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
         yield piece
 
 
-def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
+def _read_planned(root: bytes, frame: Planned, max_pixels: int, patience: Patience) -> Content:
     """The bytes of a source file, or why they cannot be a picture; DataError if it is not the file that was planned."""
     if frame.size == scan.DANGLING:
         return InvalidImage("symbolic link that leads nowhere")
     path = b"%b/%b/%b" % (root, frame.key, frame.name)
     data: Content
     try:
-        handle = open_regular(path)
-        try:
-            info = os.fstat(handle)
-            data = _read_open(handle, info.st_size, max_pixels)
-        finally:
-            os.close(handle)
+        data, info = patience.ask(path, lambda: _read_once(path, frame.size, max_pixels))
     except OSError as error:
         what = "has disappeared since the plan was made" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DataError(f"{_printed(root, frame)} {what} ({error.strerror}); {AGAIN}") from error
@@ -174,17 +178,24 @@ def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
     return data
 
 
-def _read_open(handle: int, size: int, max_pixels: int) -> Content:
+def _read_once(path: bytes, size: int, max_pixels: int) -> tuple[Content, os.stat_result]:
+    """A file that should have ``size`` bytes, or why it cannot be a picture, and what the system says of it."""
+    handle = open_regular(path)
     try:
-        image.check_file(handle, size, max_pixels)
+        info = os.fstat(handle)
+        image.check_file(handle, info.st_size, max_pixels)
         data = os.read(handle, size + 1)
-        while len(data) < size and (more := os.read(handle, size - len(data))):
+        while len(data) < info.st_size and (more := os.read(handle, info.st_size - len(data))):
             data += more
-        return data
     except InvalidImage as error:
-        return error
+        return error, info
     except MemoryError:
-        return InvalidImage("it takes more memory than there is")
+        return InvalidImage("it takes more memory than there is"), info
+    finally:
+        os.close(handle)
+    if len(data) < info.st_size:
+        raise ShortRead(path)
+    return data, info
 
 
 def _printed(root: bytes, frame: Planned) -> str:

@@ -111,7 +111,9 @@ def as_stored(
     if kind != "JPEG":
         check_pixels(*pixels.size_of(kind, data), max_pixels)
         reason = "PNG" if kind == "PNG" else "not a JPEG"
-        return _encoded(pixels.decode_other(kind, data), reason, resize_short, quality)
+        whole = pixels.decode_other(kind, data)
+        full = whole.shape[1], whole.shape[0]
+        return _encoded(_shrunk(whole, resize_short), full, reason, resize_short, quality)
     info = jpeg.jpeg_info(data)
     check_pixels(info.width, info.height, max_pixels)
     jpeg.check_scans(data, info)
@@ -119,7 +121,16 @@ def as_stored(
     reason = f"EXIF orientation {orientation}" if orientation != 1 else jpeg.why_not_for_hardware(info)
     if not reason and resize_short is None:
         return _copied(data, info, verify)
-    return _encoded(pixels.turned(pixels.decode_jpeg(data, info), orientation), reason, resize_short, quality)
+    picture = _shrunk(pixels.decode_jpeg(data, info, resize_short), resize_short, info.height, info.width)
+    full = (info.height, info.width) if orientation >= 5 else (info.width, info.height)
+    return _encoded(pixels.turned(picture, orientation), full, reason, resize_short, quality)
+
+
+def _shrunk(picture: pixels.Pixels, short: int | None, height: int = 0, width: int = 0) -> pixels.Pixels:
+    """A ``height`` x ``width`` picture, which may have been decoded smaller, at a short side of ``short``."""
+    if short is None:
+        return picture
+    return pixels.shrink(picture, height or picture.shape[0], width or picture.shape[1], short)
 
 
 def _copied(data: bytes, info: jpeg.JpegInfo, verify: str) -> Stored:
@@ -129,15 +140,14 @@ def _copied(data: bytes, info: jpeg.JpegInfo, verify: str) -> Stored:
     return Stored(data, info.width, info.height, "", info.width, info.height)
 
 
-def _encoded(picture: pixels.Pixels, reason: str, resize_short: int | None, quality: int) -> Stored:
-    full_height, full_width = picture.shape[:2]
-    if resize_short is not None:
-        picture = pixels.shrink(picture, resize_short)
+def _encoded(
+    picture: pixels.Pixels, full: tuple[int, int], reason: str, resize_short: int | None, quality: int
+) -> Stored:
     height, width = picture.shape[:2]
     check_stored(b"", width, height)
     encoded = pixels.encode(picture, UPRIGHT_QUALITY if resize_short is None else quality)
     check_stored(encoded, width, height)
-    return Stored(encoded, width, height, reason or "resized", full_width, full_height)
+    return Stored(encoded, width, height, reason or "resized", *full)
 
 
 def check_stored(data: bytes, width: int, height: int) -> None:

@@ -6,8 +6,10 @@ JPEG by libjpeg-turbo (simplejpeg), for which a warning is an error; all else, a
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -50,14 +52,18 @@ def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
         simplejpeg.decode_jpeg(data, colours, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
 
 
-def decode_jpeg(data: bytes, info: JpegInfo) -> Pixels:
-    """RGB uint8 [height, width, 3] of a JPEG as it is stored, not turned."""
-    import simplejpeg
+def decode_jpeg(data: bytes, info: JpegInfo, short: int | None = None) -> Pixels:
+    """RGB uint8 [., ., 3] of a JPEG, not turned; every bit of it is read.
 
+    With ``short`` as small as it comes with a short side of at least that.
+    """
     if info.components in (1, 3):
+        from cltt.source import reduced
+
+        height, width = info.height, info.width
+        reduction = 1 if short is None else reduced.largest_reduction(min(height, width) / short)
         with invalid_if_it_fails("invalid JPEG"):
-            pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
-            return pixels
+            return reduced.decode(data, height, width, reduction)
     check_every_bit(data, "CMYK" if info.components == 4 else "GRAY")  # Pillow fills a hole with grey, silently
     with invalid_if_it_fails("invalid JPEG"):
         return _rgb(_opened("JPEG", data))
@@ -87,13 +93,20 @@ def turned(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
 
 
-def _opened(kind: str, file: bytes | io.BufferedReader) -> ImageFile:
-    """Pillow's picture of one format with nothing decoded yet; its own limit of pixels is not asked, as ours is."""
+@functools.cache
+def _factories() -> dict[str, Any]:
+    """Pillow's readers by format. What is wrong with a TIFF's tags is said by the report, not by warnings as well."""
     from PIL import Image
 
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
     Image.init()
-    factory = Image.OPEN[kind][0]
-    return factory(io.BytesIO(file) if isinstance(file, bytes) else file, "")  # type: ignore[return-value]
+    return dict(Image.OPEN)
+
+
+def _opened(kind: str, file: bytes | io.BufferedReader) -> ImageFile:
+    """Pillow's picture of one format with nothing decoded yet; its own limit of pixels is not asked, as ours is."""
+    factory = _factories()[kind][0]
+    return factory(io.BytesIO(file) if isinstance(file, bytes) else file, "")
 
 
 def size_of(kind: str, file: bytes | io.BufferedReader) -> tuple[int, int]:
@@ -128,11 +141,13 @@ def _rgb(picture: ImageFile) -> Pixels:
     return np.array(picture.convert("RGB"))
 
 
-def shrink(pixels: Pixels, short: int) -> Pixels:
-    """Short side to ``short`` by area averaging; a picture already that small stays as it is."""
+def shrink(pixels: Pixels, height: int, width: int, short: int) -> Pixels:
+    """A ``height`` x ``width`` picture, decoded to ``pixels``, at a short side of ``short`` by area averaging.
+
+    A picture already that small stays as it is.
+    """
     import cv2
 
-    height, width = pixels.shape[:2]
     scale = short / min(height, width)
     if scale >= 1:
         return pixels

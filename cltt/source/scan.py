@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.patience import Handle, Patience
 from cltt.files.threads import PatientMap
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
-from cltt.source.video_file import HEAD_BYTES, has_video_name, is_video
+from cltt.source.video.file import HEAD_BYTES, has_video_name, is_video
 
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
 STAT_CHUNK = 16  # files stat'ed by one thread at a time
@@ -31,7 +32,7 @@ class SourceFrame(NamedTuple):
     """One frame: its name within its clip, and what tells whether it is still the one that was found.
 
     size: bytes of its file; of a frame of a video what its JPEG will have, roughly. mark: modification time of its file
-    in ns; the name of its packet in a video. entry: where decoding a video begins (``video_times.Timeline``). time:
+    in ns; the name of its packet in a video. entry: where decoding a video begins (``video.times.Timeline``). time:
     seconds from the clip's first frame, NaN where there are none. begins: it does not follow the frame before it.
     """
 
@@ -58,9 +59,10 @@ class SourceClip(NamedTuple):
 class Scan:
     """The folders under ``root`` in natural order of their keys, and what was left out (path, reason) so far."""
 
-    def __init__(self, root: bytes, keys: list[bytes]) -> None:
+    def __init__(self, root: bytes, keys: list[bytes], patience: Patience) -> None:
         self.root = root
         self.keys = keys
+        self.patience = patience
         self.skipped: list[tuple[bytes, str]] = []
 
 
@@ -113,32 +115,36 @@ class _Folder(NamedTuple):
     links: list[bytes]
 
 
-def _list_folder(root: bytes, key: bytes) -> _Folder:
+def _list_folder(root: bytes, key: bytes, patience: Patience) -> _Folder:
     """The sub-folders of one folder, real ones and those behind symbolic links."""
     path = os.path.join(root, key)
-    folders: list[bytes] = []
-    links: list[bytes] = []
-    try:
+
+    def list_once() -> _Folder:
+        folders: list[bytes] = []
+        links: list[bytes] = []
         facts = os.stat(path)
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith(b".") or not entry.is_dir():
                     continue
                 (links if entry.is_symlink() else folders).append(join_key(key, entry.name))
+        return _Folder(key, (facts.st_dev, facts.st_ino), folders, links)
+
+    try:
+        return patience.ask(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
-    return _Folder(key, (facts.st_dev, facts.st_ino), folders, links)
 
 
 def _walk(
-    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor
+    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor, patience: Patience
 ) -> tuple[list[bytes], list[bytes]]:
     """(folders, linked folders) reached from ``start`` without following a link; ``seen`` gains their identities."""
     keys, links = [], []
     level = [start]
     listed = PatientMap(pool)
     while level:
-        found = list(listed(lambda key: _list_folder(root, key), iter(level), 4 * SCAN_THREADS))
+        found = list(listed(lambda key: _list_folder(root, key, patience), iter(level), 4 * SCAN_THREADS))
         keys += [folder.key for folder in found]
         links += [link for folder in found for link in folder.links]
         seen.update(folder.identity for folder in found)
@@ -146,19 +152,24 @@ def _walk(
     return keys, links
 
 
-def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
-    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop."""
+def scan_folders(root: bytes, pool: ThreadPoolExecutor, patience: Patience | None = None) -> Scan:
+    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop.
+
+    ``patience`` is for this scan and what :func:`scan_clips` reads.
+    """
+    patience = patience or Patience()
     seen: set[tuple[int, int]] = set()
-    keys, links = _walk(root, ROOT_KEY, seen, pool)
-    scan = Scan(root, keys)
+    keys, links = _walk(root, ROOT_KEY, seen, pool, patience)
+    scan = Scan(root, keys, patience)
     while links:
         links.sort(key=path_order)
         link = links.pop(0)
-        facts = os.stat(os.path.join(root, link))
+        path = os.path.join(root, link)
+        facts = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
         if (facts.st_dev, facts.st_ino) in seen:
             scan.skipped.append((link, "symbolic link to a folder that is already in"))
             continue
-        more, more_links = _walk(root, link, seen, pool)
+        more, more_links = _walk(root, link, seen, pool, patience)
         scan.keys += more
         links += more_links
     scan.keys.sort(key=path_order)
@@ -168,13 +179,17 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
 # ---- frames
 
 
-def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
+def _names(root: bytes, key: bytes, patience: Patience) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
     """(key, file names in natural order, left out) of one folder."""
     names, skipped = [], []
     path = os.path.join(root, key)
-    try:
+
+    def list_once() -> list[bytes]:
         with os.scandir(path) as entries:
-            files = [entry.name for entry in entries if not entry.is_dir()]
+            return [entry.name for entry in entries if not entry.is_dir()]
+
+    try:
+        files = patience.ask(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
     for name in files:
@@ -195,14 +210,14 @@ class _Files(NamedTuple):
     skipped: list[tuple[bytes, str]]
 
 
-def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
+def _stat_files(root: bytes, key: bytes, names: list[bytes], patience: Patience) -> _Files:
     """Sort the files ``names`` of the folder ``key``."""
     found = _Files([], [], [])
     folder = os.path.join(root, key, b"")
     for name in names:
         path = folder + name
         try:
-            info = os.stat(path)
+            info = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
         except OSError as error:
             if not os.path.islink(path):
                 raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
@@ -210,7 +225,7 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
             continue
         if not stat.S_ISREG(info.st_mode):
             found.skipped.append((join_key(key, name), "not a regular file"))
-        elif has_image_name(name) or is_image(head := _first_bytes(path)):
+        elif has_image_name(name) or is_image(head := _first_bytes(path, patience)):
             found.frames.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
         elif has_video_name(name) or is_video(head):
             found.videos.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
@@ -219,17 +234,17 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
     return found
 
 
-def _first_bytes(path: bytes) -> bytes:
+def _first_bytes(path: bytes, patience: Patience) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(HEAD_BYTES)
+        with Handle(path) as file:
+            return bytes(patience.ask(path, lambda: file.read(HEAD_BYTES, 0)))
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
 def _chunks(scan: Scan, mapped: PatientMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
     """(key, up to STAT_CHUNK file names, last of its folder) over all folders in order."""
-    listings = mapped(lambda key: _names(scan.root, key), iter(scan.keys), 4 * SCAN_THREADS)
+    listings = mapped(lambda key: _names(scan.root, key, scan.patience), iter(scan.keys), 4 * SCAN_THREADS)
     for key, names, skipped in listings:
         scan.skipped += skipped
         for start in range(0, max(1, len(names)), STAT_CHUNK):
@@ -244,7 +259,7 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
 
     def stat_chunk(chunk: tuple[bytes, list[bytes], bool]) -> tuple[bytes, _Files, bool]:
         key, names, last = chunk
-        return key, _stat_files(scan.root, key, names), last
+        return key, _stat_files(scan.root, key, names, scan.patience), last
 
     frames: list[SourceFrame] = []
     videos: list[SourceFrame] = []

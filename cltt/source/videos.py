@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError, InvalidImage, SettingsError
+from cltt.files.patience import Patience, passes
 from cltt.source import image, pixels
 from cltt.source.scan import SourceClip, SourceFrame
-from cltt.source.video_file import BrokenVideo, file_identity, moving_streams, opened, reason_of
+from cltt.source.video.file import BrokenVideo, file_identity, moving_streams, opened, reason_of
 
 if TYPE_CHECKING:
     import av.video.stream
 
-    from cltt.source.video_times import Samples, Timeline
+    from cltt.source.video.times import Samples, Timeline
 
 AGAIN = "put it back and start again, or make a new plan with --overwrite"
 OTHER_STREAM = "another video stream; the first is taken"
@@ -67,7 +68,9 @@ def moment(key: bytes, time: float | None) -> bytes:
 # ---- listing
 
 
-def list_frames(root: bytes, found: SourceClip, sampling: Sampling) -> tuple[SourceClip, list[tuple[bytes, str, str]]]:
+def list_frames(
+    root: bytes, found: SourceClip, sampling: Sampling, patience: Patience
+) -> tuple[SourceClip, list[tuple[bytes, str, str]]]:
     """The clip of a video that was ``found``, with its frames, and (path, "skipped" or "cut", reason) of the rest.
 
     Raises DataError if the file cannot be read, or changes meanwhile.
@@ -75,7 +78,7 @@ def list_frames(root: bytes, found: SourceClip, sampling: Sampling) -> tuple[Sou
     path = os.path.join(root, found.key)
     identity = (found.frames[0].size, found.frames[0].mark)
     try:
-        line, samples, size, others = _look(path, sampling)
+        line, samples, size, others = patience.ask(path, lambda: _look(path, sampling))
     except BrokenVideo as error:
         return found._replace(frames=[]), [(found.key, "skipped", str(error))]
     except OSError as error:
@@ -93,7 +96,7 @@ def list_frames(root: bytes, found: SourceClip, sampling: Sampling) -> tuple[Sou
     return SourceClip(found.key, frames, facts.encode()), notes
 
 
-def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
+def list_one(root: bytes, key: bytes, sampling: Sampling, patience: Patience) -> SourceClip:
     """The clip of the video ``key`` as it lies there now; DataError if it cannot be read."""
     path = os.path.join(root, key)
     need_av()
@@ -101,12 +104,12 @@ def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
         size, mtime_ns = file_identity(path)
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
-    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling)[0]
+    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling, patience)[0]
 
 
 def _look(path: bytes, sampling: Sampling) -> tuple[Timeline, Samples, int, int]:
     """(timeline, samples, bytes that a frame will have, number of other video streams) of a file."""
-    from cltt.source.video_times import read_timeline, sample
+    from cltt.source.video.times import read_timeline, sample
 
     with opened(path) as (container, stream):
         size = _stored_size(stream, sampling)
@@ -116,7 +119,7 @@ def _look(path: bytes, sampling: Sampling) -> tuple[Timeline, Samples, int, int]
 
 
 def _stored_size(stream: av.video.stream.VideoStream, sampling: Sampling) -> int:
-    from cltt.source.video_pixels import shrunk_size, square_size
+    from cltt.source.video.pixels import shrunk_size, square_size
 
     square = square_size(stream.width, stream.height, stream.sample_aspect_ratio)
     width, height = shrunk_size(*square, sampling.resize_short)
@@ -142,6 +145,7 @@ def read_frames(
     key: bytes,
     video: bytes,
     wanted: Sequence[tuple[int, int]],
+    patience: Patience,
     *,
     resize_short: int | None = None,
     quality: int = 90,
@@ -152,25 +156,48 @@ def read_frames(
     ``video`` is what :func:`list_frames` said of it. Raises DataError if the file is gone, cannot be read or is not the
     one that was listed.
     """
-    from cltt.source.video_frames import VideoReader, Wanted
-
     facts = json.loads(video)
     path = os.path.join(root, key)
     identity = (facts["size"], facts["mtime_ns"])
     _check_unchanged(path, identity)
+
+    def decode(rest: Sequence[tuple[int, int]]) -> Iterator[image.Stored | InvalidImage]:
+        return _decode(path, facts["timing"], rest, (resize_short, quality, max_pixels))
+
     given = 0
     try:
-        with VideoReader(path, facts["timing"]) as reader:
-            store = _Store(reader.stream, resize_short, quality, max_pixels)
+        while given < len(wanted):
+            try:
+                for one in decode(wanted[given:]):
+                    yield one
+                    given += 1
+            except OSError as error:
+                if not passes(error):
+                    raise
+                rest = wanted[given:]
+                yield patience.ask(path, lambda: next(decode(rest)))  # noqa: B023  # called at once
+                given += 1
+    except OSError as error:
+        raise DataError(f"{os.fsdecode(path)!r} cannot be read ({error.strerror}); {AGAIN}") from error
+    _check_unchanged(path, identity)
+
+
+def _decode(
+    path: bytes, timing: str, wanted: Sequence[tuple[int, int]], options: tuple[int | None, int, int]
+) -> Iterator[image.Stored | InvalidImage]:
+    """As :func:`read_frames`, with the system's own errors."""
+    from cltt.source.video.frames import VideoReader, Wanted
+
+    given = 0
+    try:
+        with VideoReader(path, timing) as reader:
+            store = _Store(reader.stream, *options)
             for frame in reader.frames([Wanted(*one) for one in wanted]):
                 yield InvalidImage(frame) if isinstance(frame, str) else store(frame)
                 given += 1
     except BrokenVideo as error:
         for _ in wanted[given:]:
             yield InvalidImage(str(error))
-    except OSError as error:
-        raise DataError(f"{os.fsdecode(path)!r} cannot be read ({error.strerror}); {AGAIN}") from error
-    _check_unchanged(path, identity)
 
 
 class _Store:
@@ -179,7 +206,7 @@ class _Store:
     def __init__(
         self, stream: av.video.stream.VideoStream, resize_short: int | None, quality: int, max_pixels: int
     ) -> None:
-        from cltt.source.video_pixels import Upright
+        from cltt.source.video.pixels import Upright
 
         self._upright = Upright(stream.sample_aspect_ratio, resize_short)
         self._quality = quality

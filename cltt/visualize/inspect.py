@@ -131,7 +131,13 @@ class Inspection:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             plan = EpochPlan(
-                index, data.batch_size, seed=look.seed, epoch=look.epoch, min_gap=data.min_gap, depth=data.depth
+                index,
+                data.batch_size,
+                seed=look.seed,
+                epoch=look.epoch,
+                min_gap=data.min_gap,
+                depth=data.depth,
+                run=data.run,
             )
         for warning in caught:
             print(f"note: {warning.message}", file=sys.stderr)

@@ -18,9 +18,9 @@ from cltt.errors import DataError
 from cltt.shards import format
 from cltt.shards.folder import FolderDataset
 from cltt.shards.verify import verify_shards
-from cltt.source import video_times
 from cltt.source.jpeg import jpeg_info
 from cltt.source.pixels import decode_jpeg
+from cltt.source.video import times as video_times
 from tests.helpers import data, video
 from tests.helpers.folders import assert_same
 

@@ -19,6 +19,8 @@ from cltt.evaluation import __main__, plots
 from cltt.evaluation.datasets import open_labelled
 from cltt.evaluation.evaluator import Evaluator, extract_features
 from cltt.evaluation.probe import few_shot_accuracy, fit_linear_probe
+from cltt.frames.decode_cpu import FrameDecoder
+from cltt.frames.geometry import Framing
 from tests.helpers import data
 
 
@@ -72,7 +74,9 @@ def test_class_folders_are_split_per_class(tmp_path: Path) -> None:
     assert sorted(ids) == list(range(30))
     for images in found.parts.values():
         assert np.bincount(images.labels).tolist() == [len(images) // 3] * 3
-        for image, label in zip(images.read(images.ids), images.labels, strict=True):
+        for image, label in zip(
+            images.read(images.ids, FrameDecoder(Framing(image_size=20))), images.labels, strict=True
+        ):
             assert image[0, 0].argmax() == [2, 1, 0][label]  # RGB
     again = open_labelled(tmp_path)
     assert all(np.array_equal(again.parts[part].ids, found.parts[part].ids) for part in found.parts)
@@ -121,7 +125,7 @@ def test_cifar_archives(tmp_path: Path, classes: int) -> None:
     test = found.parts["test"]
     assert len(found.label_names) == classes
     assert test.labels.tolist() == labels[100:]
-    assert np.array_equal(test.read(test.ids)[7], pixels[107].transpose(1, 2, 0))
+    assert np.array_equal(test.read(test.ids, FrameDecoder(Framing(image_size=32)))[7], pixels[107].transpose(1, 2, 0))
     assert torch.equal(test.batch(7, 8, 32)[0], torch.from_numpy(pixels[107]))
 
 
@@ -132,7 +136,7 @@ class Malicious:
 
 def test_a_pickle_that_calls_anything_is_refused(tmp_path: Path) -> None:
     write_pickle(tmp_path / "data_batch_1", {b"data": Malicious(), b"labels": []})
-    write_pickle(tmp_path / "batches.meta", {b"label_names": []})
+    write_pickle(tmp_path / "batches.meta", {b"label_names": [b"a"]})
     with pytest.raises(DataError, match=r"eval"):
         open_labelled(tmp_path)
 

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cltt.distributed import world
 from cltt.models import sync_batchnorm
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import SyncBatchNorm1d, SyncBatchNorm2d, synchronise
 from tests.helpers.ddp import run_ranks
 
@@ -297,3 +301,19 @@ def test_the_kernels_exist_with_these_arguments() -> None:
         wanted = [argument.name for argument in getattr(torch.ops.aten, name).default._schema.arguments]
         code = kernel.__code__
         assert code.co_argcount == len(wanted), f"{name} takes {wanted}"
+
+
+# ---- the whole model
+
+
+def test_the_whole_model_is_one_graph() -> None:
+    """As one of four ranks: ResNet-18 and the head, forward, with no break at any of its 21 norms."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        encoder = build_encoder("resnet18")
+        model = synchronise(ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, 8)))
+        assert sum(isinstance(module, (SyncBatchNorm1d, SyncBatchNorm2d)) for module in model.modules()) == 21
+        found = torch._dynamo.explain(model)(torch.randn(2, 2, 3, 32, 32))
+    finally:
+        dist.destroy_process_group()
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltt.source.video_file import BrokenVideo, opened
-from cltt.source.video_frames import FOLLOWS, VideoReader, Wanted
-from cltt.source.video_pixels import Upright
-from cltt.source.video_times import Timeline, read_timeline, sample
+from cltt.source.video.file import BrokenVideo, opened
+from cltt.source.video.frames import FOLLOWS, VideoReader, Wanted
+from cltt.source.video.pixels import Upright
+from cltt.source.video.times import Timeline, read_timeline, sample
 from tests.helpers import data, video
 
 pytest.importorskip("av")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltt.source.video_file import BrokenVideo, is_video, opened
-from cltt.source.video_times import BACKWARDS, BEFORE_KEY, GAP, Timeline, read_timeline, sample
+from cltt.source.video.file import BrokenVideo, is_video, opened
+from cltt.source.video.times import BACKWARDS, BEFORE_KEY, GAP, Timeline, read_timeline, sample
 from tests.helpers import data, video
 
 pytest.importorskip("av")

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cltt.source.video_file import Packets, entry_test, opened, packets_of
+from cltt.source.video.file import Packets, entry_test, opened, packets_of
 
 if TYPE_CHECKING:
     import av
@@ -30,7 +30,7 @@ _DROPS_UNREFERENCED = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 
 
 class Wanted(NamedTuple):
-    """A frame by its name and the name of the packet where decoding begins (``video_times.Timeline``)."""
+    """A frame by its name and the name of the packet where decoding begins (``video.times.Timeline``)."""
 
     id: int
     entry: int
@@ -47,7 +47,7 @@ class _Sent(NamedTuple):
 class VideoReader:
     """An open video file; gives frames by name. Not for several threads at once.
 
-    Raises BrokenVideo or OSError as ``video_file.opened`` does.
+    Raises BrokenVideo or OSError as ``file.opened`` does.
     """
 
     def __init__(self, path: bytes, timing: str) -> None:
@@ -133,13 +133,16 @@ class VideoReader:
         import av
 
         packets: Packets = packets_of(self._container, self.stream)
-        with contextlib.suppress(av.FFmpegError):  # the plan has noted that the file breaks here
+        try:
             for packet in packets:
                 if self._timing == "pts":
                     yield packet.pts, packet
                 else:
                     yield self._place, packet
                     self._place += 1
+        except av.FFmpegError as error:  # the plan has noted that the file breaks here
+            if isinstance(error, OSError):  # the file system's, not the file's
+                raise
 
 
 def _with_first(
