@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from cltt import cli, distributed
-from cltt.build import on_demand
 from cltt.distributed import group
 from cltt.distributed.lifeline import Hub
 from cltt.errors import DataError, FrameError
 from cltt.evaluation.evaluator import Evaluator
+from cltt.sets import locate
 from cltt.shards import stage
 from cltt.shards.dataset import ShardDataset
 from cltt.training.trainer import Trainer
@@ -95,7 +95,7 @@ def hang() -> None:
 
 def changed_source() -> None:
     """The folder of frames looks changed to this rank."""
-    on_demand._change = lambda record, now: "has changed"  # type: ignore[assignment]
+    locate._of_source = lambda sets, now: None  # type: ignore[assignment]
 
 
 def broken_evaluation() -> None:
