@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cltt.device import gpus_given, why_no_cuda
 from cltt.errors import CLTTError, SettingsError
+from cltt.machine.gpus import gpus_given, why_no_cuda
 
 if TYPE_CHECKING:
     import torch
