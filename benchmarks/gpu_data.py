@@ -44,7 +44,7 @@ def clips(work: Path, height: int, quick: bool) -> Path:
     """Folder of drawn clips of the given number of lines; drawn on first use."""
     root = work / f"clips{height}"
     if not root.exists():
-        count, frames = (6, 160) if quick else ((48, 900) if height == 256 else (8, 250))
+        count, frames = (6, 100) if quick else ((48, 900) if height == 256 else (8, 250))
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda k: draw_clip(root / f"clip_{k:03d}", k, frames, height), range(count)))
     return root

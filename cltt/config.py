@@ -129,7 +129,7 @@ class DataSettings:
     )
     run: int | None = setting(
         None,
-        "windows of a clip that share frames and are drawn together (default: 5*(window_size-1))",
+        "windows of a clip that share frames and are drawn together (default: 5*(window_size-1), at most 32)",
         type=int,
         within=(1, MANY),
     )
