@@ -30,6 +30,7 @@ from cltt.files.patience import Patience, passes
 T = TypeVar("T")
 VERSION = 1
 LATEST = "latest"
+_LEFTOVER = re.compile(r"\.(epoch-.*|latest|complete|.*\.(csv|json|png))\.\d+\.tmp")  # of replace_file and write
 _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")
 
 
@@ -217,8 +218,9 @@ class CheckpointStore:
     def _remove_leftovers(self) -> None:
         """What a run left that was killed while it saved."""
         if not self._used:
-            for leftover in self.folder.glob(".epoch-*.tmp"):
-                leftover.unlink()
+            for leftover in self.folder.glob(".*.tmp"):
+                if _LEFTOVER.fullmatch(leftover.name):
+                    leftover.unlink()
         self._used = True
 
     def _remove_old(self) -> None:
