@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, order_figures
-from benchmarks.loader import write_clips
+from benchmarks.loader_data import write_clips
 from cltt import build_shards, cli
 from cltt.errors import SettingsError
 
@@ -31,7 +31,8 @@ CHILD = Path(__file__).with_name("order_child.py")
 
 def long_clips(root: Path) -> Path:
     """Clips of FRAMES frames, each a source clip there and back again as often as it takes."""
-    sources = sorted(path for path in write_clips(root / "short", 1).iterdir() if path.is_dir())
+    short = write_clips(root / "short", (None, 256), copies=1, longest=10_000)
+    sources = sorted(path for path in short.iterdir() if path.is_dir())
     for number in range(CLIPS):
         files = sorted(sources[number % len(sources)].iterdir())
         turned = itertools.cycle([*files, *files[::-1]])

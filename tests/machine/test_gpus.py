@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cltt import device, doctor
-from cltt.distributed import RankFacts, described, pick_device
+from cltt import doctor
+from cltt.distributed import RankInfo, described, pick_device
 from cltt.errors import SettingsError
+from cltt.machine import gpus
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Driver:
@@ -45,14 +46,14 @@ def driver(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
     indirect=["driver"],
 )
 def test_the_drivers_version_is_read(driver: None, version: tuple[int, int] | None) -> None:
-    assert device.driver_cuda_version() == version
+    assert gpus.driver_cuda_version() == version
 
 
 @pytest.mark.parametrize(
     ("version", "words"), [((13, 2), "constraints.txt"), ((12, 0), "CUDA=12"), ((11, 8), "none of ours")]
 )
 def test_the_set_that_fits_a_driver(version: tuple[int, int], words: str) -> None:
-    assert words in device.fitting_set(version)
+    assert words in gpus.fitting_set(version)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_the_set_that_fits_a_driver(version: tuple[int, int], words: str) -> Non
 def test_gpus_given(environ: dict[str, str], nodes: list[str], given: str, tmp_path: Path) -> None:
     for name in nodes:
         (tmp_path / name).touch()
-    found = device.gpus_given(environ, tmp_path)
+    found = gpus.gpus_given(environ, tmp_path)
     assert found.endswith(given) and bool(found) == bool(given)
 
 
@@ -92,20 +93,20 @@ def test_auto_refuses_the_cpu_where_gpus_were_given(
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(SettingsError) as error:
-        pick_device("auto", RankFacts())
+        pick_device("auto", RankInfo())
     said = str(error.value)
     assert all(word in said for word in ["CUDA_VISIBLE_DEVICES=0", "--device cpu", *words]) and "\n" not in said
-    assert pick_device("cpu", RankFacts()).type == "cpu"
+    assert pick_device("cpu", RankInfo()).type == "cpu"
     findings = {finding.subject: finding for finding in [*doctor.driver(), *doctor.torch_and_device()]}
     assert findings["NVIDIA driver"].fact == "CUDA 12.4" and "CUDA=12" in findings["NVIDIA driver"].advice
     assert findings["torch"].status == "bad" and words[0] in findings["torch"].advice
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert pick_device("auto", RankFacts()).type in ("cpu", "mps")
+    assert pick_device("auto", RankInfo()).type in ("cpu", "mps")
 
 
 def test_the_device_is_described() -> None:
-    assert described(torch.device("cpu"), RankFacts()).startswith("the CPU")
-    assert described(torch.device("cpu"), RankFacts(0, 4)).endswith("4 ranks")
+    assert described(torch.device("cpu"), RankInfo()).startswith("the CPU")
+    assert described(torch.device("cpu"), RankInfo(0, 4)).endswith("4 ranks")
 
 
 def test_both_sets_pin_the_same_packages() -> None:
