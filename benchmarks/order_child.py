@@ -1,13 +1,14 @@
 """One contender of ``benchmarks.order_before``, run with a checkout's folder as PYTHONPATH: ``SHARDS WHAT STEP``.
 
 WHAT is ``loader`` (some blocks of uint8 batches at S = 224) or ``read`` (the same reads and CRC checks by the same
-threads, 1 ms longer each, and no decoding). Prints windows and frames a second. Only names that are the same in every
-version since 0.1.0 are used, but for the rooms of two modules.
+threads, 1 ms longer each, and no decoding): prints windows and frames a second. Or it is ``order``, with the file
+``order_figures.py`` in the place of SHARDS: prints what STEP costs and how it mixes. Only names that are the same in
+every version since 0.1.0 are used, but for the rooms of two modules.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import itertools
 import json
 import sys
@@ -70,7 +71,28 @@ def run_reads(dataset: ShardDataset, index: WindowIndex) -> dict[str, int]:
     return {"windows": whole_blocks(plan) * BATCH, "frames": len(read), "reads": next(reads)}
 
 
+def order(figures_file: str, size: int, step: int) -> dict[str, float]:
+    """Costs and mixing of the default order with 200 clips."""
+    spec = importlib.util.spec_from_file_location("order_figures", figures_file)
+    assert spec is not None and spec.loader is not None
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    index = WindowIndex(figures.clip_lengths(200), size, step, STRIDE)
+    plan = EpochPlan(index, {2: 128, 5: 64, 16: 32}[size])
+    batches = figures.all_batches(plan)
+    return {
+        "decodes a window": figures.decodes_a_window(plan),
+        "GB": figures.gigabytes(plan),
+        "far pairs": figures.far_pairs_rate(plan, batches),
+        "overlap with batch before %": 100 * figures.overlap_with_batch_before(index, batches),
+        "again in k+1 %": 100 * figures.seen_again(index.locate(batches)[0], 1),
+    }
+
+
 def main(shards: str, what: str, step: str) -> None:
+    if what == "order":
+        print(json.dumps(order(shards, *map(int, step.split("/")))))
+        return
     dataset = ShardDataset(shards)
     index = WindowIndex(np.array(dataset.clip_lengths), T, int(step), STRIDE)
     run = {"loader": run_loader, "read": run_reads}[what]

@@ -49,7 +49,7 @@ def far_pairs_rate(plan: EpochPlan, batches: np.ndarray | None = None) -> float:
         if not same.any():
             break
         met += int((same & (start[:, apart:] - start[:, :-apart] >= gap)).sum())
-    beyond = np.maximum(np.diff(index.first_window) + gap // -index.window_stride, 0)
+    beyond = np.maximum(index.windows_per_clip + gap // -index.window_stride, 0)
     pairs = int((beyond * (beyond + 1) // 2).sum())
     # A pair of all windows shares a batch with probability (B-1)/(N-1), if neither is left out.
     uniform = pairs * (plan.batch_size - 1) / (len(index) - 1) * batches.size / len(index)

@@ -96,7 +96,7 @@ class CheckpointStore:
     end of a ``with`` block wait for it and raise what went wrong there.
 
     Args:
-        folder: folder of the run; made if missing.
+        folder: folder of the run; made at the first save if missing.
         keep_last: checkpoints kept, the newest.
         keep_every: also keep the checkpoint of every n-th epoch (0: none).
     """
@@ -107,9 +107,7 @@ class CheckpointStore:
         self.keep_every = keep_every
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".epoch-*.tmp"):  # of a run that was killed while it saved
-            leftover.unlink()
+        self._used = False
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -124,6 +122,8 @@ class CheckpointStore:
         """Save ``state`` as the newest checkpoint; returns its path at once, the file appears when it is whole."""
         copy = to_cpu(state)
         self.wait()
+        if not self._used:
+            self._prepare_folder()
         path = self.folder / checkpoint_name(epoch, step)
         self._pending = self._writer.submit(self._write, path, copy)
         return path
@@ -133,6 +133,12 @@ class CheckpointStore:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def _prepare_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".epoch-*.tmp"):  # of a run that was killed while it saved
+            leftover.unlink()
+        self._used = True
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         write(path, state)

@@ -69,7 +69,7 @@ def settings_from(args: argparse.Namespace, settings: type[S]) -> S:
 
 
 def run(main: Callable[[], int | None], prog: str) -> NoReturn:
-    """Run a script's ``main`` and exit with its status; a :class:`CLTTError` becomes one sentence and status 2.
+    """Run a script's ``main`` and exit with its status; a :class:`CLTTError` becomes one sentence and its status.
 
     Warnings, and what the package logs, become a line each.
     """
@@ -82,16 +82,27 @@ def _status_of(main: Callable[[], int | None], prog: str) -> int:
         status = main() or 0
         sys.stdout.flush()
         return status
-    except CLTTError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
     except BrokenPipeError:
         if not _reader_is_gone():
             raise  # a worker or a connection broke, which must not pass for success
         return 0
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except (CLTTError, KeyboardInterrupt) as error:
+        explained = explain(error, prog)
+        assert explained is not None
+        status, sentence = explained
+        print(sentence, file=sys.stderr)
+        return status
+
+
+def explain(error: BaseException, prog: str) -> tuple[int, str] | None:
+    """Exit status and sentence ("": nothing to say) of a script that ends with ``error``; None: it is a defect."""
+    if isinstance(error, CLTTError):
+        return error.exit_status, f"{prog}: error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, f"{prog}: interrupted"
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code, ""
+    return None
 
 
 def _reader_is_gone() -> bool:

@@ -102,7 +102,9 @@ class DataSettings:
         None, "steps of a block: frames are decoded once a block (default: 128, more where the data need it)", type=int
     )
     run: int | None = setting(
-        None, "windows of a clip that share frames and are drawn together (default: 5*(window_size-1))", type=int
+        None,
+        "windows of a clip that share frames and are drawn together (default: 5*(window_size-1), at most 32)",
+        type=int,
     )
     cache_gb: float | None = setting(
         None, "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)", type=float
@@ -173,6 +175,10 @@ class OptimSettings:
         require_positive("lr", self.lr)
         for name in ("max_batches_per_epoch", "weight_decay", "max_grad_norm", "sub_batch_size"):
             require_not_negative(name, getattr(self, name))
+
+    def steps_per_epoch(self, batches: int) -> int:
+        """Steps of an epoch in which there are ``batches``."""
+        return min(batches, self.max_batches_per_epoch or batches)
 
 
 @dataclass(frozen=True, kw_only=True)

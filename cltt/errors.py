@@ -8,7 +8,13 @@ from __future__ import annotations
 
 
 class CLTTError(Exception):
-    """Base of all errors a user can cause and mend."""
+    """Base of all errors a user can cause and mend.
+
+    Attributes:
+        exit_status: of a script that ends with it. A batch script starts a run again unless it is 2.
+    """
+
+    exit_status = 2
 
 
 class SettingsError(CLTTError, ValueError):
@@ -17,6 +23,12 @@ class SettingsError(CLTTError, ValueError):
 
 class DataError(CLTTError, RuntimeError):
     """Data on disk that is missing, damaged, or of another version."""
+
+
+class OutOfMemoryError(CLTTError):
+    """Memory, of the GPU or the machine, did not suffice; it may the next time."""
+
+    exit_status = 1
 
 
 class FrameError(DataError):
@@ -33,3 +45,6 @@ class FrameError(DataError):
         self.frame_id = frame_id
         self.name = name
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[FrameError], tuple[int, str, str]]:
+        return FrameError, (self.frame_id, self.name, self.reason)  # made of more than its message

@@ -13,10 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cltt import distributed
 from cltt.build.builder import build_shards
 from cltt.build.settings import BuildSettings
 from cltt.config import DataSettings
-from cltt.distributed import RankFacts
+from cltt.distributed import RankInfo
 from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.shards import format
@@ -28,16 +29,17 @@ SHARDS_HOME = Path("shards")
 _THREADS = 16
 
 
-def locate_shards(data: DataSettings, facts: RankFacts) -> Path:
-    """The folder of shards that ``data`` asks for, built or staged if need be; says what it does.
+def locate_shards(data: DataSettings, info: RankInfo) -> Path:
+    """The folder of shards that ``data`` asks for, built or staged if need be; says what it does. A collective.
 
-    Raises SettingsError if there are several ranks and nothing built, or if the folder of frames cannot be used.
+    Rank 0 looks, and all take what it found: to one node alone a folder may look changed. Raises SettingsError if there
+    are several ranks and nothing built, or if the folder of frames cannot be used.
     """
-    path = Path(data.shards) if data.shards is not None else _shards_of_root(data, facts)
-    return path if data.stage_to is None else stage(path, Path(data.stage_to), facts)
+    path = distributed.from_main(lambda: Path(data.shards) if data.shards is not None else _shards_of_root(data, info))
+    return path if data.stage_to is None else stage(path, Path(data.stage_to), info)
 
 
-def _shards_of_root(data: DataSettings, facts: RankFacts) -> Path:
+def _shards_of_root(data: DataSettings, info: RankInfo) -> Path:
     """Shards of ``--root-dir``: those of an earlier run if the folder is as it was, else built now."""
     assert data.root_dir is not None
     settings = BuildSettings()
@@ -45,30 +47,30 @@ def _shards_of_root(data: DataSettings, facts: RankFacts) -> Path:
     out = SHARDS_HOME / shards_name(root, settings)
     record = out.with_name(f"{out.name}.source.json")
     built = (out / format.INDEX).is_file()
-    if facts.world_size > 1 and not built:
+    if info.world_size > 1 and not built:
         command = ["python", "tools/build_shards.py", "--root-dir", data.root_dir, "--out", str(out)]
         raise SettingsError(
-            f"{facts.world_size} ranks, but no shards of {root!r} yet; build them: {shlex.join(command)}"
+            f"{info.world_size} ranks, but no shards of {root!r} yet; build them: {shlex.join(command)}"
         )
     now = describe_root(root, files=data.rescan or not built or not record.is_file())
     change = _change(record, now) if built else None
     if built and change is None:
-        _say(facts, f"using the shards in {out}: {root} is as it was when they were built")
+        _say(f"using the shards in {out}: {root} is as it was when they were built")
         return out
-    if facts.world_size > 1:
+    if info.world_size > 1:
         command = ["python", "tools/build_shards.py", "--root-dir", data.root_dir, "--out", str(out), "--overwrite"]
         raise SettingsError(f"{root!r} {change} since its shards were built; build them anew: {shlex.join(command)}")
     check_writable(
         SHARDS_HOME,
         "build the shards elsewhere (tools/build_shards.py) and give --shards, or start in another working folder",
     )
-    _say(facts, f"building shards of {root} in {out}" + (f" again: the folder {change}" if built else ""))
+    _say(f"building shards of {root} in {out}" + (f" again: the folder {change}" if built else ""))
     record.unlink(missing_ok=True)
     if "digest" not in now:
         now = describe_root(root, files=True)
     report = build_shards(root, out, overwrite=built, **asdict(settings))
     replace_file(record, json.dumps(now).encode())
-    _say(facts, f"built {report}; left out: {counted(sum(report.skipped.values()), 'file')}")
+    _say(f"built {report}; left out: {counted(sum(report.skipped.values()), 'file')}")
     return out
 
 
@@ -113,6 +115,5 @@ def _change(record: Path, now: dict[str, Any]) -> str | None:
     return None
 
 
-def _say(facts: RankFacts, line: str) -> None:
-    if facts.is_main:
-        print(line, flush=True)
+def _say(line: str) -> None:
+    print(line, flush=True)

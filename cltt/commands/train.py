@@ -35,4 +35,4 @@ def main(argv: list[str] | None = None, prog: str = "train.py") -> int:
     settings = parse(argv, prog)
     from cltt.training.run import train  # torch takes seconds to import: --help and refused flags should not wait
 
-    return train(settings)
+    return train(settings, prog=prog)

@@ -161,7 +161,7 @@ def trained_encoder(training: TrainSettings) -> nn.Module:
 
 def evaluate(encoder: nn.Module, training: TrainSettings) -> Accuracy:
     """Accuracy (0..1) on the test clips: labels of one training frame an object, and of all training frames."""
-    device = distributed.pick_device(training.run.device, distributed.RankFacts())
+    device = distributed.pick_device(training.run.device, distributed.RankInfo())
     assert training.data.shards is not None
     data = open_labelled(training.data.shards)
     parts = {

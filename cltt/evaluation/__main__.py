@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cltt import checkpoint, cli, config, distributed
 from cltt.config import DEVICES, require, require_positive
-from cltt.distributed import RankFacts
+from cltt.distributed import RankInfo
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import open_labelled
 from cltt.files import atomic
@@ -52,7 +52,7 @@ def evaluate_checkpoints(settings: EvaluationSettings) -> list[dict[str, Any]]:
     paths = checkpoint.list_checkpoints(source) if source.is_dir() else [source]
     if not paths:
         raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt)")
-    device = distributed.pick_device(settings.device, RankFacts())
+    device = distributed.pick_device(settings.device, RankInfo())
     data = open_labelled(settings.data)
     rows = []
     for path in paths:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cltt.frames.batch_cpu import CpuBatchMaker
-from cltt.frames.batch_gpu import GpuBatchMaker
 from cltt.frames.geometry import Framing
+from cltt.frames.gpu.batch import GpuBatchMaker
 from cltt.frames.store import FrameStore
 
 
@@ -43,20 +43,20 @@ class BatchMaker:
         self._on_cpu = CpuBatchMaker(framing, layout[0], augment, layout[1], threads, normalise)
         self._on_gpu = GpuBatchMaker(framing, device, dtype, augment, channels_last, threads, normalise)
 
-    def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
+    def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """The frames in ``slots`` [b, T] of ``store`` -> [b, T, 3, S, S].
 
-        ``uniform``: numbers [b, T] each to draw augmentations from; None without augmentation.
+        ``numbers``: random ones, [b, T] each, to draw augmentations from; None without augmentation.
         """
-        if store.device.type != "cpu" and uniform is None:
+        if store.device.type != "cpu" and numbers is None:
             return self._on_gpu.gathered(store, slots)
-        return self.finish(self.begin(store, slots, uniform), slots.shape)
+        return self.finish(self.begin(store, slots, numbers), slots.shape)
 
-    def begin(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
+    def begin(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """What of :meth:`make` may wait for the device, and may be done in another thread; the slots are read then."""
-        if store.device.type == "cpu" or uniform is None:
-            return self._on_cpu.make(store, slots, uniform)
-        return self._on_gpu.augmented(store, slots.reshape(-1), uniform)
+        if store.device.type == "cpu" or numbers is None:
+            return self._on_cpu.make(store, slots, numbers)
+        return self._on_gpu.augmented(store, slots.reshape(-1), numbers)
 
     def finish(self, begun: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """The rest, queued on the current stream: what :meth:`begin` made of slots of ``shape`` [b, T] -> the batch."""

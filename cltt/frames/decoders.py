@@ -74,7 +74,7 @@ class DaliDecoder:
     _GRAPHS = 2
 
     def __init__(self, framing: Framing, device: torch.device, threads: int) -> None:
-        from cltt.frames.dali_graphs import DecodeGraphs
+        from cltt.frames.gpu.dali_graphs import DecodeGraphs
 
         self.framing, self.device = framing, device
         on_gpu = device.type == "cuda"

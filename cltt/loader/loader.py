@@ -9,22 +9,23 @@ import logging
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, NORMALISATIONS, require, require_one_of
-from cltt.distributed import pick_device, rank_facts
+from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
-from cltt.frames.augment import uniforms
+from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
 from cltt.loader.ahead import Ahead
-from cltt.loader.fetch import Dataset, Frames
+from cltt.loader.bad_frames import BadFrames
+from cltt.loader.fetch import Dataset, FrameFetcher
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import PageTable, SlotTable, block_uses
@@ -55,6 +56,26 @@ class Batch:
     window_ids: torch.Tensor
     clip_ids: torch.Tensor
     frame_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the frames of a batch look: what a loader's state must agree on beside the order and the data."""
+
+    image_size: int
+    augment: str
+    augment_scope: str
+    normalise: str
+
+    def __post_init__(self) -> None:
+        require_one_of("augment", self.augment, AUGMENTATIONS)
+        require_one_of("augment_scope", self.augment_scope, AUGMENT_SCOPES)
+        require_one_of("normalise", self.normalise, NORMALISATIONS)
+
+    @property
+    def framing(self) -> Framing:
+        """An augmentation that crops needs a margin to crop from."""
+        return Framing(image_size=self.image_size, margin=self.augment != "none")
 
 
 class WindowLoader:
@@ -109,26 +130,19 @@ class WindowLoader:
         normalise: str = "imagenet",
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
-        require_one_of("augment", augment, AUGMENTATIONS)
-        require_one_of("augment_scope", augment_scope, AUGMENT_SCOPES)
-        require_one_of("normalise", normalise, NORMALISATIONS)
+        self._look = Look(image_size, augment, augment_scope, normalise)
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
         self.dataset, self.index = dataset, index
         self.device = chosen_device(device)
         self._share = {"rank": rank, "world_size": world_size}
-        self._look = {
-            "image_size": image_size,
-            "augment": augment,
-            "augment_scope": augment_scope,
-            "normalise": normalise,
-        }
-        self._cache_bytes, self._threads, self._max_bad = cache_bytes, num_threads, max_bad_frames
-        framing = Framing(image_size=image_size, margin=augment != "none")
+        self._cache_bytes, self._threads = cache_bytes, num_threads
+        framing = self._look.framing
         self._decoder = best_decoder(framing, self.device, num_threads)
         self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads, normalise)
-        self._frames: Frames | None = None
+        self._bad = BadFrames(dataset, max_bad_frames)
+        self._fetcher: FrameFetcher | None = None
         self._prefetcher: Prefetcher | None = None
         self._reuses = True  # a frame within its block; else each step decodes into a page of its own
         self._uses = 0
@@ -169,7 +183,7 @@ class WindowLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer is (batches handed out, not those made ahead): plain values, the same on every rank."""
         plan = self.plan.state_dict(self._step)
-        return {"version": STATE_VERSION, "plan": plan, "fingerprint": self.dataset.fingerprint, **self._look}
+        return {"version": STATE_VERSION, "plan": plan, "fingerprint": self.dataset.fingerprint, **asdict(self._look)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
@@ -178,7 +192,7 @@ class WindowLoader:
             f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
             "resume with the version of cltt that saved it",
         )
-        here = {"fingerprint": self.dataset.fingerprint, **self._look}
+        here = {"fingerprint": self.dataset.fingerprint, **asdict(self._look)}
         state = {"normalise": "imagenet", **state}  # all that 0.1.0 knew
         differ = [
             f"{name} (saved {state.get(name)}, now {now})" for name, now in here.items() if state.get(name) != now
@@ -198,13 +212,13 @@ class WindowLoader:
         frames_bad: distinct frames that could not be used; wait_share: share (0..1) of the time from the start of each
         iteration to the end of its last step that the consumer spent waiting for batches.
         """
-        frames = self._frames
-        read, decoded, size = (frames.read, frames.decoded, frames.bytes_read) if frames else (0, 0, 0)
+        fetcher = self._fetcher
+        read, decoded, size = (fetcher.read, fetcher.decoded, fetcher.bytes_read) if fetcher else (0, 0, 0)
         return {
             "frames_read": read,
             "frames_decoded": decoded,
             "frames_reused": self._uses,
-            "frames_bad": len(frames.bad) if frames else 0,
+            "frames_bad": len(self._bad),
             "bytes_read": size,
             "wait_share": self._clock.share,
         }
@@ -238,18 +252,18 @@ class WindowLoader:
     @property
     def _begins_ahead(self) -> bool:
         """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
-        return self._decoder.device.type == "cuda" and self._look["augment"] != "none"
+        return self._decoder.device.type == "cuda" and self._look.augment != "none"
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()
         self.plan, self._step = self.plan.at_epoch(epoch), step
 
     def _start(self) -> Prefetcher:
-        if self._frames is None:
-            self._frames = Frames(self.dataset, self._decoder, self._new_store(), self._max_bad)
+        if self._fetcher is None:
+            self._fetcher = FrameFetcher(self.dataset, self._decoder, self._new_store(), self._bad)
         elif self._prefetcher is not None and self._prefetcher.running:
             # A thread hangs in a read; when it comes back it must not write to memory that is in use again.
-            self._frames = self._frames.with_store(self._new_store())
+            self._fetcher = self._fetcher.with_store(self._new_store())
         elif self._reuses and self._block_steps > self._longest_block:
             log.warning(
                 "epoch %d has blocks of %d steps, but frame memory for blocks of %d: some frames will be decoded again",
@@ -257,10 +271,10 @@ class WindowLoader:
                 self._block_steps,
                 self._longest_block,
             )
-        slots = self._frames.store.slots
+        slots = self._fetcher.store.slots
         self._prefetcher = Prefetcher(
             block_uses(self.plan, self.index, self._step, **self._share),
-            self._frames.fill,
+            self._fetcher.fetch,
             SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
             start=self._step,
             threads=self._threads,
@@ -293,12 +307,12 @@ class WindowLoader:
 
     def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
         """The next step, once its frames are there, and its batch as far as it can be made ahead; frees its slots."""
-        assert self._frames is not None
+        assert self._fetcher is not None
         ready = prefetcher.take()
-        uses, store = ready.uses, self._frames.store
-        slots = self._frames.usable(uses.frame_ids, ready.slots)
-        uniform = self._uniforms(uses.window_ids, uses.frame_ids)
-        begun = (self._maker.begin if self._begins_ahead else self._maker.make)(store, slots, uniform)
+        uses, store = ready.uses, self._fetcher.store
+        slots = self._bad.substitute(uses.frame_ids, ready.slots, self._fetcher.fetch)
+        numbers = self._random_numbers(uses.window_ids, uses.frame_ids)
+        begun = (self._maker.begin if self._begins_ahead else self._maker.make)(store, slots, numbers)
         prefetcher.release(ready.step)
         return ready, begun
 
@@ -310,10 +324,10 @@ class WindowLoader:
         # Copies: the arrays belong to the plan, the batch to the consumer.
         return Batch(frames, *(torch.from_numpy(np.array(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)))
 
-    def _uniforms(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
-        if self._look["augment"] == "none":
+    def _random_numbers(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
+        if self._look.augment == "none":
             return None
-        return uniforms(self.plan.seed, self.epoch, window_ids, frame_ids, str(self._look["augment_scope"]))
+        return random_numbers(self.plan.seed, self.epoch, window_ids, frame_ids, self._look.augment_scope)
 
 
 def chosen_device(device: str | torch.device) -> torch.device:
@@ -323,7 +337,7 @@ def chosen_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise SettingsError(f"device is {device!r}; it must be auto, cuda, cuda:N, mps or cpu") from None
     if asked is None or asked.index is None:
-        return pick_device(str(device), rank_facts())
+        return pick_device(str(device), rank_info())
     return asked
 
 

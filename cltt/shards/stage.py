@@ -11,28 +11,30 @@ from typing import Any
 from tqdm import tqdm
 
 from cltt import distributed
-from cltt.distributed import RankFacts
+from cltt.distributed import RankInfo
 from cltt.errors import DataError
 from cltt.files import atomic
 from cltt.files.atomic import check_writable, replace_file
 from cltt.shards import format
 
 
-def stage(shards: Path, target: Path, facts: RankFacts) -> Path:
+def stage(shards: Path, target: Path, info: RankInfo) -> Path:
     """Copy ``shards`` to ``target/NAME-FINGERPRINT``, once a node, each file held to its size and checksum.
 
-    Local rank 0 copies; the other ranks wait for it. Jobs that share a node wait for each other's copy behind a lock.
-    What is there already is used if it is whole. Returns the copy's folder.
+    Local rank 0 copies; the other ranks wait for it, however long it takes. Jobs that share a node wait for each
+    other's copy behind a lock. What is there already is used if it is whole. Returns the copy's folder.
+
+    Raises SettingsError if ``target`` cannot be written, DataError if a file cannot be copied whole.
     """
     index = format.read_index(shards)
     copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
-    if facts.local_rank == 0:
+    if info.local_rank == 0:
         check_writable(target, "give another --stage-to")
         target.mkdir(parents=True, exist_ok=True)
-        with open(target / f".{copy.name}.lock", "w") as lock:
+        with distributed.waiting(), open(target / f".{copy.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             _copy_missing(shards, copy, index)
-    distributed.barrier()
+    distributed.wait_for_all()
     if not (copy / format.INDEX).is_file():
         raise DataError(f"no shards in {copy} after staging; is --stage-to on this node's own disk?")
     return copy
@@ -48,11 +50,20 @@ def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
         target = copy / name
         if not _is_whole(target, expected):
             temporary = copy / f".{name}.tmp"
-            shutil.copyfile(shards / name, temporary)
+            _copy(shards / name, temporary)
             if not _is_whole(temporary, expected):
                 raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
             os.replace(temporary, target)
     replace_file(copy / format.INDEX, (shards / format.INDEX).read_bytes())
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise DataError(
+            f"cannot copy {source} to {target.parent}: {error.strerror}; make room or give another --stage-to"
+        ) from error
 
 
 def _is_whole(path: Path, expected: dict[str, Any]) -> bool:

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from cltt import checkpoint
+from cltt import checkpoint, distributed
 from cltt.build.on_demand import locate_shards
+from cltt.checkpoint import CheckpointStore
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
-from cltt.distributed import RankFacts
+from cltt.distributed import RankInfo
 from cltt.errors import SettingsError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files.atomic import replace_file
@@ -24,6 +25,7 @@ from cltt.loader.loader import WindowLoader
 from cltt.loss.infonce import TemporalInfoNCE
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
+from cltt.models.sync_batchnorm import synchronise
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.training.signals import StopSignals
@@ -35,9 +37,14 @@ _NEW_NAME = "forward_sync_buffers"
 _SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
 
-def open_dataset(data: DataSettings, facts: RankFacts | None = None) -> ShardDataset:
-    """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet."""
-    return ShardDataset(locate_shards(data, facts or RankFacts()))
+def open_dataset(data: DataSettings, info: RankInfo | None = None) -> ShardDataset:
+    """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet.
+
+    A collective. DataError on every rank if they do not open the same shards.
+    """
+    dataset = ShardDataset(locate_shards(data, info or RankInfo()))
+    distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
+    return dataset
 
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
@@ -56,7 +63,7 @@ def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
 
 
 def build_loader(
-    dataset: ShardDataset, index: WindowIndex, settings: TrainSettings, device: torch.device, facts: RankFacts
+    dataset: ShardDataset, index: WindowIndex, settings: TrainSettings, device: torch.device, info: RankInfo
 ) -> WindowLoader:
     """Batches of this rank, in the type the model computes in."""
     data = settings.data
@@ -74,8 +81,8 @@ def build_loader(
         min_gap=data.min_gap,
         depth=data.depth,
         run=data.run,
-        rank=facts.rank,
-        world_size=facts.world_size,
+        rank=info.rank,
+        world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
         num_threads=data.num_workers,
         channels_last=device.type == "cuda",
@@ -89,25 +96,22 @@ def build_model(settings: ModelSettings) -> ContrastiveModel:
     return ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, settings.proj_dim))
 
 
-def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, facts: RankFacts) -> nn.Module:
+def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, info: RankInfo) -> nn.Module:
     """Put the model on its device, compile it if asked to, and tie it to the other ranks.
 
-    Rows of a rank come from few runs of neighbouring windows, so statistics of one rank alone would be biased:
-    BatchNorm is synchronised over ranks on CUDA. SyncBatchNorm refuses CPU tensors; gloo runs keep local BatchNorm and
-    say so.
+    BatchNorm takes its statistics from the batch of all ranks: rows of a rank come from few runs of neighbouring
+    windows, so its own would be biased, and a run on several ranks would not be the run on one.
     """
-    if facts.world_size > 1 and device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    elif facts.is_main and facts.world_size > 1 and any("BatchNorm" in type(m).__name__ for m in model.modules()):
-        print("several ranks on the CPU: each has BatchNorm statistics of its own (SyncBatchNorm needs CUDA)")
+    if info.world_size > 1:
+        synchronise(model)
     model = model.to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     if run.compile:
         model.compile()
-    if facts.world_size == 1:
+    if info.world_size == 1:
         return model
-    # Buffers are the running statistics: equal on all ranks if synchronised, and unused in training anyway.
+    # Buffers are the running statistics: equal on all ranks, and unused in training anyway.
     options: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, **options)
 
@@ -130,40 +134,43 @@ def build_trainer(
     settings: TrainSettings,
     loader: WindowLoader,
     device: torch.device,
-    facts: RankFacts,
+    info: RankInfo,
     *,
     stop: StopSignals,
+    store: CheckpointStore | None = None,
     evaluator: Evaluator | None = None,
     weights: str | None = None,
+    **listeners: Any,
 ) -> Trainer:
     """Model, loss, optimizer and schedule around ``loader``; ``weights``: a checkpoint whose weights to start from.
 
-    Its saver has no store yet.
+    ``store`` and ``evaluator`` are rank 0's. ``listeners``: the trainer's ``history``, ``on_step`` and ``on_epoch``.
     """
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model)
     if weights is not None:
         load_weights(model, Path(weights))
-        if facts.is_main:
+        if info.is_main:
             print(f"starting from the weights of {checkpoint.resolve(Path(weights))}", flush=True)
-    wrapped = prepare_model(model, settings.run, device, facts)
+    wrapped = prepare_model(model, settings.run, device, info)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
-    facts_saved = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
+    identity = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
     return Trainer(
         model=wrapped,
         loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
         optimizer=optimizer,
         scheduler=scheduler,
         loader=loader,
-        saver=Saver(None, minutes=settings.checkpoint.checkpoint_minutes, extra=facts_saved),
+        saver=Saver(store, minutes=settings.checkpoint.checkpoint_minutes, extra=identity),
         stop=stop,
         device=device,
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
         mask_overlaps=settings.model.mask_overlaps,
-        evaluate=None if evaluator is None else _evaluation(settings, model.encoder, evaluator),
+        evaluate=None if settings.log.eval_data is None else _evaluation(settings, model.encoder, evaluator),
         eval_every=settings.log.eval_every,
+        **listeners,
     )
 
 
@@ -180,13 +187,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from error
 
 
-def _evaluation(settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator) -> Callable[[], dict[str, float]]:
-    """Evaluates ``encoder`` and returns the row for the CSV."""
+def _evaluation(
+    settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None
+) -> Callable[[], dict[str, float]]:
+    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank."""
 
     def evaluate() -> dict[str, float]:
+        assert evaluator is not None
         result = evaluator(encoder)
         replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
         tqdm.write(result.describe())  # leaves the progress bar whole
         return result.row()
 
-    return evaluate
+    return lambda: distributed.from_main(evaluate)

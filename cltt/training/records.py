@@ -13,8 +13,8 @@ from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
+from cltt.metrics import History
 from cltt.training.progress import Progress
-from cltt.training.trainer import Trainer
 from cltt.visualize.curves import plot_run
 
 SETTINGS_FILE = "settings.json"
@@ -23,27 +23,36 @@ TENSORBOARD_STEPS = 10
 
 
 class Records:
-    """Listens to a trainer; made once its history is that of the checkpoint it goes on from."""
+    """Listens to a trainer that fills ``history``.
 
-    def __init__(self, settings: TrainSettings, trainer: Trainer, loader: WindowLoader, device: torch.device) -> None:
+    Writes from ``with`` on, when the history is that of the checkpoint that the run goes on from.
+    """
+
+    progress: Progress
+
+    def __init__(self, settings: TrainSettings, history: History, loader: WindowLoader, device: torch.device) -> None:
         self.settings = settings
-        self.trainer = trainer
+        self.history = history
         self.loader = loader
-        done = trainer.history.total_steps
-        self._board = _open_board(settings.run_dir, done) if settings.log.tensorboard else None
+        self.device = device
+        self._board: Any = None
+
+    def __enter__(self) -> Records:
+        settings, done = self.settings, self.history.total_steps
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+        if settings.log.tensorboard:
+            self._board = _open_board(settings.run_dir, done)
         replace_file(settings.run_dir / SETTINGS_FILE, json.dumps(settings.to_dict(), indent=1).encode())
         self._write_csv()
-        steps = trainer.steps_per_epoch
+        steps = settings.optim.steps_per_epoch(len(self.loader))
         self.progress = Progress(
             total_steps=steps * settings.optim.epochs,
             done_steps=done,
             steps_per_epoch=steps,
             batch_size=settings.data.batch_size,
-            wait_share=lambda: loader.stats()["wait_share"],
-            device=device,
+            wait_share=lambda: self.loader.stats()["wait_share"],
+            device=self.device,
         )
-
-    def __enter__(self) -> Records:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,13 +62,13 @@ class Records:
 
     def on_step(self, loss: float) -> None:
         self.progress.step(loss)
-        steps = self.trainer.history.total_steps
+        steps = self.history.total_steps
         if self._board is not None and steps % TENSORBOARD_STEPS == 0:
             self._board.add_scalar("loss", loss, steps)
 
     def on_epoch(self) -> None:
         self._write_csv()
-        history = self.trainer.history
+        history = self.history
         row = history.train[-1]
         line = f"epoch {history.epoch}/{self.settings.optim.epochs} loss {row['loss']:.4f} "
         line += f"lr {row['learning_rate']:.2e} {self.progress.windows_per_second:.1f} windows/s "
@@ -75,7 +84,7 @@ class Records:
     def summarise(self, done: bool) -> None:
         """Say how the run ended and, at its end, draw its curves into the run's folder."""
         self.progress.close()  # the lines to come stand below the bar
-        history, run_dir = self.trainer.history, self.settings.run_dir
+        history, run_dir = self.history, self.settings.run_dir
         where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:
             print(f"stopped on request at {where}; the same command with --resume goes on from {run_dir}", flush=True)
@@ -89,14 +98,14 @@ class Records:
 
     def _write_csv(self) -> None:
         if self.settings.log.csv_log:
-            self.trainer.history.write_csv(self.settings.csv_path, self.settings.eval_csv_path)
+            self.history.write_csv(self.settings.csv_path, self.settings.eval_csv_path)
 
     def _plot(self, run_dir: Path) -> None:
         """Draw the history, whether CSV files were asked for or not; a plot that fails must not fail the run."""
         try:
             with tempfile.TemporaryDirectory() as folder:
                 files = Path(folder) / (run_dir.resolve().name or "run")
-                self.trainer.history.write_csv(files / "metrics.csv", files / "metrics_eval.csv")
+                self.history.write_csv(files / "metrics.csv", files / "metrics_eval.csv")
                 plot_run(files, run_dir / PLOT_FILE)
         except Exception as error:
             print(f"no {PLOT_FILE}: {error}", flush=True)

@@ -4,79 +4,110 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cltt import checkpoint, distributed
+from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import RunSettings, TrainSettings, differences
-from cltt.distributed import RankFacts
-from cltt.errors import DataError, SettingsError
+from cltt.distributed import RankInfo
+from cltt.errors import DataError, OutOfMemoryError, SettingsError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.locks import locked
+from cltt.metrics import History
 from cltt.shards.dataset import ShardDataset
 from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
 from cltt.training.records import Records, summary_writer
-from cltt.training.signals import StopSignals
+from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import Trainer
 
 STOP_NOTICE = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
 LOCK_PATIENCE = 120.0  # seconds
+EXIT_STATUS = {Request.NOTHING: 0, Request.STOP: cli.EXIT_REQUEUE, Request.INTERRUPT: cli.EXIT_INTERRUPTED}
 
 
-def train(settings: TrainSettings, *, on_step: Callable[[float], None] | None = None) -> int:
+def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[[float], None] | None = None) -> int:
     """Train from scratch, from weights or from where the run stopped -> exit status: 0, or 85 or 130 if asked to stop.
 
-    ``on_step`` is called with the loss after every step. Raises SettingsError and DataError for what the user can mend.
+    ``on_step`` is called with the loss after every step. Raises SettingsError and DataError for what the user can mend,
+    and OutOfMemoryError; but a failure on one of several ranks ends the processes of all, saying it once as ``prog``.
     """
-    facts = distributed.rank_facts()
-    stop = StopSignals(STOP_NOTICE if facts.is_main else "")
-    try:
-        device = distributed.pick_device(settings.run.device, facts)
-        distributed.start(facts, device)
-        if facts.is_main:
-            print(f"training on {distributed.described(device, facts)}", flush=True)
-        return _train(settings, facts, device, stop, on_step)
-    finally:
-        distributed.stop()
-        stop.restore()
+    info = distributed.rank_info()
+    stop = StopSignals(STOP_NOTICE if info.is_main else "", cli.EXIT_REQUEUE)
+    with ExitStack() as stack:
+        stack.callback(stop.restore)
+        distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
+        with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
+            ended = _train(settings, info, stack, stop, on_step)
+            distributed.stop()
+    return EXIT_STATUS[ended]
 
 
 def _train(
     settings: TrainSettings,
-    facts: RankFacts,
-    device: torch.device,
+    info: RankInfo,
+    stack: ExitStack,
     stop: StopSignals,
     on_step: Callable[[float], None] | None,
-) -> int:
+) -> Request:
+    """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
+    device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
-    dataset = open_dataset(settings.data, facts)
-    index = build_index(dataset, settings)
+    dataset = open_dataset(settings.data, info)
+    loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
+    stack.enter_context(loader)
+    weights = settings.checkpoint.checkpoint_path if start_from is None else None
+    store, records, listeners = None, None, {}
+    if info.is_main:
+        store = _open_store(settings)
+        records = Records(settings, History(), loader, device)
+        listeners = _listeners(records, on_step)
+    trainer = build_trainer(
+        settings, loader, device, info, stop=stop, store=store, evaluator=evaluator, weights=weights, **listeners
+    )
+    if start_from is not None:
+        _resume(trainer, start_from, settings, dataset)
+    distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
+    if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
+        stack.enter_context(store)
+        stack.enter_context(records)
+    ended = trainer.run()
+    if records is not None:
+        records.summarise(done=ended is Request.NOTHING)
+    return ended
+
+
+def _take_device(settings: TrainSettings, info: RankInfo) -> torch.device:
+    device = distributed.pick_device(settings.run.device, info)
+    distributed.agreed(device.type, "the device")
+    if info.is_main:
+        print(f"training on {distributed.described(device, info)}", flush=True)
     _prepare_torch(settings.run, device)
-    with ExitStack() as stack:
-        loader = stack.enter_context(build_loader(dataset, index, settings, device, facts))
-        weights = settings.checkpoint.checkpoint_path if start_from is None else None
-        trainer = build_trainer(settings, loader, device, facts, stop=stop, evaluator=evaluator, weights=weights)
-        if start_from is not None:
-            _resume(trainer, start_from, settings, dataset)
-        distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
-        if not facts.is_main:
-            return 0 if trainer.run() else stop.status
-        trainer.saver.store = stack.enter_context(
-            _open_store(settings)
-        )  # makes the run's folder: nothing is refused now
-        records = stack.enter_context(Records(settings, trainer, loader, device))
-        trainer.on_step = records.on_step if on_step is None else _both(records.on_step, on_step)
-        trainer.on_epoch = records.on_epoch
-        done = trainer.run()
-        records.summarise(done)
-    return 0 if done else stop.status
+    return device
+
+
+@contextmanager
+def _saying_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        first_line = (str(error).splitlines() or ["the machine's memory is used up"])[0]
+        raise OutOfMemoryError(
+            f"out of memory: {first_line}; give --sub-batch-size, a smaller --batch-size or --cache-gb"
+        ) from error
+
+
+def _listeners(records: Records, on_step: Callable[[float], None] | None) -> dict[str, Any]:
+    steps = records.on_step if on_step is None else _both(records.on_step, on_step)
+    return {"history": records.history, "on_step": steps, "on_epoch": records.on_epoch}
 
 
 def _check_outputs(settings: TrainSettings) -> None:

@@ -28,9 +28,7 @@ from cltt.errors import CLTTError
 from cltt.files.atomic import replace_file
 from cltt.metrics import History
 from cltt.training.grad_cache import cached_backward, random_state, set_random_state
-from cltt.training.signals import StopSignals
-
-_GO_ON, _SAVE, _STOP = 0, 1, 2  # what a rank asks for; the largest of all ranks is done
+from cltt.training.signals import Request, StopSignals
 
 
 class NonFiniteLossError(CLTTError):
@@ -64,7 +62,8 @@ class HostCopy:
     """
 
     def __init__(self, *scalars: torch.Tensor) -> None:
-        values = torch.stack([scalar.detach().float() for scalar in scalars])
+        exact = torch.float32 if scalars[0].device.type == "mps" else torch.float64  # MPS has no float64
+        values = torch.stack([scalar.detach().to(exact) for scalar in scalars])
         self._event: torch.cuda.Event | None = None
         if values.is_cuda:
             self._values = torch.empty(len(scalars), dtype=values.dtype, pin_memory=True)
@@ -119,12 +118,13 @@ class Trainer:
         optimizer, scheduler: the scheduler steps once an epoch.
         loader: batches of this rank.
         saver: where checkpoints go.
-        stop: asked after every step.
+        stop: what is asked of the run, looked at after every step.
         device: where the model is.
         optim: epochs, batches an epoch, clipping, sub-batches.
         autocast: type of the model's autocast (None: off).
         mask_overlaps: give the loss the ids of the frames.
-        evaluate: ``() -> row`` of an evaluation, called on rank 0 after every ``eval_every``-th epoch and the last.
+        history: of the run so far; filled as it goes on.
+        evaluate: ``() -> row`` of an evaluation, called on every rank after every ``eval_every``-th epoch and the last.
         on_step: called with the loss after every step.
         on_epoch: called on every rank after every epoch, when its rows are in the history.
         run_dir: folder for ``nonfinite.json``.
@@ -145,6 +145,7 @@ class Trainer:
         run_dir: Path,
         autocast: torch.dtype | None = None,
         mask_overlaps: bool = False,
+        history: History | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         eval_every: int = 1,
         on_step: Callable[[float], None] = lambda loss: None,
@@ -166,23 +167,22 @@ class Trainer:
         self.eval_every = eval_every
         self.on_step = on_step
         self.on_epoch = on_epoch
-        self.history = History()
+        self.history = History() if history is None else history
         self._norm: HostCopy | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return min(len(self.loader), self.optim.max_batches_per_epoch or len(self.loader))
+        return self.optim.steps_per_epoch(len(self.loader))
 
-    def run(self) -> bool:
-        """Train to the last epoch -> True, or until a stop was asked for and the state is saved -> False."""
+    def run(self) -> Request:
+        """Train to the last epoch -> NOTHING, or until a stop was asked for and the state is saved -> that request."""
         self.model.train()
+        asked = Request.NOTHING
         with self.stop.deferred():
-            while self.history.epoch < self.optim.epochs:
-                stopped = not self._run_epoch()
-                if stopped and self.history.epoch < self.optim.epochs:
-                    break
+            while self.history.epoch < self.optim.epochs and not asked.stops:
+                asked = self._run_epoch()
             self.saver.wait()
-        return self.history.epoch == self.optim.epochs
+        return Request.NOTHING if self.history.epoch == self.optim.epochs else asked
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on; a collective: all ranks call it together."""
@@ -205,23 +205,24 @@ class Trainer:
         rank = distributed.world().rank
         set_random_state(state["random"][rank if rank < len(state["random"]) else 0], self.device)
 
-    def _run_epoch(self) -> bool:
-        """Make the steps left in this epoch and close it; False if the run is to stop."""
-        asked = _GO_ON
+    def _run_epoch(self) -> Request:
+        """Make the steps left in this epoch and close it, unless a stop is asked for before its end."""
+        asked = Request.NOTHING
         for batch in islice(self.loader, self.steps_per_epoch - self.history.step):
             loss, asked = self._step(batch)
             self.history.add_step(loss)
             self.on_step(loss)
-            if asked != _GO_ON and self.history.step < self.steps_per_epoch:  # else the epoch's end saves
+            distributed.made_progress()
+            if asked is not Request.NOTHING and self.history.step < self.steps_per_epoch:  # else the epoch's end saves
                 self._save()
-                if asked == _STOP:
-                    return False
+                if asked.stops:
+                    return asked
         self._end_epoch()
-        return asked != _STOP
+        return asked
 
-    def _step(self, batch: Batch) -> tuple[float, int]:
+    def _step(self, batch: Batch) -> tuple[float, Request]:
         """One update of the weights -> its loss, and what the ranks agreed to do after it."""
-        asked = distributed.all_max(self._wish(), self.device)
+        asked = distributed.all_max(self._request(), self.device)
         self.optimizer.zero_grad(set_to_none=True)
         if 0 < self.optim.sub_batch_size < len(batch.frames):
             copy = HostCopy(self._backward_cached(batch), asked)
@@ -235,18 +236,17 @@ class Trainer:
         self._clip(batch)
         self.optimizer.step()
         alone = distributed.world().world_size == 1
-        return value, self._wish() if alone else int(agreed)  # several ranks act on what they asked for before the step
+        # Several ranks act on what they asked for before the step.
+        return value, self._request() if alone else Request(int(agreed))
 
-    def _wish(self) -> int:
-        if self.stop.requested:
-            return _STOP
-        return _SAVE if self.saver.due else _GO_ON
+    def _request(self) -> Request:
+        return max(self.stop.request, Request.SAVE if self.saver.due else Request.NOTHING)
 
     def _embed(self, model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
-        """frames [n, T, C, H, W] -> z [n, T, D] float32."""
+        """frames [n, T, C, H, W] -> z [n, T, D] float32 (of a model in float64: float64)."""
         with self._autocast():
             z = model(frames)
-        return z.float()
+        return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss of the batch; autocast tells it in which type its products may be. The ids stay on the CPU."""
@@ -288,12 +288,12 @@ class Trainer:
             return
         ids = [i for part in distributed.all_gather_objects(batch.window_ids.tolist()) for i in part]
         path = self.run_dir / "nonfinite.json"
-        facts = {"epoch": self.history.epoch + 1, "step": self.history.step + 1, "value": str(value), "what": what}
+        found = {"epoch": self.history.epoch + 1, "step": self.history.step + 1, "value": str(value), "what": what}
         if distributed.world().is_main:
-            replace_file(path, json.dumps({**facts, "window_ids": ids}, indent=1).encode())
+            replace_file(path, json.dumps({**found, "window_ids": ids}, indent=1).encode())
         shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
         raise NonFiniteLossError(
-            f"{what} is {value} at epoch {facts['epoch']}, step {facts['step']} of it; training stopped before the "
+            f"{what} is {value} at epoch {found['epoch']}, step {found['step']} of it; training stopped before the "
             f"update. Windows of the batch: {shown} (all in {path}). Start a new run with a lower --lr or --amp off, "
             "from scratch or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
         )

@@ -125,7 +125,7 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     """
     import torch
 
-    from cltt.frames.augment import uniforms
+    from cltt.frames.augment import random_numbers
     from cltt.frames.batch import BatchMaker
     from cltt.frames.decoders import CpuDecoder
     from cltt.frames.geometry import Framing
@@ -138,7 +138,7 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]
     CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store)
     maker = BatchMaker(framing, cpu, torch.uint8, augment, channels_last=True, threads=1)
-    draws = uniforms(seed, epoch, view.window_ids, view.frame_ids, scope)
+    draws = random_numbers(seed, epoch, view.window_ids, view.frame_ids, scope)
     batch = maker.make(store, slots.reshape(view.frame_ids.shape), draws)  # [b, T, 3, S, S]
     pixels: Pixels = batch.permute(0, 1, 3, 4, 2).numpy()
     pixels[np.isin(view.frame_ids, list(view.damaged))] = GREY_LEVEL

@@ -197,9 +197,9 @@ def test_one_window_alike_for_all_its_frames(dataset: ShardDataset) -> None:
     """With scope "window" the crop of all frames of a window is the same; drawn clips move, so compare parameters."""
     with make(dataset, augment="crop", augment_scope="window") as loader:
         step = loader.plan.batch(0)
-        uniform = loader._uniforms(step, loader.index.frames(step))
-    assert uniform is not None
-    assert all((values == values[:, :1]).all() and len(np.unique(values)) == len(step) for values in uniform.values())
+        numbers = loader._random_numbers(step, loader.index.frames(step))
+    assert numbers is not None
+    assert all((values == values[:, :1]).all() and len(np.unique(values)) == len(step) for values in numbers.values())
 
 
 def test_free_data_replays_one_batch(dataset: ShardDataset) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cltt import doctor
-from cltt.distributed import RankFacts, described, pick_device
+from cltt.distributed import RankInfo, described, pick_device
 from cltt.errors import SettingsError
 from cltt.machine import gpus
 
@@ -93,20 +93,20 @@ def test_auto_refuses_the_cpu_where_gpus_were_given(
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(SettingsError) as error:
-        pick_device("auto", RankFacts())
+        pick_device("auto", RankInfo())
     said = str(error.value)
     assert all(word in said for word in ["CUDA_VISIBLE_DEVICES=0", "--device cpu", *words]) and "\n" not in said
-    assert pick_device("cpu", RankFacts()).type == "cpu"
+    assert pick_device("cpu", RankInfo()).type == "cpu"
     findings = {finding.subject: finding for finding in [*doctor.driver(), *doctor.torch_and_device()]}
     assert findings["NVIDIA driver"].fact == "CUDA 12.4" and "CUDA=12" in findings["NVIDIA driver"].advice
     assert findings["torch"].status == "bad" and words[0] in findings["torch"].advice
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert pick_device("auto", RankFacts()).type in ("cpu", "mps")
+    assert pick_device("auto", RankInfo()).type in ("cpu", "mps")
 
 
 def test_the_device_is_described() -> None:
-    assert described(torch.device("cpu"), RankFacts()).startswith("the CPU")
-    assert described(torch.device("cpu"), RankFacts(0, 4)).endswith("4 ranks")
+    assert described(torch.device("cpu"), RankInfo()).startswith("the CPU")
+    assert described(torch.device("cpu"), RankInfo(0, 4)).endswith("4 ranks")
 
 
 def test_both_sets_pin_the_same_packages() -> None:

@@ -28,7 +28,7 @@ from tests.helpers import data, training
 
 FLAG_LIST = """
 root-dir shards rescan stage-to split batch-size image-size num-workers augment augment-scope min-gap depth run
-cache-gb max-bad-frames window-size frame-step window-stride max-windows-per-clip short-clip-windows backbone proj-dim
+cache-gb max-bad-frames normalise window-size frame-step window-stride max-windows-per-clip short-clip-windows backbone proj-dim
 temperature mask-overlaps epochs max-batches-per-epoch lr weight-decay max-grad-norm sub-batch-size seed device amp
 compile deterministic checkpoint-dir resume checkpoint-path checkpoint-minutes keep-last keep-every csv-log
 csv-log-path eval-csv-log-path eval-data eval-every tensorboard
@@ -242,7 +242,7 @@ def test_several_ranks_without_shards_print_the_build_command(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cltt.config import DataSettings
-    from cltt.distributed import RankFacts
+    from cltt.distributed import RankInfo
     from cltt.errors import SettingsError
     from cltt.training import factory
 
@@ -251,9 +251,9 @@ def test_several_ranks_without_shards_print_the_build_command(
     with pytest.raises(
         SettingsError, match=r"python tools/build_shards.py --root-dir '.*cropped images' --out shards/"
     ):
-        factory.open_dataset(settings, RankFacts(1, 2, 1))
+        factory.open_dataset(settings, RankInfo(1, 2, 1))
     factory.open_dataset(settings)
-    assert factory.open_dataset(settings, RankFacts(1, 2, 1)).num_frames == 55
+    assert factory.open_dataset(settings, RankInfo(1, 2, 1)).num_frames == 55
 
 
 def test_a_working_folder_that_takes_no_shards_names_the_way_out(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cltt.frames import augment as augment_module
+from cltt.frames.augment import blur_window, sample_params
 from cltt.frames.gather import gather, on_device
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
 
 if TYPE_CHECKING:
-    from cltt.frames.dali_graphs import AugmentGraph
+    from cltt.frames.gpu.dali_graphs import AugmentGraph
 
 
 class GpuBatchMaker:
@@ -57,16 +57,14 @@ class GpuBatchMaker:
         frames = rows[:, : size * size * 3].index_select(0, slots).view(-1, size, size, 3).permute(0, 3, 1, 2)
         return frames if self.channels_last else frames.contiguous()
 
-    def augmented(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray]) -> torch.Tensor:
+    def augmented(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray]) -> torch.Tensor:
         """Slots [n] -> uint8 [n, S*S*3]; returns when it is done, on a stream of the thread's own."""
-        drawn = augment_module.drawn(
-            self.augment, {name: values.reshape(-1) for name, values in uniform.items()}, store.sizes[slots]
-        )
+        flat = {name: values.reshape(-1) for name, values in numbers.items()}
+        params = sample_params(self.augment, flat, store.sizes[slots])
         if self._graph is None:
-            from cltt.frames.dali_graphs import AugmentGraph
+            from cltt.frames.gpu.dali_graphs import AugmentGraph
 
             size = self.framing.image_size
-            window = augment_module.blur_window(size)
-            self._graph = AugmentGraph(size, window, len(slots), self._threads, self.device.index or 0)
+            self._graph = AugmentGraph(size, blur_window(size), len(slots), self._threads, self.device.index or 0)
         with own_stream(self.device):
-            return self._graph.augment([store.frame(slot) for slot in slots.tolist()], drawn).clone().flatten(1)
+            return self._graph.augment([store.frame(slot) for slot in slots.tolist()], params).clone().flatten(1)
