@@ -25,6 +25,7 @@ COMMANDS = {
     "train": Command("cltt.commands.train", "main", "train an encoder, or go on with a run (train.py)"),
     "evaluate": Command("cltt.evaluation.__main__", "main", "how good the encoders of a run are"),
     "curves": Command("cltt.visualize.__main__", "curves", "draw runs over each other"),
+    "prune": Command("cltt.commands.prune", "main", "remove old sets of shards that no run needs"),
     "doctor": Command("cltt.doctor", "main", "what this machine can do, and what to do about it"),
     "demo": Command("cltt.demo.__main__", "main", "the whole road on clips that it renders"),
 }

@@ -1,7 +1,7 @@
 """Exceptions that carry one plain sentence for the person at the keyboard.
 
-Scripts print these without a traceback and exit with status 2 (see :mod:`cltt.cli`); anything else is a defect and
-keeps its traceback. A message says what was given, what was expected, where, and what to do.
+Scripts print these without a traceback and exit with status 2, or one of their own (see :mod:`cltt.cli`); anything
+else is a defect and keeps its traceback. A message says what was given, what was expected, where, and what to do.
 """
 
 from __future__ import annotations
@@ -23,6 +23,22 @@ class SettingsError(CLTTError, ValueError):
 
 class DataError(CLTTError, RuntimeError):
     """Data on disk that is missing, damaged, or of another version."""
+
+
+class BusyError(DataError):
+    """What another process holds now: the same command may work later."""
+
+
+class StorageError(DataError):
+    """Storage that did not answer for as long as one was willing to wait: the same command may work later."""
+
+    exit_status = 85  # as cltt.cli.EXIT_REQUEUE: a batch script starts the run again
+
+
+class OutputError(CLTTError):
+    """Results that could not be written to the end."""
+
+    exit_status = 1
 
 
 class OutOfMemoryError(CLTTError):
@@ -48,3 +64,7 @@ class FrameError(DataError):
 
     def __reduce__(self) -> tuple[type[FrameError], tuple[int, str, str]]:
         return FrameError, (self.frame_id, self.name, self.reason)  # made of more than its message
+
+
+class InvalidImage(ValueError):
+    """Bytes of a source file that are no whole picture that can be a frame; the message is one short phrase."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -102,17 +101,6 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     torch.save({"version": 99}, tmp_path / "epoch-0001.pt")
     with pytest.raises(DataError, match="version 99"):
         checkpoint.load(tmp_path / "epoch-0001.pt")
-
-
-def test_an_error_while_writing_is_raised_by_the_next_call(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "run")
-    assert not (tmp_path / "run").exists()  # a store that saves nothing leaves no trace
-    store.save({}, epoch=1)
-    store.wait()
-    shutil.rmtree(tmp_path / "run")
-    store.save({}, epoch=2)
-    with pytest.raises(FileNotFoundError):
-        store.wait()
 
 
 def test_checking_a_folder_leaves_no_trace(tmp_path: Path) -> None:

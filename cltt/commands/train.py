@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from types import FrameType
 from typing import Any
 
 from cltt import cli
@@ -26,7 +27,12 @@ def leave_when_asked() -> None:
     """Until the trainer minds SIGUSR1 and SIGTERM, there is nothing to save: exit at once, asking to be run again."""
     for name in ("SIGUSR1", "SIGTERM"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: os._exit(cli.EXIT_REQUEUE))
+            signal.signal(getattr(signal, name), _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"stopped on request before the run began\n")
+    os._exit(cli.EXIT_REQUEUE)
 
 
 def main(argv: list[str] | None = None, prog: str = "train.py") -> int:

@@ -1,6 +1,6 @@
 """Ranks: who this process is, start and end, what is decided once for all, collectives."""
 
-from cltt.distributed.collectives import all_gather_integers, all_gather_objects, all_gather_rows, all_max, all_sum
+from cltt.distributed.collectives import all_gather_integers, all_gather_objects, all_gather_rows, all_sum
 from cltt.distributed.decisions import agreed, from_main, wait_for_all
 from cltt.distributed.group import ending_together, made_progress, start, stop, waiting
 from cltt.distributed.identity import RankInfo, described, pick_device, rank_info, world
@@ -11,7 +11,6 @@ __all__ = [
     "all_gather_integers",
     "all_gather_objects",
     "all_gather_rows",
-    "all_max",
     "all_sum",
     "described",
     "ending_together",

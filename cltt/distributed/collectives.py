@@ -64,14 +64,3 @@ def all_sum(x: torch.Tensor) -> torch.Tensor:
     if world().world_size > 1:
         dist.all_reduce(x)
     return x
-
-
-def all_max(value: int, device: torch.device) -> torch.Tensor:
-    """The largest ``value`` of all ranks, as an int32 scalar tensor on ``device``; nothing waits for the device."""
-    import torch
-    import torch.distributed as dist
-
-    x = torch.full((), value, dtype=torch.int32, device=device)
-    if world().world_size > 1:
-        dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x

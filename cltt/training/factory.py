@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from inspect import signature
@@ -11,10 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from cltt import checkpoint, distributed
-from cltt.build.on_demand import locate_shards
 from cltt.checkpoint import CheckpointStore
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 from cltt.distributed import RankInfo
@@ -27,7 +26,10 @@ from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import synchronise
 from cltt.sampling.windows import WindowIndex
+from cltt.sets.locate import locate_shards
 from cltt.shards.dataset import ShardDataset
+from cltt.shards.stage import stage
+from cltt.training.progress import show
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver, Trainer
 
@@ -37,29 +39,54 @@ _NEW_NAME = "forward_sync_buffers"
 _SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
 
-def open_dataset(data: DataSettings, info: RankInfo | None = None) -> ShardDataset:
+def open_dataset(
+    data: DataSettings,
+    info: RankInfo | None = None,
+    *,
+    fingerprint: str | None = None,
+    on_located: Callable[[Path], None] = lambda shards: None,
+) -> ShardDataset:
     """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet.
 
     A collective. DataError on every rank if they do not open the same shards.
+
+    Args:
+        data: which shards, and whether they are copied to the node's disk first.
+        info: who this process is; None: alone.
+        fingerprint: of the shards that a resumed run began with.
+        on_located: told the folder of the shards, before they are copied.
     """
-    dataset = ShardDataset(locate_shards(data, info or RankInfo()))
+    shards = locate_shards(data, fingerprint=fingerprint)
+    on_located(shards)
+    if data.stage_to is not None:
+        shards = stage(shards, Path(data.stage_to), info or RankInfo(), data.io_patience)
+    dataset = ShardDataset(shards, io_patience=data.io_patience)
+    dataset.patience.meanwhile = distributed.waiting
     distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
     return dataset
 
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
-    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all."""
+    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
     w = settings.windows
-    split, clips = dataset.training_clips(settings.data.split)
+    split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
         window_size=w.window_size,
         frame_step=w.frame_step,
         window_stride=w.window_stride,
         max_windows_per_clip=w.max_windows_per_clip,
+        clips=None if split == "all" and settings.data.clips is None else clips,
         short_clip_windows=w.short_clip_windows,
-        clips=None if split == "all" else clips,
     )
+
+
+def data_identity(dataset: Any, settings: TrainSettings) -> dict[str, str | None]:
+    """What must be equal of the data when a run is resumed: the shards, and the clips that a list picks of them."""
+    clips = None
+    if settings.data.clips is not None:
+        clips = hashlib.sha256(dataset.listed_clips(settings.data.clips).astype("<i8").tobytes()).hexdigest()[:32]
+    return {"fingerprint": dataset.fingerprint, "clips": clips}
 
 
 def build_loader(
@@ -87,6 +114,7 @@ def build_loader(
         num_threads=data.num_workers,
         channels_last=device.type == "cuda",
         max_bad_frames=data.max_bad_frames,
+        io_patience=data.io_patience,
     )
 
 
@@ -154,7 +182,7 @@ def build_trainer(
             print(f"starting from the weights of {checkpoint.resolve(Path(weights))}", flush=True)
     wrapped = prepare_model(model, settings.run, device, info)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
-    identity = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
+    identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
     return Trainer(
         model=wrapped,
         loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
@@ -176,11 +204,13 @@ def build_trainer(
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load the weights of the checkpoint at ``path`` (a file, or a run's folder: its newest) into ``model``."""
-    state = checkpoint.load(checkpoint.resolve(path))
+    file = checkpoint.resolve(path)
+    state = checkpoint.load(file)
+    checkpoint.require_parts(file, state, model=dict)
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        was = state["settings"]["model"]
+    except (RuntimeError, TypeError, AttributeError) as error:  # the last two: what is there is no tensor, or no name
+        was = checkpoint.settings_of(file, state)["model"]
         raise SettingsError(
             f"the weights in {path} are of backbone {was['backbone']} with proj_dim {was['proj_dim']}; give the same "
             f"--backbone and --proj-dim ({str(error).splitlines()[0]})"
@@ -190,13 +220,23 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _evaluation(
     settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None
 ) -> Callable[[], dict[str, float]]:
-    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank."""
+    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
+
+    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}.
+    """
 
     def evaluate() -> dict[str, float]:
         assert evaluator is not None
-        result = evaluator(encoder)
-        replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
-        tqdm.write(result.describe())  # leaves the progress bar whole
+        try:
+            result = evaluator(encoder)
+            show(result.describe())
+        except Exception as error:
+            show(f"warning: no evaluation this time: {error}; training goes on")
+            return {}
+        try:
+            replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
+        except OSError as error:
+            show(f"warning: cannot write {settings.run_dir / EVALUATION_FILE}: {error.strerror}")
         return result.row()
 
     return lambda: distributed.from_main(evaluate)

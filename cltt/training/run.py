@@ -16,13 +16,18 @@ from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import RunSettings, TrainSettings, differences
 from cltt.distributed import RankInfo
-from cltt.errors import DataError, OutOfMemoryError, SettingsError
+from cltt.errors import BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.locks import locked
-from cltt.metrics import History
+from cltt.metrics import History, is_ours_to_replace
+from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
-from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
+from cltt.text import say
+from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset
+from cltt.training.host_memory import memory_line
+from cltt.training.outputs import Outputs, finish_writing
+from cltt.training.progress import show
 from cltt.training.records import Records, summary_writer
 from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import Trainer
@@ -59,16 +64,21 @@ def _train(
     """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
     device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
-    start_from = distributed.from_main(lambda: _find_start(settings))
+    start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
-    dataset = open_dataset(settings.data, info)
+
+    def hold(shards: Path) -> None:
+        if info.is_main:
+            stack.enter_context(in_use(shards, settings.run_dir))
+
+    dataset = open_dataset(settings.data, info, fingerprint=fingerprint, on_located=hold)
     loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
     stack.enter_context(loader)
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
     store, records, listeners = None, None, {}
     if info.is_main:
         store = _open_store(settings)
-        records = Records(settings, History(), loader, device)
+        records = Records(settings, History(), loader, device, Outputs(show))
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
         settings, loader, device, info, stop=stop, store=store, evaluator=evaluator, weights=weights, **listeners
@@ -79,7 +89,14 @@ def _train(
     if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
         stack.enter_context(store)
         stack.enter_context(records)
+        say(memory_line(trainer.model, loader))
     ended = trainer.run()
+    if store is not None and records is not None:
+        records.note_end(done=ended is Request.NOTHING)
+        finish_writing([store, records.outputs], settings.data.io_patience)
+    distributed.wait_for_all()  # what rank 0 saves must be on disk before any rank ends the run
+    if trainer.failure is not None:
+        raise StorageError(f"{trainer.failure}; the run is saved, and goes on with --resume")
     if records is not None:
         records.summarise(done=ended is Request.NOTHING)
     return ended
@@ -117,13 +134,20 @@ def _check_outputs(settings: TrainSettings) -> None:
         for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
             if path.is_dir():
                 raise SettingsError(f"{path} is a folder; {flag} names a file")
+            if not is_ours_to_replace(path):
+                raise SettingsError(
+                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
+                )
             atomic.check_writable(path.parent, f"give another {flag}")
     if settings.log.tensorboard:
         summary_writer()
 
 
-def _find_start(settings: TrainSettings) -> Path | None:
-    """The checkpoint to go on from; None: a fresh start. Without --resume, a folder that holds a run is refused."""
+def _find_start(settings: TrainSettings) -> tuple[Path | None, str | None]:
+    """The checkpoint to go on from, and the fingerprint of its data; None: a fresh start.
+
+    Without --resume, a folder that holds a run is refused.
+    """
     _check_outputs(settings)
     run_dir = settings.run_dir
     if not settings.checkpoint.resume:
@@ -131,26 +155,41 @@ def _find_start(settings: TrainSettings) -> Path | None:
             raise SettingsError(
                 f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
             )
-        return None
+        return None, None
     path, warnings = checkpoint.find_latest(run_dir)
     for warning in warnings:
-        print(f"warning: {warning}", flush=True)
-    print(f"resuming from {path}" if path else f"no checkpoint in {run_dir}: starting fresh", flush=True)
-    return path
+        say(f"warning: {warning}")
+    if path is None:
+        say(f"no checkpoint in {run_dir}: starting fresh")
+        return None, None
+    return path, checkpoint.load(path).get("fingerprint")
 
 
 def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: ShardDataset) -> None:
     """Put the trainer where ``path`` was saved. SettingsError, naming each difference, for other data or settings."""
     state = checkpoint.load(path)
-    differ = differences(state["settings"], settings.to_dict())
-    if state["fingerprint"] != dataset.fingerprint:
-        differ.append(f"the shards' fingerprint is {dataset.fingerprint} and was {state['fingerprint']}")
+    parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
+    checkpoint.require_parts(path, state, fingerprint=str, **parts)
+    differ = differences(checkpoint.settings_of(path, state), settings.to_dict())
+    now = data_identity(dataset, settings)
+    if state["fingerprint"] != now["fingerprint"]:
+        differ.append(f"the shards' fingerprint is {now['fingerprint']} and was {state['fingerprint']}")
+    elif state.get("clips") != now["clips"]:
+        differ.append(f"clips picks others ({settings.data.clips} by its contents)")
     if differ:
         raise SettingsError(
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
             "with, or another --checkpoint-dir"
         )
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except CLTTError:
+        raise
+    except Exception as error:  # what torch's parts raise for a state that is not theirs
+        words = " ".join(str(error).split())[:200]
+        raise DataError(f"checkpoint {path} cannot be gone on from: {words or type(error).__name__}") from error
+    if distributed.world().is_main:
+        say(f"resuming from {path}")
 
 
 def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:
@@ -161,14 +200,18 @@ def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[
     """
     folder = settings.run_dir
     deadline = time.monotonic() + (LOCK_PATIENCE if settings.checkpoint.resume else 0)
+    said = False
     while True:
         try:
             lock = locked(folder / ".lock", held=f"{folder} is written to", otherwise="give another --checkpoint-dir")
             stack.enter_context(lock)
             break
-        except DataError:
+        except BusyError as error:
             if time.monotonic() >= deadline:
                 raise
+            if not said:
+                say(f"waiting for up to {LOCK_PATIENCE:.0f} s: {error}")
+            said = True
             time.sleep(1)
     if checkpoint.list_checkpoints(folder) != saved_before:
         raise DataError(f"another run has saved in {folder} meanwhile; start this one again, or elsewhere")
@@ -176,7 +219,7 @@ def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[
 
 def _open_store(settings: TrainSettings) -> CheckpointStore:
     kept = settings.checkpoint
-    return CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every)
+    return CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every, say=show)
 
 
 def _prepare_torch(run: RunSettings, device: torch.device) -> None:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from cltt import cli, distributed
-from cltt.build import on_demand
 from cltt.distributed import group
 from cltt.distributed.lifeline import Hub
-from cltt.errors import DataError, FrameError
+from cltt.errors import DataError, FrameError, StorageError
 from cltt.evaluation.evaluator import Evaluator
+from cltt.sets import locate
 from cltt.shards import stage
 from cltt.shards.dataset import ShardDataset
 from cltt.training.trainer import Trainer
@@ -71,6 +71,16 @@ def bad_frames() -> None:
     ShardDataset.read_each = read_each  # type: ignore[method-assign]
 
 
+def dead_storage() -> None:
+    """The storage of this rank answers no more, and its patience is at an end."""
+
+    def act(call: int) -> None:
+        if call >= STRIKES_AT:
+            raise StorageError("shard-000000.tar could not be read for 600 s")
+
+    before(ShardDataset, "read_each", act)
+
+
 def out_of_memory() -> None:
     def act(call: int) -> None:
         if call == STRIKES_AT:
@@ -95,7 +105,7 @@ def hang() -> None:
 
 def changed_source() -> None:
     """The folder of frames looks changed to this rank."""
-    on_demand._change = lambda record, now: "has changed"  # type: ignore[assignment]
+    locate._of_source = lambda sets, now: None  # type: ignore[assignment]
 
 
 def broken_evaluation() -> None:

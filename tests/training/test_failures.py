@@ -139,12 +139,9 @@ def test_a_folder_that_looks_changed_to_one_rank(rank: int, tmp_path: Path) -> N
     status, output = build_first(frames, tmp_path)
     assert status == 0, output
     with start_ranks(tmp_path / "ranks", frames, own_environment=environment, own_folders=folders) as ranks:
-        if rank == 0:
-            ranks.wait()
-            assert_all_ended(ranks, min(ranks.ended.values()), [2, 2], "has changed since its shards were built")
-        else:
-            assert ranks.wait() == [0, 0], ranks.outputs
-            assert ranks.outputs.count("using the shards in") == 1
+        assert ranks.wait() == [0, 0], ranks.outputs
+        assert ranks.outputs.count("using the shards in") == rank  # rank 0's eyes count
+        assert ranks.outputs.count("which stays for the runs that use it") == 1 - rank
 
 
 def build_first(arguments: list[str], folder: Path) -> tuple[int, str]:
@@ -164,9 +161,9 @@ def test_evaluation_data_that_are_not_there(shards: Path, tmp_path: Path) -> Non
 def test_evaluation_data_that_break_in_the_run(shards: Path, tmp_path: Path) -> None:
     arguments = flags(shards, tmp_path, "--eval-data", str(shards))
     with start_ranks(tmp_path, arguments, own_environment={0: {"FAULT": "broken_evaluation"}}) as ranks:
-        ranks.wait()
-        assert_all_ended(ranks, ranks.gave_up, [2, 2], "the evaluation images are gone")
-    assert_goes_on(arguments, tmp_path)
+        assert ranks.wait() == [0, 0], ranks.outputs
+        assert "no evaluation this time: the evaluation images are gone; training goes on" in ranks.outputs
+    assert (tmp_path / "run" / "metrics_eval.csv").read_text().count("\n") == 1  # its head alone
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 85)])
