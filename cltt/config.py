@@ -98,15 +98,21 @@ class DataSettings:
     """Which frames are trained on and how they become batches."""
 
     root_dir: str | None = setting(
-        None, "folder of clip folders; shards are built from it under shards/ on first use", type=str
+        None, "folder of clip folders and videos; shards are built from it under shards/ on first use", type=str
     )
     shards: str | None = setting(None, "folder of built shards (instead of --root-dir)", type=str)
+    fps: float | None = setting(
+        None, "with --root-dir: frames a second taken of videos (default: every frame)", type=float, within=(1e-3, 1e3)
+    )
     rescan: bool = setting(False, "with --root-dir: compare every file with the one built, not only the folders")
     stage_to: str | None = setting(
         None, "copy the shards to this node-local folder first, once a node, verified", type=str
     )
     split: str | None = setting(
         None, "clips to train on (default: train if the shards have splits, else all)", type=str, choices=SPLITS
+    )
+    clips: str | None = setting(
+        None, "file that picks clips: a clip's key or a folder of clips a line, # comments (default: all)", type=str
     )
     batch_size: int = setting(64, "windows a step, over all ranks (B)", within=(1, 1_000_000))
     image_size: int = setting(
@@ -339,6 +345,8 @@ FREE_ON_RESUME = {
     "data": {
         "root_dir",
         "shards",
+        "fps",
+        "clips",
         "rescan",
         "stage_to",
         "num_workers",

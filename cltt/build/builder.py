@@ -58,6 +58,9 @@ def build_shards(
     split_seed: int = 0,
     label_from: str | None = None,
     split_gaps: bool = False,
+    fps: float | None = None,
+    max_gap: float | None = None,
+    boxes: str | None = None,
     max_pixels: int = MAX_PIXELS,
     io_patience: float = IO_PATIENCE,
     task: str | None = None,
@@ -65,19 +68,30 @@ def build_shards(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> BuildReport:
-    """Pack the frames under ``root_dir`` into shards in ``out_dir``, or go on with a build that was broken off.
+    """Pack the frames under ``root_dir``, of folders of pictures and of videos, into shards in ``out_dir``.
+
+    A build that was broken off goes on.
 
     Args:
         workers: packing processes; None: as many as there are cores for this process. There are never more than shards.
         verify: "decode" reads every bit of each frame, "header" only its markers and its end.
         resize_short: store frames with this short side (pixels), as JPEG of ``quality``; None: store them as they are.
-        shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become.
+            Frames of videos are stored as JPEG of ``quality`` in any case.
+        shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become. A frame of a video
+            counts as many as its JPEG is likely to have.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
-            keeps the clips of one parent folder together; another ``split_seed`` gives another split.
+            keeps the clips of one parent folder together; another ``split_seed`` gives another split. Or "csv:FILE"
+            (columns clip key, or a folder of clips, and split); what it does not name is in no split.
         label_from: "parent" (the folder that holds the clip; the clip itself if that is the root),
             "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
         split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
             twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
+        fps: frames a second taken of videos; None: every frame. Frame k of a part is the last one shown at or before
+            k/fps seconds from the part's first, so a step of frames is the same time everywhere.
+        max_gap: seconds without a frame at which the clip of a video is cut; None: the larger of 0.5 and 2/fps, or
+            without ``fps`` of 0.5 and twice the usual distance of its frames.
+        boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point; frame as ``frame_name`` gives it; pixels
+            of the upright source) is kept with the frames, relative to their size (``ds.frame_boxes``).
         max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
         io_patience: seconds for which reads that fail in a way that passes (EIO, ESTALE ...) are tried again.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
@@ -86,8 +100,8 @@ def build_shards(
         dry_run: only scan; write nothing. What is found broken when packed is not known yet.
 
     A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it file by file).
-    A build that was broken off goes on with other labels and splits too, as they change nothing that is packed; tasks
-    and ``finalize`` must agree on all.
+    A build that was broken off goes on with other labels, splits and boxes, as they change nothing that is packed;
+    tasks and ``finalize`` must agree on all.
 
     Raises SettingsError for settings that cannot work, among them a ``label_from`` that fits no clip, or are not those
     of what lies in ``out_dir``; DataError, naming the file, for a source that cannot be read or has changed since the
@@ -105,6 +119,9 @@ def build_shards(
         split_seed=split_seed,
         label_from=label_from,
         split_gaps=split_gaps,
+        fps=fps,
+        max_gap=max_gap,
+        boxes=boxes,
         max_pixels=max_pixels,
     )
     part = _parse_task(task)
@@ -143,12 +160,12 @@ def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
 
 
 def _settings(**given: Any) -> dict[str, Any]:
-    """The checked settings as they are kept with the shards; a table of labels counts by its contents."""
+    """The checked settings as they are kept with the shards; tables count by their contents."""
     settings = dataclasses.asdict(BuildSettings(**given))
-    labels.parse_splits(settings["splits"])
-    labels.labeller(settings["label_from"])
-    kind, _, file = (settings["label_from"] or "").partition(":")
-    settings["label_table_sha256"] = atomic.file_sha256(Path(file)) if kind == "csv" else None
+    labels.check_rules(settings)
+    for name, digest in labels.TABLES.items():
+        kind, _, file = (settings[name] or "").partition(":")
+        settings[digest] = atomic.file_sha256(Path(file)) if kind == "csv" else None
     return settings
 
 
@@ -328,16 +345,16 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _progress_bar(frames: int) -> Iterator[Progress]:
-    """frames/s, MB/s and the time left: on a terminal a bar, in a log file a line a minute."""
+    """frames/s, MB/s or hours of video, and the time left: on a terminal a bar, in a log file a line a minute."""
     with tqdm(total=frames, unit=" frames", disable=None, smoothing=0.05) as bar:
-        done = packed = 0
+        done, packed, watched = 0, 0, 0.0
         began = told = time.monotonic()
 
-        def progress(count: int, size: int) -> None:
-            nonlocal done, packed, told
-            done, packed = done + count, packed + size
+        def progress(count: int, size: int, video: float) -> None:
+            nonlocal done, packed, watched, told
+            done, packed, watched = done + count, packed + size, watched + video
             seconds = max(1e-3, time.monotonic() - began)
-            rate = f"{packed / 1e6 / seconds:.0f} MB/s"
+            rate = f"{watched / 3600:.2f} h of video" if watched else f"{packed / 1e6 / seconds:.0f} MB/s"
             bar.set_postfix_str(rate, refresh=False)
             bar.update(count)
             if bar.disable and time.monotonic() - told >= LINE_SECONDS:

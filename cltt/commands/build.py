@@ -7,7 +7,7 @@ import dataclasses
 import time
 
 from cltt.build.builder import MAX_WORKERS, build_shards
-from cltt.build.labels import labeller, parse_splits
+from cltt.build.labels import check_rules
 from cltt.build.report import BuildReport
 from cltt.build.settings import BuildSettings
 from cltt.cli import Parser, add_settings, settings_from
@@ -23,7 +23,9 @@ VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verif
 
 def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=f"Build shards; `{VERIFY[prog]} --help`: verify them.")
-    parser.add_argument("--root-dir", required=True, help="folder of clip folders, one image file a frame")
+    parser.add_argument(
+        "--root-dir", required=True, help="folder of clip folders, one image file a frame, and of videos"
+    )
     parser.add_argument("--out", required=True, help="folder of the shards to build")
     parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")
     add_settings(parser, BuildSettings)
@@ -60,6 +62,9 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
         lines.append(f"  re-encoded {report.reencoded:,} (see report.json)")
     if report.cut[0]:
         lines.append(f"  cut {counted(report.cut[0], 'clip')} into {report.cut[1]:,} parts, at broken frames or gaps")
+    if report.boxes is not None:
+        fit = f"; {counted(report.boxes[1], 'row')} of the table fit no frame" if report.boxes[1] else ""
+        lines.append(f"  boxes for {counted(report.boxes[0], 'frame')}{fit}")
     return "\n".join(lines + group_counts(report))
 
 
@@ -114,8 +119,7 @@ def check(argv: list[str], prog: str = "build_shards.py") -> None:
     """Raise, or exit with a sentence, for flags that :func:`build` would refuse before it looks at a frame."""
     args = build_parser(prog).parse_args(argv)
     settings = settings_from(args, BuildSettings)
-    parse_splits(settings.splits)
-    labeller(settings.label_from)
+    check_rules(dataclasses.asdict(settings))
 
 
 def verify(argv: list[str], prog: str = "cltt verify") -> int:

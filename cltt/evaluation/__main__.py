@@ -34,6 +34,9 @@ class EvaluationSettings:
         "neighbouring frames then lie on both sides, which flatters the result",
         required=True,
     )
+    clips: str | None = config.setting(
+        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)", type=str
+    )
     out: str | None = config.setting(
         None, "folder for evaluation.csv, .json and .png (default: the run's folder)", type=str
     )
@@ -53,7 +56,7 @@ def evaluate_checkpoints(settings: EvaluationSettings) -> list[dict[str, Any]]:
     if not paths:
         raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt)")
     device = distributed.pick_device(settings.device, RankInfo())
-    data = open_labelled(settings.data)
+    data = open_labelled(settings.data, settings.clips)
     rows = []
     for path in paths:
         encoder, trained = load_encoder(path)

@@ -77,22 +77,25 @@ class LabelledData:
     split_by: str
 
 
-def open_labelled(path: str | Path) -> LabelledData:
+def open_labelled(path: str | Path, clips: str | None = None) -> LabelledData:
     """Find out what ``path`` is and open it. SettingsError if it is none of the four kinds, or has no labels.
 
+    ``clips``: of shards, only the clips that this file lists (``ShardDataset.listed_clips``).
     Warns, on the log, of classes that are in val or test but not in train.
     """
-    data = _open(Path(path))
+    data = _open(Path(path), clips)
     if "train" in data.parts:
         _warn_of_unknown_classes(data)
     return data
 
 
-def _open(path: Path) -> LabelledData:
+def _open(path: Path, clips: str | None) -> LabelledData:
     if not path.is_dir():
         raise SettingsError(f"evaluation data {str(path)!r} is not a folder")
     if (path / format.INDEX).is_file():
-        return _open_shards(path)
+        return _open_shards(path, clips)
+    if clips is not None:
+        raise SettingsError(f"--clips picks clips of shards, but {str(path)!r} holds none; leave it out")
     for folder in (path, path / "cifar-10-batches-py", path / "cifar-100-python"):
         if (folder / "data_batch_1").is_file() or ((folder / "meta").is_file() and (folder / "train").is_file()):
             return _open_cifar(folder)
@@ -230,9 +233,11 @@ def _cifar_images(paths: list[Path], label_key: bytes, classes: int) -> Images:
 # ---- shards
 
 
-def _open_shards(path: Path) -> LabelledData:
+def _open_shards(path: Path, listed: str | None) -> LabelledData:
     dataset = ShardDataset(path)
-    labels = np.asarray(dataset.labels)
+    labels = np.full(dataset.num_clips, -1)
+    picked = dataset.listed_clips(listed)
+    labels[picked] = dataset.labels[picked]
     if not (labels >= 0).any():
         raise SettingsError(f"the shards in {path} have no labels; build them with --label-from")
     if dataset.split_names:

@@ -71,7 +71,7 @@ def describe(root: str, *, files: bool, patience: Patience) -> Source:
             return Source(folders)
         digest, clips = hashlib.sha256(), {}
         for clip in scan_clips(scan, pool):
-            text = repr([clip.key, *((f.name, f.size, f.mtime_ns) for f in clip.frames)]).encode()
+            text = repr([clip.key, *((f.name, f.size, f.mark) for f in clip.frames)]).encode()
             digest.update(text)
             clips[os.fsdecode(clip.key)] = _clip_facts(clip, text)
     return Source(folders, clips, digest.hexdigest())

@@ -22,7 +22,7 @@ from cltt.files.regular import AnyPath
 from cltt.shards import checks, format, tar
 from cltt.shards.clip_table import Array, _ClipTable
 from cltt.shards.open_shards import OpenShards
-from cltt.source import scan
+from cltt.source import scan, videos
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class ShardDataset(_ClipTable):
         self.shards: list[dict[str, Any]] = index["shards"]
         self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
         self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index, self.patience)
+        self._parts = checks.open_parts(self.path, index, self.patience)
         self._files = _Files(self.path)
 
     def clip_key(self, clip: int) -> str:
@@ -69,7 +70,10 @@ class ShardDataset(_ClipTable):
         return np.asarray(self._frames[self._check_ids(frame_ids)])
 
     def frame_name(self, frame_id: int) -> str:
-        """The source file's path relative to the root folder, from the member's header in the tar."""
+        """The source file's path relative to the root folder, from the member's header in the tar.
+
+        Of a frame of a video the video's path and the time: ``talk.mp4#t=12.400``.
+        """
         records = self.frame_facts([frame_id])
         if not checks.records_within(records, self.shard_sizes).all():
             raise self._astray(frame_id)
@@ -80,7 +84,22 @@ class ShardDataset(_ClipTable):
             checks.check_member(member)
         except (OSError, DataError) as error:
             raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
-        return os.fsdecode(tar.source_path(member))
+        times = self.frame_time([frame_id])
+        if times is None or np.isnan(times[0]):
+            return os.fsdecode(tar.source_path(member))
+        return os.fsdecode(videos.moment(member.rpartition(b"/")[0], float(times[0])))
+
+    def frame_time(self, frame_ids: Any) -> Array | None:
+        rows = self._part(format.TIMES, frame_ids)
+        return None if rows is None else rows.reshape(np.shape(frame_ids))
+
+    def frame_boxes(self, frame_ids: Any) -> Array | None:
+        rows = self._part(format.BOXES, frame_ids)
+        return None if rows is None else rows.view("<f4").reshape(*np.shape(frame_ids), 4)
+
+    def _part(self, name: str, frame_ids: Any) -> Array | None:
+        ids = self._check_ids(frame_ids)
+        return self._parts[name][ids] if name in self._parts else None
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
         """As :meth:`read`, with a FrameError in the place of each frame that is damaged or missing."""

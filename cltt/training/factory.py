@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from inspect import signature
@@ -66,18 +67,26 @@ def open_dataset(
 
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
-    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all."""
+    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
     w = settings.windows
-    split, clips = dataset.training_clips(settings.data.split)
+    split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
         window_size=w.window_size,
         frame_step=w.frame_step,
         window_stride=w.window_stride,
         max_windows_per_clip=w.max_windows_per_clip,
+        clips=None if split == "all" and settings.data.clips is None else clips,
         short_clip_windows=w.short_clip_windows,
-        clips=None if split == "all" else clips,
     )
+
+
+def data_identity(dataset: Any, settings: TrainSettings) -> dict[str, str | None]:
+    """What must be equal of the data when a run is resumed: the shards, and the clips that a list picks of them."""
+    clips = None
+    if settings.data.clips is not None:
+        clips = hashlib.sha256(dataset.listed_clips(settings.data.clips).astype("<i8").tobytes()).hexdigest()[:32]
+    return {"fingerprint": dataset.fingerprint, "clips": clips}
 
 
 def build_loader(
@@ -173,7 +182,7 @@ def build_trainer(
             print(f"starting from the weights of {checkpoint.resolve(Path(weights))}", flush=True)
     wrapped = prepare_model(model, settings.run, device, info)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
-    identity = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
+    identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
     return Trainer(
         model=wrapped,
         loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),

@@ -24,7 +24,7 @@ from cltt.metrics import History, is_ours_to_replace
 from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
 from cltt.text import say
-from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
+from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset
 from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
 from cltt.training.progress import show
@@ -171,8 +171,11 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
     parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
     checkpoint.require_parts(path, state, fingerprint=str, **parts)
     differ = differences(checkpoint.settings_of(path, state), settings.to_dict())
-    if state["fingerprint"] != dataset.fingerprint:
-        differ.append(f"the shards' fingerprint is {dataset.fingerprint} and was {state['fingerprint']}")
+    now = data_identity(dataset, settings)
+    if state["fingerprint"] != now["fingerprint"]:
+        differ.append(f"the shards' fingerprint is {now['fingerprint']} and was {state['fingerprint']}")
+    elif state.get("clips") != now["clips"]:
+        differ.append(f"clips picks others ({settings.data.clips} by its contents)")
     if differ:
         raise SettingsError(
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "

@@ -126,7 +126,11 @@ def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
 
 
 def _batch_facts(batch: WindowView) -> list[dict[str, Any]]:
-    rows = zip(batch.window_ids.tolist(), batch.clip_names, batch.times.tolist(), batch.frame_names, strict=True)
+    times = batch.times.tolist()
+    if batch.seconds is not None:
+        both = zip(batch.seconds.tolist(), times, strict=True)
+        times = [[n if s != s else f"{s:.2f} s" for s, n in zip(*row, strict=True)] for row in both]
+    rows = zip(batch.window_ids.tolist(), batch.clip_names, times, batch.frame_names, strict=True)
     return [
         {"window": window, "clip": printable(clip), "times": times, "names": [printable(name) for name in names]}
         for window, clip, times, names in rows
