@@ -23,15 +23,20 @@ from typing import IO, Any, TypeVar, cast
 
 import torch
 
+from cltt.config import BACKBONES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from cltt.errors import DataError, StorageError
-from cltt.files.atomic import flush, replace_file
+from cltt.files.atomic import create, flush, replace_file
 from cltt.files.patience import Patience, passes
+from cltt.text import shorten
 
 T = TypeVar("T")
 VERSION = 1
 LATEST = "latest"
+_MAX_VALUES = 10_000_000  # in a checkpoint
+_SHARED = 4  # so many tensors may stand on the same bytes
 _LEFTOVER = re.compile(r"\.(epoch-.*|latest|complete|.*\.(csv|json|png))\.\d+\.tmp")  # of replace_file and write
-_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")
+_NAME = re.compile(r"epoch-([0-9]{4,18})(?:-step-([0-9]{6,18}))?\.pt")
+_MAX_NAME = 100  # letters of a checkpoint's
 
 
 def checkpoint_name(epoch: int, step: int = 0) -> str:
@@ -49,7 +54,8 @@ def position(path: Path) -> tuple[int, int]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
-    return sorted((path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name)), key=position)
+    found = (path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, key=position)
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
@@ -58,7 +64,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     watched = _Watched()
     try:
-        with open(temporary, "wb") as watched.file:
+        with create(temporary) as watched.file:
             torch.save({"version": VERSION, **state}, cast(IO[bytes], watched))
             watched.flush()
             os.fsync(watched.file.fileno())
@@ -100,25 +106,77 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"no checkpoint at {path}")
     state = (patience or Patience()).ask(path, lambda: _load_once(path))
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        found = state.get("version") if isinstance(state, dict) else None
+    version = state.get("version") if isinstance(state, dict) else None
+    if type(version) is not int or version != VERSION:
+        found = shorten(str(version), 30)
         raise DataError(f"checkpoint {path} has version {found}; this program reads version {VERSION}")
-    return state
+    return dict(state)
 
 
 def _load_once(path: Path) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise DataError(f"checkpoint {path} is damaged (checksum of {damaged})")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(path, state)
+        return state
     except DataError:
         raise
     except Exception as error:  # a damaged file can fail in the zip, pickle and tensor readers alike
         if isinstance(error, OSError) and passes(error):
             raise
-        raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({error})") from error
+        words = shorten(" ".join(str(error).split()), 200) or type(error).__name__
+        raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({words})") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksum of every record. Those that torch writes are not compressed, so none grows when read."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise DataError(f"checkpoint {path} holds compressed records, which torch does not write")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise DataError(f"checkpoint {path} is damaged (checksum of {shorten(damaged, 60)})")
+
+
+def _check_tensors(path: Path, state: Any) -> None:
+    """DataError for a tensor that stands for more memory than the file holds, as one repeated without end does."""
+    room = _SHARED * path.stat().st_size
+    todo, seen = [state], 0
+    while todo:
+        value = todo.pop()
+        seen += 1
+        if isinstance(value, torch.Tensor):
+            room -= value.numel() * value.element_size()
+        elif isinstance(value, Mapping):
+            todo += [*value.values()]
+        elif isinstance(value, (list, tuple)):
+            todo += value
+        if room < 0 or seen > _MAX_VALUES:
+            raise DataError(f"checkpoint {path} stands for more than its file can hold")
+
+
+def require_parts(path: Path, state: Mapping[str, Any], **parts: type) -> None:
+    """DataError unless ``state``, read from ``path``, holds each of ``parts`` with a value of the type given."""
+    for name, kind in parts.items():
+        if not isinstance(state.get(name), kind):
+            raise DataError(f"checkpoint {path} holds no {name!r} as training writes it; is it another program's?")
+
+
+def settings_of(path: Path, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings that ``state`` was saved with, by group; DataError unless a model's and the data's are there."""
+    require_parts(path, state, settings=dict)
+    settings = state["settings"]
+    if not all(isinstance(group, dict) for group in settings.values()):
+        raise DataError(f"checkpoint {path} holds no 'settings' as training writes them; is it another program's?")
+    model, data = settings.get("model", {}), settings.get("data", {})
+    fits = model.get("backbone") in BACKBONES and type(model.get("proj_dim")) is int
+    if (
+        not fits
+        or type(data.get("image_size")) is not int
+        or not MIN_IMAGE_SIZE <= data["image_size"] <= MAX_IMAGE_SIZE
+    ):
+        raise DataError(f"checkpoint {path} was saved with settings that this program does not know")
+    return dict(settings)
 
 
 def to_cpu(value: Any) -> Any:
@@ -235,7 +293,7 @@ def _newest_first(folder: Path) -> list[Path]:
     """The checkpoint that ``latest`` names, then the others from the newest to the oldest."""
     paths = list_checkpoints(folder)[::-1]
     pointer = folder / LATEST
-    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    named = folder / pointer.read_bytes()[:_MAX_NAME].decode(errors="replace").strip() if pointer.is_file() else None
     if named in paths:
         paths.remove(named)
         paths.insert(0, named)

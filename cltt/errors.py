@@ -64,3 +64,7 @@ class FrameError(DataError):
 
     def __reduce__(self) -> tuple[type[FrameError], tuple[int, str, str]]:
         return FrameError, (self.frame_id, self.name, self.reason)  # made of more than its message
+
+
+class InvalidImage(ValueError):
+    """Bytes of a source file that are no whole picture that can be a frame; the message is one short phrase."""

@@ -47,7 +47,9 @@ def serve(out_dir: str, io_patience: float) -> None:
                 if task == FINISH:
                     packer.finish()
                 else:
-                    packer.pack(int(task), lambda frames, size: _tell(frames=frames, bytes=size))
+                    packer.pack(
+                        int(task), lambda frames, size, seconds: _tell(frames=frames, bytes=size, seconds=seconds)
+                    )
                 _tell(done=task)
             except CLTTError as error:
                 _tell(error=str(error), passes=isinstance(error, StorageError))
@@ -93,7 +95,7 @@ class Worker:
     def finish(self) -> None:
         """Wait until all its shards are done; raises as :meth:`pack` does."""
         if self._shard is not None:
-            self._ask(FINISH, lambda frames, size: None)
+            self._ask(FINISH, lambda frames, size, seconds: None)
 
     def _ask(self, task: str, progress: Progress) -> None:
         try:
@@ -107,7 +109,7 @@ class Worker:
                 return
             if "error" in event:
                 raise (StorageError if event["passes"] else DataError)(event["error"])
-            progress(event["frames"], event["bytes"])
+            progress(event["frames"], event["bytes"], event["seconds"])
         raise self._gone()
 
     def _gone(self) -> DataError:
@@ -131,7 +133,7 @@ class Worker:
 def crew(out: Path, workers: int, patience: Patience) -> Iterator[list[Worker]]:
     """``workers`` - 1 packing processes, as the caller packs too; stopped at the end.
 
-    They may be started before the plan is there: they import what they need while it is made.
+    They import what they need while the caller packs its first shard.
     """
     started = [Worker(out, patience) for _ in range(workers - 1)]
     try:
@@ -157,7 +159,7 @@ def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: P
 def _tell_if_done(plan: Plan, out: Path, shard: int, progress: Progress) -> bool:
     done = is_done(out, shard)
     if done:
-        progress(len(plan.shard_frames(shard)), 0)
+        progress(len(plan.shard_frames(shard)), 0, 0.0)
     return done
 
 
@@ -170,17 +172,17 @@ def _serve_all(
     """Give every worker one shard after another, each from a thread of its own, and take shards here as well."""
     lock = threading.Lock()
 
-    def tell(frames: int, size: int) -> None:
+    def tell(frames: int, size: int, seconds: float) -> None:
         with lock:
-            progress(frames, size)
+            progress(frames, size, seconds)
 
     def drive(worker: Worker) -> None:
         for shard in iter(_next(todo), None):
             worker.pack(shard, tell)
         worker.finish()
 
-    def tell_here(frames: int, size: int) -> None:
-        tell(frames, size)
+    def tell_here(frames: int, size: int, seconds: float) -> None:
+        tell(frames, size, seconds)
         for driven in drives:
             if driven.done():
                 driven.result()  # a worker's error ends our own packing at once

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt import checkpoint, cli, config, distributed
-from cltt.config import DEVICES, require, require_positive
+from cltt.config import DEVICES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields
 from cltt.distributed import RankInfo
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import open_labelled
@@ -34,16 +34,19 @@ class EvaluationSettings:
         "neighbouring frames then lie on both sides, which flatters the result",
         required=True,
     )
+    clips: str | None = config.setting(
+        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)", type=str
+    )
     out: str | None = config.setting(
         None, "folder for evaluation.csv, .json and .png (default: the run's folder)", type=str
     )
-    image_size: int | None = config.setting(None, "side of the frames, in pixels (default: as trained)", type=int)
+    image_size: int | None = config.setting(
+        None, "side of the frames, in pixels (default: as trained)", type=int, within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
+    )
     device: str = config.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
 
     def __post_init__(self) -> None:
-        require(self.checkpoint != "" and self.data != "", "give --checkpoint and --data")
-        if self.image_size is not None:
-            require_positive("image_size", self.image_size)
+        check_fields(self)
 
 
 def evaluate_checkpoints(settings: EvaluationSettings) -> list[dict[str, Any]]:
@@ -53,7 +56,7 @@ def evaluate_checkpoints(settings: EvaluationSettings) -> list[dict[str, Any]]:
     if not paths:
         raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt)")
     device = distributed.pick_device(settings.device, RankInfo())
-    data = open_labelled(settings.data)
+    data = open_labelled(settings.data, settings.clips)
     rows = []
     for path in paths:
         encoder, trained = load_encoder(path)

@@ -7,9 +7,7 @@ Where the data has no train, val and test parts of its own, they are made per cl
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +19,14 @@ import cv2
 import numpy as np
 import torch
 
-from cltt.errors import DataError, SettingsError
+from cltt.errors import DataError, InvalidImage, SettingsError
+from cltt.evaluation import cifar
 from cltt.files.patience import Patience
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
-from cltt.source.image import BrokenPicture, jpeg_facts
+from cltt.source import image, jpeg, pixels
 
 PARTS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
@@ -65,8 +64,8 @@ class Images:
         pieces = np.split(ids, range(READ_TOGETHER, len(ids), READ_TOGETHER))
         with ThreadPoolExecutor(READ_THREADS) as pool:
             framed = pool.map(lambda piece: self.read(piece, decoder), pieces)
-            pixels = np.stack([image for images in framed for image in images])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            batch = np.stack([picture for pictures in framed for picture in pictures])
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -78,22 +77,25 @@ class LabelledData:
     split_by: str
 
 
-def open_labelled(path: str | Path) -> LabelledData:
+def open_labelled(path: str | Path, clips: str | None = None) -> LabelledData:
     """Find out what ``path`` is and open it. SettingsError if it is none of the four kinds, or has no labels.
 
+    ``clips``: of shards, only the clips that this file lists (``ShardDataset.listed_clips``).
     Warns, on the log, of classes that are in val or test but not in train.
     """
-    data = _open(Path(path))
+    data = _open(Path(path), clips)
     if "train" in data.parts:
         _warn_of_unknown_classes(data)
     return data
 
 
-def _open(path: Path) -> LabelledData:
+def _open(path: Path, clips: str | None) -> LabelledData:
     if not path.is_dir():
         raise SettingsError(f"evaluation data {str(path)!r} is not a folder")
     if (path / format.INDEX).is_file():
-        return _open_shards(path)
+        return _open_shards(path, clips)
+    if clips is not None:
+        raise SettingsError(f"--clips picks clips of shards, but {str(path)!r} holds none; leave it out")
     for folder in (path, path / "cifar-10-batches-py", path / "cifar-100-python"):
         if (folder / "data_batch_1").is_file() or ((folder / "meta").is_file() and (folder / "train").is_file()):
             return _open_cifar(folder)
@@ -146,34 +148,48 @@ def _image_files(paths: Any) -> list[Path]:
 
 def _file_images(files: Sequence[Path], labels: np.ndarray) -> Images:
     def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
-        return [_decode(_read_file(files[i]), str(files[i]), decoder) for i in ids]
+        return [_decode(_read(files[i]), str(files[i]), decoder) for i in ids]
 
     return Images(np.arange(len(files)), labels, read)
 
 
-def _read_file(path: Path) -> bytes:
+def _read(file: Path) -> bytes:
     try:
-        return Patience().read_bytes(path)
+        return Patience().ask(file, lambda: image.read_source(file))
+    except InvalidImage as error:
+        raise DataError(f"{file} cannot be decoded as an image ({error})") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{file} cannot be read ({error.strerror})") from error
 
 
 def _decode(data: bytes, name: str, decoder: FrameDecoder) -> np.ndarray:
     """A file of any format, turned upright and framed; DataError if it cannot be decoded."""
-    if _is_upright_jpeg(data):
+    try:
+        kind = "PPM" if data[:2] in (b"P5", b"P6") else image.image_kind(data[: image.HEAD])
+        if kind == "JPEG":
+            return _decode_jpeg(data, decoder)
+        if kind:
+            image.check_pixels(*pixels.size_of(kind, data), image.MAX_PIXELS)
+            return decoder.fit(pixels.decode_other(kind, data))
+        raise InvalidImage("not an image")
+    except (InvalidImage, MemoryError, cv2.error) as error:
+        raise DataError(
+            f"{name} cannot be decoded as an image ({error or 'it takes more memory than there is'})"
+        ) from error
+
+
+def _decode_jpeg(data: bytes, decoder: FrameDecoder) -> np.ndarray:
+    info = jpeg.jpeg_info(data)
+    image.check_pixels(info.width, info.height, image.MAX_PIXELS)
+    jpeg.check_scans(data, info)
+    orientation = pixels.jpeg_orientation(data) if info.has_metadata else 1
+    if orientation == 1:
         with contextlib.suppress(ValueError):  # OpenCV takes what libjpeg-turbo only warns of, and CMYK
             return decoder.frame(data)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"{name} cannot be decoded as an image")
-    return decoder.fit(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-
-
-def _is_upright_jpeg(data: bytes) -> bool:
-    try:
-        return data.startswith(b"\xff\xd8\xff") and jpeg_facts(data).orientation == 1
-    except BrokenPicture:
-        return False
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if found is None:
+        raise InvalidImage("invalid JPEG")
+    return decoder.fit(pixels.turned(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), orientation))
 
 
 def _open_part_folders(path: Path) -> LabelledData:
@@ -189,33 +205,6 @@ def _open_part_folders(path: Path) -> LabelledData:
 # ---- CIFAR
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values; anything else that a pickle could call is refused."""
-
-    ALLOWED = frozenset(
-        [
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        ]
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def _read_cifar(path: Path) -> dict[bytes, Any]:
-    try:
-        with io.BytesIO(Patience().read_bytes(path)) as file:
-            return _CifarUnpickler(file, encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a CIFAR archive that can be read safely: {error}") from error
-
-
 def _open_cifar(folder: Path) -> LabelledData:
     """CIFAR-10 (``data_batch_1..5``, ``test_batch``) or CIFAR-100 (``train``, ``test``; fine labels)."""
     ten = (folder / "data_batch_1").is_file()
@@ -223,32 +212,41 @@ def _open_cifar(folder: Path) -> LabelledData:
     test = folder / ("test_batch" if ten else "test")
     label_key, name_key = (b"labels", b"label_names") if ten else (b"fine_labels", b"fine_label_names")
     meta = folder / ("batches.meta" if ten else "meta")
-    names = [name.decode() for name in _read_cifar(meta)[name_key]]
-    parts = {"train": _cifar_images(train, label_key)}
+    names = cifar.read_names(meta, name_key)
+    parts = {"train": _cifar_images(train, label_key, len(names))}
     if test.is_file():
-        parts["test"] = _cifar_images([test], label_key)
+        parts["test"] = _cifar_images([test], label_key, len(names))
     return LabelledData(_with_val(parts), names, "archive")
 
 
-def _cifar_images(paths: list[Path], label_key: bytes) -> Images:
-    batches = [_read_cifar(path) for path in paths]
-    pixels = np.concatenate([np.asarray(batch[b"data"]) for batch in batches])
-    pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    labels = np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
-    return Images(np.arange(len(labels)), labels, lambda ids, decoder: [decoder.fit(image) for image in pixels[ids]])
+def _cifar_images(paths: list[Path], label_key: bytes, classes: int) -> Images:
+    archives = [cifar.read_archive(path, label_key, classes) for path in paths]
+    pictures = np.concatenate([archive.pixels for archive in archives])
+    labels = np.concatenate([archive.labels for archive in archives])
+
+    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
+        return [decoder.fit(picture) for picture in pictures[ids]]
+
+    return Images(np.arange(len(labels)), labels, read)
 
 
 # ---- shards
 
 
-def _open_shards(path: Path) -> LabelledData:
+def _open_shards(path: Path, listed: str | None) -> LabelledData:
     dataset = ShardDataset(path)
-    labels = np.asarray(dataset.labels)
+    labels = np.full(dataset.num_clips, -1)
+    picked = dataset.listed_clips(listed)
+    labels[picked] = dataset.labels[picked]
     if not (labels >= 0).any():
         raise SettingsError(f"the shards in {path} have no labels; build them with --label-from")
     if dataset.split_names:
         clips = {part: np.asarray(dataset.split_clips(part)) for part in PARTS if part in dataset.split_names}
         parts = {part: _clip_images(dataset, ids[labels[ids] >= 0]) for part, ids in clips.items()}
+        if not len(parts.get("train", ())):
+            raise SettingsError(
+                f"the train split of the shards in {path} has no labelled clips; build them with others"
+            )
         return LabelledData(
             _with_val({part: images for part, images in parts.items() if len(images)}), dataset.label_names, "split"
         )

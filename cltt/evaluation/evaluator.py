@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cltt import checkpoint
-from cltt.errors import SettingsError
+from cltt.errors import DataError, SettingsError
 from cltt.evaluation.datasets import PARTS, Images, LabelledData, open_labelled
 from cltt.evaluation.probe import few_shot_accuracy, fit_linear_probe, nearest_accuracy
 from cltt.frames.gather import statistics
@@ -156,11 +156,19 @@ def _nearest(features: dict[str, torch.Tensor], labels: dict[str, torch.Tensor])
 def load_encoder(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The encoder in the checkpoint at ``path``, on the CPU, and the settings it was trained with."""
     state = checkpoint.load(path)
-    settings = state["settings"]
+    checkpoint.require_parts(path, state, model=dict)
+    settings = checkpoint.settings_of(path, state)
     encoder = build_encoder(settings["model"]["backbone"])
     prefix = "encoder."
-    weights = {name.removeprefix(prefix): value for name, value in state["model"].items() if name.startswith(prefix)}
-    encoder.load_state_dict(weights)
+    named = {str(name): value for name, value in state["model"].items()}
+    weights = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+    try:
+        encoder.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        words = str(error).splitlines()[0]
+        raise DataError(
+            f"the weights in {path} are not those of a {settings['model']['backbone']} ({words})"
+        ) from error
     return encoder, settings
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cltt.errors import DataError, SettingsError
 from cltt.files.patience import Patience
@@ -66,21 +66,41 @@ def writing(path: Path) -> Iterator[None]:
 def published(path: Path, temporary: Path | None = None, *, sync: bool = True) -> Iterator[Any]:
     """A file to write (binary) that appears under ``path`` only when whole and on disk.
 
-    ``sync=False`` leaves the folder's entry to a later :func:`flush`, before anything speaks of this file.
+    A reader, or a kill at any moment, finds the old file or the new one. ``sync=False`` leaves the folder's entry to a
+    later :func:`flush`, before anything speaks of this file. Raises DataError if it cannot be written.
     """
-    temporary = temporary or path.with_name(f".{path.name}.tmp")
     with writing(path):
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path, temporary or temporary_path(path)) as file:
+            yield file
         if sync:
             flush(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where :func:`published` writes what is to appear under ``path``; one process at a time does so."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[Any]:
+    """As :func:`published`, with the system's own errors; any number of processes may do so at a time."""
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with create(temporary) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def create(path: Path) -> IO[bytes]:
+    """A new file to write; what has this name is removed, not written through, as it may be a link to anywhere."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb")
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
@@ -89,21 +109,9 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path`` at once: a reader, or a kill at any moment, finds the old file or the new one.
-
-    Raises the system's OSError if it cannot be written; nothing is left behind then.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    """Put ``data`` under ``path``, as :func:`replacing` does."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def check_writable(folder: Path, remedy: str) -> None:

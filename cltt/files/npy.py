@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,28 +55,27 @@ def read_npy_rows(path: Path, row: struct.Struct, start: int, stop: int) -> list
         return list(row.iter_unpack(file.read((stop - start) * row.size)))
 
 
+Shape = tuple[int | None, ...]
 HEADER_BYTES = 1 << 12
+_REPAIR = "copy it again or build the shards again with --overwrite"
 NEAR_ROWS = 512  # rows that are read and dropped rather than read apart
 
 
 class NpyRows:
     """Rows of a one-dimensional .npy file, read as they are asked for by any number of threads.
 
+    DataError unless the file holds ``rows`` (None: any number of) entries of ``dtype``, and nothing else.
+
     Not memory-mapped: where a page cannot be read, a mapping kills the process, and this waits by ``patience``.
     """
 
-    def __init__(self, path: Path, patience: Patience) -> None:
-
-        self.path, self.patience = path, patience
-        with Handle(path) as file:
+    def __init__(self, path: Path, patience: Patience, dtype: np.dtype[Any], rows: int | None = None) -> None:
+        self.path, self.patience, self.dtype = path, patience, dtype
+        with Handle(path, follow=False) as file:
             head = patience.ask(path, lambda: file.read(HEADER_BYTES, 0))
-        shape, fortran_order, self.dtype, self._start = _read_header(path, head)
-        if len(shape) != 1 or fortran_order or self.dtype.hasobject:
-            raise DataError(
-                f"{path} holds an array of shape {shape} and type {self.dtype}; one row of records was written"
-            )
-        self._rows = int(shape[0])
-        self._file = SharedFile(path)
+        size = patience.ask(path, path.stat).st_size
+        (self._rows,), self._start = _check_header(path, head, size, dtype, (rows,))
+        self._file = SharedFile(path, follow=False)
 
     def __len__(self) -> int:
         return self._rows
@@ -104,21 +104,31 @@ class NpyRows:
         size, offset = (stop - start) * self.dtype.itemsize, self._start + start * self.dtype.itemsize
         data = self.patience.ask(self.path, lambda: self._file.read(size, offset))
         if len(data) != size:
-            raise DataError(f"{self.path} is cut off; copy it again or build the shards again with --overwrite")
+            raise DataError(f"{self.path} is cut off; {_REPAIR}")
         return np.frombuffer(data, self.dtype)
 
 
-def read_array(path: Path, patience: Patience) -> np.ndarray[Any, Any]:
-    """The whole of a .npy file. DataError if it is none."""
-    import io
-
+def read_array(path: Path, patience: Patience, dtype: np.dtype[Any], shape: Shape) -> np.ndarray[Any, Any]:
+    """The whole of a .npy file; None in ``shape``: any length. DataError unless it holds just that, in C order."""
     import numpy as np
 
-    try:
-        array: np.ndarray[Any, Any] = np.load(io.BytesIO(patience.read_bytes(path)), allow_pickle=False)
-    except ValueError as error:
-        raise DataError(f"{path} is no array ({error}); build the shards again with --overwrite") from error
-    return array
+    data = patience.read_bytes(path, follow=False)
+    found, start = _check_header(path, data[:HEADER_BYTES], len(data), dtype, shape)
+    return np.frombuffer(data, dtype, offset=start).reshape(found)
+
+
+def _check_header(
+    path: Path, head: bytes, size: int, dtype: np.dtype[Any], shape: Shape
+) -> tuple[tuple[int, ...], int]:
+    """(shape, where the data starts) of a .npy file with these first bytes and this size; nothing is unpickled."""
+    found, is_fortran, found_dtype, start = _read_header(path, head)
+    fits = len(found) == len(shape) and all(b is None or a == b for a, b in zip(found, shape, strict=True))
+    if not fits or found_dtype != dtype or (is_fortran and len(shape) > 1):
+        wanted = " x ".join("any" if length is None else str(length) for length in shape)
+        raise DataError(f"{path} does not hold {wanted} entries of {dtype}; {_REPAIR}")
+    if min(found) < 1 or size != start + math.prod(found) * dtype.itemsize:
+        raise DataError(f"{path} has {size} bytes, which are not those of an array of shape {found}; {_REPAIR}")
+    return found, start
 
 
 def _read_header(path: Path, head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
@@ -130,7 +140,7 @@ def _read_header(path: Path, head: bytes) -> tuple[tuple[int, ...], bool, np.dty
     file = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return (*read(file), file.tell())
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is no array ({error}); build the shards again with --overwrite") from error
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        return (*read(file, max_header_size=HEADER_BYTES), file.tell())
+    except Exception as error:  # what numpy's and Python's own parsers raise
+        raise DataError(f"{path} is not an array that can be read; {_REPAIR}") from error

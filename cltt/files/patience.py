@@ -20,16 +20,16 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from cltt.errors import StorageError
+from cltt.files.regular import AnyPath, open_regular
 
 log = logging.getLogger(__name__)
 
 _NAMES = ("EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN", "EREMOTEIO")  # macOS lacks the last
 PASSING = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
-IO_PATIENCE = 600.0  # seconds
+IO_PATIENCE, MAX_PATIENCE = 600.0, 1e6  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 15.0  # seconds between two tries; each pause is twice the one before
 PIECE = 1 << 20
 T = TypeVar("T")
-AnyPath = str | bytes | os.PathLike[str]
 
 
 class ShortRead(OSError):
@@ -75,13 +75,13 @@ class Patience:
                 raise
             return self._ask_again(os.fsdecode(path), attempt, error)
 
-    def read_bytes(self, path: AnyPath) -> bytes:
-        """The whole contents of a file."""
-        return self.ask(path, lambda: _read_whole(path))
+    def read_bytes(self, path: AnyPath, *, follow: bool = True) -> bytes:
+        """The whole contents of a file; ``follow`` as in :func:`open_regular`."""
+        return self.ask(path, lambda: _read_whole(path, follow))
 
-    def pieces(self, path: AnyPath, size: int = PIECE) -> Iterator[bytes]:
-        """The contents of a file, ``size`` bytes at a time."""
-        with Handle(path) as file:
+    def pieces(self, path: AnyPath, size: int = PIECE, *, follow: bool = True) -> Iterator[bytes]:
+        """The contents of a file, ``size`` bytes at a time; ``follow`` as in :func:`open_regular`."""
+        with Handle(path, follow=follow) as file:
             offset = 0
             while piece := self.ask(path, lambda: file.read(size, offset)):  # noqa: B023  # called at once
                 yield piece
@@ -126,8 +126,8 @@ class Patience:
 class Handle:
     """An open file that is opened anew after an error; for one thread."""
 
-    def __init__(self, path: AnyPath) -> None:
-        self._path = path
+    def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
+        self._path, self._follow = path, follow
         self._handle = -1
 
     def __enter__(self) -> Handle:
@@ -140,7 +140,7 @@ class Handle:
         """Up to ``size`` bytes at ``offset``, fewer only at the end of the file; ShortRead where there is more."""
         try:
             if self._handle < 0:
-                self._handle = os.open(self._path, os.O_RDONLY)
+                self._handle = open_regular(self._path, follow=self._follow)
             return pread_all(self._handle, size, offset, self._path)
         except OSError:
             self._close()
@@ -149,7 +149,7 @@ class Handle:
     def read_uncached(self, size: int, offset: int) -> bytes:
         """As :meth:`read`, but not what the system remembers of an earlier read, where it can be told to forget."""
         if self._handle < 0:
-            self._handle = os.open(self._path, os.O_RDONLY)
+            self._handle = open_regular(self._path, follow=self._follow)
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
                 os.posix_fadvise(self._handle, offset, size, os.POSIX_FADV_DONTNEED)
@@ -165,8 +165,8 @@ class Handle:
 class SharedFile:
     """An open file that any number of threads read by ``pread``; opened when first read."""
 
-    def __init__(self, path: AnyPath) -> None:
-        self.path = path
+    def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
+        self.path, self._follow = path, follow
         self._handle = -1
         self._retired: list[int] = []  # another thread may be reading by them still, so they are closed at the end
         self._lock = threading.Lock()
@@ -174,7 +174,7 @@ class SharedFile:
     def handle(self) -> int:
         with self._lock:
             if self._handle < 0:
-                self._handle = os.open(self.path, os.O_RDONLY)
+                self._handle = open_regular(self.path, follow=self._follow)
             return self._handle
 
     def read(self, size: int, offset: int) -> bytes:
@@ -215,8 +215,8 @@ def pread_all(handle: int, size: int, offset: int, path: AnyPath) -> bytes:
     return data
 
 
-def _read_whole(path: AnyPath) -> bytes:
-    with Handle(path) as file:
+def _read_whole(path: AnyPath, follow: bool) -> bytes:
+    with Handle(path, follow=follow) as file:
         size = os.stat(path).st_size
         data = file.read(size + 1, 0)  # a byte more: also files that have no size, such as those of /proc
         while size < len(data) and (more := file.read(PIECE, len(data))):

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cltt.sampling.permutation import GOLDEN, mix64
+
 Array = np.ndarray
 Shrink = Callable[[Array, Array], None]  # source [., ., 3] into target [h, w, 3]
 AREA = (0.2, 1.0)
@@ -56,50 +58,43 @@ def blur_window(image_size: int) -> int:
     return 2 * (image_size // 20) + 1
 
 
-def uniforms(seed: int, epoch: int, window_ids: Array, frame_ids: Array, scope: str) -> dict[str, Array]:
+def random_numbers(seed: int, epoch: int, window_ids: Array, frame_ids: Array, scope: str) -> dict[str, Array]:
     """Numbers in [0, 1), float64 [b, T] for each draw; ``scope`` "window": all T frames of a window get the same."""
     key = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
     frames = np.broadcast_to(window_ids[:, None], frame_ids.shape) if scope == "window" else frame_ids
-    state = _mixed(_mixed(window_ids.astype(np.uint64)[:, None] ^ key[0]) ^ frames.astype(np.uint64) ^ key[1])
-    numbers = (np.arange(len(_DRAWS), dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    draws = _mixed(state[..., None] + numbers) >> np.uint64(11)
+    state = mix64(mix64(window_ids.astype(np.uint64)[:, None] ^ key[0]) ^ frames.astype(np.uint64) ^ key[1])
+    steps = (np.arange(len(_DRAWS), dtype=np.uint64) + np.uint64(1)) * GOLDEN
+    draws = mix64(state[..., None] + steps) >> np.uint64(11)
     return {name: draws[..., k] * 2.0**-53 for k, name in enumerate(_DRAWS)}
 
 
-def _mixed(x: Array) -> Array:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195): uint64 -> uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def drawn(kind: str, uniform: dict[str, Array], sizes: Array) -> Augmentation:
-    """Turn ``uniform`` numbers [n] each into parameters for frames of ``sizes`` int [n, 2] (h, w).
+def sample_params(kind: str, numbers: dict[str, Array], sizes: Array) -> Augmentation:
+    """Turn random ``numbers`` [n] each into parameters for frames of ``sizes`` int [n, 2] (h, w).
 
     ``kind``: "crop" (random resized crop and flip) or "simclr" (these, colour, grey, blur).
     """
     count = len(sizes)
-    box, flip = _crop_boxes(uniform, sizes), uniform["flip"] < 0.5
+    box, flip = _crop_boxes(numbers, sizes), numbers["flip"] < 0.5
     if kind == "simclr":
-        sigma = np.where(uniform["blur"] < BLUR_SHARE, _between(uniform["sigma"], SIGMA), 0)
-        return Augmentation(box, flip, _colour_maps(uniform), sigma.astype(np.float32))
+        sigma = np.where(numbers["blur"] < BLUR_SHARE, _between(numbers["sigma"], SIGMA), 0)
+        return Augmentation(box, flip, _colour_maps(numbers), sigma.astype(np.float32))
     keep = np.broadcast_to(np.eye(3, 4, dtype=np.float32), (count, 3, 4))
     return Augmentation(box, flip, keep, np.zeros(count, np.float32))
 
 
-def _between(uniform: Array, limits: tuple[float, float]) -> Array:
-    return limits[0] + uniform * (limits[1] - limits[0])
+def _between(numbers: Array, limits: tuple[float, float]) -> Array:
+    return limits[0] + numbers * (limits[1] - limits[0])
 
 
-def _crop_boxes(uniform: dict[str, Array], sizes: Array) -> Array:
+def _crop_boxes(numbers: dict[str, Array], sizes: Array) -> Array:
     """Boxes [n, 4]: the first of ten draws of area and aspect that fits, anywhere in the frame, else its centre."""
-    areas, aspects = (np.stack([uniform[name] for name in names], axis=1) for names in (_AREAS, _ASPECTS))
+    areas, aspects = (np.stack([numbers[name] for name in names], axis=1) for names in (_AREAS, _ASPECTS))
     area = _between(areas, AREA) * sizes.prod(axis=1)[:, None]
     aspect = np.exp(_between(aspects, (np.log(ASPECT[0]), np.log(ASPECT[1]))))
     tries = np.rint(np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=2)).astype(np.int64)
     fits = ((tries > 0) & (tries <= sizes[:, None])).all(axis=2)
     drawn = tries[np.arange(len(sizes)), fits.argmax(axis=1)]  # where none fits, not used
-    corner = (np.stack([uniform["top"], uniform["left"]], axis=1) * (sizes - drawn + 1)).astype(np.int64)
+    corner = (np.stack([numbers["top"], numbers["left"]], axis=1) * (sizes - drawn + 1)).astype(np.int64)
     centre = _central_sides(sizes)
     fallback = np.concatenate([(sizes - centre) // 2, centre], axis=1)
     return np.where(fits.any(axis=1)[:, None], np.concatenate([corner, drawn], axis=1), fallback)
@@ -113,13 +108,13 @@ def _central_sides(sizes: Array) -> Array:
     return np.maximum(np.stack([low, narrow], axis=1), 1).astype(np.int64)
 
 
-def _colour_maps(uniform: dict[str, Array]) -> Array:
+def _colour_maps(numbers: dict[str, Array]) -> Array:
     """float32 [n, 3, 4]: brightness, contrast, saturation, hue, then grey, each where it was drawn."""
-    jitter = uniform["jitter"] < COLOUR_SHARE
-    scale = {name: np.where(jitter, _between(uniform[name], (1 - JITTER, 1 + JITTER)), 1) for name in _JITTERED}
-    angle = np.where(jitter, _between(uniform["hue"], (-HUE, HUE)), 0) * 2 * np.pi
+    jitter = numbers["jitter"] < COLOUR_SHARE
+    scale = {name: np.where(jitter, _between(numbers[name], (1 - JITTER, 1 + JITTER)), 1) for name in _JITTERED}
+    angle = np.where(jitter, _between(numbers["hue"], (-HUE, HUE)), 0) * 2 * np.pi
     eye, grey = np.eye(3), np.tile(LUMA, (3, 1))
-    saturation = np.where(uniform["grey"] < GREY_SHARE, 0, scale["saturation"])[:, None, None]
+    saturation = np.where(numbers["grey"] < GREY_SHARE, 0, scale["saturation"])[:, None, None]
     matrix = (saturation * eye + (1 - saturation) * grey) @ _hue_turns(angle)
     gain = scale["brightness"] * scale["contrast"]
     of_mean = scale["brightness"] * (1 - scale["contrast"])
@@ -136,12 +131,12 @@ def _hue_turns(angle: Array) -> Array:
     return np.linalg.inv(_TO_YIQ) @ turns @ _TO_YIQ
 
 
-def apply(frame: Array, augmentation: Augmentation, k: int, shrink: Shrink, out: Array) -> None:
+def augment(frame: Array, augmentation: Augmentation, k: int, shrink: Shrink, out: Array) -> None:
     """Augment one ``frame`` uint8 [h, w, 3] by entry ``k`` into ``out`` uint8 [S, S, 3], with OpenCV."""
     top, left, height, width = augmentation.box[k].tolist()
     shrink(frame[top : top + height, left : left + width], out)
     if augmentation.flip[k]:
-        out[:] = out[:, ::-1].copy()
+        cv2.flip(out, 1, dst=out)
     if not np.array_equal(augmentation.colour[k], np.eye(3, 4)):
         colour = augmentation.colour[k].copy()
         colour[:, 3] *= np.dot(LUMA, cv2.mean(out)[:3])

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cltt.frames.batch_cpu import CpuBatchMaker
-from cltt.frames.batch_gpu import GpuBatchMaker
 from cltt.frames.geometry import Framing
+from cltt.frames.gpu.batch import GpuBatchMaker
 from cltt.frames.store import FrameStore
 
 
@@ -43,18 +43,30 @@ class BatchMaker:
         self._on_cpu = CpuBatchMaker(framing, layout[0], augment, layout[1], threads, normalise)
         self._on_gpu = GpuBatchMaker(framing, device, dtype, augment, channels_last, threads, normalise)
 
-    def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
+    def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """The frames in ``slots`` [b, T] of ``store`` -> [b, T, 3, S, S].
 
-        ``uniform``: numbers [b, T] each to draw augmentations from; None without augmentation.
+        ``numbers``: random ones, [b, T] each, to draw augmentations from; None without augmentation.
         """
-        if store.device.type != "cpu":
-            return self._on_gpu.make(store, slots, uniform)
-        frames = self._on_cpu.make(store, slots, uniform)
+        if store.device.type != "cpu" and numbers is None:
+            return self._on_gpu.gathered(store, slots)
+        return self.finish(self.begin(store, slots, numbers), slots.shape)
+
+    def begin(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
+        """What of :meth:`make` may wait for the device, and may be done in another thread; the slots are read then."""
+        if store.device.type == "cpu" or numbers is None:
+            return self._on_cpu.make(store, slots, numbers)
+        return self._on_gpu.augmented(store, slots.reshape(-1), numbers)
+
+    def finish(self, begun: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """The rest, queued on the current stream: what :meth:`begin` made of slots of ``shape`` [b, T] -> the batch."""
+        if begun.device.type != "cpu":
+            begun.record_stream(torch.cuda.current_stream(begun.device))
+            return self._on_gpu.lay_out(begun, shape)
         if self.device.type == "cpu":
-            return frames
-        rows = frames.permute(0, 1, 3, 4, 2).reshape(slots.size, -1).to(self.device)
-        return self._on_gpu.lay_out(rows, slots.shape)
+            return begun
+        rows = begun.permute(0, 1, 3, 4, 2).reshape(len(begun.flatten(0, 1)), -1).to(self.device)
+        return self._on_gpu.lay_out(rows, shape)
 
     def close(self) -> None:
         """End the threads; the next batch starts them again."""

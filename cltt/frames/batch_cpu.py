@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from cltt.frames import augment as augment_module
-from cltt.frames.augment import Augmentation
+from cltt.frames.augment import Augmentation, augment, sample_params
 from cltt.frames.decode_cpu import shrink
 from cltt.frames.gather import statistics
 from cltt.frames.geometry import Framing
@@ -40,20 +39,20 @@ class CpuBatchMaker:
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
 
-    def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
+    def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """As :meth:`cltt.frames.batch.BatchMaker.make`; the tensor's memory is leased."""
         flat = slots.reshape(-1)
-        page = store.page_in_order(flat) if uniform is None and self._writer.copies else None
+        page = store.page_in_order(flat) if numbers is None and self._writer.copies else None
         if page is not None:  # the batch lies there as it should be: take it instead of copying it
             given = store.exchange(page, self._memory.acquire(len(flat) * self._writer.frame_bytes))
             return self._writer.as_batch(self._memory.lease(given), slots.shape)
         block = self._memory.acquire(len(flat) * self._writer.frame_bytes)
         rows = block.reshape(len(flat), -1)
-        if uniform is None:
+        if numbers is None:
             self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat))
         else:
-            draws = {name: values.reshape(-1) for name, values in uniform.items()}
-            augmentation = augment_module.drawn(self.augment, draws, store.sizes[flat])
+            draws = {name: values.reshape(-1) for name, values in numbers.items()}
+            augmentation = sample_params(self.augment, draws, store.sizes[flat])
             self._in_threads(lambda part: self._augment(store, flat, augmentation, rows, part), len(flat))
         return self._writer.as_batch(self._memory.lease(block), slots.shape)
 
@@ -81,7 +80,7 @@ class CpuBatchMaker:
     ) -> None:
         for k in range(len(slots))[part]:
             picture = self._scratch.picture
-            augment_module.apply(store.host_frame(int(slots[k])), augmentation, k, shrink, picture)
+            augment(store.host_frame(int(slots[k])), augmentation, k, shrink, picture)
             self._writer.write(picture, rows[k])
 
 

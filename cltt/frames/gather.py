@@ -44,7 +44,7 @@ def gather(
         [n, 3, S, S] of ``dtype``, computed in float32.
     """
     if rows.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from cltt.frames.gather_kernel import launch
+        from cltt.frames.gpu.gather_kernel import launch
 
         return launch(rows, slots, image_size, dtype, *statistics(normalise), channels_last=channels_last)
     return gather_plain(rows, slots, image_size, dtype, normalise, channels_last=channels_last)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import torch
 
 from cltt.loader.control_group import memory_left, ranks_on_node
-from cltt.loader.fetch import CPU_SHARE, GPU_SHARE, log
+
+log = logging.getLogger(__name__)
+
+# Of the memory that is free when a loader starts: on a GPU the model still has to fit, on a CPU other programs.
+GPU_SHARE, CPU_SHARE = 0.4, 0.5
 
 
 def slots_for(needed: int, block: int, least: int, slot_bytes: int, limit: int | None, device: torch.device) -> int:

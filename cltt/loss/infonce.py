@@ -127,7 +127,10 @@ class TemporalInfoNCE(torch.nn.Module):
             return None
         frames = frame_ids.long()
         columns = [clip_ids.long().to(frames.device), frames.amin(1), frames.amax(1) + self.ignore_gap]
-        spans = torch.stack(columns, 1).to(z.device, non_blocking=z.is_cuda)
+        spans = torch.stack(columns, 1)
+        if z.is_cuda and spans.device.type == "cpu":  # pinned, or the host would wait for the work that is queued
+            spans = spans.pin_memory()
+        spans = spans.to(z.device, non_blocking=z.is_cuda)
         return all_gather_rows(spans) if info.world_size > 1 else spans
 
     def _evaluate(

@@ -61,7 +61,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     assert data.root_dir is not None
     patience = Patience(data.io_patience)
     root = os.path.realpath(os.fsdecode(check_root(data.root_dir)))
-    first = SHARDS_HOME / shards_name(root, BuildSettings())
+    first = SHARDS_HOME / shards_name(root, BuildSettings(fps=data.fps))
     sets = complete_sets(first)
     for shards in sets:
         if fingerprint is not None and format.read_index(shards, patience)["fingerprint"] == fingerprint:
@@ -188,7 +188,7 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
                 if waited and holder(out / format.BUILD / LOCK) is None:
                     say(f"{out}: its builder has gone before it was ready; taking over")
                 _prepare(out, now)
-            return build_shards(root, out, io_patience=data.io_patience, **asdict(BuildSettings()))
+            return build_shards(root, out, io_patience=data.io_patience, **asdict(BuildSettings(fps=data.fps)))
         except BusyError as error:
             if data.no_wait:
                 raise
@@ -221,7 +221,7 @@ def _check_room(out: Path, now: Source) -> None:
             f"{out} needs about {_gb(needed - there)} GB, and {SHARDS_HOME.resolve()} has {_gb(free)} GB free: make "
             "room (`cltt prune` removes old shards), or build them elsewhere (tools/build_shards.py) and give --shards"
         )
-    say(f"building {counted(now.files, 'frame')}, about {_gb(needed - there)} GB ({_gb(free)} GB are free)")
+    say(f"building {counted(now.files, 'file')}, about {_gb(needed - there)} GB ({_gb(free)} GB are free)")
 
 
 def _gb(size: int) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cltt.checkpoint import checkpoint_name
 from cltt.errors import SettingsError
+from cltt.files import owned
+from cltt.files.regular import is_regular
 from cltt.sets.locate import complete_sets, record_path
 from cltt.sets.use import runs_of, runs_path, unused
 from cltt.shards import format
@@ -74,9 +75,15 @@ def remove_sets(sets: list[KeptSet]) -> Iterator[KeptSet]:
 
 
 def _remove(path: Path) -> None:
-    """The index first: what is half removed is no set."""
+    """The index first: what is half removed is no set. What no build wrote stays, and its folder with it."""
     (path / format.INDEX).unlink(missing_ok=True)
-    shutil.rmtree(path)
+    for file in list(path.iterdir()):
+        if format.is_our_file(file.name) and is_regular(file):
+            file.unlink()
+    if owned.is_owned(path / format.BUILD):
+        owned.remove(path / format.BUILD)
+    with contextlib.suppress(OSError):
+        path.rmdir()
     for beside in (record_path(path), runs_path(path)):
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()

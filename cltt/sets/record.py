@@ -71,7 +71,7 @@ def describe(root: str, *, files: bool, patience: Patience) -> Source:
             return Source(folders)
         digest, clips = hashlib.sha256(), {}
         for clip in scan_clips(scan, pool):
-            text = repr([clip.key, *((f.name, f.size, f.mtime_ns) for f in clip.frames)]).encode()
+            text = repr([clip.key, *((f.name, f.size, f.mark) for f in clip.frames)]).encode()
             digest.update(text)
             clips[os.fsdecode(clip.key)] = _clip_facts(clip, text)
     return Source(folders, clips, digest.hexdigest())
@@ -93,7 +93,7 @@ def read_source(path: Path) -> Source | None:
         clips = found.get("clips")
         clips = None if clips is None else {key: ClipFacts(*facts) for key, facts in clips.items()}
         return Source(dict(found["folders"]), clips, found.get("digest"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return None
 
 

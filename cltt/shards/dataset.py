@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError, FrameError
-from cltt.files.npy import NpyRows, read_array
-from cltt.files.patience import IO_PATIENCE, AnyPath, Handle, Patience, SharedFile, ShortRead
-from cltt.shards import format, tar
+from cltt.files.patience import IO_PATIENCE, Handle, Patience, ShortRead
+from cltt.files.regular import AnyPath
+from cltt.shards import checks, format, tar
 from cltt.shards.clip_table import Array, _ClipTable
+from cltt.shards.open_shards import OpenShards
+from cltt.source import scan, videos
 
 log = logging.getLogger(__name__)
 
@@ -49,44 +51,55 @@ class ShardDataset(_ClipTable):
         self.settings: dict[str, Any] = index["settings"]
         self.root_dir: str = index["root_dir"]
         self.shards: list[dict[str, Any]] = index["shards"]
-        self._check_sizes(index["files"])
-        self._frames = NpyRows(self.path / format.FRAMES, self.patience)
-        self._clips = read_array(self.path / format.CLIPS, self.patience)
-        self._key_offsets = NpyRows(self.path / format.KEY_OFFSETS, self.patience)
+        self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
+        self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index, self.patience)
+        self._parts = checks.open_parts(self.path, index, self.patience)
         self._files = _Files(self.path)
-
-    def _check_sizes(self, files: dict[str, Any]) -> None:
-        for name in format.INDEX_FILES:
-            try:
-                size = self.patience.ask(self.path / name, (self.path / name).stat).st_size
-            except FileNotFoundError:
-                raise DataError(f"{self.path / name} is missing; build the shards again with --overwrite") from None
-            if size != files[name]["size"]:
-                raise DataError(
-                    f"{self.path / name} has {size} bytes, {files[name]['size']} were written; "
-                    "copy it again or build the shards again with --overwrite"
-                )
 
     def clip_key(self, clip: int) -> str:
         """The clip folder's path relative to the root folder the shards were built from."""
         key = int(self._clips[format.CLIP_KEY, clip])
         start, stop = self._key_offsets.read(key, key + 2).tolist()
-        with Handle(self.path / format.KEYS) as file:
-            return os.fsdecode(self.patience.ask(self.path / format.KEYS, lambda: file.read(stop - start, start)))
+        with Handle(self.path / format.KEYS, follow=False) as file:
+            found = self.patience.ask(self.path / format.KEYS, lambda: file.read(stop - start, start))
+        checks.check_member(found if found != scan.ROOT_KEY else b"root")
+        return os.fsdecode(found)
 
     def frame_facts(self, frame_ids: Any) -> Array:
         """Records (``format.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
         return np.asarray(self._frames[self._check_ids(frame_ids)])
 
     def frame_name(self, frame_id: int) -> str:
-        """The source file's path relative to the root folder, from the member's header in the tar."""
-        record = self.frame_facts([frame_id])[0]
+        """The source file's path relative to the root folder, from the member's header in the tar.
+
+        Of a frame of a video the video's path and the time: ``talk.mp4#t=12.400``.
+        """
+        records = self.frame_facts([frame_id])
+        if not checks.records_within(records, self.shard_sizes).all():
+            raise self._astray(frame_id)
+        record = records[0]
         shard = int(record["shard"])
         try:
-            member = tar.read_member_name(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"]))
+            member = tar.read_member(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"])).name
+            checks.check_member(member)
         except (OSError, DataError) as error:
             raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
-        return os.fsdecode(tar.source_path(member))
+        times = self.frame_time([frame_id])
+        if times is None or np.isnan(times[0]):
+            return os.fsdecode(tar.source_path(member))
+        return os.fsdecode(videos.moment(member.rpartition(b"/")[0], float(times[0])))
+
+    def frame_time(self, frame_ids: Any) -> Array | None:
+        rows = self._part(format.TIMES, frame_ids)
+        return None if rows is None else rows.reshape(np.shape(frame_ids))
+
+    def frame_boxes(self, frame_ids: Any) -> Array | None:
+        rows = self._part(format.BOXES, frame_ids)
+        return None if rows is None else rows.view("<f4").reshape(*np.shape(frame_ids), 4)
+
+    def _part(self, name: str, frame_ids: Any) -> Array | None:
+        ids = self._check_ids(frame_ids)
+        return self._parts[name][ids] if name in self._parts else None
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
         """As :meth:`read`, with a FrameError in the place of each frame that is damaged or missing."""
@@ -94,10 +107,30 @@ class ShardDataset(_ClipTable):
         unique, places = np.unique(ids, return_inverse=True)
         found: list[bytes | FrameError] = []
         records = np.asarray(self._frames[unique])
+        within = checks.records_within(records, self.shard_sizes)
+        if not within.all():
+            return self._read_those_within(unique, within, places)
         columns = [records[name].tolist() for name in ("shard", "offset", "size", "crc")]
         for start, stop in _neighbours(records):
             found += self._read_range(unique[start:stop], *(column[start:stop] for column in columns))
         return [found[place] for place in places.tolist()]
+
+    def _read_those_within(self, ids: Array, within: Array, places: Array) -> list[bytes | FrameError]:
+        """As :meth:`read_each` for ``ids[places]``, some of whose records lead out of their shard."""
+        found = iter(self.read_each(ids[within]))
+        each = [next(found) if good else self._astray(frame) for frame, good in zip(ids.tolist(), within, strict=True)]
+        return [each[place] for place in places.tolist()]
+
+    def _clip_text(self, frame_id: int) -> str:
+        clip = int(self.clip_of(frame_id))
+        try:
+            return f"in clip {self.clip_key(clip)!r}"
+        except DataError:
+            return f"in clip {clip}"
+
+    def _astray(self, frame_id: int) -> FrameError:
+        name = self._clip_text(frame_id)
+        return FrameError(frame_id, name, f"{self.path / format.FRAMES}: its record leads out of its shard; {_REPAIR}")
 
     def _read_range(
         self, ids: Array, shards: list[int], offsets: list[int], sizes: list[int], crcs: list[int]
@@ -126,7 +159,7 @@ class ShardDataset(_ClipTable):
         record = self._frames[frame_id]
         shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
         path = self.path / format.shard_name(shard)
-        with Handle(path) as file:
+        with Handle(path, follow=False) as file:
             frame = self.patience.ask(path, lambda: file.read_uncached(size, offset))
         if len(frame) == size and zlib.crc32(frame) == crc:
             log.warning("%s: frame %d came with a wrong CRC, and right when it was read again", path, frame_id)
@@ -137,7 +170,7 @@ class ShardDataset(_ClipTable):
         try:
             name = self.frame_name(frame_id)
         except DataError:
-            name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+            name = self._clip_text(frame_id)
         return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
 
 
@@ -163,27 +196,24 @@ def _neighbours(records: Array) -> Iterator[tuple[int, int]]:
 
 
 class _Files:
-    """Open shards by number; a file is opened once, by whichever thread comes first."""
+    """The shards of a set, read by any number of threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._files: dict[int, SharedFile] = {}
+        self._open = OpenShards(path)
         self._threads = threading.local()
 
     def view(self, shard: int, size: int, offset: int) -> memoryview:
         """Up to ``size`` bytes at ``offset``, fewer only at the end of the file, in memory that this thread's next view
         overwrites: fresh memory costs more than reading. The shard is opened anew by the next call after an OSError.
         """
-        memory = getattr(self._threads, "memory", memoryview(b""))
-        if len(memory) < size:
-            memory = self._threads.memory = memoryview(bytearray(size))
-        file = self._files.setdefault(shard, SharedFile(self._path / format.shard_name(shard)))
-        handle = file.handle()
-        try:
-            return _read_into(memory[:size], handle, offset, file.path)
-        except OSError:
-            file.renew(handle)
-            raise
+        with self._open.handle(shard) as handle:
+            if offset + size > (there := os.fstat(handle).st_size):
+                size = max(0, there - offset)  # memory is taken for what is there alone
+            memory = getattr(self._threads, "memory", memoryview(b""))
+            if len(memory) < size:
+                memory = self._threads.memory = memoryview(bytearray(size))
+            return _read_into(memory[:size], handle, offset, self._path / format.shard_name(shard))
 
 
 def _read_into(memory: memoryview, handle: int, offset: int, path: AnyPath) -> memoryview:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from tqdm import tqdm
 
 from cltt import distributed
 from cltt.distributed import RankInfo
-from cltt.errors import DataError
+from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
 from cltt.files.atomic import check_writable, replace_file
+from cltt.files.locks import locked
 from cltt.files.patience import IO_PATIENCE, Patience
+from cltt.files.regular import is_regular
 from cltt.shards import format
 
 COPY_BYTES = 8 << 20  # read and written at a time
@@ -35,8 +37,7 @@ def stage(shards: Path, target: Path, info: RankInfo, io_patience: float = IO_PA
     if info.local_rank == 0:
         check_writable(target, "give another --stage-to")
         target.mkdir(parents=True, exist_ok=True)
-        with distributed.waiting(), open(target / f".{copy.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with distributed.waiting(), locked(target / f".{copy.name}.lock", wait=True):
             _copy_missing(shards, copy, index, patience)
     distributed.wait_for_all()
     if not (copy / format.INDEX).is_file():
@@ -46,26 +47,32 @@ def stage(shards: Path, target: Path, info: RankInfo, io_patience: float = IO_PA
 
 def _copy_missing(shards: Path, copy: Path, index: dict[str, Any], patience: Patience) -> None:
     """Copy each file that is missing or of another size, compare its checksum, and publish ``index.json`` last."""
-    if (copy / format.INDEX).is_file():
+    if copy.is_symlink():
+        raise SettingsError(f"{copy} is a symbolic link; remove it or give another --stage-to")
+    if is_regular(copy / format.INDEX):
         return
     copy.mkdir(parents=True, exist_ok=True)
     files = {shard["name"]: shard for shard in index["shards"]} | index["files"]
     for name, expected in tqdm(files.items(), desc="stage", unit="file", disable=None):
         target = copy / name
         if not _is_whole(target, expected):
-            temporary = copy / f".{name}.tmp"
-            _copy(shards / name, temporary, patience)
+            temporary = atomic.temporary_path(target)
+            _copy(shards / name, temporary, expected["size"], patience)
             if not _is_whole(temporary, expected):
                 raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
             os.replace(temporary, target)
     replace_file(copy / format.INDEX, patience.read_bytes(shards / format.INDEX))
 
 
-def _copy(source: Path, target: Path, patience: Patience) -> None:
+def _copy(source: Path, target: Path, size: int, patience: Patience) -> None:
+    """Copy a regular file that should have ``size`` bytes: no link, FIFO or device, and not a byte more."""
     try:
-        with target.open("wb") as file:
-            for piece in patience.pieces(source, COPY_BYTES):
-                file.write(piece)
+        if not is_regular(source):
+            raise OSError(errno.EINVAL, "not a regular file")
+        with atomic.create(target) as file:
+            if patience.ask(source, source.stat).st_size == size:  # else it is not whole
+                for piece in patience.pieces(source, COPY_BYTES, follow=False):
+                    file.write(piece)
     except OSError as error:
         target.unlink(missing_ok=True)
         raise DataError(
@@ -74,9 +81,9 @@ def _copy(source: Path, target: Path, patience: Patience) -> None:
 
 
 def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
-    if not path.is_file() or path.stat().st_size != expected["size"]:
+    if not is_regular(path) or path.stat().st_size != expected["size"]:
         return False
-    return (
+    return bool(
         atomic.file_crc32(path) == expected["crc"]
         if "crc" in expected
         else atomic.file_sha256(path) == expected["sha256"]

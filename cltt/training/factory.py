@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from inspect import signature
@@ -66,17 +67,26 @@ def open_dataset(
 
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
-    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all."""
+    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
     w = settings.windows
-    split, clips = dataset.training_clips(settings.data.split)
+    split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
         window_size=w.window_size,
         frame_step=w.frame_step,
         window_stride=w.window_stride,
         max_windows_per_clip=w.max_windows_per_clip,
-        clips=None if split == "all" else clips,
+        clips=None if split == "all" and settings.data.clips is None else clips,
+        short_clip_windows=w.short_clip_windows,
     )
+
+
+def data_identity(dataset: Any, settings: TrainSettings) -> dict[str, str | None]:
+    """What must be equal of the data when a run is resumed: the shards, and the clips that a list picks of them."""
+    clips = None
+    if settings.data.clips is not None:
+        clips = hashlib.sha256(dataset.listed_clips(settings.data.clips).astype("<i8").tobytes()).hexdigest()[:32]
+    return {"fingerprint": dataset.fingerprint, "clips": clips}
 
 
 def build_loader(
@@ -97,6 +107,7 @@ def build_loader(
         seed=settings.run.seed,
         min_gap=data.min_gap,
         depth=data.depth,
+        run=data.run,
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
@@ -171,7 +182,7 @@ def build_trainer(
             print(f"starting from the weights of {checkpoint.resolve(Path(weights))}", flush=True)
     wrapped = prepare_model(model, settings.run, device, info)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
-    identity = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
+    identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
     return Trainer(
         model=wrapped,
         loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
@@ -193,11 +204,13 @@ def build_trainer(
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load the weights of the checkpoint at ``path`` (a file, or a run's folder: its newest) into ``model``."""
-    state = checkpoint.load(checkpoint.resolve(path))
+    file = checkpoint.resolve(path)
+    state = checkpoint.load(file)
+    checkpoint.require_parts(file, state, model=dict)
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        was = state["settings"]["model"]
+    except (RuntimeError, TypeError, AttributeError) as error:  # the last two: what is there is no tensor, or no name
+        was = checkpoint.settings_of(file, state)["model"]
         raise SettingsError(
             f"the weights in {path} are of backbone {was['backbone']} with proj_dim {was['proj_dim']}; give the same "
             f"--backbone and --proj-dim ({str(error).splitlines()[0]})"

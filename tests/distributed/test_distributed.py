@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 
 from cltt import distributed
 from cltt.distributed import RankInfo, pick_device, rank_info
-from cltt.errors import SettingsError
+from cltt.errors import DataError, FrameError, SettingsError
 from tests.helpers import training
 
 
@@ -49,6 +50,12 @@ def test_pick_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SettingsError, match="local rank 1 has no GPU"):
         pick_device("auto", RankInfo(1, 2, 1))
+
+
+@pytest.mark.parametrize("error", [SettingsError("a"), DataError("b"), FrameError(3, "clip/f.jpg", "CRC mismatch")])
+def test_errors_travel_between_ranks(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error) and str(copy) == str(error) and vars(copy) == vars(error)
 
 
 def test_one_process_needs_no_group() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cltt.frames.gather import gather_plain, statistics
-from cltt.frames.gather_kernel import launch
+from cltt.frames.gpu.gather_kernel import launch
 
 assert os.environ["TRITON_INTERPRET"] == "1"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cltt.frames import augment
-from cltt.frames.augment import uniforms
+from cltt.frames.augment import random_numbers
 
 stats = pytest.importorskip("scipy.stats")
 COUNT = 100_000
@@ -19,8 +19,8 @@ CLOSE = 1.95 * math.sqrt(2 / COUNT)
 
 def drawn(kind: str, size: tuple[int, int]) -> augment.Augmentation:
     ids = np.arange(COUNT)
-    flat = {name: values.reshape(-1) for name, values in uniforms(5, 0, ids, ids[:, None], "frame").items()}
-    return augment.drawn(kind, flat, np.tile(size, (COUNT, 1)))
+    flat = {name: values.reshape(-1) for name, values in random_numbers(5, 0, ids, ids[:, None], "frame").items()}
+    return augment.sample_params(kind, flat, np.tile(size, (COUNT, 1)))
 
 
 def random_resized_crop(height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
@@ -73,7 +73,7 @@ def test_a_frame_that_no_crop_fits_is_cut_at_its_centre() -> None:
 def test_the_rest_of_the_recipe() -> None:
     """RandomHorizontalFlip(0.5); RandomApply([ColorJitter(.8, .8, .8, .2)], 0.8); RandomGrayscale(0.2); blur at 0.5."""
     ids = np.arange(COUNT)
-    flat = {name: values.reshape(-1) for name, values in uniforms(5, 0, ids, ids[:, None], "frame").items()}
+    flat = {name: values.reshape(-1) for name, values in random_numbers(5, 0, ids, ids[:, None], "frame").items()}
     done = drawn("simclr", (256, 341))
     three_sigma = 3 * 0.5 / math.sqrt(COUNT)
     assert abs(done.flip.mean() - 0.5) < three_sigma
@@ -102,7 +102,7 @@ def test_contrast_turns_about_the_mean_grey_of_the_crop(factor: float) -> None:
     whole = np.array([[0, 0, 32, 32]])
     drawn = augment.Augmentation(whole, np.array([False]), colour, np.zeros(1, np.float32))
     out = np.empty((32, 32, 3), np.uint8)
-    augment.apply(frame, drawn, 0, lambda source, target: np.copyto(target, source), out)
+    augment.augment(frame, drawn, 0, lambda source, target: np.copyto(target, source), out)
     mean = (frame @ [0.299, 0.587, 0.114]).mean()
     wanted = np.clip(factor * frame + (1 - factor) * mean, 0, 255)
     assert np.abs(out - wanted).max() <= 0.51

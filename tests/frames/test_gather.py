@@ -59,7 +59,7 @@ def test_the_kernel_compiles_and_writes_whole_vectors(
     arch: int, channels_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    from cltt.frames.gather_kernel import _BLOCK, gather_kernel
+    from cltt.frames.gpu.gather_kernel import _BLOCK, gather_kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"rows": "*u8", "slots": "*i64", "out": "*bf16"}

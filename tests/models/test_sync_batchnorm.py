@@ -119,7 +119,7 @@ def assert_alike(case: Case, found: dict[str, torch.Tensor], wanted: dict[str, t
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_together_equal_one_process(world_size: int) -> None:
-    ranks = run_ranks(every_case, world_size)
+    ranks = run_ranks(every_case, world_size, timeout=180)
     for number, case in enumerate(CASES):
         wanted = run_case(case, case.norm(), *case.joined())
         assert_alike(case, joined_results(case, [results[number] for results in ranks]), wanted)
@@ -181,7 +181,7 @@ def unused_on_one_rank() -> torch.Tensor | None:
 
 
 def test_an_output_of_no_weight_still_gets_the_gradient_of_the_statistics() -> None:
-    first, second = (grad for grad in run_ranks(unused_on_one_rank, 2))
+    first, second = (grad for grad in run_ranks(unused_on_one_rank, 2, timeout=180))
     x = torch.cat([torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(r)) for r in (0, 1)])
     nn.BatchNorm1d(3).double()(x.requires_grad_())[:4].pow(3).sum().backward()
     torch.testing.assert_close(torch.cat([first, second]), x.grad, rtol=1e-11, atol=1e-12)
@@ -289,7 +289,7 @@ def every_case_by_kernels() -> list[dict[str, torch.Tensor]]:
 
 def test_the_way_through_cudas_kernels() -> None:
     """What is passed to the kernels, in which type, and what is made of their results."""
-    ranks = run_ranks(every_case_by_kernels, 2)
+    ranks = run_ranks(every_case_by_kernels, 2, timeout=180)
     for number, case in enumerate(CUDA_CASES):
         wanted = run_case(case, case.norm(), *case.joined())
         assert_alike(case, joined_results(case, [results[number] for results in ranks]), wanted)

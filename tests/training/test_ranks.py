@@ -112,7 +112,7 @@ def one_pass() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
 def test_sub_batches_over_ranks_move_gradients_and_statistics_as_one_pass() -> None:
     wanted_grads, wanted_buffers = one_pass()
     assert wanted_buffers["encoder.1.num_batches_tracked"] == B // SUB
-    for grads, buffers in run_ranks(cached_on_ranks, 2):
+    for grads, buffers in run_ranks(cached_on_ranks, 2, timeout=180):
         assert grads.keys() == wanted_grads.keys()
         for name, value in [*wanted_grads.items(), *wanted_buffers.items()]:
             torch.testing.assert_close({**grads, **buffers}[name], value, rtol=1e-9, atol=1e-12, msg=name)
@@ -134,4 +134,4 @@ def cached_in_bfloat16() -> bool:
 
 
 def test_sub_batches_over_ranks_in_bfloat16() -> None:
-    assert run_ranks(cached_in_bfloat16, 2) == [True, True]
+    assert run_ranks(cached_in_bfloat16, 2, timeout=180) == [True, True]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cltt.frames import augment as augment_module
+from cltt.frames.augment import blur_window, sample_params
 from cltt.frames.gather import gather, on_device
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
 
 if TYPE_CHECKING:
-    from cltt.frames.dali_graphs import AugmentGraph
+    from cltt.frames.gpu.dali_graphs import AugmentGraph
 
 
 class GpuBatchMaker:
@@ -37,11 +37,9 @@ class GpuBatchMaker:
         self._threads = threads
         self._graph: AugmentGraph | None = None
 
-    def make(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray] | None) -> torch.Tensor:
-        """As :meth:`cltt.frames.batch.BatchMaker.make`, on the current stream; without ``uniform`` nothing waits."""
+    def gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
+        """Slots [b, T] -> [b, T, 3, S, S], queued on the current stream; nothing waits."""
         flat = slots.reshape(-1)
-        if uniform is not None:
-            return self.lay_out(self._augmented(store, flat, uniform), slots.shape)
         frames = self._laid_out(store.rows(), on_device(flat, self.device))
         store.mark_read(flat)
         return frames.view(*slots.shape, *frames.shape[1:])
@@ -59,18 +57,14 @@ class GpuBatchMaker:
         frames = rows[:, : size * size * 3].index_select(0, slots).view(-1, size, size, 3).permute(0, 3, 1, 2)
         return frames if self.channels_last else frames.contiguous()
 
-    def _augmented(self, store: FrameStore, slots: np.ndarray, uniform: dict[str, np.ndarray]) -> torch.Tensor:
-        """uint8 [n, S*S*3]; when this returns the slots have been read."""
-        drawn = augment_module.drawn(
-            self.augment, {name: values.reshape(-1) for name, values in uniform.items()}, store.sizes[slots]
-        )
+    def augmented(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray]) -> torch.Tensor:
+        """Slots [n] -> uint8 [n, S*S*3]; returns when it is done, on a stream of the thread's own."""
+        flat = {name: values.reshape(-1) for name, values in numbers.items()}
+        params = sample_params(self.augment, flat, store.sizes[slots])
         if self._graph is None:
-            from cltt.frames.dali_graphs import AugmentGraph
+            from cltt.frames.gpu.dali_graphs import AugmentGraph
 
             size = self.framing.image_size
-            window = augment_module.blur_window(size)
-            self._graph = AugmentGraph(size, window, len(slots), self._threads, self.device.index or 0)
+            self._graph = AugmentGraph(size, blur_window(size), len(slots), self._threads, self.device.index or 0)
         with own_stream(self.device):
-            out = self._graph.augment([store.frame(slot) for slot in slots.tolist()], drawn).clone()
-        out.record_stream(torch.cuda.current_stream(self.device))
-        return out.flatten(1)
+            return self._graph.augment([store.frame(slot) for slot in slots.tolist()], params).clone().flatten(1)
