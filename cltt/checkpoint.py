@@ -231,9 +231,10 @@ class CheckpointStore:
         """Save ``state`` as the newest checkpoint; returns its path at once, the file appears when it is whole."""
         copy = to_cpu(state)
         self.wait()
-        self._newest = self.folder / checkpoint_name(epoch, step), copy
+        path = self.folder / checkpoint_name(epoch, step)
+        self._newest = path, copy
         self._start_writing()
-        return self._newest[0]
+        return path
 
     def wait(self) -> None:
         """Return when the last ``save`` is on disk, or has failed."""
