@@ -1,0 +1,146 @@
+"""Which images are train, val and test: whole groups of them, so that neighbouring frames never lie on both sides.
+
+A group is a clip of shards, what ``--group-from`` makes of a path (a session, an object), or an image by itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cltt.build.labels import parent_of
+from cltt.errors import SettingsError
+from cltt.evaluation.images import Images
+from cltt.text import counted
+
+PARTS = ("train", "val", "test")
+SPLIT_SHARES = (0.6, 0.2, 0.2)
+VAL_SHARE = 0.1
+SPLIT_SEED = 20
+Rule = Callable[[str], str | None]
+
+
+# ---- labels and groups by path
+
+
+def path_rule(rule: str, flag: str) -> Rule:
+    """A function from a path to its label or group (None: none).
+
+    ``parent`` gives the folder that holds it, ``regex:P`` the first group of the pattern, or its whole match, and
+    ``csv:FILE`` what the table says. SettingsError, naming ``flag``, for a rule that cannot work.
+    """
+    kind, _, rest = rule.partition(":")
+    if rule == "parent":
+        return parent_of
+    if kind == "csv" and rest:
+        return _table_rule(Path(rest), flag)
+    if kind == "regex" and rest:
+        try:
+            pattern = re.compile(rest)
+        except re.error as error:
+            raise SettingsError(f"{flag}: {rest!r} is not a regular expression: {error}") from error
+        return lambda path: match.group(pattern.groups and 1) if (match := pattern.search(path)) else None
+    raise SettingsError(f"{flag} is {rule!r}; it must be parent, regex:PATTERN or csv:FILE")
+
+
+def first_of(rules: Sequence[Rule]) -> Rule:
+    """What the first rule that fits a path makes of it."""
+    return lambda path: next((found for rule in rules if (found := rule(path)) is not None), None)
+
+
+def _table_rule(table: Path, flag: str) -> Rule:
+    """By the first two columns of a table, of commas or of tabs: path, or file name alone, and what it stands for."""
+    try:
+        text = table.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise SettingsError(f"{flag}: cannot read {str(table)!r}: {error.strerror}") from error
+    lines = text.splitlines()
+    rows = [row for row in csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ",") if row]
+    if not rows or any(len(row) < 2 for row in rows):
+        raise SettingsError(f"{flag}: {str(table)!r} must have two columns, of commas or of tabs: path and name")
+    names = {row[0].strip("/"): row[1] for row in rows}
+    return lambda path: names.get(path, names.get(path.rpartition("/")[2]))
+
+
+# ---- parts
+
+
+def split_all(images: Images) -> dict[str, Images]:
+    """Train, val and test, 60, 20 and 20% of the groups of each class.
+
+    Where groups hold images of several classes, of all groups. SettingsError if there are too few groups for a test
+    part. A class, or the whole, of fewer than three groups goes to train.
+    """
+    groups = _Groups(images)
+    part = np.zeros(len(groups.strata), np.int64)
+    for members in groups.shuffled():
+        if len(members) >= len(PARTS):
+            val, test = (max(round(share * len(members)), 1) for share in SPLIT_SHARES[1:])
+            part[members[-val - test : -test]], part[members[-test:]] = 1, 2
+    if 2 not in part:
+        few = counted(len(part), "group")
+        raise SettingsError(
+            f"{few} are too few to split; give --test-groups, or a --group-from that makes three a class"
+        )
+    return by_part(images, part[groups.of_image])
+
+
+def by_part(images: Images, part: np.ndarray) -> dict[str, Images]:
+    """The images of each part that has any; ``part`` int64 [n] counts PARTS, -1: none."""
+    found = {name: images.take(part == number) for number, name in enumerate(PARTS)}
+    return {name: piece for name, piece in found.items() if len(piece)}
+
+
+def cut_val(train: Images) -> tuple[Images, Images] | None:
+    """(train, val): a tenth of the groups of train, spread over its classes as evenly as it goes.
+
+    No class loses its last group; None where so there is nothing to cut.
+    """
+    groups = _Groups(train)
+    classes = groups.shuffled()
+    quota = np.array([VAL_SHARE * len(members) for members in classes])
+    taken = np.minimum(quota.astype(int), [len(members) - 1 for members in classes])
+    wanted = max(1, round(VAL_SHARE * len(groups.strata)))
+    for place in np.argsort(taken - quota, kind="stable"):
+        if taken.sum() < wanted and taken[place] < len(classes[place]) - 1:
+            taken[place] += 1
+    if not taken.any():
+        return None
+    chosen = np.concatenate([members[:count] for members, count in zip(classes, taken, strict=True)])
+    in_val = np.isin(groups.of_image, chosen)
+    return train.take(~in_val), train.take(in_val)
+
+
+class _Groups:
+    """The groups of some images, in order of their numbers.
+
+    Attributes:
+        of_image: int64 [n], place of each image's group.
+        strata: int64 [groups], the class of each group; 0 for all if a group holds images of several.
+    """
+
+    def __init__(self, images: Images) -> None:
+        _, first, self.of_image = np.unique(images.groups, return_index=True, return_inverse=True)
+        strata = images.labels[first]
+        pure = (strata[self.of_image] == images.labels).all()
+        self.strata = strata if pure else np.zeros_like(strata)
+
+    def shuffled(self) -> list[np.ndarray]:
+        """The groups of each stratum, by a fixed permutation."""
+        found = []
+        for stratum in np.unique(self.strata):
+            members = np.flatnonzero(self.strata == stratum)
+            state = np.random.SeedSequence([SPLIT_SEED, int(stratum)]).generate_state(len(members), np.uint64)
+            found.append(members[np.argsort(state)])
+        return found
+
+
+def thin(images: Images, most: int) -> Images:
+    """At most ``most`` of ``images``, evenly spread (0: all)."""
+    if most == 0 or len(images) <= most:
+        return images
+    return images.take(np.linspace(0, len(images) - 1, most).astype(np.int64))
