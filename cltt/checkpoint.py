@@ -20,12 +20,17 @@ from typing import Any
 
 import torch
 
+from cltt.config import BACKBONES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from cltt.errors import DataError
 from cltt.files.atomic import flush, replace_file, replacing
+from cltt.text import shorten
 
 VERSION = 1
 LATEST = "latest"
-_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")
+_MAX_VALUES = 10_000_000  # in a checkpoint
+_SHARED = 4  # so many tensors may stand on the same bytes
+_NAME = re.compile(r"epoch-([0-9]{4,18})(?:-step-([0-9]{6,18}))?\.pt")
+_MAX_NAME = 100  # letters of a checkpoint's
 
 
 def checkpoint_name(epoch: int, step: int = 0) -> str:
@@ -43,7 +48,8 @@ def position(path: Path) -> tuple[int, int]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
-    return sorted((path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name)), key=position)
+    found = (path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, key=position)
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
@@ -58,19 +64,71 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"no checkpoint at {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise DataError(f"checkpoint {path} is damaged (checksum of {damaged})")
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(path, state)
     except DataError:
         raise
     except Exception as error:  # a damaged file can fail in the zip, pickle and tensor readers alike
-        raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({error})") from error
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        found = state.get("version") if isinstance(state, dict) else None
-        raise DataError(f"checkpoint {path} has version {found}; this program reads version {VERSION}")
-    return state
+        words = shorten(" ".join(str(error).split()), 200) or type(error).__name__
+        raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({words})") from error
+    version = state.get("version") if isinstance(state, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise DataError(
+            f"checkpoint {path} has version {shorten(str(version), 30)}; this program reads version {VERSION}"
+        )
+    return dict(state)
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksum of every record. Those that torch writes are not compressed, so none grows when read."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise DataError(f"checkpoint {path} holds compressed records, which torch does not write")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise DataError(f"checkpoint {path} is damaged (checksum of {shorten(damaged, 60)})")
+
+
+def _check_tensors(path: Path, state: Any) -> None:
+    """DataError for a tensor that stands for more memory than the file holds, as one repeated without end does."""
+    room = _SHARED * path.stat().st_size
+    todo, seen = [state], 0
+    while todo:
+        value = todo.pop()
+        seen += 1
+        if isinstance(value, torch.Tensor):
+            room -= value.numel() * value.element_size()
+        elif isinstance(value, Mapping):
+            todo += [*value.values()]
+        elif isinstance(value, (list, tuple)):
+            todo += value
+        if room < 0 or seen > _MAX_VALUES:
+            raise DataError(f"checkpoint {path} stands for more than its file can hold")
+
+
+def require_parts(path: Path, state: Mapping[str, Any], **parts: type) -> None:
+    """DataError unless ``state``, read from ``path``, holds each of ``parts`` with a value of the type given."""
+    for name, kind in parts.items():
+        if not isinstance(state.get(name), kind):
+            raise DataError(f"checkpoint {path} holds no {name!r} as training writes it; is it another program's?")
+
+
+def settings_of(path: Path, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings that ``state`` was saved with, group by group; DataError unless there are a model's and the data's."""
+    require_parts(path, state, settings=dict)
+    settings = state["settings"]
+    if not all(isinstance(group, dict) for group in settings.values()):
+        raise DataError(f"checkpoint {path} holds no 'settings' as training writes them; is it another program's?")
+    model, data = settings.get("model", {}), settings.get("data", {})
+    fits = model.get("backbone") in BACKBONES and type(model.get("proj_dim")) is int
+    if (
+        not fits
+        or type(data.get("image_size")) is not int
+        or not MIN_IMAGE_SIZE <= data["image_size"] <= MAX_IMAGE_SIZE
+    ):
+        raise DataError(f"checkpoint {path} was saved with settings that this program does not know")
+    return dict(settings)
 
 
 def to_cpu(value: Any) -> Any:
@@ -151,7 +209,7 @@ def _newest_first(folder: Path) -> list[Path]:
     """The checkpoint that ``latest`` names, then the others from the newest to the oldest."""
     paths = list_checkpoints(folder)[::-1]
     pointer = folder / LATEST
-    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    named = folder / pointer.read_bytes()[:_MAX_NAME].decode(errors="replace").strip() if pointer.is_file() else None
     if named in paths:
         paths.remove(named)
         paths.insert(0, named)

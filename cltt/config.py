@@ -12,7 +12,7 @@ from cltt.errors import SettingsError
 from cltt.text import shorten
 
 Range = tuple[float, float]
-MIN_IMAGE_SIZE = 16
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 8192  # pixels
 MANY = 1_000_000_000
 MAX_SEED = (1 << 63) - 1
 
@@ -102,7 +102,7 @@ class DataSettings:
     )
     batch_size: int = setting(64, "windows a step, over all ranks (B)", within=(1, 1_000_000))
     image_size: int = setting(
-        224, "side of the square frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, 8192)
+        224, "side of the square frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
     )
     num_workers: int = setting(4, "reading and decoding threads of a rank", within=(1, 1024))
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)

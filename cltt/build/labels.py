@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from cltt.build.plan import Plan
 from cltt.errors import SettingsError
+from cltt.files.regular import read_regular
 from cltt.source import scan
+from cltt.text import shorten
 
 NONE = -1  # no label, no split
+Rule = Callable[[str], str | None]
+MAX_TABLE = 1 << 30  # bytes of a label table
 SETTINGS = ("splits", "split_by", "split_seed", "label_from", "label_table_sha256")  # all that is looked at here
 
 
@@ -42,9 +47,14 @@ def parse_splits(splits: str | None) -> dict[str, float]:
         pairs = [part.split("=") for part in splits.split(",")]
         parsed = {name.strip(): float(share) for name, share in pairs}
     except ValueError:
-        raise SettingsError(f"splits is {splits!r}; it must look like train=0.8,val=0.1,test=0.1") from None
-    if len(parsed) != len(pairs) or "" in parsed or min(parsed.values()) < 0 or abs(sum(parsed.values()) - 1) > 1e-6:
-        raise SettingsError(f"splits is {splits!r}; names must differ, shares be 0 or more and add up to 1")
+        raise SettingsError(
+            f"splits is {shorten(splits, 60)!r}; it must look like train=0.8,val=0.1,test=0.1"
+        ) from None
+    shares_fit = min(parsed.values()) >= 0 and abs(sum(parsed.values()) - 1) <= 1e-6  # neither holds for a NaN
+    if len(parsed) != len(pairs) or "" in parsed or not shares_fit:
+        raise SettingsError(
+            f"splits is {shorten(splits, 60)!r}; names must differ, shares be 0 or more and add up to 1"
+        )
     return parsed
 
 
@@ -63,33 +73,59 @@ def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
 def read_label_table(path: str) -> dict[str, str]:
     """Clip key -> label from a CSV file of two columns (a first row ``clip,label`` is a header)."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [row for row in csv.reader(file) if row]
+        text = read_regular(path, MAX_TABLE).decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise SettingsError(f"label_from: cannot read {path!r}: {error.strerror}") from error
-    if not rows or any(len(row) != 2 for row in rows):
-        raise SettingsError(f"label_from: {path!r} must have two columns, clip key and label")
-    if rows[0] == ["clip", "label"]:
-        rows = rows[1:]
-    return {key.rstrip("/"): label for key, label in rows}
+    labels: dict[str, str] = {}
+    for line, row in table_rows(path, text, "label_from"):
+        if len(row) != 2:
+            raise SettingsError(
+                f"label_from: {path!r} must have two columns, clip key and label; line {line} has {len(row)}"
+            )
+        key, label = row[0].rstrip("/"), row[1]
+        if labels.setdefault(key, label) != label:
+            raise SettingsError(f"label_from: {path!r}, line {line}: {shorten(key, 60)!r} has another label above")
+    if not labels:
+        raise SettingsError(f"label_from: {path!r} must have two columns, clip key and label; it has none")
+    return labels
 
 
-def labeller(label_from: str | None) -> Callable[[str], str | None]:
-    """A function from clip key to label (None: none). SettingsError for a rule that cannot work."""
+def table_rows(path: str, text: str, flag: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the rows of a table, without a header ``clip,label`` and empty lines."""
+    if "\0" in text:
+        raise SettingsError(f"{flag}: {path!r} holds NUL bytes; save it as plain text in UTF-8")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for number, row in enumerate(row for row in reader if row):
+            if number or row != ["clip", "label"]:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise SettingsError(f"{flag}: {path!r}, line {reader.line_num}: {error}") from error
+
+
+def _key_table(path: str) -> Rule:
+    return read_label_table(path).get
+
+
+def labeller(label_from: str | None, flag: str = "label_from", table: Callable[[str], Rule] = _key_table) -> Rule:
+    """A function from clip key to label (None: none). SettingsError, naming ``flag``, for a rule that cannot work.
+
+    ``table`` makes one of a CSV file.
+    """
     kind, _, rest = (label_from or "none").partition(":")
     if label_from is None:
         return lambda key: None
     if label_from == "parent":
         return parent_of
     if kind == "csv" and rest:
-        return read_label_table(rest).get
+        return table(rest)
     if kind == "regex" and rest:
         try:
             pattern = re.compile(rest)
-        except re.error as error:
-            raise SettingsError(f"label_from: {rest!r} is not a regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise SettingsError(f"{flag}: {shorten(rest, 60)!r} is not a regular expression: {error}") from error
         return lambda key: match.group(pattern.groups and 1) if (match := pattern.search(key)) else None
-    raise SettingsError(f"label_from is {label_from!r}; it must be parent, regex:PATTERN or csv:FILE")
+    raise SettingsError(f"{flag} is {shorten(label_from, 60)!r}; it must be parent, regex:PATTERN or csv:FILE")
 
 
 def label_clips(keys: list[str], settings: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[str]]:

@@ -20,6 +20,7 @@ from cltt.config import DataSettings
 from cltt.distributed import RankInfo
 from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable, replace_file
+from cltt.files.regular import read_regular
 from cltt.shards import format
 from cltt.shards.stage import stage
 from cltt.source.scan import check_root, scan_clips, scan_folders
@@ -27,6 +28,7 @@ from cltt.text import counted
 
 SHARDS_HOME = Path("shards")
 _THREADS = 16
+_MAX_RECORD = 1 << 32  # bytes: a line a folder
 
 
 def locate_shards(data: DataSettings, info: RankInfo) -> Path:
@@ -105,10 +107,14 @@ def _change(record: Path, now: dict[str, Any]) -> str | None:
         with contextlib.suppress(OSError):
             replace_file(record, json.dumps(now).encode())
         return None
-    before = json.loads(record.read_text())
-    if set(before["folders"]) != set(now["folders"]):
+    try:
+        before = json.loads(read_regular(record, _MAX_RECORD))
+        folders = dict(before["folders"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):  # not what this program writes
+        return f"cannot be compared with the record of it ({record})"
+    if set(folders) != set(now["folders"]):
         return "has gained or lost clips"
-    if before["folders"] != now["folders"]:
+    if folders != now["folders"]:
         return "has changed"
     if "digest" in now and before.get("digest") != now["digest"]:
         return "has changed files"

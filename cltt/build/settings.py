@@ -22,7 +22,11 @@ class BuildSettings:
     splits: str | None = setting(None, "shares of the clips, as in train=0.8,val=0.1,test=0.1", type=str)
     split_by: str = setting("clip", "what stays together in a split", choices=["clip", "parent"])
     split_seed: int = setting(0, "another seed, another split", within=(-MAX_SEED, MAX_SEED))
-    label_from: str | None = setting(None, "a clip's label: parent, regex:PATTERN or csv:FILE", type=str)
+    label_from: str | None = setting(
+        None,
+        "a clip's label: parent, regex:PATTERN or csv:FILE, asked about the clip's key, its folder's path",
+        type=str,
+    )
     split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
 
     def __post_init__(self) -> None:

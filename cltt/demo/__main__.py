@@ -8,6 +8,7 @@ solids before different backgrounds, in different light and at different distanc
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,9 +39,11 @@ from cltt.config import (
     setting,
 )
 from cltt.demo.render import SOLIDS, write_clip
-from cltt.errors import CLTTError
+from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation.datasets import open_labelled
 from cltt.evaluation.evaluator import Evaluator
+from cltt.files import atomic
+from cltt.files.regular import is_regular
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.shards.dataset import ShardDataset
 from cltt.training import factory
@@ -61,6 +64,7 @@ EVALUATED = slice(None, None, 4)  # frames that the evaluation looks at: neighbo
 ONE_SHOT, PROBE = "one-shot nearest neighbour", "linear probe"
 WINDOWS = WindowSettings(window_size=5, frame_step=2, window_stride=4)
 
+MADE = ("clips", "shards", "run")  # folders in --out
 Accuracy = dict[str, float]
 
 
@@ -102,7 +106,7 @@ def run_demo(settings: DemoSettings) -> tuple[Accuracy, Accuracy]:
     save_figure(draw_sample(report.path, training), out / "windows.png")
     before = evaluate(untrained_encoder(training), training)
     print(f"before training: {accuracy_text(before)}", flush=True)
-    shutil.rmtree(training.run_dir, ignore_errors=True)
+    _remove(training.run_dir, is_ours=True)  # as the clips beside it are
     if train(training) != 0:
         raise CLTTError("training was asked to stop; run the same command again")
     after = evaluate(trained_encoder(training), training)
@@ -122,11 +126,11 @@ def render_clips(settings: DemoSettings) -> Path:
     stamp = out / "rendered.json"
     asked = {name: getattr(settings, name) for name in ("seed", "objects", "frames")}
     asked |= {"size": RENDERED_SIZE, "clips": CLIPS_PER_OBJECT, "splits": SPLITS, "split_seed": SPLIT_SEED}
-    if not stamp.is_file() or json.loads(stamp.read_text()) != asked:
-        for name in ("clips", "shards"):
-            shutil.rmtree(out / name, ignore_errors=True)
+    if _rendered(stamp) != asked:
+        for name in MADE:
+            _remove(out / name, is_ours=is_regular(stamp))
         out.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(json.dumps(asked))
+        atomic.replace_file(stamp, json.dumps(asked).encode())
     names = [(number, clip) for number in range(settings.objects) for clip in range(CLIPS_PER_OBJECT)]
     for number, clip in tqdm(names, desc="render", unit="clip", disable=None):
         folder = out / "clips" / f"obj{number:02d}" / f"clip_{clip:02d}"
@@ -135,6 +139,23 @@ def render_clips(settings: DemoSettings) -> Path:
             length = int(rng.integers(settings.shortest, 2 * settings.frames - settings.shortest + 1))
             write_clip(folder, SOLIDS[number], length, RENDERED_SIZE, rng)
     return out / "clips"
+
+
+def _rendered(stamp: Path) -> object:
+    """What the clips there were rendered with; None if that cannot be told."""
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _remove(folder: Path, *, is_ours: bool) -> None:
+    """Delete a folder of an earlier demo; SettingsError, with nothing deleted, if nothing says that it is one."""
+    if not os.path.lexists(folder):
+        return
+    if not is_ours or folder.is_symlink() or not folder.is_dir():
+        raise SettingsError(f"{folder} is there and not of a demo, so it is left alone; give another --out")
+    shutil.rmtree(folder)
 
 
 def train_settings(settings: DemoSettings, shards: Path) -> TrainSettings:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt import checkpoint, cli, config, distributed
-from cltt.config import DEVICES, MIN_IMAGE_SIZE, check_fields
+from cltt.config import DEVICES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields
 from cltt.distributed import RankInfo
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import open_labelled
@@ -38,7 +38,7 @@ class EvaluationSettings:
         None, "folder for evaluation.csv, .json and .png (default: the run's folder)", type=str
     )
     image_size: int | None = config.setting(
-        None, "side of the frames, in pixels (default: as trained)", type=int, within=(MIN_IMAGE_SIZE, 8192)
+        None, "side of the frames, in pixels (default: as trained)", type=int, within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
     )
     device: str = config.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
 

@@ -88,12 +88,13 @@ def _check_steps(data: bytes) -> None:
     """UnpicklingError for a program that no archive holds, or that takes memory or time out of proportion."""
     tuples: set[int] = set()  # places in the memo that hold one
     places = shared = 0
-    last = ""
+    last, ways = "", set()
     for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name in _PUTS:
             place = places if opcode.name == "MEMOIZE" else int(argument or 0)
             places += 1
-            if place > len(data):
+            ways.add(opcode.name == "MEMOIZE")
+            if place > len(data) or len(ways) > 1:
                 raise pickle.UnpicklingError("it asks for more memory than it can fill")
             if last in _TUPLES:
                 tuples.add(place)

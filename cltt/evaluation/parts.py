@@ -5,46 +5,32 @@ A group is a clip of shards, what ``--group-from`` makes of a path (a session, a
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from cltt.build.labels import parent_of
+from cltt.build.labels import MAX_TABLE, Rule, labeller, table_rows
 from cltt.errors import SettingsError
 from cltt.evaluation.images import Images
-from cltt.text import counted
+from cltt.files.regular import read_regular
+from cltt.text import counted, shorten
 
 PARTS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
 VAL_SHARE = 0.1
 SPLIT_SEED = 20
-Rule = Callable[[str], str | None]
 
 
 # ---- labels and groups by path
 
 
 def path_rule(rule: str, flag: str) -> Rule:
-    """A function from a path to its label or group (None: none).
+    """A function from a path to its label or group (None: none), by a rule as the build of shards takes it.
 
-    ``parent`` gives the folder that holds it, ``regex:P`` the first group of the pattern, or its whole match, and
-    ``csv:FILE`` what the table says. SettingsError, naming ``flag``, for a rule that cannot work.
+    ``csv:FILE`` may also be a table of tabs, hold more than two columns, and give file names without their folders.
+    SettingsError, naming ``flag``, for a rule that cannot work.
     """
-    kind, _, rest = rule.partition(":")
-    if rule == "parent":
-        return parent_of
-    if kind == "csv" and rest:
-        return _table_rule(Path(rest), flag)
-    if kind == "regex" and rest:
-        try:
-            pattern = re.compile(rest)
-        except re.error as error:
-            raise SettingsError(f"{flag}: {rest!r} is not a regular expression: {error}") from error
-        return lambda path: match.group(pattern.groups and 1) if (match := pattern.search(path)) else None
-    raise SettingsError(f"{flag} is {rule!r}; it must be parent, regex:PATTERN or csv:FILE")
+    return labeller(rule, flag, lambda table: _path_table(table, flag))
 
 
 def first_of(rules: Sequence[Rule]) -> Rule:
@@ -52,17 +38,17 @@ def first_of(rules: Sequence[Rule]) -> Rule:
     return lambda path: next((found for rule in rules if (found := rule(path)) is not None), None)
 
 
-def _table_rule(table: Path, flag: str) -> Rule:
-    """By the first two columns of a table, of commas or of tabs: path, or file name alone, and what it stands for."""
+def _path_table(table: str, flag: str) -> Rule:
     try:
-        text = table.read_text(encoding="utf-8", errors="surrogateescape")
+        text = read_regular(table, MAX_TABLE).decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise SettingsError(f"{flag}: cannot read {str(table)!r}: {error.strerror}") from error
-    lines = text.splitlines()
-    rows = [row for row in csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ",") if row]
-    if not rows or any(len(row) < 2 for row in rows):
-        raise SettingsError(f"{flag}: {str(table)!r} must have two columns, of commas or of tabs: path and name")
-    names = {row[0].strip("/"): row[1] for row in rows}
+        raise SettingsError(f"{flag}: cannot read {table!r}: {error.strerror}") from error
+    names: dict[str, str] = {}
+    for line, row in table_rows(table, text, flag, "\t" if "\t" in text.partition("\n")[0] else ","):
+        if len(row) < 2:
+            raise SettingsError(f"{flag}: {table!r} must have two columns, path and name; line {line} has {len(row)}")
+        if names.setdefault(row[0].strip("/"), row[1]) != row[1]:
+            raise SettingsError(f"{flag}: {table!r}, line {line}: {shorten(row[0], 60)!r} has another name above")
     return lambda path: names.get(path, names.get(path.rpartition("/")[2]))
 
 

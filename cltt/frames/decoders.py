@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import simplejpeg
 import torch
 
-from cltt.frames.decode_cpu import FrameDecoder
+from cltt.frames.decode_cpu import FrameDecoder, frame_size
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
 
@@ -50,8 +49,8 @@ class CpuDecoder(FrameDecoder):
         for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
             try:
                 store.sizes[slot] = self.decode_into(jpeg, store.host_row(slot))
-            except ValueError as error:
-                failures[position] = f"cannot be decoded ({error})"
+            except Exception as error:  # a decoder may raise anything, MemoryError too; the frame is named and counted
+                failures[position] = f"cannot be decoded ({str(error) or type(error).__name__})"
         return failures
 
 
@@ -101,7 +100,7 @@ class DaliDecoder:
         return failures
 
     def _run(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> None:
-        shapes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs]
+        shapes = [frame_size(jpeg) for jpeg in jpegs]
         boxes = np.array([self.framing.box(*shape) for shape in shapes])
         sizes = np.array([self.framing.stored_size(*shape) for shape in shapes])
         self._write(store, slots, self._graphs.decode(jpegs, boxes, sizes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -12,9 +11,11 @@ from tqdm import tqdm
 
 from cltt import distributed
 from cltt.distributed import RankInfo
-from cltt.errors import DataError
+from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
 from cltt.files.atomic import check_writable, replace_file
+from cltt.files.locks import locked
+from cltt.files.regular import is_regular, open_regular
 from cltt.shards import format
 
 
@@ -31,8 +32,7 @@ def stage(shards: Path, target: Path, info: RankInfo) -> Path:
     if info.local_rank == 0:
         check_writable(target, "give another --stage-to")
         target.mkdir(parents=True, exist_ok=True)
-        with distributed.waiting(), open(target / f".{copy.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with distributed.waiting(), locked(target / f".{copy.name}.lock", wait=True):
             _copy_missing(shards, copy, index)
     distributed.wait_for_all()
     if not (copy / format.INDEX).is_file():
@@ -42,24 +42,29 @@ def stage(shards: Path, target: Path, info: RankInfo) -> Path:
 
 def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
     """Copy each file that is missing or of another size, compare its checksum, and publish ``index.json`` last."""
-    if (copy / format.INDEX).is_file():
+    if copy.is_symlink():
+        raise SettingsError(f"{copy} is a symbolic link; remove it or give another --stage-to")
+    if is_regular(copy / format.INDEX):
         return
     copy.mkdir(parents=True, exist_ok=True)
     files = {shard["name"]: shard for shard in index["shards"]} | index["files"]
     for name, expected in tqdm(files.items(), desc="stage", unit="file", disable=None):
         target = copy / name
         if not _is_whole(target, expected):
-            temporary = copy / f".{name}.tmp"
-            _copy(shards / name, temporary)
+            temporary = atomic.temporary_path(target)
+            _copy(shards / name, temporary, expected["size"])
             if not _is_whole(temporary, expected):
                 raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
             os.replace(temporary, target)
     replace_file(copy / format.INDEX, (shards / format.INDEX).read_bytes())
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, size: int) -> None:
+    """Copy a regular file that should have ``size`` bytes: no link, FIFO or device, and not a byte more."""
     try:
-        shutil.copyfile(source, target)
+        with os.fdopen(open_regular(source, follow=False), "rb") as file, atomic.create(target) as written:
+            if os.fstat(file.fileno()).st_size == size:  # else it is not whole
+                shutil.copyfileobj(file, written, 1 << 20)
     except OSError as error:
         raise DataError(
             f"cannot copy {source} to {target.parent}: {error.strerror}; make room or give another --stage-to"
@@ -67,9 +72,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
-    if not path.is_file() or path.stat().st_size != expected["size"]:
+    if not is_regular(path) or path.stat().st_size != expected["size"]:
         return False
-    return (
+    return bool(
         atomic.file_crc32(path) == expected["crc"]
         if "crc" in expected
         else atomic.file_sha256(path) == expected["sha256"]

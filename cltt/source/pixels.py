@@ -51,9 +51,9 @@ def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
 
 
 def decode_jpeg(data: bytes, info: JpegInfo, short: int | None = None) -> Pixels:
-    """RGB uint8 [., ., 3] of a JPEG, not turned; with ``short``, as small as it comes with a short side of at least that.
+    """RGB uint8 [., ., 3] of a JPEG, not turned; every bit of it is read.
 
-    Every bit is read either way.
+    With ``short`` as small as it comes with a short side of at least that.
     """
     if info.components in (1, 3):
         from cltt.source import reduced
@@ -97,7 +97,7 @@ def _opened(kind: str, file: bytes | io.BufferedReader) -> ImageFile:
 
     Image.init()
     factory = Image.OPEN[kind][0]
-    return factory(io.BytesIO(file) if isinstance(file, bytes) else file, "")  # type: ignore[return-value]
+    return factory(io.BytesIO(file) if isinstance(file, bytes) else file, "")
 
 
 def size_of(kind: str, file: bytes | io.BufferedReader) -> tuple[int, int]:

@@ -173,11 +173,13 @@ def build_trainer(
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load the weights of the checkpoint at ``path`` (a file, or a run's folder: its newest) into ``model``."""
-    state = checkpoint.load(checkpoint.resolve(path))
+    file = checkpoint.resolve(path)
+    state = checkpoint.load(file)
+    checkpoint.require_parts(file, state, model=dict)
+    was = checkpoint.settings_of(file, state)["model"]
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        was = state["settings"]["model"]
+    except (RuntimeError, TypeError, AttributeError) as error:  # the last two: what is there is no tensor, or no name
         raise SettingsError(
             f"the weights in {path} are of backbone {was['backbone']} with proj_dim {was['proj_dim']}; give the same "
             f"--backbone and --proj-dim ({str(error).splitlines()[0]})"

@@ -16,11 +16,11 @@ from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import RunSettings, TrainSettings, differences
 from cltt.distributed import RankInfo
-from cltt.errors import DataError, OutOfMemoryError, SettingsError
+from cltt.errors import CLTTError, DataError, OutOfMemoryError, SettingsError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.locks import locked
-from cltt.metrics import History
+from cltt.metrics import History, is_ours_to_replace
 from cltt.shards.dataset import ShardDataset
 from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
 from cltt.training.records import Records, summary_writer
@@ -106,8 +106,10 @@ def _check_outputs(settings: TrainSettings) -> None:
     atomic.check_writable(settings.run_dir, "give another --checkpoint-dir")
     if settings.log.csv_log:
         for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
-            if path.is_dir():
-                raise SettingsError(f"{path} is a folder; {flag} names a file")
+            if not is_ours_to_replace(path):
+                raise SettingsError(
+                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
+                )
             atomic.check_writable(path.parent, f"give another {flag}")
     if settings.log.tensorboard:
         summary_writer()
@@ -133,7 +135,9 @@ def _find_start(settings: TrainSettings) -> Path | None:
 def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: ShardDataset) -> None:
     """Put the trainer where ``path`` was saved. SettingsError, naming each difference, for other data or settings."""
     state = checkpoint.load(path)
-    differ = differences(state["settings"], settings.to_dict())
+    parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
+    checkpoint.require_parts(path, state, fingerprint=str, **parts)
+    differ = differences(checkpoint.settings_of(path, state), settings.to_dict())
     if state["fingerprint"] != dataset.fingerprint:
         differ.append(f"the shards' fingerprint is {dataset.fingerprint} and was {state['fingerprint']}")
     if differ:
@@ -141,7 +145,13 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
             "with, or another --checkpoint-dir"
         )
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except CLTTError:
+        raise
+    except Exception as error:  # what torch's parts raise for a state that is not theirs
+        words = " ".join(str(error).split())[:200]
+        raise DataError(f"checkpoint {path} cannot be gone on from: {words or type(error).__name__}") from error
 
 
 def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:

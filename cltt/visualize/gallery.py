@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
+from cltt.files.regular import is_regular
+from cltt.frames.decode_cpu import frame_size
 from cltt.shards.folder import Dataset
 from cltt.text import printable
 from cltt.visualize.figures import check_writable, writing
@@ -33,6 +35,7 @@ BATCH_SIDE = 112  # pixels, side of a frame on the batch pages
 JPEG_QUALITY = 75
 FOLDER_SIZE = 1000  # sheets a folder
 MARKER = "cltt gallery"
+FOLDERS = ("strips", "batch")
 THREADS = 4
 
 
@@ -74,18 +77,24 @@ def check_gallery_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file; give a folder")
     with writing(out, "--out"):
+        links = [name for name in (*FOLDERS, "index.html") if (out / name).is_symlink()]
+        if links:
+            raise SettingsError(f"--out {out} holds a symbolic link named {links[0]}; give a new or empty folder")
         if out.is_dir() and any(out.iterdir()) and not _holds_gallery(out):
             raise SettingsError(f"--out {out} holds other files; give a new or empty folder")
 
 
 def _holds_gallery(out: Path) -> bool:
     index = out / "index.html"
-    return index.is_file() and MARKER in index.read_text(encoding="utf-8", errors="replace")[:300]
+    if not is_regular(index):
+        return False
+    with index.open("rb") as file:
+        return MARKER.encode() in file.read(300)
 
 
 def _clear(out: Path) -> None:
     """Make the folder ``out``, or delete what an earlier gallery wrote into it."""
-    for folder in ("strips", "batch"):
+    for folder in FOLDERS:
         shutil.rmtree(out / folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -161,7 +170,7 @@ def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
         if not isinstance(data, FrameError):
             try:
                 thumbs[place] = thumbnail(data, THUMB)
-            except ValueError:
+            except (ValueError, MemoryError):
                 continue
     return thumbs
 
@@ -172,6 +181,7 @@ def thumbnail(data: bytes, side: int) -> Pixels:
     import cv2
     import simplejpeg
 
+    frame_size(data)  # refuses what would take too much memory
     picture = simplejpeg.decode_jpeg(data, "RGB", fastdct=True, min_height=side, min_width=side)
     height, width = picture.shape[:2]
     short = min(height, width)
