@@ -27,6 +27,7 @@ from cltt.text import shorten
 
 VERSION = 1
 LATEST = "latest"
+_OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save began with
 _MAX_VALUES = 10_000_000  # in a checkpoint
 _SHARED = 4  # so many tensors may stand on the same bytes
 _NAME = re.compile(r"epoch-([0-9]{4,18})(?:-step-([0-9]{6,18}))?\.pt")
@@ -61,10 +62,25 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; DataError if it is missing, damaged, or of another version."""
+    state = read(path)
+    version = state.get("version") if isinstance(state, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise DataError(
+            f"checkpoint {path} has version {shorten(str(version), 30)}; this program reads version {VERSION}"
+        )
+    return dict(state)
+
+
+def read(path: Path) -> Any:
+    """What any program saved with torch, onto the CPU: tensors and plain values; DataError if there is nothing intact.
+
+    Files of before torch 1.6 are no archives and have no checksums.
+    """
     if not path.is_file():
         raise DataError(f"no checkpoint at {path}")
     try:
-        _check_archive(path)
+        if not _is_old_format(path):
+            _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         _check_tensors(path, state)
     except DataError:
@@ -72,12 +88,12 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file can fail in the zip, pickle and tensor readers alike
         words = shorten(" ".join(str(error).split()), 200) or type(error).__name__
         raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({words})") from error
-    version = state.get("version") if isinstance(state, dict) else None
-    if type(version) is not int or version != VERSION:
-        raise DataError(
-            f"checkpoint {path} has version {shorten(str(version), 30)}; this program reads version {VERSION}"
-        )
-    return dict(state)
+    return state
+
+
+def _is_old_format(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_OLD_FORMAT)) == _OLD_FORMAT
 
 
 def _check_archive(path: Path) -> None:

@@ -205,7 +205,10 @@ class CheckpointSettings:
     )
     resume: bool = setting(False, "go on from the latest checkpoint in --checkpoint-dir; start fresh if there is none")
     checkpoint_path: str | None = setting(
-        None, "start a new run from the weights of this checkpoint (or of the newest in a run's folder)", type=str
+        None,
+        "start a new run from these weights: a checkpoint, the newest in a run's folder, a file of the older script, "
+        "or a ResNet's state dict under torchvision's names (its encoder)",
+        type=str,
     )
     checkpoint_minutes: float = setting(
         30.0, "save within an epoch after this many minutes (0: at epoch ends only)", within=(0, 1e6)

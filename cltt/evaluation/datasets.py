@@ -20,7 +20,7 @@ from cltt.config import MANY, check_fields, require, setting
 from cltt.errors import SettingsError
 from cltt.evaluation import cifar
 from cltt.evaluation.images import ArraySource, FileSource, Images, ShardSource, Source
-from cltt.evaluation.parts import PARTS, by_part, cut_val, first_of, path_rule, split_all, thin
+from cltt.evaluation.parts import PARTS, by_part, first_of, held_out, path_rule, split_all, thin
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
 from cltt.source.scan import path_order
@@ -54,9 +54,10 @@ class LabelledSettings:
     )
     val_groups: str | None = setting(None, "groups that are the val part (default: a tenth of train)", type=str)
     max_images: int = setting(
-        50_000, "at most so many images of a part, evenly spread (0: all); more hardly make accuracies more exact",
+        50_000,
+        "at most so many images of a part, evenly spread (0: all); more hardly make accuracies more exact",
         within=(0, MANY),
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -305,8 +306,9 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
         parts = split_all(images)
     if part is not found.part and found.part is not None:
         notes.append("the data's own train, val and test are not used: --test-groups says what is tested")
-    if "test" in parts and "val" not in parts and (cut := cut_val(parts["train"])) is not None:
-        parts = {"train": cut[0], "val": cut[1], "test": parts["test"]}
+    if "test" in parts and "val" not in parts and (in_val := held_out(parts["train"])) is not None:
+        train = parts["train"]
+        parts = {"train": train.take(~in_val), "val": train.take(in_val), "test": parts["test"]}
         notes.append(f"val is a tenth of train, cut by {group}")
     return _finished(parts, names, "data" if part is found.part and part is not None else group, notes, settings)
 

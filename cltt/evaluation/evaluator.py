@@ -11,6 +11,7 @@ class (ten drawings) or all of the train part, and classify the test part; so do
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from torch import nn
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import LabelledData, open_labelled
 from cltt.evaluation.features import extract_features, spread
-from cltt.evaluation.parts import PARTS
+from cltt.evaluation.parts import PARTS, held_out
 from cltt.evaluation.probe import (
     NEIGHBOURS,
     LinearProbe,
     ProbeSettings,
     choose_linear_probe,
     few_shot_accuracies,
+    fit_linear_probe,
     fit_sgd_probe,
     knn_accuracy,
 )
@@ -139,9 +141,10 @@ class Evaluator:
 
     def features(self, encoder: nn.Module) -> Features:
         """Of every part, float32 [n, F] on the device."""
-        options = {"image_size": self.image_size, "device": self.device, "normalise": self.normalise}
-        parts = {part: self.data.parts[part] for part in PARTS if part in self.data.parts}
-        return {part: extract_features(encoder, images, **options) for part, images in parts.items()}
+        extract = partial(
+            extract_features, encoder, image_size=self.image_size, device=self.device, normalise=self.normalise
+        )
+        return {part: extract(self.data.parts[part]) for part in PARTS if part in self.data.parts}
 
     def evaluate(self, features: Features) -> EvaluationResult:
         """Of features as :meth:`features` gives them."""
@@ -168,17 +171,26 @@ class Evaluator:
         )
 
     def _fit(self, parts: dict[str, Labelled]) -> LinearProbe:
+        """The strength is chosen on val; where that is what is asked, on a tenth of train, held out for it."""
         classes = len(self.data.label_names)
+        features, labels = parts["train"]
         if self.probe.probe == "sgd":
-            return fit_sgd_probe(*parts["train"], classes, self.probe)
-        return choose_linear_probe(parts["train"], parts.get("val"), classes)
+            return fit_sgd_probe(features, labels, classes, self.probe)
+        if "test" in parts:
+            return choose_linear_probe((features, labels), parts.get("val"), classes)
+        rows = held_out(self.data.parts["train"])
+        if rows is None:
+            return fit_linear_probe(features, labels, classes)
+        out = torch.from_numpy(rows)
+        chosen = choose_linear_probe((features[~out], labels[~out]), (features[out], labels[out]), classes)
+        return fit_linear_probe(features, labels, classes, strength=chosen.strength or 1.0)
 
 
 def _neighbours(bank: Labelled, queries: Labelled) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """``nearest``, ``nearest_std`` and ``knn``; numbers of labels that a class lacks are left out."""
     smallest = int(torch.unique(bank[1], return_counts=True)[1].min())
-    asked = {"queries": queries[0], "query_labels": queries[1]}
-    draws = {shots: few_shot_accuracies(*bank, shots, **asked) for shots in SHOTS if shots <= smallest}
+    few_shot = partial(few_shot_accuracies, *bank, queries=queries[0], query_labels=queries[1])
+    draws = {shots: few_shot(shots) for shots in SHOTS if shots <= smallest}
     nearest = {str(shots): float(found.mean()) for shots, found in draws.items()}
     top1, top5 = knn_accuracy(*bank, *queries, k=NEIGHBOURS)
     return (

@@ -81,8 +81,10 @@ class Images:
 
 def joined(parts: Sequence[Images]) -> Images:
     """All images of ``parts``, which have one source."""
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "groups"))
-    return Images(*columns, parts[0].source)
+    ids, labels, groups = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "groups")
+    )
+    return Images(ids, labels, groups, parts[0].source)
 
 
 class FileSource:
@@ -126,7 +128,7 @@ class ArraySource:
     def read(self, ids: np.ndarray, decoder: FrameDecoder) -> Sequence[np.ndarray]:
         size = decoder.framing.image_size
         if self.pictures.shape[1:3] == (size, size):
-            return self.pictures[ids]  # type: ignore[no-any-return]
+            return self.pictures[ids]
         return [decoder.fit(picture) for picture in self.pictures[ids]]
 
     def places(self, ids: np.ndarray) -> Places:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cltt.build.labels import MAX_TABLE, Rule, labeller, table_rows
 from cltt.errors import SettingsError
-from cltt.evaluation.images import Images
+from cltt.evaluation.images import Images, ShardSource
 from cltt.files.regular import read_regular
 from cltt.text import counted, shorten
 
@@ -81,10 +81,10 @@ def by_part(images: Images, part: np.ndarray) -> dict[str, Images]:
     return {name: piece for name, piece in found.items() if len(piece)}
 
 
-def cut_val(train: Images) -> tuple[Images, Images] | None:
-    """(train, val): a tenth of the groups of train, spread over its classes as evenly as it goes.
+def held_out(train: Images) -> np.ndarray | None:
+    """Which of ``train`` are to be its val part, bool [n]: a tenth of the groups, spread evenly over the classes.
 
-    No class loses its last group; None where so there is nothing to cut.
+    No class loses its last group; None where so there is nothing to hold out.
     """
     groups = _Groups(train)
     classes = groups.shuffled()
@@ -97,8 +97,7 @@ def cut_val(train: Images) -> tuple[Images, Images] | None:
     if not taken.any():
         return None
     chosen = np.concatenate([members[:count] for members, count in zip(classes, taken, strict=True)])
-    in_val = np.isin(groups.of_image, chosen)
-    return train.take(~in_val), train.take(in_val)
+    return np.isin(groups.of_image, chosen)
 
 
 class _Groups:
@@ -130,3 +129,18 @@ def thin(images: Images, most: int) -> Images:
     if most == 0 or len(images) <= most:
         return images
     return images.take(np.linspace(0, len(images) - 1, most).astype(np.int64))
+
+
+def seen_in_training(parts: dict[str, Images], fingerprint: object, clips: np.ndarray) -> str:
+    """What to warn of where test images lie in ``clips`` (ids) of shards of ``fingerprint``; empty if they do not."""
+    asked = next((part for part in ("test", "val") if part in parts), None)
+    source = next(iter(parts.values())).source
+    if asked is None or not isinstance(source, ShardSource) or source.dataset.fingerprint != fingerprint:
+        return ""
+    seen = int(np.isin(source.dataset.clip_of(parts[asked].ids), clips).sum())
+    if not seen:
+        return ""
+    return (
+        f"{seen:,} of the {len(parts[asked]):,} {asked} images are of clips that the encoder is trained on, so this "
+        "is no test of new clips; build the shards with --splits, and train on train"
+    )

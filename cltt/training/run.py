@@ -18,6 +18,7 @@ from cltt.config import RunSettings, TrainSettings, differences
 from cltt.distributed import RankInfo
 from cltt.errors import CLTTError, DataError, OutOfMemoryError, SettingsError
 from cltt.evaluation.evaluator import Evaluator
+from cltt.evaluation.parts import seen_in_training
 from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.metrics import History, is_ours_to_replace
@@ -64,6 +65,8 @@ def _train(
     evaluator = _open_evaluator(settings, device)
     dataset = open_dataset(settings.data, info)
     index = build_index(dataset, settings)
+    if evaluator is not None:
+        _warn_of_known_clips(evaluator, dataset, settings)
     _prepare_torch(settings.run, device)
     loader = stack.enter_context(build_loader(dataset, index, settings, device, info))
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
@@ -137,7 +140,8 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
     state = checkpoint.load(path)
     parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
     checkpoint.require_parts(path, state, fingerprint=str, **parts)
-    differ = differences(checkpoint.settings_of(path, state), settings.to_dict())
+    saved = checkpoint.settings_of(path, state)
+    differ = differences(saved, settings.to_dict())
     if state["fingerprint"] != dataset.fingerprint:
         differ.append(f"the shards' fingerprint is {dataset.fingerprint} and was {state['fingerprint']}")
     if differ:
@@ -152,6 +156,8 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
     except Exception as error:  # what torch's parts raise for a state that is not theirs
         words = " ".join(str(error).split())[:200]
         raise DataError(f"checkpoint {path} cannot be gone on from: {words or type(error).__name__}") from error
+    if distributed.rank_info().is_main:
+        _say_changes(saved, settings)
 
 
 def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:
@@ -207,4 +213,21 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
         distributed.from_main(
             lambda: opened.append(Evaluator(data, image_size=settings.data.image_size, device=device))
         )
+    for note in opened[0].data.notes if opened else ():
+        print(f"note: evaluation data: {note}", flush=True)
     return opened[0] if opened else None
+
+
+def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: TrainSettings) -> None:
+    """A line where --eval-data asks about clips that are trained on."""
+    _, clips = dataset.training_clips(settings.data.split)
+    warning = seen_in_training(evaluator.data.parts, dataset.fingerprint, clips)
+    if warning:
+        print(f"warning: {warning}", flush=True)
+
+
+def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
+    """A line for what a resumed run may change, but what its records then are no longer all of."""
+    was, now = before.get("log", {}).get("eval_data"), settings.log.eval_data
+    if was != now:
+        print(f"note: --eval-data is {now} and was {was}: earlier evaluations of this run are of that", flush=True)
