@@ -139,3 +139,60 @@ def nearest_elsewhere(queries: Floats, query_clips: Ids, bank: Floats, bank_clip
         rows[part, :there] = np.where(found > -np.inf, best, -1)
         cosines[part, :there] = found
     return rows, cosines
+
+
+def neighbours_of_frames(
+    embeddings: Embeddings, clip_names: list[str], frames: list[Ids], spacing: list[float], *, k: int, bank: int
+) -> list[tuple[Ids, Ids, Floats]]:
+    """For chosen frames of chosen clips, the nearest chosen frames of other clips.
+
+    Args:
+        embeddings: features of frames of these clips, not of all of them perhaps.
+        clip_names: the clips.
+        frames: the frames chosen, numbers within each clip.
+        spacing: of each clip, how far from a chosen frame one may lie whose features stand for it.
+        k: neighbours of a frame.
+        bank: so many frames, evenly spread, are looked through.
+
+    Returns:
+        For each clip, one row a chosen frame: the clips of its neighbours (places in ``clip_names``) and their places
+        in the ``frames`` of those, int64 [frames, k], -1 where there are fewer, and their cosines, float32.
+
+    Raises SettingsError if the embeddings are of other clips.
+    """
+    known = {name: number for number, name in enumerate(embeddings.clip_names.tolist())}
+    order = np.lexsort((embeddings.frame, embeddings.clip))
+    starts = np.searchsorted(embeddings.clip[order], np.arange(len(known) + 1))
+    rows = []
+    for name, chosen, reach in zip(clip_names, frames, spacing, strict=True):
+        number = known.get(name)
+        mine = order[starts[number] : starts[number + 1]] if number is not None else order[:0]
+        rows.append(_standing_for(chosen, embeddings.frame[mine], mine, reach))
+    owner = np.repeat(np.arange(len(rows)), [len(found) for found in rows])
+    place = np.concatenate([np.arange(len(found)) for found in rows])
+    row = np.concatenate(rows)
+    there = np.flatnonzero(row >= 0)
+    if not len(there):
+        first = ", ".join(embeddings.clip_names[:3].tolist())
+        raise SettingsError(f"the embeddings are of other clips ({shorten(first, 80)} ...) than those shown")
+    looked = there[np.unique(np.linspace(0, len(there) - 1, min(bank, len(there))).round().astype(np.int64))]
+    near, cosines = nearest_elsewhere(
+        embeddings.features[row[there]], owner[there], embeddings.features[row[looked]], owner[looked], k
+    )
+    clips, places = np.full((2, len(row), k), -1, np.int64)
+    similar = np.full((len(row), k), -np.inf, np.float32)
+    clips[there] = np.where(near >= 0, owner[looked][near], -1)
+    places[there] = np.where(near >= 0, place[looked][near], -1)
+    similar[there] = cosines
+    ends = np.cumsum([len(found) for found in rows])[:-1]
+    return list(zip(np.split(clips, ends), np.split(places, ends), np.split(similar, ends), strict=True))
+
+
+def _standing_for(chosen: Ids, frames: Ids, rows: Ids, reach: float) -> Ids:
+    """For each chosen frame the row of the nearest in ``frames`` (sorted), -1 where none lies within ``reach``."""
+    if not len(frames):
+        return np.full(len(chosen), -1, np.int64)
+    after = np.searchsorted(frames, chosen).clip(0, len(frames) - 1)
+    before = (after - 1).clip(0)
+    nearest = np.where(np.abs(frames[before] - chosen) <= np.abs(frames[after] - chosen), before, after)
+    return np.where(np.abs(frames[nearest] - chosen) <= reach, rows[nearest], -1)
