@@ -17,8 +17,8 @@ PACKAGE = ROOT / "cltt"
 FLOORS: list[set[str]] = [
     {"errors", "text", "lifeline"},
     {"config", "cli", "distributed", "files"},
-    {"metrics", "checkpoint", "source", "sampling", "models", "loss", "doctor"},
-    {"shards", "frames", "weights"},
+    {"metrics", "checkpoint", "source", "sampling", "loss", "doctor"},
+    {"shards", "frames", "models"},
     {"build", "loader", "export"},
     {"visualize"},
     {"evaluation"},

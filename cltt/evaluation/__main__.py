@@ -30,10 +30,10 @@ from cltt.files.atomic import file_sha256
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
 from cltt.models.encoders import build_encoder
+from cltt.models.weights import Weights, read_weights
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize.embeddings import Embeddings, check_npz
 from cltt.visualize.figures import check_save_path, save_figure
-from cltt.weights import Weights, read_weights
 
 NORMALISATIONS = ("imagenet", "none")
 

@@ -26,11 +26,11 @@ from cltt.metrics import History
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import synchronise
+from cltt.models.weights import misfit, read_weights
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver, Trainer
-from cltt.weights import misfit, read_weights
 
 # torch 2.13 has a new name for "broadcast the buffers before every forward pass"
 _NEW_NAME = "forward_sync_buffers"
@@ -174,9 +174,9 @@ def build_trainer(
 
 
 def load_weights(model: ContrastiveModel, path: Path) -> str:
-    """Load the weights in ``path`` (see :func:`cltt.weights.read_weights`) into ``model``; returns what was loaded.
+    """Load the weights in ``path`` into ``model``; returns what was loaded.
 
-    A checkpoint of a run must fit as a whole. Of other files the encoder must; a head that is not there, or is of
+    ``path`` is what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as a whole. Of other files the encoder must; a head that is not there, or is of
     another kind, is left as it is in ``model``, and said. Raises SettingsError, naming tensors, for what does not fit.
     """
     weights = read_weights(path)

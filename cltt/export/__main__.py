@@ -17,8 +17,8 @@ from cltt import cli
 from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable, file_sha256, replace_file
 from cltt.files.regular import check_path
+from cltt.models.weights import EXTRA, SAFETENSORS, State, Weights, empty_encoder, read_weights
 from cltt.text import printable
-from cltt.weights import EXTRA, SAFETENSORS, State, Weights, empty_encoder, read_weights
 
 SUFFIXES = (".pth", SAFETENSORS)
 
