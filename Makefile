@@ -1,4 +1,5 @@
-# make setup   create .venv here and install the project with its development tools
+# make setup   create .venv here and install the project with its development tools; on drivers older than 580, which
+#              speak CUDA 12 (nvidia-smi says), make setup CUDA=12: the same with torch for CUDA 12
 # make demo    clips -> shards -> trained encoder -> outputs/demo, no data needed
 # make test    the tests without those marked slow; make test-all runs everything
 # make check   formatting, lint, types, shell scripts
@@ -6,16 +7,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# The set installed last stays the one until another is asked for.
+CUDA ?= $(or $(patsubst $(VENV)/.installed-cuda%,%,$(wildcard $(VENV)/.installed-cuda*)),13)
+STAMP := $(VENV)/.installed-cuda$(CUDA)
+CONSTRAINTS := $(if $(filter 12,$(CUDA)),constraints-cuda12.txt,constraints.txt)
 SHELL_SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/slurm/*.sh) .ci/run
 
 .PHONY: setup demo test test-all check check-format check-lint check-types check-shell format bench
 
 setup: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	rm -f $(VENV)/.installed*
 	touch $@
 
 demo: $(STAMP)

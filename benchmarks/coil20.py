@@ -49,11 +49,11 @@ EACH, MEAN = 0.88, 0.90
 Row = dict[str, Any]
 
 
-def run_settings(shards: Path, run_dir: Path, seed: int, epochs: int) -> TrainSettings:
-    """Settings of one seed's run."""
+def run_settings(shards: Path, run_dir: Path, seed: int, epochs: int, **order: int | None) -> TrainSettings:
+    """Settings of one seed's run; ``order``: depth and run, if others than the default."""
     return TrainSettings(
         windows=WindowSettings(window_size=5, frame_step=1, window_stride=1),
-        data=DataSettings(shards=str(shards), batch_size=32, image_size=64),
+        data=DataSettings(shards=str(shards), batch_size=32, image_size=64, **order),
         model=ModelSettings(backbone="resnet18", temperature=0.5),
         optim=OptimSettings(epochs=epochs, lr=1e-3),
         run=RunSettings(seed=seed, device="cpu"),
@@ -71,12 +71,12 @@ def few_view_accuracy(encoder: nn.Module, data: Path, image_size: int) -> dict[s
     return {f"{shots}_view": float(few_shot_accuracies(features, labels, shots).mean()) for shots in (1, 4)}
 
 
-def run_seed(data: Path, seed: int, epochs: int) -> Row:
+def run_seed(data: Path, seed: int, epochs: int, **order: int | None) -> Row:
     """Train one seed in a folder of its own and evaluate it before and after."""
     with tempfile.TemporaryDirectory(prefix="coil20-") as folder:
         shards, run_dir = Path(folder) / "shards", Path(folder) / "run"
         build_shards(data, shards)
-        settings = run_settings(shards, run_dir, seed, epochs)
+        settings = run_settings(shards, run_dir, seed, epochs, **order)
         torch.manual_seed(seed)
         model = build_model(settings.model)  # the weights that training starts from
         before = few_view_accuracy(model.encoder, data, settings.data.image_size)

@@ -1,12 +1,14 @@
-"""Windows a second of the loader and its peers, decodes a frame, and the share of the machine's decode ceiling.
+"""Windows a second of the loader at its defaults and of its peers, decodes a frame, and the decode ceiling.
 
-``python -m benchmarks.loader [--quick]``. Same JPEG bytes, same batches (uint8 [B, T, 3, S, S], a view of channels-last
-memory), the same number of threads or worker processes: one a core. Nobody works ahead while another one is timed. The
-peers that decode every window anew are timed over some batches, from their first batch on, worker start left out. The
-project's loader is timed over a whole epoch with the start of its threads, and so is webdataset with that of its
-workers: what they save is not spread evenly over an epoch, and a shuffle buffer is filled before its first batch. The
-loader is one object for all rounds, as in a training run, and has run an epoch before: its frame memory is taken from
-the system once a run, not once an epoch. FFCV is not among the peers: its source package does not build here.
+``python -m benchmarks.loader [--quick] [--frames 256,853x480,...]``. Same JPEG bytes, same batches of float32
+[B, T, 3, S, S], normalised, as ``WindowLoader`` gives where nothing is changed (raw uint8 beside them, as a view of
+channels-last memory); peers at their best setting (see loader_peers.py), with as many workers as there are cores.
+Nobody works ahead while another one is timed. The peers that decode every window anew are timed over some batches, from
+their first batch on, worker start left out. The project's loader is timed over a whole epoch with the start of its
+threads, and so is webdataset with that of its workers: what they save is not spread evenly over an epoch, and a shuffle
+buffer is filled before its first batch. The loader is one object for all rounds, as in a training run, and has run an
+epoch before: its frame memory is taken from the system once a run, not once an epoch. FFCV is not among the peers: its
+source package does not build here.
 """
 
 from __future__ import annotations
@@ -16,106 +18,123 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import matplotlib
 import numpy as np
 import simplejpeg
 import torch
 
 from benchmarks import harness
-from benchmarks.loader_peers import S, dali_batches, file_batches, webdataset_batches
+from benchmarks.loader_data import write_clips
+from benchmarks.loader_peers import S, Wanted, dali_batches, file_batches, webdataset_batches
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards, cli
-from tests.helpers import data
+from cltt.errors import SettingsError
+from cltt.source import reduced
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-LINES, T, STEP, BATCH = 256, 5, 2, 16
+T, BATCH = 5, 16
 OURS, CEILING = "cltt", "libjpeg-turbo decode alone"
-RANDOM_PEERS = ("PIL + DataLoader", "OpenCV + DataLoader", "DALI file reader")
+RAW = ", uint8"
+RANDOM_PEERS = ("OpenCV + DataLoader", "DALI file reader", "PIL + DataLoader")
 STREAM = "webdataset, clip by clip"
-# stride -> rounds: at stride 10 an epoch is over within a second, so it takes more of them to see past the noise.
-ROUNDS = {1: 5, 10: 11}
 Batches = Iterator[torch.Tensor]
 
 
-def write_clips(root: Path, copies: int) -> Path:
-    """Real frames at LINES lines (drawn ones where there are none), as ``copies`` mirrored or shifted variants."""
-    sources = sorted(path for path in data.SHARED.glob("real/*/*") if path.is_dir() and not path.name.startswith("."))
-    if not sources:
-        return data.make_clips(root, {f"clip_{k}": 240 for k in range(7 * copies)}, height=LINES, width=340)
-    for folder in sources:
-        files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-        for number, path in enumerate(files):
-            image = cv2.imread(str(path))
-            if image is None:
-                continue
-            scale = LINES / min(image.shape[:2])
-            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            for copy in range(copies):
-                _write(root / f"{folder.parent.name}_{folder.name}_{copy}" / f"frame_{number:06d}.jpg", image, copy)
-    return root
+@dataclass(frozen=True)
+class Size:
+    """Frames of one size: (width, lines), and how many there are."""
+
+    name: str
+    shape: tuple[int | None, int]
+    copies: int
+    longest: int = 10_000
 
 
-def _write(path: Path, image: np.ndarray, copy: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = cv2.flip(image, 1) if copy % 2 else image
-    image = np.roll(image, copy // 2 * 40, axis=1)
-    path.write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+@dataclass(frozen=True)
+class Case:
+    """Windows of ``size`` frames, and the least that the best peer that draws at random is to be beaten by."""
+
+    size: str
+    step: int
+    stride: int
+    rounds: int
+    asked: float | None = None
+
+
+SIZES = (
+    Size("256 lines", (None, 256), copies=2),
+    Size("853x480", (853, 480), copies=2),
+    Size("768x576", (768, 576), copies=1, longest=150),
+    Size("1920x1080", (1920, 1080), copies=1, longest=60),
+)
+# Where an epoch is over within a second, it takes more rounds to see past the noise.
+CASES = (
+    Case("256 lines", 2, 1, rounds=5, asked=3.5),
+    Case("256 lines", 2, 10, rounds=9, asked=1.5),
+    Case("256 lines", 10, 1, rounds=5),
+    Case("853x480", 2, 1, rounds=5, asked=4.0),
+    Case("853x480", 2, 10, rounds=9, asked=1.5),
+    Case("768x576", 2, 1, rounds=3),
+    Case("768x576", 2, 10, rounds=5),
+    Case("1920x1080", 2, 1, rounds=3),
+    Case("1920x1080", 2, 10, rounds=5),
+)
 
 
 class Race:
-    """One stride: the loader, its peers, and what each needs."""
+    """One case: the loader, its peers, and what each needs."""
 
-    def __init__(self, dataset: ShardDataset, root: Path, stride: int, most: int) -> None:
-        self.dataset, self.most, self.workers = dataset, most, harness.cores()
-        self.files = [str(root / dataset.frame_name(frame)) for frame in range(dataset.num_frames)]
-        self.index = WindowIndex(dataset.clip_lengths, T, STEP, stride)
+    def __init__(self, dataset: ShardDataset, root: Path, case: Case, most: int) -> None:
+        self.dataset, self.case, self.most = dataset, case, most
+        self.index = WindowIndex(dataset.clip_lengths, T, case.step, case.stride)
+        files = [str(root / dataset.frame_name(frame)) for frame in range(dataset.num_frames)]
+        record = dataset.frame_facts([0])[0]
+        self.short = int(min(record["width"], record["height"]))
+        shared = {"index": self.index, "batch": BATCH, "workers": harness.cores(), "halve": self.short >= 2 * S}
+        self.floats, self.raw = (Wanted(files, floats=floats, **shared) for floats in (True, False))
         self.decodes: list[float] = []
-        self.loader = WindowLoader(
-            dataset,
-            self.index,
-            BATCH,
-            image_size=S,
-            device="cpu",
-            dtype=torch.uint8,
-            num_threads=self.workers,
-            channels_last=True,
-        )
-        for _ in self.loader:  # the warm-up epoch
+        self.loader = WindowLoader(dataset, self.index, BATCH, device="cpu")
+        self.raw_loader = WindowLoader(dataset, self.index, BATCH, device="cpu", dtype=torch.uint8, channels_last=True)
+        for _ in itertools.chain(self.loader, self.raw_loader):  # the warm-up epoch
             pass
 
     def entries(self) -> dict[str, tuple[Callable[[], Batches], int | None]]:
         """name -> (fresh iterator, batches to time; None: a whole epoch)."""
         short = min(self.most, len(self.index) // BATCH - 1)
         return {
-            "PIL + DataLoader": (lambda: file_batches(self.files, self.index, BATCH, self.workers, "pil"), short // 3),
-            "OpenCV + DataLoader": (lambda: file_batches(self.files, self.index, BATCH, self.workers, "opencv"), short),
-            "DALI file reader": (lambda: dali_batches(self.files, self.index, BATCH, self.workers), short),
-            STREAM: (lambda: webdataset_batches(self.dataset, self.index, BATCH, self.workers), None),
-            OURS: (self.ours, None),
+            "PIL + DataLoader": (lambda: file_batches(self.floats, "pil"), max(1, short // 3)),
+            "OpenCV + DataLoader": (lambda: file_batches(self.floats, "opencv"), short),
+            "DALI file reader": (lambda: dali_batches(self.floats), short),
+            STREAM: (lambda: webdataset_batches(self.floats, self.dataset), None),
+            OURS: (lambda: self.ours(self.loader), None),
+            OURS + RAW: (lambda: self.ours(self.raw_loader), None),
+            "OpenCV + DataLoader" + RAW: (lambda: file_batches(self.raw, "opencv"), short),
         }
 
-    def ours(self) -> Batches:
+    def ours(self, loader: WindowLoader) -> Batches:
         """The next epoch of the project's loader; notes the decodes per frame used."""
         used = np.zeros(self.dataset.num_frames, bool)
-        before = self.loader.stats()["frames_decoded"]
-        for step, batch in enumerate(self.loader, 1):
+        before = loader.stats()["frames_decoded"]
+        for step, batch in enumerate(loader, 1):
             used[batch.frame_ids.numpy()] = True
-            if step == len(self.loader):
-                self.decodes.append((self.loader.stats()["frames_decoded"] - before) / used.sum())
+            if step == len(loader):
+                self.decodes.append((loader.stats()["frames_decoded"] - before) / used.sum())
             yield batch.frames
 
 
-def seconds_a_window(start: Callable[[], Batches], most: int | None) -> float:
+def seconds_a_window(start: Callable[[], Batches], most: int | None, raw: bool) -> float:
     """Time of a window: of a whole epoch with its start, or of ``most`` batches after the first."""
     began = time.perf_counter()
     batches = start()
     first = next(batches)
-    assert first.shape == (BATCH, T, 3, S, S) and first.dtype == torch.uint8 and first.stride()[2] == 1
+    assert first.shape == (BATCH, T, 3, S, S) and first.dtype == (torch.uint8 if raw else torch.float32)
+    assert first.stride()[2] == 1 if raw else first.is_contiguous()
     count = len(first)
+    del first
     if most is not None:
         began, count = time.perf_counter(), 0
     for frames in itertools.islice(batches, most):
@@ -125,13 +144,14 @@ def seconds_a_window(start: Callable[[], Batches], most: int | None) -> float:
     return seconds / count
 
 
-def decode_ceiling(jpegs: list[bytes], threads: int) -> float:
-    """Seconds a frame when all cores do nothing but decode."""
+def decode_ceiling(jpegs: list[bytes], short: int, threads: int) -> float:
+    """Seconds a frame when all cores do nothing but decode, at a fraction of the size where the loader does."""
 
     def decode(part: list[bytes]) -> None:
         for jpeg in part:
-            simplejpeg.decode_jpeg(jpeg, "RGB")
+            reduced.decode(jpeg, *sizes[jpeg], reduced.largest_reduction(short / S))
 
+    sizes = {jpeg: simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs}
     workers = [threading.Thread(target=decode, args=(jpegs[k::threads],)) for k in range(threads)]
     start = time.perf_counter()
     for worker in workers:
@@ -143,32 +163,35 @@ def decode_ceiling(jpegs: list[bytes], threads: int) -> float:
 
 def run_race(race: Race, rounds: int) -> dict[str, harness.Timing]:
     """Seconds a window of each entry, and of T bare decodes, round by round."""
-    jpegs = race.dataset.read(np.linspace(0, race.dataset.num_frames - 1, 1500).astype(np.int64))
+    jpegs = race.dataset.read(np.linspace(0, race.dataset.num_frames - 1, 500).astype(np.int64))
     seconds: dict[str, list[float]] = {CEILING: []}
     for turn in range(rounds):
         entries = race.entries()
         for name in list(entries)[:: 1 if turn % 2 == 0 else -1]:
             start, most = entries[name]
-            seconds.setdefault(name, []).append(seconds_a_window(start, most))
-        seconds[CEILING].append(T * decode_ceiling(jpegs, race.workers))
-    return {name: harness.Timing(name, tuple(values)) for name, values in seconds.items()}
+            seconds.setdefault(name, []).append(seconds_a_window(start, most, name.endswith(RAW)))
+        seconds[CEILING].append(T * decode_ceiling(jpegs, race.short, harness.cores()))
+    order = sorted(seconds, key=lambda name: (name.endswith(RAW), name != OURS))
+    return {name: harness.Timing(name, tuple(seconds[name])) for name in order}
 
 
-def rows_of(stride: int, race: Race, timings: dict[str, harness.Timing]) -> list[dict[str, object]]:
+def rows_of(race: Race, timings: dict[str, harness.Timing]) -> list[dict[str, object]]:
     """One row a loader: windows a second, how many times that ours is, frames a second over the ceiling."""
     rows: list[dict[str, object]] = []
     for name, timing in timings.items():
         rate = harness.Timing(name, tuple(1 / s for s in timing.seconds))
-        share = harness.ratio(timings[CEILING], timing).median
+        ours = timings[OURS + RAW if name.endswith(RAW) else OURS]
         rows.append(
             {
-                "stride": stride,
+                "frames": race.case.size,
+                "step": race.case.step,
+                "stride": race.case.stride,
                 "loader": name,
                 "windows_per_s": rate.median,
                 "p20": rate.p20,
                 "p80": rate.p80,
-                "cltt_times_faster": harness.ratio(timing, timings[OURS]).median,
-                "share_of_decode_ceiling": share,
+                "cltt_times_faster": harness.ratio(timing, ours).median,
+                "share_of_decode_ceiling": harness.ratio(timings[CEILING], timing).median,
                 "decodes_per_frame_used": max(race.decodes) if name == OURS else "",
                 "windows": len(race.index),
                 "rounds": len(timing.seconds),
@@ -177,62 +200,79 @@ def rows_of(stride: int, race: Race, timings: dict[str, harness.Timing]) -> list
     return rows
 
 
-def verdict(stride: int, timings: dict[str, harness.Timing], race: Race) -> list[dict[str, object]]:
+def verdict(race: Race, timings: dict[str, harness.Timing]) -> list[dict[str, object]]:
     """The figures asked for, beside those reached."""
-
-    def times(name: str) -> float:
-        return harness.ratio(timings[name], timings[OURS]).median
-
+    case = race.case
     best = min(RANDOM_PEERS, key=lambda name: timings[name].median)
-    checks = {f"times {best} (best random peer)": (times(best), 4.0 if stride == 1 else 1.3)}
-    if stride == 1:
-        checks["times PIL + DataLoader"] = times("PIL + DataLoader"), 8.0
-        checks[f"times {STREAM}"] = times(STREAM), 1.0
-    else:
-        checks["share of the decode ceiling"] = harness.ratio(timings[CEILING], timings[OURS]).median, 0.55
-    rows: list[dict[str, object]] = [
-        {"stride": stride, "figure": name, "asked": f">= {asked}", "reached": value, "met": value >= asked}
-        for name, (value, asked) in checks.items()
-    ]
-    limit, most = 1.35 if stride == 1 else 1.0, max(race.decodes)
-    rows.append({"stride": stride, "figure": "decodes a frame used", "asked": f"<= {limit}", "reached": most})
-    rows[-1]["met"] = most <= limit
+    where = {"frames": case.size, "step": case.step, "stride": case.stride}
+    rows: list[dict[str, object]] = []
+    if case.asked is not None:
+        value = harness.ratio(timings[best], timings[OURS]).median
+        rows.append({**where, "figure": f"times {best} (best random peer)", "asked": f">= {case.asked}"})
+        rows[-1] |= {"reached": value, "met": value >= case.asked}
+    if case.step == 2:
+        limit, most = 1.35 if case.stride == 1 else 1.0, max(race.decodes)
+        rows.append({**where, "figure": "decodes a frame used", "asked": f"<= {limit}", "reached": most})
+        rows[-1]["met"] = most <= limit
     return rows
 
 
 def plot(rows: list[dict[str, object]]) -> None:
-    """Windows a second, one panel a stride."""
-    strides = sorted({int(str(row["stride"])) for row in rows})
-    figure, axes = plt.subplots(1, len(strides), figsize=(11, 3.2), constrained_layout=True)
-    for axis, stride in zip(np.atleast_1d(axes), strides, strict=True):
-        shown = [row for row in rows if row["stride"] == stride]
-        names = [str(row["loader"]) for row in shown]
-        values = [float(str(row["windows_per_s"])) for row in shown]
+    """Windows a second of float32 batches, one panel a case that a figure is asked of."""
+    cases = [case for case in CASES if case.asked is not None]
+    figure, axes = plt.subplots(2, 2, figsize=(11, 5.5), constrained_layout=True)
+    for axis, case in zip(axes.flat, cases, strict=True):
+        shown = [
+            row
+            for row in rows
+            if (row["frames"], row["step"], row["stride"]) == (case.size, case.step, case.stride)
+            and not str(row["loader"]).endswith(RAW)
+        ]
+        names = [str(row["loader"]) for row in shown][::-1]
+        values = [float(str(row["windows_per_s"])) for row in shown][::-1]
         bars = axis.barh(names, values, color=["tab:blue" if name == OURS else "silver" for name in names])
         axis.bar_label(bars, fmt="%.0f", padding=3)
-        axis.set(xlabel="windows a second", title=f"T={T}, step {STEP}, stride {stride}, S={S}")
+        axis.set(xlabel="windows a second", title=f"{case.size}, T={T}, step {case.step}, stride {case.stride}, S={S}")
         axis.margins(x=0.15)
     figure.savefig(harness.RESULTS / "loader.png", dpi=120)
 
 
-def main() -> None:
-    args = harness.parser("loader", "Windows a second of the loader and its peers on the CPU.").parse_args()
+def run_size(size: Size, cases: list[Case], quick: bool) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """All cases of one size of frames -> rows, figures."""
     rows: list[dict[str, object]] = []
     figures: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        root = write_clips(Path(folder) / "clips", copies=2 if args.quick else 4)
+        copies, longest = (max(1, size.copies // 2), min(size.longest, 120)) if quick else (size.copies, size.longest)
+        root = write_clips(Path(folder) / "clips", size.shape, copies, longest)
         build_shards(root, Path(folder) / "shards", verify="header", shard_size=4 << 20)
         dataset = ShardDataset(Path(folder) / "shards")
-        for stride, rounds in ROUNDS.items():
-            race = Race(dataset, root, stride, most=20 if args.quick else 40)
-            timings = run_race(race, rounds=2 if args.quick else rounds)
-            rows += rows_of(stride, race, timings)
-            figures += verdict(stride, timings, race)
-    harness.write_csv("loader", rows)
-    harness.write_csv("loader_figures", figures)
-    plot(rows)
+        for case in cases:
+            race = Race(dataset, root, case, most=10 if quick else 30)
+            timings = run_race(race, rounds=2 if quick else case.rounds)
+            rows += rows_of(race, timings)
+            figures += verdict(race, timings)
+    return rows, figures
+
+
+def main() -> None:
+    parser = harness.parser("loader", "Windows a second of the loader and its peers on the CPU.")
+    names = [size.name for size in SIZES]
+    parser.add_argument("--frames", help=f"sizes of frames, of {', '.join(names)} (default: all; fewer write no files)")
+    args = parser.parse_args()
+    wanted = args.frames.split(",") if args.frames else names
+    if unknown := sorted(set(wanted) - set(names)):
+        raise SettingsError(f"no frames called {', '.join(unknown)}; there are {', '.join(names)}")
+    rows: list[dict[str, object]] = []
+    figures: list[dict[str, object]] = []
+    for size in (size for size in SIZES if size.name in wanted):
+        more = run_size(size, [case for case in CASES if case.size == size.name], args.quick)
+        rows, figures = rows + more[0], figures + more[1]
     harness.print_table(rows, "Windows a second")
     harness.print_table(figures, "Figures asked for")
+    if wanted == names:
+        harness.write_csv("loader", rows)
+        harness.write_csv("loader_figures", figures)
+        plot(rows)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Loaders people use today, giving the same batches: uint8 [B, T, 3, S, S], a view of channels-last memory.
+"""Loaders people use today, giving the same batches [B, T, 3, S, S], each at its best setting.
 
 Each is an iterator over one epoch of a fresh loader. ``pil``, ``opencv`` and ``dali`` draw windows at random and decode
-T frames for each; ``webdataset`` decodes each frame once, clip by clip, with a shuffle buffer.
+T frames for each; ``webdataset`` decodes each frame once, clip by clip, with a shuffle buffer. Frames at least twice as
+large as wanted are decoded at half their size where the library can (libjpeg's DCT scaling): PIL by ``draft``, OpenCV
+by ``IMREAD_REDUCED_COLOR_2``, simplejpeg by ``min_factor``; DALI cannot.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,33 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from cltt import ShardDataset, WindowIndex
+from cltt.frames.gather import IMAGENET_MEAN, IMAGENET_STD
 
 S = 224
 SHUFFLE_WINDOWS = 500
+_SCALE = (1 / (np.array(IMAGENET_STD) * 255)).astype(np.float32).reshape(3, 1, 1)
+_OFFSET = (np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32).reshape(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What all loaders are asked for.
+
+    Attributes:
+        files: path of each frame.
+        index: the windows.
+        batch: windows a batch.
+        workers: processes or threads.
+        floats: float32, normalised, [B, T, 3, S, S] in memory; else uint8, a view of channels-last memory.
+        halve: the frames are at least twice as large as wanted.
+    """
+
+    files: list[str]
+    index: WindowIndex
+    batch: int
+    workers: int
+    floats: bool
+    halve: bool
 
 
 def square(image: np.ndarray) -> np.ndarray:
@@ -33,73 +61,91 @@ def square(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image[top : top + side, left : left + side], (S, S), interpolation=cv2.INTER_LINEAR)
 
 
-def with_pil(path: str) -> np.ndarray:
+def normalised(frame: np.ndarray) -> np.ndarray:
+    """uint8 [S, S, 3] -> float32 [3, S, S]."""
+    out = np.multiply(frame.transpose(2, 0, 1), _SCALE, dtype=np.float32, order="C")
+    out -= _OFFSET
+    return out
+
+
+def with_pil(path: str, halve: bool) -> np.ndarray:
     """As torchvision's Resize and CenterCrop on a PIL image."""
     with Image.open(path) as image:
         width, height = image.size
         scale = S / min(width, height)
-        image = image.convert("RGB").resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+        size = round(width * scale), round(height * scale)
+        if halve:
+            image.draft("RGB", size)
+        image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
         left, top = (image.width - S) // 2, (image.height - S) // 2
         return np.asarray(image.crop((left, top, left + S, top + S)))
 
 
-def with_opencv(path: str) -> np.ndarray:
-    image = cv2.imread(path, cv2.IMREAD_COLOR)
+def with_opencv(path: str, halve: bool) -> np.ndarray:
+    image = cv2.imread(path, cv2.IMREAD_REDUCED_COLOR_2 if halve else cv2.IMREAD_COLOR)
     assert image is not None
     return cv2.cvtColor(square(image), cv2.COLOR_BGR2RGB)
 
 
 class WindowFiles(Dataset[torch.Tensor]):
-    """Window i: T files, each opened and decoded -> uint8 [T, S, S, 3]."""
+    """Window i: T files, each opened and decoded -> [T, 3, S, S] float32, or uint8 [T, S, S, 3]."""
 
-    def __init__(self, files: list[str], index: WindowIndex, how: str) -> None:
-        self._files, self._index, self._load = files, index, {"pil": with_pil, "opencv": with_opencv}[how]
+    def __init__(self, wanted: Wanted, load: Callable[[str], np.ndarray]) -> None:
+        self._wanted, self._load = wanted, load
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._wanted.index)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self._load(self._files[frame]) for frame in self._index.frames(i).tolist()]))
+        frames = [self._load(self._wanted.files[frame]) for frame in self._wanted.index.frames(i).tolist()]
+        return torch.from_numpy(np.stack([normalised(frame) for frame in frames] if self._wanted.floats else frames))
 
 
-def file_batches(files: list[str], index: WindowIndex, batch: int, workers: int, how: str) -> Iterator[torch.Tensor]:
+def file_batches(wanted: Wanted, how: str) -> Iterator[torch.Tensor]:
     """PIL or OpenCV in the workers of a shuffling DataLoader."""
-    dataset = WindowFiles(files, index, how)
-    for frames in DataLoader(
-        dataset, batch, shuffle=True, num_workers=workers, worker_init_fn=_one_thread, drop_last=True
-    ):
-        yield frames.permute(0, 1, 4, 2, 3)
+    load = {"pil": with_pil, "opencv": with_opencv}[how]
+    dataset = WindowFiles(wanted, partial(load, halve=wanted.halve))
+    options: dict[str, Any] = {"num_workers": wanted.workers, "worker_init_fn": _one_thread}
+    for frames in DataLoader(dataset, wanted.batch, shuffle=True, drop_last=True, **options):
+        yield frames if wanted.floats else frames.permute(0, 1, 4, 2, 3)
 
 
 def _one_thread(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def dali_batches(files: list[str], index: WindowIndex, batch: int, threads: int) -> Iterator[torch.Tensor]:
+def dali_batches(wanted: Wanted) -> Iterator[torch.Tensor]:
     """DALI's file reader over the frames of all windows, windows in random order."""
     import nvidia.dali.fn as fn
-    from nvidia.dali import Pipeline
+    from nvidia.dali import Pipeline, types
 
+    index, batch = wanted.index, wanted.batch
     windows = index.frames(np.random.default_rng().permutation(len(index))).reshape(-1)
-    pipe = Pipeline(batch * index.window_size, threads, None, exec_dynamic=True)
+    pipe = Pipeline(batch * index.window_size, wanted.workers, None, exec_dynamic=True)
     with pipe:
-        jpegs, _ = fn.readers.file(files=[files[frame] for frame in windows.tolist()], prefetch_queue_depth=2)
+        files = [wanted.files[frame] for frame in windows.tolist()]
+        jpegs, _ = fn.readers.file(files=files, prefetch_queue_depth=2)
         frames = fn.decoders.image(jpegs, device="cpu", adjust_orientation=False)
         small = fn.resize(frames, resize_shorter=S, antialias=False)
-        pipe.set_outputs(fn.crop(small, crop=(S, S)))
+        if wanted.floats:
+            mean, std = ([255 * value for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
+            pipe.set_outputs(fn.crop_mirror_normalize(small, crop=(S, S), mean=mean, std=std, dtype=types.FLOAT))  # type: ignore[attr-defined]
+        else:
+            pipe.set_outputs(fn.crop(small, crop=(S, S)))
     pipe.build()
     for _ in range(len(index) // batch):
         (output,) = pipe.run()
-        frames = torch.from_dlpack(output.as_tensor())
-        yield frames.view(batch, index.window_size, S, S, 3).permute(0, 1, 4, 2, 3)
+        made = torch.from_dlpack(output.as_tensor())
+        shaped = made.view(batch, index.window_size, *made.shape[1:])
+        yield shaped if wanted.floats else shaped.permute(0, 1, 4, 2, 3)
 
 
 class Streamed(IterableDataset[torch.Tensor]):
     """webdataset over the shards: frames in order, each decoded once, windows from the last ``span`` frames."""
 
-    def __init__(self, dataset: ShardDataset, index: WindowIndex, batch: int) -> None:
+    def __init__(self, wanted: Wanted, dataset: ShardDataset) -> None:
         self._shards = sorted(str(path) for path in Path(dataset.path).glob("*.tar"))
-        self._settings, self._batch = index.settings, batch
+        self._settings, self._wanted = wanted.index.settings, wanted
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         buffer: list[list[np.ndarray]] = []
@@ -108,12 +154,12 @@ class Streamed(IterableDataset[torch.Tensor]):
             buffer.append(window)
             if len(buffer) > SHUFFLE_WINDOWS:
                 drawn.append(self._pop(buffer))
-            if len(drawn) == self._batch:
+            if len(drawn) == self._wanted.batch:
                 yield torch.from_numpy(np.stack(drawn))
                 drawn = []
         while buffer:
             drawn.append(self._pop(buffer))
-            if len(drawn) == self._batch:
+            if len(drawn) == self._wanted.batch:
                 yield torch.from_numpy(np.stack(drawn))
                 drawn = []
 
@@ -124,7 +170,7 @@ class Streamed(IterableDataset[torch.Tensor]):
         return buffer.pop()
 
     def _windows(self) -> Iterator[list[np.ndarray]]:
-        """Windows of the clips in order: lists of T frames uint8 [S, S, 3], which windows share."""
+        """Windows of the clips in order: lists of T frames, which windows share."""
         s = self._settings
         clip, count = None, 0
         held: deque[Any] = deque(maxlen=s.span)
@@ -140,15 +186,16 @@ class Streamed(IterableDataset[torch.Tensor]):
             if start >= 0 and start % s.window_stride == 0:
                 yield [self._decoded(held[k * s.frame_step]) for k in range(s.window_size)]
 
-    @staticmethod
-    def _decoded(slot: list[Any]) -> np.ndarray:
+    def _decoded(self, slot: list[Any]) -> np.ndarray:
         if slot[1] is None:
-            slot[1] = square(simplejpeg.decode_jpeg(slot[0], "RGB"))
+            halved = {"min_factor": 2, "min_height": S, "min_width": S} if self._wanted.halve else {}
+            frame = square(simplejpeg.decode_jpeg(slot[0], "RGB", **halved))
+            slot[1] = normalised(frame) if self._wanted.floats else frame
         return slot[1]
 
 
-def webdataset_batches(dataset: ShardDataset, index: WindowIndex, batch: int, workers: int) -> Iterator[torch.Tensor]:
+def webdataset_batches(wanted: Wanted, dataset: ShardDataset) -> Iterator[torch.Tensor]:
     """webdataset in the workers of a DataLoader, each with its own shards and shuffle buffer."""
-    streamed = Streamed(dataset, index, batch)
-    for frames in DataLoader(streamed, batch_size=None, num_workers=workers, worker_init_fn=_one_thread):
-        yield frames.permute(0, 1, 4, 2, 3)
+    streamed = Streamed(wanted, dataset)
+    for frames in DataLoader(streamed, batch_size=None, num_workers=wanted.workers, worker_init_fn=_one_thread):
+        yield frames if wanted.floats else frames.permute(0, 1, 4, 2, 3)

@@ -43,6 +43,14 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which makes an empty list of ``--flag=--``."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if value == []:
+                self.error(f"argument --{name.replace('_', '-')}: expected one argument")
+        return parsed, rest
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {shorten(message, 500)} (see {self.prog} --help)\n")
 
@@ -83,7 +91,7 @@ def run(main: Callable[[], int | None], prog: str) -> NoReturn:
 def _status_of(main: Callable[[], int | None], prog: str) -> int:
     try:
         status = main() or 0
-        sys.stdout.flush()
+        _flush_output()
         return status
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -119,13 +127,23 @@ def explain(error: BaseException, prog: str) -> tuple[int, str] | None:
 
 
 def _open_standard_streams() -> None:
-    """Give a stream that was closed (``2>&-``) the null device, or the next file that is opened would take its place."""
+    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place."""
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(handle, True)
     os.close(handle)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
+def _flush_output() -> None:
+    """Flush; where the disk under a log is full, what is left of the output goes nowhere: the work itself succeeded."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:

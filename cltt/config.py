@@ -62,10 +62,17 @@ class WindowSettings:
     """Which frames make a window: t, t+frame_step, ..., t+(window_size-1)*frame_step of one clip."""
 
     window_size: int = setting(5, "frames in a window (T)", within=(1, 10_000))
-    frame_step: int = setting(10, "distance between neighbouring frames of a window, in frames", within=(1, MANY))
+    frame_step: int = setting(
+        10,
+        "distance between neighbouring frames of a window, in frames (0: the same frame each time)",
+        within=(0, MANY),
+    )
     window_stride: int = setting(1, "distance between the starts of neighbouring windows, in frames", within=(1, MANY))
     max_windows_per_clip: int = setting(
         0, "use at most this many windows of a clip, evenly spread (0: all)", within=(0, MANY)
+    )
+    short_clip_windows: int = setting(
+        0, "a clip that offers at most this many windows gives one, from its middle (0: no such rule)", within=(0, MANY)
     )
 
     def __post_init__(self) -> None:
@@ -79,7 +86,8 @@ class WindowSettings:
 
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
-BACKBONES = ("resnet18", "resnet34", "resnet50")
+NORMALISATIONS = ("imagenet", "none")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 AMP_MODES = ("auto", "bf16", "off")
@@ -90,15 +98,21 @@ class DataSettings:
     """Which frames are trained on and how they become batches."""
 
     root_dir: str | None = setting(
-        None, "folder of clip folders; shards are built from it under shards/ on first use", type=str
+        None, "folder of clip folders and videos; shards are built from it under shards/ on first use", type=str
     )
     shards: str | None = setting(None, "folder of built shards (instead of --root-dir)", type=str)
+    fps: float | None = setting(
+        None, "with --root-dir: frames a second taken of videos (default: every frame)", type=float, within=(1e-3, 1e3)
+    )
     rescan: bool = setting(False, "with --root-dir: compare every file with the one built, not only the folders")
     stage_to: str | None = setting(
         None, "copy the shards to this node-local folder first, once a node, verified", type=str
     )
     split: str | None = setting(
         None, "clips to train on (default: train if the shards have splits, else all)", type=str, choices=SPLITS
+    )
+    clips: str | None = setting(
+        None, "file that picks clips: a clip's key or a folder of clips a line, # comments (default: all)", type=str
     )
     batch_size: int = setting(64, "windows a step, over all ranks (B)", within=(1, 1_000_000))
     image_size: int = setting(
@@ -107,14 +121,26 @@ class DataSettings:
     num_workers: int = setting(4, "reading and decoding threads of a rank", within=(1, 1024))
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
+    normalise: str = setting(
+        "imagenet",
+        "pixels by ImageNet's mean and deviation, or (none) from 0 to 1 (with --checkpoint-path: as those weights were "
+        "trained)",
+        choices=NORMALISATIONS,
+    )
     min_gap: int = setting(
         0, "frames that must lie between two windows of one clip in a batch, at least", within=(0, MANY)
     )
     depth: int | None = setting(
         None,
-        "steps of a block: frames are decoded once a block (default: by the data)",
+        "steps of a block: frames are decoded once a block (default: 128, more where the data need it)",
         type=int,
         within=(1, 1_000_000),
+    )
+    run: int | None = setting(
+        None,
+        "windows of a clip that share frames and are drawn together (default: 5*(window_size-1), at most 32)",
+        type=int,
+        within=(1, MANY),
     )
     cache_gb: float | None = setting(
         None,
@@ -123,6 +149,12 @@ class DataSettings:
         within=(1e-6, 1e6),
     )
     max_bad_frames: int = setting(100, "stop when more frames than this could not be read or decoded", within=(0, MANY))
+    io_patience: float = setting(
+        600.0,
+        "seconds to try again what a file system refuses for a while: reads (EIO, ESTALE ...), and the last writes",
+        within=(0, 1e6),
+    )
+    no_wait: bool = setting(False, "stop, instead of waiting, if another process is building the shards of --root-dir")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -190,7 +222,11 @@ class RunSettings:
         "auto", "bfloat16 autocast: auto is bf16 on CUDA and off elsewhere", choices=AMP_MODES, nargs="?", const="bf16"
     )
     compile: bool = setting(False, "compile the model with torch.compile")
-    deterministic: bool = setting(False, "use only deterministic kernels on the GPU (slower; the CPU ones always are)")
+    deterministic: bool = setting(
+        False,
+        "the same bits from the same command, and after a resume, on GPUs of one kind, as many of them, and the same "
+        "versions of the libraries (slower; on the CPU it is always so)",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -262,6 +298,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         size = self.windows.window_size
+        require(
+            self.windows.frame_step > 0 or self.data.augment != "none",
+            "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and "
+            "there is nothing to learn; give --augment crop or simclr",
+        )
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
         require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")
@@ -307,7 +348,19 @@ class TrainSettings:
 # Settings a resumed run may be given anew: where things lie, how fast it runs and what is written down. The data is
 # compared by its content. All others, with the number of epochs (the schedule ends with them), must be as they were.
 FREE_ON_RESUME = {
-    "data": {"root_dir", "shards", "rescan", "stage_to", "num_workers", "cache_gb", "max_bad_frames"},
+    "data": {
+        "root_dir",
+        "shards",
+        "fps",
+        "clips",
+        "rescan",
+        "stage_to",
+        "num_workers",
+        "cache_gb",
+        "max_bad_frames",
+        "io_patience",
+        "no_wait",
+    },
     "run": {"device", "compile", "deterministic"},
     "checkpoint": {field.name for field in fields(CheckpointSettings)},
     "log": {field.name for field in fields(LogSettings)},
@@ -315,11 +368,15 @@ FREE_ON_RESUME = {
 
 
 def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out."""
+    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out.
+
+    A setting that did not exist when ``saved`` was written was what its default is.
+    """
     found = []
     for group, values in now.items():
+        defaults = {field.name: field.default for field in fields(TrainSettings.groups()[group])}
         for name, value in values.items():
-            before = saved.get(group, {}).get(name, "unknown")
+            before = saved.get(group, {}).get(name, defaults[name])
             if name not in FREE_ON_RESUME.get(group, set()) and before != value:
                 found.append(f"{name} is {value} and was {before}")
     return found

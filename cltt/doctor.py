@@ -5,7 +5,6 @@ Exit status 0 if shards can be built and an encoder trained here, 1 if something
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cltt import cli
+from cltt.device import driver_cuda_version, fitting_set, gpus_given, hardware_jpeg_engines, why_no_cuda
 
 GIB = 1 << 30
 MIN_OPEN_FILES = 4096
 MIN_SHM_BYTES = 1 * GIB
-NVJPEG_BACKEND_HARDWARE = 3  # nvjpegBackend_t in nvjpeg.h
 
 
 @dataclass(frozen=True)
@@ -52,35 +51,6 @@ def dali_version() -> str | None:
     return next(filter(None, map(version_of, names)), None)
 
 
-def nvjpeg_library() -> Path | None:
-    """The nvJPEG shared library that came with DALI's packages."""
-    spec = importlib.util.find_spec("nvidia")
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    return next((path for root in roots for path in sorted(Path(root).glob("nvjpeg/lib/libnvjpeg.so*"))), None)
-
-
-def hardware_jpeg_engines() -> int | None:
-    """Number of hardware JPEG engines of the current GPU (0: none); None if nvJPEG cannot be asked here.
-
-    Asks nvJPEG itself: creating a handle on the hardware backend fails where the chip has no such engine
-    (https://docs.nvidia.com/cuda/nvjpeg/index.html, ``nvjpegGetHardwareDecoderInfo``).
-    """
-    library = nvjpeg_library()
-    if library is None:
-        return None
-    try:
-        nvjpeg = ctypes.CDLL(str(library))
-    except OSError:
-        return None
-    handle = ctypes.c_void_p()
-    if nvjpeg.nvjpegCreateEx(NVJPEG_BACKEND_HARDWARE, None, None, 0, ctypes.byref(handle)) != 0:
-        return 0
-    engines, cores = ctypes.c_uint(), ctypes.c_uint()
-    status = nvjpeg.nvjpegGetHardwareDecoderInfo(handle, ctypes.byref(engines), ctypes.byref(cores))
-    nvjpeg.nvjpegDestroy(handle)
-    return int(engines.value) if status == 0 else None
-
-
 def python_and_libraries() -> Iterator[Finding]:
     """Interpreter and the packages a run needs."""
     fact = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -97,6 +67,17 @@ def python_and_libraries() -> Iterator[Finding]:
     if version_of("opencv-python") and version_of("opencv-python-headless"):
         advice = "pip uninstall both, then pip install opencv-python-headless"
         yield Finding("bad", "opencv", "opencv-python and opencv-python-headless overwrite each other", advice)
+
+
+def driver() -> Iterator[Finding]:
+    """The NVIDIA driver, and which set of pinned packages it runs; asked of libcuda, without torch."""
+    version = driver_cuda_version()
+    if version is None:
+        yield Finding("ok", "NVIDIA driver", "not found", "")
+        return
+    fits = fitting_set(version)
+    status = "bad" if fits.startswith("none") else "ok"
+    yield Finding(status, "NVIDIA driver", f"CUDA {version[0]}.{version[1]}", f"the set that fits: {fits}")
 
 
 def torch_and_device() -> Iterator[Finding]:
@@ -116,9 +97,10 @@ def torch_and_device() -> Iterator[Finding]:
         advice = "" if triton else "pip install triton for the fused kernels; the chunked loss is used"
         yield Finding("ok" if triton else "note", "triton", triton or "not installed", advice)
         return
-    built = torch.version.cuda
-    advice = "check nvidia-smi and the driver" if built else "install a CUDA build of torch if this node has a GPU"
-    yield Finding("note", "torch", f"{torch.__version__}, no CUDA device", advice)
+    given = gpus_given()
+    advice = why_no_cuda(torch.__version__, torch.version.cuda) if given or driver_cuda_version() else ""
+    fact = f"{torch.__version__}, finds no GPU" + (f", but this process was given some ({given})" if given else "")
+    yield Finding("bad" if given else "note" if advice else "ok", "torch", fact, advice)
     mps = torch.backends.mps.is_available()
     yield Finding("ok", "device", "mps" if mps else f"cpu, {torch.get_num_threads()} threads")
 
@@ -182,7 +164,7 @@ def slurm() -> Iterator[Finding]:
 
 def examine() -> list[Finding]:
     """All findings, in the order they are printed."""
-    parts = (python_and_libraries, torch_and_device, decode_path, memory_and_limits, slurm)
+    parts = (python_and_libraries, driver, torch_and_device, decode_path, memory_and_limits, slurm)
     return [finding for part in parts for finding in part()]
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from cltt.errors import DataError
-from cltt.files.atomic import replace_file
 from cltt.files.regular import is_regular, read_regular
 from cltt.text import shorten
 
@@ -72,14 +71,9 @@ class History:
             raise DataError("the history's rows are not those of epochs")
         vars(self).update({name: state[name] for name in vars(self)})
 
-    def write_csv(self, train_path: Path, eval_path: Path) -> None:
-        """Replace both files by the rows so far."""
-        for path, columns, rows in (
-            (train_path, TRAIN_COLUMNS, self.train),
-            (eval_path, EVAL_COLUMNS, self.evaluation),
-        ):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, csv_text(columns, rows).encode())
+    def csv(self) -> tuple[bytes, bytes]:
+        """The rows so far as CSV: those of training, and those of the evaluation."""
+        return csv_text(TRAIN_COLUMNS, self.train).encode(), csv_text(EVAL_COLUMNS, self.evaluation).encode()
 
 
 def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
@@ -92,7 +86,7 @@ def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
 
 
 def is_ours_to_replace(path: Path) -> bool:
-    """Whether metrics may be written to ``path``: nothing is there, or a regular file that is empty or holds metrics."""
+    """Whether metrics may be written to ``path``: nothing is there, or a regular file, empty or of metrics."""
     if not os.path.lexists(path):
         return True
     if not is_regular(path):

@@ -1,4 +1,4 @@
-"""Labels and splits of clips, by the key of the clip's folder alone.
+"""Labels and splits of clips, by the clip's key alone, and boxes of frames, by the frame's name.
 
 They are given when the shards are merged, so they change no packed byte; but a rule that fits no clip is found when the
 source has been scanned, before hours of packing.
@@ -22,10 +22,12 @@ from cltt.files.regular import read_regular
 from cltt.source import scan
 from cltt.text import shorten
 
-NONE = -1  # no label, no split
 Rule = Callable[[str], str | None]
-MAX_TABLE = 1 << 30  # bytes of a label table
-SETTINGS = ("splits", "split_by", "split_seed", "label_from", "label_table_sha256")  # all that is looked at here
+NONE = -1  # no label, no split
+MAX_TABLE = 1 << 30  # bytes
+# Rules that may name a table, and what tells its contents.
+TABLES = {"label_from": "label_table_sha256", "splits": "split_table_sha256", "boxes": "box_table_sha256"}
+SETTINGS = ("split_by", "split_seed", *TABLES, *TABLES.values())  # all that is looked at here
 
 
 def parent_of(key: str) -> str:
@@ -39,7 +41,14 @@ def split_fraction(name: str, seed: int) -> float:
     return int.from_bytes(digest[:7], "big") / (1 << 56)
 
 
-def parse_splits(splits: str | None) -> dict[str, float]:
+def split_names(splits: str | None) -> list[str]:
+    """The names of the splits, in the order given; SettingsError if ``splits`` is no rule."""
+    if (file := table_of(splits)) is not None:
+        return list(dict.fromkeys(read_table(file, "splits", "split").values()))
+    return list(parse_shares(splits))
+
+
+def parse_shares(splits: str | None) -> dict[str, float]:
     """``"train=0.8,val=0.2"`` as a dict; SettingsError if it is not that or does not add up to 1."""
     if not splits:
         return {}
@@ -48,7 +57,7 @@ def parse_splits(splits: str | None) -> dict[str, float]:
         parsed = {name.strip(): float(share) for name, share in pairs}
     except ValueError:
         raise SettingsError(
-            f"splits is {shorten(splits, 60)!r}; it must look like train=0.8,val=0.1,test=0.1"
+            f"splits is {shorten(splits, 60)!r}; it must look like train=0.8,val=0.1,test=0.1, or be csv:FILE"
         ) from None
     shares_fit = min(parsed.values()) >= 0 and abs(sum(parsed.values()) - 1) <= 1e-6  # neither holds for a NaN
     if len(parsed) != len(pairs) or "" in parsed or not shares_fit:
@@ -60,7 +69,9 @@ def parse_splits(splits: str | None) -> dict[str, float]:
 
 def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     """A function from clip key to the number of its split."""
-    ends = np.cumsum(list(parse_splits(settings["splits"]).values()))
+    if (file := table_of(settings["splits"])) is not None:
+        return _tabled(read_table(file, "splits", "split"))
+    ends = np.cumsum(list(parse_shares(settings["splits"]).values()))
     by_parent = settings["split_by"] == "parent"
 
     def split_of(key: str) -> int:
@@ -70,41 +81,61 @@ def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     return split_of if len(ends) else lambda key: NONE
 
 
-def read_label_table(path: str) -> dict[str, str]:
-    """Clip key -> label from a CSV file of two columns (a first row ``clip,label`` is a header)."""
-    try:
-        text = read_regular(path, MAX_TABLE).decode("utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise SettingsError(f"label_from: cannot read {path!r}: {error.strerror}") from error
-    labels: dict[str, str] = {}
-    for line, row in table_rows(path, text, "label_from"):
+def _tabled(table: dict[str, str]) -> Callable[[str], int]:
+    """A function from clip key to the number of its split, by the longest entry that is the key or a folder of it."""
+    number = {name: k for k, name in enumerate(dict.fromkeys(table.values()))}
+
+    def split_of(key: str) -> int:
+        parts = key.split("/")
+        heads = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+        return next((number[table[head]] for head in heads if head in table), NONE)
+
+    return split_of
+
+
+def table_of(rule: str | None) -> str | None:
+    """The file of a rule ``csv:FILE``, None for any other rule."""
+    return rule[4:] if rule is not None and rule.startswith("csv:") else None
+
+
+def read_table(path: str, rule: str, column: str) -> dict[str, str]:
+    """Clip key -> ``column`` from a CSV file of two columns (a first row clip,``column`` is a header)."""
+    found: dict[str, str] = {}
+    for line, row in table_rows(path, rule, [["clip", column]]):
         if len(row) != 2:
             raise SettingsError(
-                f"label_from: {path!r} must have two columns, clip key and label; line {line} has {len(row)}"
+                f"{rule}: {path!r} must have two columns, clip key and {column}; line {line} has {len(row)}"
             )
-        key, label = row[0].rstrip("/"), row[1]
-        if labels.setdefault(key, label) != label:
-            raise SettingsError(f"label_from: {path!r}, line {line}: {shorten(key, 60)!r} has another label above")
-    if not labels:
-        raise SettingsError(f"label_from: {path!r} must have two columns, clip key and label; it has none")
-    return labels
+        key, value = row[0].rstrip("/"), row[1]
+        if found.setdefault(key, value) != value:
+            raise SettingsError(f"{rule}: {path!r}, line {line}: {shorten(key, 60)!r} has another {column} above")
+    if not found:
+        raise SettingsError(f"{rule}: {path!r} must have two columns, clip key and {column}; it has none")
+    return found
 
 
-def table_rows(path: str, text: str, flag: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of the rows of a table, without a header ``clip,label`` and empty lines."""
+def table_rows(
+    path: str, rule: str, headers: list[list[str]], *, tabs: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the rows of a table, without a header and empty lines; ``tabs``: it may be one of tabs."""
+    try:
+        text = read_regular(path, MAX_TABLE).decode(errors="surrogateescape").lstrip("\ufeff")
+    except OSError as error:
+        raise SettingsError(f"{rule}: cannot read {path!r}: {error.strerror}") from error
     if "\0" in text:
-        raise SettingsError(f"{flag}: {path!r} holds NUL bytes; save it as plain text in UTF-8")
+        raise SettingsError(f"{rule}: {path!r} holds NUL bytes; save it as plain text in UTF-8")
+    delimiter = "\t" if tabs and "\t" in text.partition("\n")[0] else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         for number, row in enumerate(row for row in reader if row):
-            if number or row != ["clip", "label"]:
+            if number or row not in headers:
                 yield reader.line_num, row
     except csv.Error as error:
-        raise SettingsError(f"{flag}: {path!r}, line {reader.line_num}: {error}") from error
+        raise SettingsError(f"{rule}: {path!r}, line {reader.line_num}: {error}") from error
 
 
 def _key_table(path: str) -> Rule:
-    return read_label_table(path).get
+    return read_table(path, "label_from", "label").get
 
 
 def labeller(label_from: str | None, flag: str = "label_from", table: Callable[[str], Rule] = _key_table) -> Rule:
@@ -143,10 +174,60 @@ def split_clips(keys: list[str], settings: dict[str, Any]) -> np.ndarray[Any, An
     return np.array(list(map(splitter(settings), keys)), np.int64)
 
 
+def check_rules(settings: dict[str, Any]) -> None:
+    """SettingsError for a rule that cannot work, whatever the clips."""
+    split_names(settings["splits"])
+    labeller(settings["label_from"])
+    read_boxes(settings["boxes"])
+
+
 def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
-    """SettingsError if ``label_from`` gives not one clip of ``plan`` a label."""
+    """SettingsError if ``label_from``, a table of splits or one of boxes fits nothing in ``plan``."""
     rule = settings["label_from"]
-    label_of = labeller(rule)
-    keys = [os.fsdecode(key) for key in plan.keys(0, plan.num_clips)] if rule is not None else []
-    if keys and all(label_of(key) is None for key in keys):
+    label_of, split_of = labeller(rule), splitter(settings)
+    keys = [os.fsdecode(key) for key in plan.keys(0, plan.num_clips)]
+    if rule is not None and all(label_of(key) is None for key in keys):
         raise SettingsError(f"label_from {rule!r} gives no clip a label; it must fit clip keys such as {keys[0]!r}")
+    if table_of(settings["splits"]) is not None and all(split_of(key) == NONE for key in keys):
+        raise SettingsError(
+            f"splits {settings['splits']!r} names no clip and no folder of clips; keys are such as {keys[0]!r}"
+        )
+    boxes = read_boxes(settings["boxes"])
+    names = (os.fsdecode(frame.path) for shard in range(plan.num_shards) for frame in plan.shard_plan(shard))
+    if settings["boxes"] is not None and not any(name in boxes for name in names):
+        first = os.fsdecode(next(plan.shard_plan(0)).path)
+        raise SettingsError(f"boxes {settings['boxes']!r} names no frame; frames are named such as {first!r}")
+
+
+# ---- boxes
+
+Box = tuple[float, float, float, float]
+
+
+def read_boxes(boxes: str | None) -> dict[str, Box]:
+    """Frame name -> (x1, y1, x2, y2) in pixels from ``csv:FILE``; a point is a box without extent. {} for None.
+
+    A first row frame,x1,y1,x2,y2 or frame,x,y is a header. SettingsError for a row that is neither.
+    """
+    if boxes is None:
+        return {}
+    if (path := table_of(boxes)) is None:
+        raise SettingsError(f"boxes is {boxes!r}; it must be csv:FILE")
+    found: dict[str, Box] = {}
+    for line, row in table_rows(path, "boxes", [["frame", "x1", "y1", "x2", "y2"], ["frame", "x", "y"]]):
+        if row[0] in found:
+            raise SettingsError(f"boxes: {path!r} names {shorten(row[0], 60)!r} twice, the second time in line {line}")
+        found[row[0]] = _box(row, f"boxes: line {line} of {path!r}")
+    return found
+
+
+def _box(row: list[str], where: str) -> Box:
+    try:
+        numbers = [float(value) for value in row[1:]]
+    except ValueError:
+        raise SettingsError(f"{where} is {','.join(row)[:80]!r}; behind the frame's name must come numbers") from None
+    if len(numbers) == 2:
+        numbers *= 2
+    if len(numbers) != 4 or not np.isfinite(numbers).all() or numbers[0] > numbers[2] or numbers[1] > numbers[3]:
+        raise SettingsError(f"{where} is {','.join(row)[:80]!r}; it must be frame,x1,y1,x2,y2 (x1<=x2) or frame,x,y")
+    return numbers[0], numbers[1], numbers[2], numbers[3]

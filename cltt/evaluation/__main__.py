@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from argparse import BooleanOptionalAction
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from cltt import checkpoint, cli, config, distributed
-from cltt.config import DEVICES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, DataSettings, check_fields
+from cltt.config import DEVICES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, NORMALISATIONS, DataSettings, check_fields
 from cltt.distributed import RankInfo
 from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation import results
@@ -27,15 +26,11 @@ from cltt.evaluation.plots import UNTRAINED, draw_map, draw_neighbours
 from cltt.evaluation.probe import ProbeSettings
 from cltt.files import atomic
 from cltt.files.atomic import file_sha256
-from cltt.frames.decode_cpu import FrameDecoder
-from cltt.frames.geometry import Framing
 from cltt.models.encoders import build_encoder
 from cltt.models.weights import Weights, read_weights
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize.embeddings import Embeddings, check_npz
 from cltt.visualize.figures import check_save_path, save_figure
-
-NORMALISATIONS = ("imagenet", "none")
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +208,7 @@ class _Pictures:
         self.images = images
 
     def __call__(self, rows: np.ndarray, side: int) -> np.ndarray:
-        decoder = FrameDecoder(Framing(image_size=side))
-        with ThreadPoolExecutor(4) as pool:
-            batch = self.images.take(rows).batch(0, len(rows), decoder, pool)
+        batch = self.images.take(rows).batch(0, len(rows), side)
         return batch.permute(0, 2, 3, 1).numpy()
 
 

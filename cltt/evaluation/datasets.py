@@ -53,6 +53,9 @@ class LabelledSettings:
         None, "groups that are the test part, as in s3,s7,s10 (default: a fifth)", type=str
     )
     val_groups: str | None = setting(None, "groups that are the val part (default: a tenth of train)", type=str)
+    clips: str | None = setting(
+        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)", type=str
+    )
     max_images: int = setting(
         50_000,
         "at most so many images of a part, evenly spread (0: all); more hardly make accuracies more exact",
@@ -151,6 +154,8 @@ def open_labelled(
 def _find(path: Path, settings: LabelledSettings) -> _Found:
     if (path / format.INDEX).is_file():
         return _find_in_shards(path, settings)
+    if settings.clips is not None:
+        raise SettingsError(f"--clips picks clips of shards, but {str(path)!r} holds none; leave it out")
     for folder in (path, path / "cifar-10-batches-py", path / "cifar-100-python"):
         if (folder / "data_batch_1").is_file() or ((folder / "meta").is_file() and (folder / "train").is_file()):
             if settings.label_from or settings.group_from:
@@ -265,6 +270,10 @@ def _find_in_shards(path: Path, settings: LabelledSettings) -> _Found:
     keys = [dataset.clip_key(clip) for clip in range(dataset.num_clips)]
     rule = _label_rule(settings.label_from, {key: key for key in keys})
     own = [dataset.label_names[label] if label >= 0 else None for label in dataset.labels.tolist()]
+    labels = own if rule is None else list(map(rule, keys))
+    if settings.clips is not None:
+        picked = set(dataset.listed_clips(settings.clips).tolist())
+        labels = [label if clip in picked else None for clip, label in enumerate(labels)]
     part = None
     if dataset.split_names:
         part = np.full(dataset.num_clips, -1)
@@ -276,7 +285,7 @@ def _find_in_shards(path: Path, settings: LabelledSettings) -> _Found:
         np.repeat(np.arange(dataset.num_clips), dataset.clip_lengths),
         "clip",
         keys,
-        own if rule is None else list(map(rule, keys)),
+        labels,
         part,
         _named_groups(keys, settings.group_from),
         dataset.label_names if rule is None else None,
@@ -298,12 +307,17 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
     part = found.part if settings.test_groups is None else _parts_by_group(found, settings)
     if part is not None:
         parts = by_part(images, part[found.unit][labelled])
-        require("train" in parts, f"the train part of {path} has no labelled images; give other data, or --test-groups")
+        where = f"split of the shards in {path}" if found.unit_name == "clip" else f"part of {path}"
+        none = f"the train {where} has no labelled {found.unit_name}s; take others, or give --test-groups"
+        require("train" in parts, none)
     else:
         if group == "clip" and _few_clips(images):
             notes.append("a class has fewer than three clips: parts are cut through clips, which flatters the result")
             images, group = replace(images, groups=np.arange(len(images))), "image"
         parts = split_all(images)
+        if "test" not in parts and found.groups is not None:
+            few = counted(len(set(found.groups)), "group")
+            raise SettingsError(f"{few} are too few; give --test-groups, or a --group-from that makes three a class")
     if part is not found.part and found.part is not None:
         notes.append("the data's own train, val and test are not used: --test-groups says what is tested")
     if "test" in parts and "val" not in parts and (in_val := held_out(parts["train"])) is not None:

@@ -17,9 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cltt.evaluation.images import Images
-from cltt.frames.batch import IMAGENET_MEAN, IMAGENET_STD
-from cltt.frames.decode_cpu import FrameDecoder
-from cltt.frames.geometry import Framing
+from cltt.frames.gather import statistics
 
 READ_THREADS = min(8, os.cpu_count() or 1)
 AHEAD = 2  # batches that are read while the encoder computes
@@ -52,20 +50,12 @@ def extract_features(
     return torch.cat(features)
 
 
-def statistics(normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(offset, scale) float32 [3]: pixels from 0 to 255 enter the network as (pixels - offset) * scale."""
-    if normalise == "none":
-        return torch.zeros(3), torch.full((3,), 1 / 255)
-    return torch.tensor(IMAGENET_MEAN) * 255, 1 / (torch.tensor(IMAGENET_STD) * 255)
-
-
 def _batches(images: Images, image_size: int, batch_size: int) -> Iterator[torch.Tensor]:
     """uint8 [batch_size, 3, S, S], the last shorter; the next are read meanwhile."""
-    decoder = FrameDecoder(Framing(image_size=image_size))
     pending: deque[Future[torch.Tensor]] = deque()
     with ThreadPoolExecutor(READ_THREADS) as pool, ThreadPoolExecutor(1) as ahead:
         for start in range(0, len(images), batch_size):
-            pending.append(ahead.submit(images.batch, start, min(start + batch_size, len(images)), decoder, pool))
+            pending.append(ahead.submit(images.batch, start, min(start + batch_size, len(images)), image_size, pool))
             if len(pending) > AHEAD:
                 yield pending.popleft().result()
         while pending:

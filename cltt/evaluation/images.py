@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 
 from cltt.errors import DataError, InvalidImage
+from cltt.files.patience import Patience
 from cltt.frames.decode_cpu import FrameDecoder
+from cltt.frames.geometry import Framing
 from cltt.shards.dataset import ShardDataset
 from cltt.source import image, jpeg, pixels
 from cltt.visualize.views import clip_name
@@ -70,13 +73,21 @@ class Images:
         """Those in ``rows``: numbers, a mask or a slice."""
         return replace(self, ids=self.ids[rows], labels=self.labels[rows], groups=self.groups[rows])
 
-    def batch(self, start: int, stop: int, decoder: FrameDecoder, pool: Executor) -> torch.Tensor:
-        """Images ``start`` to ``stop``, framed as in training -> uint8 [stop - start, 3, S, S], C innermost."""
-        ids = self.ids[start:stop]
+    def batch(self, start: int, stop: int, image_size: int, pool: Executor | None = None) -> torch.Tensor:
+        """Images ``start`` to ``stop``, framed as in training -> uint8 [stop - start, 3, S, S], C innermost.
+
+        Read and decoded by the threads of ``pool``, or by this one.
+        """
+        ids, decoder = self.ids[start:stop], _decoder(image_size)
         pieces = np.split(ids, range(READ_TOGETHER, len(ids), READ_TOGETHER))
-        read = pool.map(lambda piece: self.source.read(piece, decoder), pieces)
+        read = (pool.map if pool else map)(lambda piece: self.source.read(piece, decoder), pieces)
         batch = np.stack([picture for pictures in read for picture in pictures])
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+@cache
+def _decoder(image_size: int) -> FrameDecoder:
+    return FrameDecoder(Framing(image_size=image_size))
 
 
 def joined(parts: Sequence[Images]) -> Images:
@@ -150,12 +161,14 @@ class ShardSource:
         names = {clip: clip_name(self.dataset, clip) for clip in np.unique(clips).tolist()}
         paths = [self.dataset.frame_name(i) for i in ids.tolist()]
         frames = ids - self.dataset.clip_offsets[clips]
-        return Places(paths, [names[clip] for clip in clips.tolist()], frames, np.full(len(ids), np.nan))
+        times = self.dataset.frame_time(ids)
+        nowhere = np.full(len(ids), np.nan)
+        return Places(paths, [names[clip] for clip in clips.tolist()], frames, nowhere if times is None else times)
 
 
 def _read(file: Path) -> bytes:
     try:
-        return image.read_source(file)
+        return Patience().ask(file, lambda: image.read_source(file))
     except InvalidImage as error:
         raise DataError(f"{file} cannot be decoded as an image ({error})") from error
     except OSError as error:

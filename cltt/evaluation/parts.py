@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cltt.build.labels import MAX_TABLE, Rule, labeller, table_rows
+from cltt.build.labels import Rule, labeller, table_rows
 from cltt.errors import SettingsError
 from cltt.evaluation.images import Images, ShardSource
-from cltt.files.regular import read_regular
-from cltt.text import counted, shorten
+from cltt.text import shorten
 
 PARTS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
@@ -39,12 +38,8 @@ def first_of(rules: Sequence[Rule]) -> Rule:
 
 
 def _path_table(table: str, flag: str) -> Rule:
-    try:
-        text = read_regular(table, MAX_TABLE).decode("utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise SettingsError(f"{flag}: cannot read {table!r}: {error.strerror}") from error
     names: dict[str, str] = {}
-    for line, row in table_rows(table, text, flag, "\t" if "\t" in text.partition("\n")[0] else ","):
+    for line, row in table_rows(table, flag, [["path", "label"], ["path", "group"]], tabs=True):
         if len(row) < 2:
             raise SettingsError(f"{flag}: {table!r} must have two columns, path and name; line {line} has {len(row)}")
         if names.setdefault(row[0].strip("/"), row[1]) != row[1]:
@@ -58,8 +53,8 @@ def _path_table(table: str, flag: str) -> Rule:
 def split_all(images: Images) -> dict[str, Images]:
     """Train, val and test, 60, 20 and 20% of the groups of each class.
 
-    Where groups hold images of several classes, of all groups. SettingsError if there are too few groups for a test
-    part. A class, or the whole, of fewer than three groups goes to train.
+    Where groups hold images of several classes, of all groups. A class, or the whole, of fewer than three groups goes
+    to train.
     """
     groups = _Groups(images)
     part = np.zeros(len(groups.strata), np.int64)
@@ -67,11 +62,6 @@ def split_all(images: Images) -> dict[str, Images]:
         if len(members) >= len(PARTS):
             val, test = (max(round(share * len(members)), 1) for share in SPLIT_SHARES[1:])
             part[members[-val - test : -test]], part[members[-test:]] = 1, 2
-    if 2 not in part:
-        few = counted(len(part), "group")
-        raise SettingsError(
-            f"{few} are too few to split; give --test-groups, or a --group-from that makes three a class"
-        )
     return by_part(images, part[groups.of_image])
 
 

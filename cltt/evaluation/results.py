@@ -18,6 +18,7 @@ from cltt.files.regular import read_regular
 from cltt.visualize.figures import save_figure
 
 NAME = "evaluation"
+JSON_FILE = f"{NAME}.json"
 # Evaluations of these in common are one evaluation done again.
 KEY = ("checkpoint", "data", "rules", "image_size", "normalise", "probe")
 MAX_BYTES = 1 << 28

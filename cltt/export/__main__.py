@@ -1,7 +1,7 @@
 """``cltt export CHECKPOINT OUT``: a trained encoder for other programs, with a card that says what it is.
 
 OUT ends in .pth (a state dict for ``torch.load``) or .safetensors. Its names are torchvision's, so that it loads with
-``strict=True`` into ``torchvision.models.resnet18()`` once that model's ``fc`` is an ``Identity``.
+``strict=True`` into ``torchvision.models.resnet18()`` once that model's ``fc`` (of a Swin: ``head``) is an ``Identity``.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _loading(weights: Weights, file: Path) -> list[str]:
     read = f'safetensors.torch.load_file("{file.name}")' if file.suffix == SAFETENSORS else f'torch.load("{file.name}")'
     return [
         f"encoder = torchvision.models.{weights.backbone}()",
-        "encoder.fc = torch.nn.Identity()",
+        f"encoder.{'fc' if weights.backbone.startswith('resnet') else 'head'} = torch.nn.Identity()",
         f"encoder.load_state_dict({read}, strict=True)",
     ]
 

@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.patience import Patience
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, patience: Patience | None = None) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    for piece in (patience or Patience()).pieces(path):
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def file_crc32(path: Path) -> int:
+def file_crc32(path: Path, patience: Patience | None = None) -> int:
     crc = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
+    for piece in (patience or Patience()).pieces(path):
+        crc = zlib.crc32(piece, crc)
     return crc
 
 
@@ -119,6 +118,7 @@ def check_writable(folder: Path, remedy: str) -> None:
     """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
 
     A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
+    A full disk is none of the reasons: it may have room again when there is something to write.
     """
     folder = folder.absolute()
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
@@ -127,6 +127,8 @@ def check_writable(folder: Path, remedy: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if error.errno in _FULL:
+            return
         why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or error
         raise SettingsError(f"cannot write to {folder}: {why}; {remedy}") from error
     finally:

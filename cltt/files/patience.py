@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from cltt.errors import StorageError
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _NAMES = ("EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN", "EREMOTEIO")  # macOS lacks the last
 PASSING = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
-IO_PATIENCE = 600.0  # seconds
+IO_PATIENCE, MAX_PATIENCE = 600.0, 1e6  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 15.0  # seconds between two tries; each pause is twice the one before
 PIECE = 1 << 20
 T = TypeVar("T")
@@ -47,10 +48,15 @@ class Patience:
     """Tries reads again for ``seconds``; any number of threads may share one.
 
     One line is said when the first thread begins to wait, and one when none waits any longer.
+
+    Attributes:
+        seconds: how long.
+        meanwhile: makes a context that each thread enters while it waits.
     """
 
     def __init__(self, seconds: float = IO_PATIENCE, say: Callable[[str], None] = log.warning) -> None:
         self.seconds = seconds
+        self.meanwhile: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self._say = say
         self._lock = threading.Lock()
         self._waiting = 0
@@ -73,9 +79,9 @@ class Patience:
         """The whole contents of a file; ``follow`` as in :func:`open_regular`."""
         return self.ask(path, lambda: _read_whole(path, follow))
 
-    def pieces(self, path: AnyPath, size: int = PIECE) -> Iterator[bytes]:
-        """The contents of a file, ``size`` bytes at a time."""
-        with Handle(path) as file:
+    def pieces(self, path: AnyPath, size: int = PIECE, *, follow: bool = True) -> Iterator[bytes]:
+        """The contents of a file, ``size`` bytes at a time; ``follow`` as in :func:`open_regular`."""
+        with Handle(path, follow=follow) as file:
             offset = 0
             while piece := self.ask(path, lambda: file.read(size, offset)):  # noqa: B023  # called at once
                 yield piece
@@ -84,7 +90,7 @@ class Patience:
     def _ask_again(self, path: str, attempt: Callable[[], T], error: OSError) -> T:
         deadline = time.monotonic() + self.seconds
         pause = FIRST_PAUSE
-        with self._waits(path, error):
+        with self._waits(path, error), self.meanwhile():
             while (left := deadline - time.monotonic()) > 0:
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)

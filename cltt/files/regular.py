@@ -11,6 +11,7 @@ from cltt.errors import SettingsError
 from cltt.text import shorten
 
 AnyPath = str | bytes | os.PathLike[str]
+_LONGEST_NAME = os.pathconf("/", "PC_NAME_MAX")  # bytes
 
 
 def open_regular(path: AnyPath, *, follow: bool = True) -> int:
@@ -37,10 +38,9 @@ def _require_regular(status: os.stat_result, path: AnyPath) -> None:
 def read_regular(path: AnyPath, limit: int, *, follow: bool = True) -> bytes:
     """All of a small file; OSError as :func:`open_regular` raises it, or if it has more than ``limit`` bytes."""
     with os.fdopen(open_regular(path, follow=follow), "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"more than {limit:,} bytes", os.fsdecode(path))
-    return data
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"more than {limit:,} bytes", os.fsdecode(path))
+        return file.read()
 
 
 def is_regular(path: Path) -> bool:
@@ -59,7 +59,8 @@ def check_path(path: AnyPath, what: str) -> None:
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        if any(len(part) > _LONGEST_NAME for part in os.fsencode(path).split(b"/")):  # of a folder that is to be made
+            raise SettingsError(f"{what} {shown!r} cannot be used: File name too long") from None
     except OSError as error:
         raise SettingsError(f"{what} {shown!r} cannot be used: {error.strerror}") from error
     except ValueError as error:  # a NUL within

@@ -2,9 +2,12 @@
 
 A parameter is a hash of (seed, epoch, window, frame), so it does not depend on rank, place in the batch, or where a run
 was resumed. The recipe is SimCLR's (Chen et al. 2020, arXiv:2002.05709, appendix A, strength 1) but for three things.
-Crops cover at least 0.2 of the frame, as in MoCo v2 (arXiv:2003.04297), not 0.08. A crop that would not fit is clipped
-rather than drawn again. The colour changes come in one fixed order, as one affine map of RGB whose values are clipped
-once, at its end; contrast turns about mid grey.
+Crops cover at least 0.2 of the frame, as in MoCo v2 (arXiv:2003.04297), not 0.08. The colour changes come in one fixed
+order, as one affine map of RGB whose values are clipped once, at its end. Hue turns the colours of YIQ, not of HSV.
+
+Crops are drawn by the rule of torchvision's RandomResizedCrop, contrast turns about the mean grey of the crop as its
+ColorJitter has it, and all other shares and ranges are its arguments in SimCLR's recipe
+(https://docs.pytorch.org/vision/stable/transforms.html).
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cltt.sampling.permutation import GOLDEN, mix64
+
 Array = np.ndarray
 Shrink = Callable[[Array, Array], None]  # source [., ., 3] into target [h, w, 3]
 AREA = (0.2, 1.0)
@@ -22,11 +27,12 @@ ASPECT = (3 / 4, 4 / 3)
 JITTER, HUE = 0.8, 0.2  # brightness, contrast, saturation +-0.8; hue +-0.2 of a full turn
 COLOUR_SHARE, GREY_SHARE, BLUR_SHARE = 0.8, 0.2, 0.5
 SIGMA = (0.1, 2.0)  # in pixels
-MIDDLE = 128.0
-_LUMA = np.array([0.299, 0.587, 0.114])
-_TO_YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+TRIES = 10  # to draw a crop that fits, before the centre is taken
+LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _JITTERED = ("brightness", "contrast", "saturation")
-_DRAWS = ("area", "aspect", "top", "left", "flip", "jitter", *_JITTERED, "hue", "grey", "blur", "sigma")
+_AREAS, _ASPECTS = ([f"{name}{k}" for k in range(TRIES)] for name in ("area", "aspect"))
+_DRAWS = (*_AREAS, *_ASPECTS, "top", "left", "flip", "jitter", *_JITTERED, "hue", "grey", "blur", "sigma")
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Augmentation:
     Attributes:
         box: int64 [n, 4], top, left, height, width of the crop, which is resized to S x S.
         flip: bool [n], then mirrored left to right.
-        colour: float32 [n, 3, 4], then mapped: rgb -> colour[:, :3] @ rgb + colour[:, 3], clipped to 0..255.
+        colour: float32 [n, 3, 4], then mapped: rgb -> colour[:, :3] @ rgb + colour[:, 3] * m, clipped to 0..255; m is
+            the mean of the crop's luma.
         sigma: float32 [n], then blurred by a Gaussian of this deviation in pixels; 0: not blurred.
     """
 
@@ -51,61 +58,67 @@ def blur_window(image_size: int) -> int:
     return 2 * (image_size // 20) + 1
 
 
-def uniforms(seed: int, epoch: int, window_ids: Array, frame_ids: Array, scope: str) -> dict[str, Array]:
+def random_numbers(seed: int, epoch: int, window_ids: Array, frame_ids: Array, scope: str) -> dict[str, Array]:
     """Numbers in [0, 1), float64 [b, T] for each draw; ``scope`` "window": all T frames of a window get the same."""
     key = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
     frames = np.broadcast_to(window_ids[:, None], frame_ids.shape) if scope == "window" else frame_ids
-    state = _mixed(_mixed(window_ids.astype(np.uint64)[:, None] ^ key[0]) ^ frames.astype(np.uint64) ^ key[1])
-    numbers = (np.arange(len(_DRAWS), dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    draws = _mixed(state[..., None] + numbers) >> np.uint64(11)
+    state = mix64(mix64(window_ids.astype(np.uint64)[:, None] ^ key[0]) ^ frames.astype(np.uint64) ^ key[1])
+    steps = (np.arange(len(_DRAWS), dtype=np.uint64) + np.uint64(1)) * GOLDEN
+    draws = mix64(state[..., None] + steps) >> np.uint64(11)
     return {name: draws[..., k] * 2.0**-53 for k, name in enumerate(_DRAWS)}
 
 
-def _mixed(x: Array) -> Array:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195): uint64 -> uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def drawn(kind: str, uniform: dict[str, Array], sizes: Array) -> Augmentation:
-    """Turn ``uniform`` numbers [n] each into parameters for frames of ``sizes`` int [n, 2] (h, w).
+def sample_params(kind: str, numbers: dict[str, Array], sizes: Array) -> Augmentation:
+    """Turn random ``numbers`` [n] each into parameters for frames of ``sizes`` int [n, 2] (h, w).
 
     ``kind``: "crop" (random resized crop and flip) or "simclr" (these, colour, grey, blur).
     """
     count = len(sizes)
-    box, flip = _crop_boxes(uniform, sizes), uniform["flip"] < 0.5
+    box, flip = _crop_boxes(numbers, sizes), numbers["flip"] < 0.5
     if kind == "simclr":
-        sigma = np.where(uniform["blur"] < BLUR_SHARE, _between(uniform["sigma"], SIGMA), 0)
-        return Augmentation(box, flip, _colour_maps(uniform), sigma.astype(np.float32))
+        sigma = np.where(numbers["blur"] < BLUR_SHARE, _between(numbers["sigma"], SIGMA), 0)
+        return Augmentation(box, flip, _colour_maps(numbers), sigma.astype(np.float32))
     keep = np.broadcast_to(np.eye(3, 4, dtype=np.float32), (count, 3, 4))
     return Augmentation(box, flip, keep, np.zeros(count, np.float32))
 
 
-def _between(uniform: Array, limits: tuple[float, float]) -> Array:
-    return limits[0] + uniform * (limits[1] - limits[0])
+def _between(numbers: Array, limits: tuple[float, float]) -> Array:
+    return limits[0] + numbers * (limits[1] - limits[0])
 
 
-def _crop_boxes(uniform: dict[str, Array], sizes: Array) -> Array:
-    area = _between(uniform["area"], AREA) * sizes.prod(axis=1)
-    aspect = np.exp(_between(uniform["aspect"], (np.log(ASPECT[0]), np.log(ASPECT[1]))))
-    sides = np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=1)
-    sides = np.clip(np.rint(sides), 1, sizes).astype(np.int64)
-    corner = np.stack([uniform["top"], uniform["left"]], axis=1) * (sizes - sides + 1)
-    return np.concatenate([corner.astype(np.int64), sides], axis=1)
+def _crop_boxes(numbers: dict[str, Array], sizes: Array) -> Array:
+    """Boxes [n, 4]: the first of ten draws of area and aspect that fits, anywhere in the frame, else its centre."""
+    areas, aspects = (np.stack([numbers[name] for name in names], axis=1) for names in (_AREAS, _ASPECTS))
+    area = _between(areas, AREA) * sizes.prod(axis=1)[:, None]
+    aspect = np.exp(_between(aspects, (np.log(ASPECT[0]), np.log(ASPECT[1]))))
+    tries = np.rint(np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=2)).astype(np.int64)
+    fits = ((tries > 0) & (tries <= sizes[:, None])).all(axis=2)
+    drawn = tries[np.arange(len(sizes)), fits.argmax(axis=1)]  # where none fits, not used
+    corner = (np.stack([numbers["top"], numbers["left"]], axis=1) * (sizes - drawn + 1)).astype(np.int64)
+    centre = _central_sides(sizes)
+    fallback = np.concatenate([(sizes - centre) // 2, centre], axis=1)
+    return np.where(fits.any(axis=1)[:, None], np.concatenate([corner, drawn], axis=1), fallback)
 
 
-def _colour_maps(uniform: dict[str, Array]) -> Array:
+def _central_sides(sizes: Array) -> Array:
+    """Height and width [n, 2] of the largest central box whose width over height lies within ASPECT."""
+    height, width = sizes[:, 0], sizes[:, 1]
+    low = np.minimum(height, np.rint(width / ASPECT[0]))
+    narrow = np.minimum(width, np.rint(height * ASPECT[1]))
+    return np.maximum(np.stack([low, narrow], axis=1), 1).astype(np.int64)
+
+
+def _colour_maps(numbers: dict[str, Array]) -> Array:
     """float32 [n, 3, 4]: brightness, contrast, saturation, hue, then grey, each where it was drawn."""
-    jitter = uniform["jitter"] < COLOUR_SHARE
-    scale = {name: np.where(jitter, _between(uniform[name], (1 - JITTER, 1 + JITTER)), 1) for name in _JITTERED}
-    angle = np.where(jitter, _between(uniform["hue"], (-HUE, HUE)), 0) * 2 * np.pi
-    eye, grey = np.eye(3), np.tile(_LUMA, (3, 1))
-    saturation = np.where(uniform["grey"] < GREY_SHARE, 0, scale["saturation"])[:, None, None]
+    jitter = numbers["jitter"] < COLOUR_SHARE
+    scale = {name: np.where(jitter, _between(numbers[name], (1 - JITTER, 1 + JITTER)), 1) for name in _JITTERED}
+    angle = np.where(jitter, _between(numbers["hue"], (-HUE, HUE)), 0) * 2 * np.pi
+    eye, grey = np.eye(3), np.tile(LUMA, (3, 1))
+    saturation = np.where(numbers["grey"] < GREY_SHARE, 0, scale["saturation"])[:, None, None]
     matrix = (saturation * eye + (1 - saturation) * grey) @ _hue_turns(angle)
     gain = scale["brightness"] * scale["contrast"]
-    offset = MIDDLE * (1 - scale["contrast"])
-    shift = matrix.sum(axis=2) * offset[:, None]
+    of_mean = scale["brightness"] * (1 - scale["contrast"])
+    shift = matrix.sum(axis=2) * of_mean[:, None]
     return np.concatenate([matrix * gain[:, None, None], shift[..., None]], axis=2).astype(np.float32)
 
 
@@ -118,14 +131,16 @@ def _hue_turns(angle: Array) -> Array:
     return np.linalg.inv(_TO_YIQ) @ turns @ _TO_YIQ
 
 
-def apply(frame: Array, augmentation: Augmentation, k: int, shrink: Shrink, out: Array) -> None:
+def augment(frame: Array, augmentation: Augmentation, k: int, shrink: Shrink, out: Array) -> None:
     """Augment one ``frame`` uint8 [h, w, 3] by entry ``k`` into ``out`` uint8 [S, S, 3], with OpenCV."""
     top, left, height, width = augmentation.box[k].tolist()
     shrink(frame[top : top + height, left : left + width], out)
     if augmentation.flip[k]:
-        out[:] = out[:, ::-1].copy()
+        cv2.flip(out, 1, dst=out)
     if not np.array_equal(augmentation.colour[k], np.eye(3, 4)):
-        cv2.transform(out, augmentation.colour[k], dst=out)
+        colour = augmentation.colour[k].copy()
+        colour[:, 3] *= np.dot(LUMA, cv2.mean(out)[:3])
+        cv2.transform(out, colour, dst=out)
     if augmentation.sigma[k] > 0:
         window = blur_window(len(out))
         cv2.GaussianBlur(out, (window, window), float(augmentation.sigma[k]), dst=out)

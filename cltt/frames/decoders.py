@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import numpy as np
+import simplejpeg
 import torch
 
+from cltt.device import hardware_jpeg_engines
+from cltt.errors import DataError
 from cltt.frames.decode_cpu import FrameDecoder, frame_size
+from cltt.frames.gather import on_device
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
 
@@ -58,66 +63,117 @@ class DaliDecoder:
     """DALI's decode graph: ``mixed`` on a GPU, the same graph on the CPU with ``device`` cpu (slow; for comparison).
 
     One bad JPEG fails DALI's whole batch. Then each is decoded on the CPU to find out which, and the good ones go
-    through a new graph; if that fails as well, their pixels are those of the CPU decoder.
+    through a new graph. If that fails as well, a picture drawn here goes through one more: if DALI takes it, it only
+    dislikes what the CPU can decode, and these frames' pixels are those of the CPU decoder; if not, DALI does not work
+    here (a library or driver it needs is missing, say), which is said once, and all further frames are the CPU's.
+
+    Raises DataError when DALI finds no memory on the GPU.
     """
 
     job_frames = 128
     _GRAPHS = 2
 
     def __init__(self, framing: Framing, device: torch.device, threads: int) -> None:
-        from cltt.frames.dali_graphs import DecodeGraphs
+        from cltt.frames.gpu.dali_graphs import DecodeGraphs
 
         self.framing, self.device = framing, device
-        device_id = (device.index or 0) if device.type == "cuda" else None
-        self._graphs = DecodeGraphs(self._GRAPHS, self.job_frames, threads, device_id)
+        on_gpu = device.type == "cuda"
+        hardware = on_gpu and bool(hardware_jpeg_engines())
+        self._graphs = DecodeGraphs(
+            self._GRAPHS, self.job_frames, threads, (device.index or 0) if on_gpu else None, hardware
+        )
         self._cpu = CpuDecoder(framing)
+        self._works = True
+        # (h, w) of a JPEG -> top, left, height, width of the part stored, and height, width at which it is
+        self._cuts: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def decode(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
         """As :meth:`Decoder.decode`; any number of JPEGs."""
         failures: dict[int, str] = {}
-        for first in range(0, len(jpegs), self.job_frames):
-            part = slice(first, first + self.job_frames)
-            found = self._decode_part(jpegs[part], slots[part], store)
-            failures |= {first + position: reason for position, reason in found.items()}
+        # A worker thread's device is the first until it is told: a CUDA context of half a gigabyte there.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            for first in range(0, len(jpegs), self.job_frames):
+                part = slice(first, first + self.job_frames)
+                found = self._decode_part(jpegs[part], slots[part], store)
+                failures |= {first + position: reason for position, reason in found.items()}
         return failures
 
     def _decode_part(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
-        try:
-            self._run(jpegs, slots, store)
+        if self._works and self._run_or_say_why(jpegs, slots, store) is None:
             return {}
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError):
-            aside = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
-            failures = self._cpu.decode(jpegs, range(len(jpegs)), aside)
+        aside = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
+        failures = self._cpu.decode(jpegs, range(len(jpegs)), aside)
         good = [k for k in range(len(jpegs)) if k not in failures]
-        try:
-            if good:
-                self._run([jpegs[k] for k in good], [slots[k] for k in good], store)
-        except (RuntimeError, ValueError) as error:
-            log.warning("DALI cannot decode %d frames that the CPU can: %s", len(good), str(error).split("\n")[0])
-            self._write(store, [slots[k] for k in good], [aside.frame(k) for k in good])
+        rest = [slots[k] for k in good]
+        if not good:
+            return failures
+        if self._works:
+            reason = self._run_or_say_why([jpegs[k] for k in good], rest, store)
+            if reason is None:
+                return failures
+            self._note_failure(reason, len(good))
+        self._write(store, rest, [aside.frame(k) for k in good])
         return failures
 
-    def _run(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> None:
+    def _run_or_say_why(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> str | None:
+        """Decode into slots -> None, or why DALI cannot."""
+        try:
+            self._write(store, slots, self._graphs.decode(jpegs, *self._parts(jpegs)))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, OSError) as error:
+            if _is_out_of_memory(str(error)):
+                raise DataError(
+                    "the GPU has no memory left to decode frames with DALI; leave it some with a smaller --cache-gb or "
+                    f"--batch-size ({_first_line(error)})"
+                ) from error
+            return _first_line(error)
+        return None
+
+    def _note_failure(self, reason: str, frames: int) -> None:
+        """DALI failed on frames that the CPU can decode: on these, or on all?"""
+        probe = simplejpeg.encode_jpeg(np.full((64, 64, 3), 128, np.uint8))
+        try:
+            self._graphs.decode([probe], *self._parts([probe]))
+        except (RuntimeError, ValueError, OSError) as error:
+            if self._works:
+                self._works = False
+                log.warning(
+                    "DALI does not decode here (%s); from now on frames are decoded on the CPU, which is slower and "
+                    "differs by up to 2/255 on average; python -m cltt.doctor says what is missing",
+                    _first_line(error),
+                )
+        else:
+            log.warning("DALI cannot decode %d frames that the CPU can: %s", frames, reason)
+
+    def _parts(self, jpegs: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The part stored of each JPEG, int64 [n, 4], and its size in the store, int64 [n, 2]."""
         shapes = [frame_size(jpeg) for jpeg in jpegs]
-        boxes = np.array([self.framing.box(*shape) for shape in shapes])
-        sizes = np.array([self.framing.stored_size(*shape) for shape in shapes])
-        self._write(store, slots, self._graphs.decode(jpegs, boxes, sizes))
+        for shape in set(shapes) - self._cuts.keys():
+            self._cuts[shape] = (*self.framing.box(*shape), *self.framing.stored_size(*shape))
+        cuts = np.array([self._cuts[shape] for shape in shapes])
+        return cuts[:, :4], cuts[:, 4:]
 
     def _write(self, store: FrameStore, slots: Sequence[int], frames: torch.Tensor | list[torch.Tensor]) -> None:
         """Copy frames [h, w, 3] into slots; when this returns the copy is done and ``frames`` may go."""
+        where = np.asarray(slots)
         with own_stream(self.device) as stream:
-            if stream is not None and store.gathered is not None:
-                stream.wait_event(store.gathered)
+            store.wait_writable(where, stream)
             if isinstance(frames, torch.Tensor):
-                rows = torch.tensor(slots, device=store.device)
-                store.rows()[:, : frames[0].numel()].index_copy_(0, rows, frames.flatten(1))
+                store.rows()[:, : frames[0].numel()].index_copy_(0, on_device(where, store.device), frames.flatten(1))
             else:
                 for slot, frame in zip(slots, frames, strict=True):
                     store.row(slot)[: frame.numel()].copy_(frame.reshape(-1))
-        for slot, frame in zip(slots, frames, strict=True):
-            store.sizes[slot] = frame.shape[:2]
+        store.sizes[where] = frames.shape[1:3] if isinstance(frames, torch.Tensor) else [f.shape[:2] for f in frames]
+
+
+def _is_out_of_memory(message: str) -> bool:
+    return any(words in message.lower() for words in ("out of memory", "cudaerrormemoryallocation", "bad_alloc"))
+
+
+def _first_line(error: BaseException) -> str:
+    """What DALI says without the stack it adds."""
+    return str(error).strip().split("\n")[0]
 
 
 def best_decoder(framing: Framing, device: torch.device, threads: int) -> Decoder:

@@ -27,20 +27,21 @@ class FrameStore:
             :meth:`exchange`; None: one page, which stays here.
 
     Attributes:
-        pages: uint8 [page_slots, P*3] each; numpy arrays on a CPU, tensors elsewhere.
         sizes: int32 [slots, 2], h and w, on the host.
-        gathered: on CUDA, the event after which every slot given back so far may be written to.
+
+    On CUDA reading is queued long before it happens. Whoever queues it says so (:meth:`mark_read`), and whoever writes
+    into those slots later waits for that, and for nothing queued since (:meth:`wait_writable`).
     """
 
     def __init__(self, slots: int, framing: Framing, device: torch.device, page_slots: int | None = None) -> None:
         self.framing, self.device = framing, device
-        self.gathered: torch.cuda.Event | None = None
         self.sizes = np.full((slots, 2), framing.short, dtype=np.int32)
         self._exchanges = page_slots is not None
         self.page_slots = page_slots or slots
-        self.pages: list[Any] = [self._new_page() for _ in range(slots // self.page_slots)]
-        if device.type == "cuda":  # torch may hand out memory that queued work still uses
-            self.gathered = torch.cuda.current_stream(device).record_event()
+        # uint8 [page_slots, P*3] each; numpy arrays on a CPU, tensors elsewhere.
+        self._pages: list[Any] = [self._new_page() for _ in range(slots // self.page_slots)]
+        self._last_reads = np.full(slots, None)  # of each slot, the CUDA event of its last read
+        self.mark_read(np.arange(slots))  # torch may hand out memory that queued work still uses
 
     def _new_page(self) -> np.ndarray | torch.Tensor:
         shape = (self.page_slots, self.framing.pixels * 3)
@@ -49,13 +50,24 @@ class FrameStore:
         # numpy asks the kernel for huge pages, torch does not. A slot that is never used takes no memory.
         return np.empty(shape, np.uint8)
 
+    def mark_read(self, slots: np.ndarray) -> None:
+        """Reading ``slots`` [n] has been queued on the current CUDA stream."""
+        if self.device.type == "cuda":
+            self._last_reads[slots] = torch.cuda.current_stream(self.device).record_event()
+
+    def wait_writable(self, slots: np.ndarray, stream: torch.cuda.Stream | None) -> None:
+        """Work queued on ``stream`` from now on comes after every read of ``slots`` that was marked so far."""
+        if stream is not None:
+            for event in set(self._last_reads[slots].tolist()):
+                stream.wait_event(event)
+
     @property
     def slots(self) -> int:
         return len(self.sizes)
 
     def rows(self, page: int = 0) -> torch.Tensor:
         """All slots of a page, uint8 [page_slots, P*3], a view."""
-        return torch.as_tensor(self.pages[page])
+        return torch.as_tensor(self._pages[page])
 
     def row(self, slot: int) -> torch.Tensor:
         """A slot, uint8 [P*3], a view."""
@@ -65,7 +77,17 @@ class FrameStore:
     def host_row(self, slot: int) -> np.ndarray:
         """A slot of a store on a CPU, uint8 [P*3], a view."""
         page, row = divmod(slot, self.page_slots)
-        return self.pages[page][row]
+        return self._pages[page][row]
+
+    def host_frame(self, slot: int) -> np.ndarray:
+        """The frame in ``slot`` of a store on a CPU, uint8 [h, w, 3], a view."""
+        height, width = self.sizes[slot].tolist()
+        return self.host_row(slot)[: height * width * 3].reshape(height, width, 3)
+
+    def gather_into(self, slots: np.ndarray, rows: np.ndarray) -> None:
+        """Copy ``slots`` [n], all of one page of a store on a CPU, into ``rows`` uint8 [n, P*3]."""
+        page = int(slots[0]) // self.page_slots
+        np.take(self._pages[page], slots - page * self.page_slots, axis=0, out=rows, mode="clip")
 
     def frame(self, slot: int) -> torch.Tensor:
         """The frame in ``slot``, uint8 [h, w, 3], a view."""
@@ -80,8 +102,8 @@ class FrameStore:
 
     def exchange(self, page: int, memory: np.ndarray) -> np.ndarray:
         """Give away the memory of ``page`` with what is in it and take ``memory`` of the same size in its place."""
-        given: np.ndarray = self.pages[page]
-        self.pages[page] = memory.reshape(given.shape)
+        given: np.ndarray = self._pages[page]
+        self._pages[page] = memory.reshape(given.shape)
         return given
 
 
@@ -112,4 +134,4 @@ def own_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
         with torch.cuda.stream(stream):
             yield stream
     finally:
-        stream.synchronize()
+        stream.record_event().synchronize()  # torch's sync debug mode looks for waits on a stream: those in training

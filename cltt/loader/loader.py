@@ -5,34 +5,41 @@ Legend: B windows a step over all ranks; b = B/world_size; T frames in a window;
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, require, require_one_of
+from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, NORMALISATIONS, require, require_one_of
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
-from cltt.frames.augment import uniforms
+from cltt.files.patience import IO_PATIENCE
+from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
-from cltt.loader.fetch import Dataset, Frames
+from cltt.loader.ahead import Ahead
+from cltt.loader.bad_frames import BadFrames
+from cltt.loader.fetch import Dataset, FrameFetcher
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import PageTable, SlotTable, block_uses
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
 
+log = logging.getLogger(__name__)
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 STATE_VERSION = 1
 # The block in use, and the next one that is filled meanwhile.
 BLOCKS_HELD = 2
+BATCHES_HELD = 2  # one that is used, one that is made
 STEPS_AHEAD = 8
 
 
@@ -41,7 +48,7 @@ class Batch:
     """One step's windows.
 
     Attributes:
-        frames: [b, T, C, S, S], normalised with ImageNet's statistics if of a float type, raw 0..255 if uint8.
+        frames: [b, T, C, S, S], normalised if of a float type, raw 0..255 if uint8.
         window_ids: int64 [b], on the CPU like all ids.
         clip_ids: int64 [b].
         frame_ids: int64 [b, T], dataset-wide.
@@ -51,6 +58,26 @@ class Batch:
     window_ids: torch.Tensor
     clip_ids: torch.Tensor
     frame_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the frames of a batch look: what a loader's state must agree on beside the order and the data."""
+
+    image_size: int
+    augment: str
+    augment_scope: str
+    normalise: str
+
+    def __post_init__(self) -> None:
+        require_one_of("augment", self.augment, AUGMENTATIONS)
+        require_one_of("augment_scope", self.augment_scope, AUGMENT_SCOPES)
+        require_one_of("normalise", self.normalise, NORMALISATIONS)
+
+    @property
+    def framing(self) -> Framing:
+        """An augmentation that crops needs a margin to crop from."""
+        return Framing(image_size=self.image_size, margin=self.augment != "none")
 
 
 class WindowLoader:
@@ -63,6 +90,7 @@ class WindowLoader:
         image_size: S, pixels.
         device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device, where the batches are wanted.
         dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).
+        normalise: of float batches: ``imagenet``, by its mean and deviation, or ``none``, from 0 to 1.
         augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
         seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
@@ -72,12 +100,19 @@ class WindowLoader:
         channels_last: keep C innermost in memory ([b, T, C, S, S] stays the shape); for uint8 it saves a copy.
         max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. In the
             place of a bad frame comes the nearest good one of its window, or, if it has none, of its clip.
+        io_patience: seconds for which the data set's reads are tried again where they fail in a way that passes (EIO,
+            ESTALE ...): no frame is bad for that.
+
+    Attributes:
+        give_up: asked now and then while the consumer waits for a batch; once it is true, GaveUp is raised and the
+            loader stays where it is.
 
     Threads run only while an iterator is open; leaving the loop, closing the loader or leaving its ``with`` ends them.
 
     Raises:
         SettingsError: a value that cannot work.
         DataError: while iterating, more than ``max_bad_frames`` frames cannot be read or decoded.
+        StorageError: while iterating, the storage did not answer for ``io_patience`` seconds.
     """
 
     def __init__(
@@ -101,29 +136,35 @@ class WindowLoader:
         num_threads: int = 4,
         channels_last: bool = False,
         max_bad_frames: int = 100,
+        normalise: str = "imagenet",
+        io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
-        require_one_of("augment", augment, AUGMENTATIONS)
-        require_one_of("augment_scope", augment_scope, AUGMENT_SCOPES)
+        self._look = Look(image_size, augment, augment_scope, normalise)
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
+        require(io_patience >= 0, f"io_patience is {io_patience}; it must be 0 or more seconds")
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
         self.dataset, self.index = dataset, index
+        dataset.patience.seconds = io_patience
+        self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
-        self._order = {"seed": seed, "min_gap": min_gap, "depth": depth, "run": run}
-        self._batch_size, self._share = batch_size, {"rank": rank, "world_size": world_size}
-        self._look = {"image_size": image_size, "augment": augment, "augment_scope": augment_scope}
-        self._cache_bytes, self._threads, self._max_bad = cache_bytes, num_threads, max_bad_frames
-        framing = Framing(image_size=image_size, margin=augment != "none")
+        self._share = {"rank": rank, "world_size": world_size}
+        self._cache_bytes, self._threads = cache_bytes, num_threads
+        framing = self._look.framing
         self._decoder = best_decoder(framing, self.device, num_threads)
-        self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads)
-        self._frames: Frames | None = None
+        self._dtype = dtype
+        self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads, normalise)
+        self._bad = BadFrames(dataset, max_bad_frames)
+        self._fetcher: FrameFetcher | None = None
         self._prefetcher: Prefetcher | None = None
         self._reuses = True  # a frame within its block; else each step decodes into a page of its own
         self._uses = 0
         self._clock = Clock()
         self._stop: weakref.finalize | None = None
-        self.plan, self._step = self._make_plan(0), 0
+        self._longest_block = 0  # steps that the frame memory is sized for
+        self.plan = EpochPlan(index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run)
+        self._step = 0
         self.plan.batch(0, **self._share)  # a rank or world size that cannot work is said here
 
     def __len__(self) -> int:
@@ -156,7 +197,7 @@ class WindowLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer is (batches handed out, not those made ahead): plain values, the same on every rank."""
         plan = self.plan.state_dict(self._step)
-        return {"version": STATE_VERSION, "plan": plan, "fingerprint": self.dataset.fingerprint, **self._look}
+        return {"version": STATE_VERSION, "plan": plan, "fingerprint": self.dataset.fingerprint, **asdict(self._look)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
@@ -165,7 +206,8 @@ class WindowLoader:
             f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
             "resume with the version of cltt that saved it",
         )
-        here = {"fingerprint": self.dataset.fingerprint, **self._look}
+        here = {"fingerprint": self.dataset.fingerprint, **asdict(self._look)}
+        state = {"normalise": "imagenet", **state}  # all that 0.1.0 knew
         differ = [
             f"{name} (saved {state.get(name)}, now {now})" for name, now in here.items() if state.get(name) != now
         ]
@@ -184,13 +226,13 @@ class WindowLoader:
         frames_bad: distinct frames that could not be used; wait_share: share (0..1) of the time from the start of each
         iteration to the end of its last step that the consumer spent waiting for batches.
         """
-        frames = self._frames
-        read, decoded, size = (frames.read, frames.decoded, frames.bytes_read) if frames else (0, 0, 0)
+        fetcher = self._fetcher
+        read, decoded, size = (fetcher.read, fetcher.decoded, fetcher.bytes_read) if fetcher else (0, 0, 0)
         return {
             "frames_read": read,
             "frames_decoded": decoded,
             "frames_reused": self._uses,
-            "frames_bad": len(frames.bad) if frames else 0,
+            "frames_bad": len(self._bad),
             "bytes_read": size,
             "wait_share": self._clock.share,
         }
@@ -204,10 +246,11 @@ class WindowLoader:
     def _rest_of_epoch(self) -> Iterator[Batch]:
         prefetcher = self._start()
         stop = self._stop = weakref.finalize(self, prefetcher.close)
+        ahead = Ahead(lambda: self._begin(prefetcher), len(self.plan) - self._step) if self._begins_ahead else None
         self._clock.resume()
         try:
             while self._step < len(self.plan):
-                batch = self._next_batch(prefetcher)
+                batch = self._finish(*(ahead.take() if ahead else self._begin(prefetcher)))
                 self._step += 1
                 self._clock.waited()
                 try:
@@ -216,34 +259,46 @@ class WindowLoader:
                     self._clock.worked()
         finally:
             stop()
+            if ahead:
+                ahead.close()
             self._maker.close()
+
+    @property
+    def _begins_ahead(self) -> bool:
+        """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
+        return self._decoder.device.type == "cuda" and self._look.augment != "none"
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()
-        self.plan, self._step = self._make_plan(epoch), step
+        self.plan, self._step = self.plan.at_epoch(epoch), step
 
-    def _make_plan(self, epoch: int) -> EpochPlan:
-        order = self._order
-        return EpochPlan(
-            self.index,
-            self._batch_size,
-            seed=order["seed"] or 0,
-            epoch=epoch,
-            min_gap=order["min_gap"] or 0,
-            depth=order["depth"],
-            run=order["run"],
-        )
+    def host_bytes(self) -> tuple[int, int]:
+        """Bytes of main memory for (decoded frames, batches); the memory for frames is taken now."""
+        if self.device.type != "cpu":
+            return 0, 0
+        if self._fetcher is None:
+            self._fetcher = FrameFetcher(self.dataset, self._decoder, self._new_store(), self._bad)
+        frame = self._decoder.framing.image_size**2 * 3
+        batch = self._step_frames * frame * self._dtype.itemsize
+        return self._fetcher.store.slots * self._decoder.framing.pixels * 3, BATCHES_HELD * batch
 
     def _start(self) -> Prefetcher:
-        if self._frames is None:
-            self._frames = Frames(self.dataset, self._decoder, self._new_store(), self._max_bad)
+        if self._fetcher is None:
+            self._fetcher = FrameFetcher(self.dataset, self._decoder, self._new_store(), self._bad)
         elif self._prefetcher is not None and self._prefetcher.running:
             # A thread hangs in a read; when it comes back it must not write to memory that is in use again.
-            self._frames = self._frames.with_store(self._new_store())
-        slots = self._frames.store.slots
+            self._fetcher = self._fetcher.with_store(self._new_store())
+        elif self._reuses and self._block_steps > self._longest_block:
+            log.warning(
+                "epoch %d has blocks of %d steps, but frame memory for blocks of %d: some frames will be decoded again",
+                self.epoch,
+                self._block_steps,
+                self._longest_block,
+            )
+        slots = self._fetcher.store.slots
         self._prefetcher = Prefetcher(
             block_uses(self.plan, self.index, self._step, **self._share),
-            self._frames.fill,
+            self._fetcher.fetch,
             SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
             start=self._step,
             threads=self._threads,
@@ -254,13 +309,19 @@ class WindowLoader:
     @property
     def _step_frames(self) -> int:
         """b*T"""
-        return self._batch_size // self._share["world_size"] * self.index.window_size
+        return self.plan.batch_size // self._share["world_size"] * self.index.window_size
+
+    @property
+    def _block_steps(self) -> int:
+        """Steps of the longest block of this epoch; two epochs may cut theirs differently."""
+        return -(-len(self.plan) // self.plan.num_blocks)
 
     def _new_store(self) -> FrameStore:
         framing, device = self._decoder.framing, self._decoder.device
         block = self.plan.frames_per_block(**self._share)
         needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
-        self._reuses = block < self._step_frames * -(-len(self.plan) // self.plan.num_blocks)
+        self._longest_block = self._block_steps
+        self._reuses = block < self._step_frames * self._longest_block
         if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
             needed = block = min(block, STEPS_AHEAD * self._step_frames)
         slots = slots_for(needed, block, self._step_frames, framing.pixels * 3, self._cache_bytes, device)
@@ -268,26 +329,29 @@ class WindowLoader:
             return FrameStore(slots, framing, device)
         return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
 
-    def _next_batch(self, prefetcher: Prefetcher) -> Batch:
-        ready = prefetcher.take()
-        batch = self._make_batch(ready)
+    def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
+        """The next step, once its frames are there, and its batch as far as it can be made ahead; frees its slots."""
+        assert self._fetcher is not None
+        ready = prefetcher.take(self.give_up)
+        uses, store = ready.uses, self._fetcher.store
+        slots = self._bad.substitute(uses.frame_ids, ready.slots, self._fetcher.fetch)
+        numbers = self._random_numbers(uses.window_ids, uses.frame_ids)
+        begun = (self._maker.begin if self._begins_ahead else self._maker.make)(store, slots, numbers)
         prefetcher.release(ready.step)
-        return batch
+        return ready, begun
 
-    def _make_batch(self, ready: ReadyStep) -> Batch:
-        assert self._frames is not None
+    def _finish(self, ready: ReadyStep, begun: torch.Tensor) -> Batch:
         uses = ready.uses
-        slots = self._frames.usable(uses.frame_ids, ready.slots)
-        frames = self._maker.make(self._frames.store, slots, self._uniforms(uses.window_ids, uses.frame_ids))
+        frames = self._maker.finish(begun, uses.frame_ids.shape) if self._begins_ahead else begun
         clip_ids, _ = self.index.locate(uses.window_ids)
         self._uses += uses.frame_ids.size - ready.fresh
         # Copies: the arrays belong to the plan, the batch to the consumer.
         return Batch(frames, *(torch.from_numpy(np.array(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)))
 
-    def _uniforms(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
-        if self._look["augment"] == "none":
+    def _random_numbers(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
+        if self._look.augment == "none":
             return None
-        return uniforms(self.plan.seed, self.epoch, window_ids, frame_ids, str(self._look["augment_scope"]))
+        return random_numbers(self.plan.seed, self.epoch, window_ids, frame_ids, self._look.augment_scope)
 
 
 def chosen_device(device: str | torch.device) -> torch.device:

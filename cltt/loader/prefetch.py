@@ -24,6 +24,12 @@ EVICT_AHEAD = 2
 CHUNK_FRAMES = 256
 # How long a thread may take to see that it should stop, in seconds.
 PATIENCE = 3.0
+# How long the consumer waits before it asks whether to go on waiting, in seconds.
+LOOK_UP = 0.2
+
+
+class GaveUp(Exception):
+    """The consumer does not want to wait for the next batch any longer."""
 
 
 @dataclass
@@ -54,7 +60,7 @@ class ReadyStep:
 
 
 @dataclass
-class Progress:
+class SharedState:
     """What the threads know of each other; every field is guarded by ``changed``."""
 
     consumed: int
@@ -69,25 +75,25 @@ class Prefetcher:
 
     Args:
         blocks: yields the uses of each block in turn, beginning with the block of ``start``.
-        fill: ``fill(frames, slots)`` reads and decodes; called by ``threads`` threads at once.
+        fetch: ``fetch(frames, slots)`` reads and decodes; called by ``threads`` threads at once.
         table: slots, all free.
         start: first step.
-        job_frames: most frames of one call of ``fill``.
+        job_frames: most frames of one call of ``fetch``.
     """
 
     def __init__(
         self,
         blocks: Iterator[BlockUses],
-        fill: Callable[[np.ndarray, np.ndarray], None],
+        fetch: Callable[[np.ndarray, np.ndarray], None],
         table: SlotTable | PageTable,
         *,
         start: int,
         threads: int,
         job_frames: int,
     ) -> None:
-        self._progress = Progress(consumed=start)
+        self._shared = SharedState(consumed=start)
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._blocks, self._fill, self._table, self._start = blocks, fill, table, start
+        self._blocks, self._fetch, self._table, self._start = blocks, fetch, table, start
         self._job_frames = job_frames
         self._threads = [threading.Thread(target=self._guarded, args=(self._plan,), name="cltt-plan", daemon=True)]
         self._threads += [
@@ -108,34 +114,37 @@ class Prefetcher:
         """Whether a thread is left: before :meth:`close`, or after it, where one hangs in a read."""
         return any(thread.is_alive() for thread in self._threads)
 
-    def take(self) -> ReadyStep:
-        """The next step, once its frames are in the store. Raises what a thread raised."""
-        progress = self._progress
-        with progress.changed:
-            progress.changed.wait_for(
-                lambda: (
-                    progress.stopped or progress.failure or (progress.steps and not progress.steps[0].chunk.jobs_left)
-                )
-            )
-            if isinstance(progress.failure, CLTTError):
-                raise progress.failure
-            if progress.failure is not None:
-                raise RuntimeError("a thread of the loader failed; the cause stands above") from progress.failure
-            if progress.stopped:
+    def take(self, give_up: Callable[[], bool] = lambda: False) -> ReadyStep:
+        """The next step, once its frames are in the store. Raises what a thread raised, GaveUp once ``give_up()``."""
+        shared = self._shared
+        with shared.changed:
+            while not shared.changed.wait_for(self._settled, LOOK_UP):
+                if give_up():
+                    raise GaveUp
+            if isinstance(shared.failure, CLTTError):
+                raise shared.failure
+            if shared.failure is not None:
+                raise RuntimeError("a thread of the loader failed; the cause stands above") from shared.failure
+            if shared.stopped:
                 raise RuntimeError("the loader was closed while it was iterated; start a new iteration")
-            return progress.steps.popleft()
+            return shared.steps.popleft()
+
+    def _settled(self) -> bool:
+        """Whether :meth:`take` need not wait."""
+        shared = self._shared
+        return bool(shared.stopped or shared.failure or (shared.steps and not shared.steps[0].chunk.jobs_left))
 
     def release(self, step: int) -> None:
         """``step`` has been gathered: its slots may be used again."""
-        with self._progress.changed:
-            self._progress.consumed = step + 1
-            self._progress.changed.notify_all()
+        with self._shared.changed:
+            self._shared.consumed = step + 1
+            self._shared.changed.notify_all()
 
     def close(self) -> None:
         """Stop all threads; returns when they have ended, or after three seconds."""
-        with self._progress.changed:
-            self._progress.stopped = True
-            self._progress.changed.notify_all()
+        with self._shared.changed:
+            self._shared.stopped = True
+            self._shared.changed.notify_all()
         for _ in self._threads:
             self._jobs.put(None)
         deadline = time.monotonic() + PATIENCE
@@ -147,17 +156,17 @@ class Prefetcher:
         try:
             run()
         except BaseException as error:  # a thread must never die unseen
-            with self._progress.changed:
-                self._progress.failure = self._progress.failure or error
-                self._progress.changed.notify_all()
+            with self._shared.changed:
+                self._shared.failure = self._shared.failure or error
+                self._shared.changed.notify_all()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None and not self._progress.stopped:
-            self._fill(job.frames, job.slots)
-            with self._progress.changed:
+        while (job := self._jobs.get()) is not None and not self._shared.stopped:
+            self._fetch(job.frames, job.slots)
+            with self._shared.changed:
                 job.chunk.jobs_left -= 1
                 if not job.chunk.jobs_left:
-                    self._progress.changed.notify_all()
+                    self._shared.changed.notify_all()
 
     def _plan(self) -> None:
         batch = PendingChunk(self._publish)
@@ -172,9 +181,9 @@ class Prefetcher:
 
     def _place(self, step: int, uses: StepUses, batch: PendingChunk) -> tuple[np.ndarray, np.ndarray] | None:
         """Slots for ``step``, waiting until there are enough; None if the loader was closed meanwhile."""
-        progress = self._progress
-        while not progress.stopped:
-            consumed = progress.consumed
+        shared = self._shared
+        while not shared.stopped:
+            consumed = shared.consumed
             placed = self._table.place(step, uses, consumed, evict=step < consumed + EVICT_AHEAD)
             if placed is not None:
                 return placed
@@ -183,16 +192,16 @@ class Prefetcher:
         return None
 
     def _await_release(self, consumed: int) -> None:
-        with self._progress.changed:
-            self._progress.changed.wait_for(lambda: self._progress.stopped or self._progress.consumed > consumed)
+        with self._shared.changed:
+            self._shared.changed.wait_for(lambda: self._shared.stopped or self._shared.consumed > consumed)
 
     def _publish(self, steps: list[ReadyStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
         order = np.argsort(frames)
         parts = np.array_split(order, max(1, -(-len(order) // self._job_frames)))
-        with self._progress.changed:
+        with self._shared.changed:
             chunk.jobs_left = len(parts)
-            self._progress.steps.extend(steps)
-            self._progress.changed.notify_all()
+            self._shared.steps.extend(steps)
+            self._shared.changed.notify_all()
         for part in parts:
             self._jobs.put(Job(frames[part], slots[part], chunk))
 

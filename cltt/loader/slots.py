@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from cltt.sampling.uses import FrameUses
+
 NEVER = np.iinfo(np.int64).max
 
 
@@ -55,12 +57,12 @@ class BlockUses:
         self.windows = plan.block_windows(block, rank=rank, world_size=world_size)
         self.frames = index.frames(self.windows)
         count = len(self.steps)
-        keys = np.unique(self.frames.reshape(count, -1) * count + np.arange(count)[:, None])
-        frame, local = np.divmod(keys, count)
-        self.first_in_block = np.flatnonzero(np.diff(frame, prepend=-1))
-        self.block_frames = frame[self.first_in_block]
-        self.first_step = local[self.first_in_block] + self.steps.start
-        self._next = np.full(len(keys), NEVER)
+        uses = FrameUses(self.frames.reshape(count, -1))
+        frame, local = uses.frame, uses.step
+        self.first_in_block = uses.first
+        self.block_frames = frame[uses.first]
+        self.first_step = local[uses.first] + self.steps.start
+        self._next = np.full(len(frame), NEVER)
         again = np.flatnonzero(frame[1:] == frame[:-1])
         self._next[again] = local[again + 1] + self.steps.start
         self._frame = frame

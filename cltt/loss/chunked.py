@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+NATS = 1.0  # the logits are those of the loss, in base e
 # One tile side. 512 x 512 in fp32 is 1 MiB and stays in the second-level cache of a CPU core; a GPU wants few, large
 # launches instead (256 MiB).
 _TILE_SIDE = {"cpu": 512, "cuda": 8192}

@@ -52,8 +52,10 @@ class TemporalInfoNCE(torch.nn.Module):
         gather: take the frames of all ranks as negatives; False keeps to this rank's own, with its own loss.
         ignore_gap: with ids given, pairs of windows of one clip at most this many frames apart are ignored, too.
 
-    Called with ``z`` [b, T, D] (fp64, fp32, bf16 or fp16; any strides), it returns an fp32 scalar (fp64 for fp64). Half
-    inputs are normalised in fp32, and only ``triton`` multiplies them in half precision; autocast is off inside.
+    Called with ``z`` [b, T, D] (fp64, fp32, bf16 or fp16; any strides), it returns an fp32 scalar (fp64 for fp64). All
+    is done in at least fp32 but for the products of ``triton``: it multiplies half inputs, and fp32 inputs under
+    autocast, as unit rows rounded to half precision, and adds up in fp32. A logit, and so the loss, is then off by at
+    most 0.01 / temperature in bf16 (0.002 in fp16), the gradient by 1% of its largest entry. Else autocast is off.
 
     With ``clip_ids`` [b] and ``frame_ids`` [b, T] (integers, any device), pairs of frames from two windows of one clip
     are neither positive nor negative if the windows overlap in time: if ``start_i <= end_j + ignore_gap`` and
@@ -100,9 +102,10 @@ class TemporalInfoNCE(torch.nn.Module):
         info = world() if self.gather else RankInfo()
         signature = self._signature(z, clip_ids, return_accuracy)
         _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids), signature, info)
+        products = _autocast_dtype(z)
         with torch.autocast(z.device.type, enabled=False):
             spans = self._spans(z, clip_ids, frame_ids, info)
-            loss, accuracy = self._evaluate(z, spans, info, return_accuracy)
+            loss, accuracy = self._evaluate(z, spans, info, return_accuracy, products)
         # NaN * 0 is NaN: a broken embedding must not come with a clean accuracy.
         return (loss, accuracy + 0 * loss.detach()) if return_accuracy else loss
 
@@ -124,11 +127,19 @@ class TemporalInfoNCE(torch.nn.Module):
             return None
         frames = frame_ids.long()
         columns = [clip_ids.long().to(frames.device), frames.amin(1), frames.amax(1) + self.ignore_gap]
-        spans = torch.stack(columns, 1).to(z.device, non_blocking=z.is_cuda)
+        spans = torch.stack(columns, 1)
+        if z.is_cuda and spans.device.type == "cpu":  # pinned, or the host would wait for the work that is queued
+            spans = spans.pin_memory()
+        spans = spans.to(z.device, non_blocking=z.is_cuda)
         return all_gather_rows(spans) if info.world_size > 1 else spans
 
     def _evaluate(
-        self, z: torch.Tensor, spans: torch.Tensor | None, info: RankInfo, with_accuracy: bool
+        self,
+        z: torch.Tensor,
+        spans: torch.Tensor | None,
+        info: RankInfo,
+        with_accuracy: bool,
+        products: torch.dtype | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         backend = resolve_backend(self.backend, z)
         if backend == "reference":
@@ -143,12 +154,17 @@ class TemporalInfoNCE(torch.nn.Module):
             bound=1 / self.temperature,
             spans=spans,
         )
-        engine, dtype = _engine(backend, z)
-        return _FusedLoss.apply(unit_rows(z, self.temperature), rows, engine, dtype, info.world_size, with_accuracy)
+        engine = _engine(backend)
+        v = unit_rows(z, self.temperature * engine.NATS)
+        dtype = products or z.dtype if backend == "triton" else working_dtype(z)
+        return _FusedLoss.apply(v, rows, engine, dtype, info.world_size, with_accuracy)
 
 
 class _FusedLoss(torch.autograd.Function):
-    """The loss of the joined batch from this rank's ``v`` [n, D], its unit rows divided by sqrt(temperature)."""
+    """The loss of the joined batch from this rank's ``v`` [n, D], unit rows divided by sqrt(temperature * NATS).
+
+    The engine's logits and log-sum-exps are those of the loss divided by its NATS: natural (1), or base 2.
+    """
 
     @staticmethod
     def forward(
@@ -168,7 +184,7 @@ class _FusedLoss(torch.autograd.Function):
         ctx.save_for_backward(v, lse)
         ctx.rows, ctx.engine, ctx.world_size = rows, engine, world_size
         ctx.mark_non_differentiable(accuracy)
-        return lse.mean() - _mean_positive(v.to(lse.dtype), rows.window_size), accuracy
+        return (lse.mean() - _mean_positive(v.to(lse.dtype), rows.window_size)) * engine.NATS, accuracy
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -181,7 +197,7 @@ class _FusedLoss(torch.autograd.Function):
             own = v[rows.first : rows.first + rows.count].to(grad.dtype)
             others = own.view(-1, size, own.shape[1]).sum(1, keepdim=True).expand(-1, size, -1).flatten(0, 1) - own
             grad.sub_(others, alpha=2 / (len(v) * (size - 1)))
-            return grad.mul_(grad_loss * ctx.world_size), None, None, None, None, None
+            return grad.mul_(grad_loss * (ctx.world_size * ctx.engine.NATS)), None, None, None, None, None
 
 
 def resolve_backend(backend: str, z: torch.Tensor) -> str:
@@ -215,13 +231,21 @@ def _interpreted(z: torch.Tensor) -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and z.device.type == "cpu" and z.dtype != torch.float64
 
 
-def _engine(backend: str, z: torch.Tensor) -> tuple[ModuleType, torch.dtype]:
-    """The module that visits the tiles, and the type in which it multiplies."""
+def _engine(backend: str) -> ModuleType:
+    """The module that visits the tiles."""
     if backend == "chunked":
-        return chunked, working_dtype(z)
-    from cltt.loss import triton_kernels  # triton is an optional package and slow to import
+        return chunked
+    from cltt.loss import triton_launch  # triton is an optional package and slow to import
 
-    return triton_kernels, z.dtype
+    return triton_launch
+
+
+def _autocast_dtype(z: torch.Tensor) -> torch.dtype | None:
+    """The half-precision type in which autocast multiplies fp32 matrices; None: autocast is off, or z is not fp32."""
+    kind = z.device.type
+    if z.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def _mean_positive(v: torch.Tensor, size: int) -> torch.Tensor:

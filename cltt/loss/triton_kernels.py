@@ -1,186 +1,71 @@
-"""Row log-sum-exps and gradients of the loss as Triton kernels (private to loss.py; see _loss_chunked.py for the twin).
+"""Row log-sum-exps and gradients of the loss as Triton kernels (see chunked.py for the twin in plain torch).
 
-Legend: N frames in all, D their length, T frames in a window; a program owns BM rows and visits BN columns at a time.
-``v`` [N, D] are unit rows divided by sqrt(temperature), so the logits are S = v v^T and |S| <= 1/temperature.
+Legend: N frames in all, D their length, T frames in a window; a program owns BM rows and visits BN columns at a time,
+one tile after the other. ``v`` [N, D] are unit rows divided by sqrt(temperature * NATS), so that v v^T are the logits
+in base 2, log2(e) S: the kernels then exponentiate by the one instruction a GPU has for it, 2^x, without a product.
 
 Products take v as it is (bf16, fp16, or fp32 as three tf32 products) and accumulate in fp32; all else is fp32. As in
 FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691) rows stay on chip while columns stream by. There the
 backward pass does five products a tile; here keys, queries and values are one matrix and only one remains beside S.
 
-Few rows do not fill a GPU: the columns are then split among programs, whose results are added afterwards.
+Most tiles hold no pair that must be hidden. Each kernel visits the few that do first (those on the diagonal, and a last
+one that is not full), with masks, and the others in a loop without.
+
+Where one process holds all rows, S is symmetric, and each tile off the diagonal is computed once, for its rows and for
+its columns. Seven blocks of rows, and the tiles each visits (d: diagonal, x: used twice):
+
+    d x x x . . .      block i visits the tiles i to i + 7 // 2, modulo 7, so that every block has as many, and every
+    . d x x x . .      unordered pair of blocks is met once (of an even number the last of them is met from both sides,
+    . . d x x x .      and used once by each); a ragged last block is visited by all.
+    . . . d x x x
+    x . . . d x x      These tiles lie end to end in a line, which the programs share out evenly, as many as run at a
+    x x . . . d x      time. Each adds up in a row of memory of its own, so that memory stays linear in N, and the sums
+    x x x . . . d      are in one order, without atomics.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
 
-from cltt.loss.chunked import Rows
 
-# fp16 ends at 6e-8, not far below weights of 1/N: they are multiplied by this before the product, to at most 2 * 2^14.
-_FP16_GAIN = 2.0**14
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Sizes of a kernel: BM rows, BN columns, DB features a product; ``resident``: DB covers D, rows are read once."""
-
-    bm: int
-    bn: int
-    db: int
-    resident: bool
-    warps: int
-    stages: int
-
-
-def _blocks(width: int, dtype: torch.dtype, roomy: bool = True) -> _Blocks:
-    """Sizes that fit a multiprocessor's shared memory and its 64 K registers.
-
-    Largest: bf16, D = 128: rows 128 x 128 x 2 B = 32 KiB and columns of as much in 3 stages = 96 KiB, of the 227 KiB of
-    a Hopper or 163 KiB of an A100; GPUs with 99 KiB (``roomy`` False) get by with 2 stages. Fixed sizes, not an
-    autotuner: the first step must not take a minute.
-    """
-    padded = max(16, triton.next_power_of_2(width))
-    if dtype == torch.float32:  # three tf32 products a product: twice the registers
-        return _Blocks(64, 32, min(padded, 64), padded <= 64, 8, 2)
-    if padded <= 128:
-        return _Blocks(128, 128, padded, True, 8, 3 if roomy else 2)
-    if padded <= 256:
-        return _Blocks(64, 64, padded, True, 8, 2)
-    return _Blocks(64, 64, 128, False, 8, 2)
-
-
-def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`cltt.loss.chunked.row_logsumexp`; v bf16, fp16 or fp32, the log-sum-exps fp32."""
-    blocks = _blocks(v.shape[1], v.dtype, _roomy(v.device))
-    splits, columns_each = _split(v, rows, blocks)
-    # planes: log-sum-exp, best positive, best negative
-    out = torch.empty(3 if with_hits else 1, splits, rows.count, dtype=torch.float32, device=v.device)
-    with torch.cuda.device_of(v):
-        _row_kernel[(triton.cdiv(rows.count, blocks.bm), splits)](
-            v,
-            _planes(rows, v),
-            out,
-            rows.first,
-            rows.count,
-            len(v),
-            columns_each,
-            out.stride(0),
-            **_constants(v, rows, blocks),
-            UNSHIFTED=rows.unshifted(torch.float32),
-            WITH_HITS=with_hits,
-        )
-    lse = out[0].logsumexp(0)
-    return lse, (out[1].amax(0) > out[2].amax(0)) if with_hits else None
-
-
-def weighted_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """As :func:`cltt.loss.chunked.weighted_rows`; lse and the result are fp32."""
-    blocks = _blocks(v.shape[1], v.dtype, _roomy(v.device))
-    splits, columns_each = _split(v, rows, blocks)
-    gain = _FP16_GAIN if v.dtype == torch.float16 else 1.0
-    unshifted = rows.unshifted(torch.float32)
-    scale = (-lse).exp() * gain if unshifted else lse - math.log(gain)
-    out = torch.empty(splits, rows.count, v.shape[1], dtype=torch.float32, device=v.device)
-    with torch.cuda.device_of(v):
-        _weighted_kernel[(triton.cdiv(rows.count, blocks.bm), splits, _output_chunks(v, blocks))](
-            v,
-            _planes(rows, v),
-            scale.contiguous(),
-            out,
-            rows.first,
-            rows.count,
-            len(v),
-            columns_each,
-            **_constants(v, rows, blocks),
-            DC=_output_width(blocks),
-            UNSHIFTED=unshifted,
-        )
-    total = out[0] if splits == 1 else out.sum(0)
-    return total if gain == 1.0 else total.div_(gain)
-
-
-def _output_width(blocks: _Blocks) -> int:
-    """Features of the gradient a program sums up: all where the rows are resident, else as many as registers hold."""
-    return blocks.db if blocks.resident else 2 * blocks.db
-
-
-def _output_chunks(v: torch.Tensor, blocks: _Blocks) -> int:
-    return triton.cdiv(v.shape[1], _output_width(blocks))
-
-
-def _split(v: torch.Tensor, rows: Rows, blocks: _Blocks) -> tuple[int, int]:
-    """Into how many parts the columns are split, and the columns of a part: about two programs a multiprocessor."""
-    wanted = max(1, 2 * _multiprocessors(v.device) // triton.cdiv(rows.count, blocks.bm))
-    column_blocks = triton.cdiv(len(v), blocks.bn)
-    each = triton.cdiv(column_blocks, min(wanted, column_blocks))
-    return triton.cdiv(column_blocks, each), each * blocks.bn
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def _roomy(device: torch.device) -> bool:
-    """Whether a block of threads may take 163 KiB of shared memory or more.
-
-    Elsewhere it is 99 KiB (CUDA C++ programming guide, technical specifications per compute capability).
-    """
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) in (
-        (8, 0),
-        (8, 7),
-        (9, 0),
-        (10, 0),
-        (10, 3),
-    )
-
-
-def _planes(rows: Rows, v: torch.Tensor) -> torch.Tensor:
-    """The spans as int64 [3, N/T], one contiguous plane each; without spans anything may stand in their place."""
-    return v if rows.spans is None else rows.spans.T.contiguous()
-
-
-def _constants(v: torch.Tensor, rows: Rows, blocks: _Blocks) -> dict[str, object]:
-    return {
-        "T": rows.window_size,
-        "D": v.shape[1],
-        "BM": blocks.bm,
-        "BN": blocks.bn,
-        "DB": blocks.db,
-        "RESIDENT": blocks.resident,
-        "HAS_SPANS": rows.spans is not None,
-        "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
-    }
+@triton.jit
+def _load(v, rows, end, dims, D: tl.constexpr, DB: tl.constexpr, CHECKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """v[rows, dims], zero beyond row ``end`` (``CHECKED``) and column D; 64-bit offsets, since N * D may pass 2^31."""
+    pointers = v + rows.to(tl.int64)[:, None] * D + dims[None, :]
+    if CHECKED:
+        values = tl.load(pointers, mask=(rows < end)[:, None] & (dims < D)[None, :], other=0.0)
+    elif D % DB != 0:
+        values = tl.load(pointers, mask=(dims < D)[None, :], other=0.0)
+    else:
+        values = tl.load(pointers)
+    return values
 
 
 @triton.jit
-def _load(v, rows, end, dims, D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """v[rows, dims], zero beyond row ``end`` and column D; 64-bit offsets, since N * D may pass 2^31."""
-    inside = (rows < end)[:, None] & (dims < D)[None, :]
-    return tl.load(v + rows.to(tl.int64)[:, None] * D + dims[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _logits(v, rows, end, columns, N, D: tl.constexpr, DB: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """S[rows, columns] where D is too wide to keep the rows on chip: DB features at a time."""
-    s = tl.zeros((BM, BN), dtype=tl.float32)
-    for start in range(0, D, DB):
-        dims = start + tl.arange(0, DB)
-        a = _load(v, rows, end, dims, D)
-        b = _load(v, columns, N, dims, D)
-        s = tl.dot(a, tl.trans(b), s, input_precision="tf32x3")
+def _logits(  # type: ignore[no-untyped-def]
+    v, a, rows, end, columns, N,
+    D: tl.constexpr, DB: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    RESIDENT: tl.constexpr, CHECKED: tl.constexpr,
+):  # fmt: skip
+    """S[rows, columns] from the resident rows ``a``, or DB features at a time where D is too wide to keep them."""
+    if RESIDENT:
+        b = _load(v, columns, N, tl.arange(0, DB), D, DB, CHECKED)
+        s = tl.dot(a, tl.trans(b), input_precision="tf32x3")
+    else:
+        s = tl.zeros((BM, BN), dtype=tl.float32)
+        for start in range(0, D, DB):
+            dims = start + tl.arange(0, DB)
+            part = _load(v, rows, end, dims, D, DB, True)
+            b = _load(v, columns, N, dims, D, DB, CHECKED)
+            s = tl.dot(part, tl.trans(b), s, input_precision="tf32x3")
     return s
 
 
 @triton.jit
-def _hidden(rows, columns, N, spans, T: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What is in no denominator: columns that do not exist, a frame with itself, overlapping windows of one clip."""
-    hidden = (columns >= N)[None, :] | (rows[:, None] == columns[None, :])
+def _hidden(rows, columns, end, N, spans, T: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What is in no denominator: frames that do not exist, a frame with itself, overlapping windows of one clip."""
+    hidden = (rows >= end)[:, None] | (columns >= N)[None, :] | (rows[:, None] == columns[None, :])
     if HAS_SPANS:
         B = N // T
         a = rows // T
@@ -197,42 +82,92 @@ def _hidden(rows, columns, N, spans, T: tl.constexpr, HAS_SPANS: tl.constexpr): 
 
 
 @triton.jit
-def _row_kernel(  # type: ignore[no-untyped-def]
-    v, spans, out, first, count, N, columns_each, plane,
+def _band(row, end, N, BM: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, WINDOWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where the masked tiles of rows [row, row + BM) lie: first tile, number of tiles, number of masked tiles.
+
+    Masked are the tiles that hold the rows themselves (with ``WINDOWS``: all of their windows), and a ragged last one.
+    """
+    full = N // BN
+    first = row
+    last = tl.minimum(row + BM, end)
+    if WINDOWS:
+        first = row // T * T
+        last = tl.minimum((last + T - 1) // T * T, N)
+    lo = tl.minimum(first // BN, full)
+    width = tl.minimum((last + BN - 1) // BN, full) - lo
+    return lo, width, width + tl.where(N % BN == 0, 0, 1)
+
+
+@triton.jit
+def _masked_tile(place, lo, width, N, BN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The tile at a place before the clean ones: those of the band, then the ragged one."""
+    return tl.where(place < width, lo + place, N // BN)
+
+
+@triton.jit
+def _clean_tile(place, lo, width, masked):  # type: ignore[no-untyped-def]
+    """The tile at a place behind the masked ones: the band is stepped over."""
+    tile = place - masked
+    return tl.where(tile < lo, tile, tile + width)
+
+
+@triton.jit
+def _add(s, top, total, UNSHIFTED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Add a tile to the running maximum and sum of 2^S of its rows."""
+    raised = top
+    if UNSHIFTED:
+        total += tl.sum(tl.exp2(s), 1)
+    else:
+        raised = tl.maximum(top, tl.max(s, 1))
+        shift = tl.where(raised == float("-inf"), 0.0, raised)  # all hidden so far: -inf - -inf would be NaN
+        total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
+    return raised, total
+
+
+@triton.jit
+def row_kernel(  # type: ignore[no-untyped-def]
+    v, spans, out, first, count, N, tiles_each, plane,
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr,
     RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, UNSHIFTED: tl.constexpr, WITH_HITS: tl.constexpr,
 ):  # fmt: skip
-    """out[0, split, row] = log-sum-exp over the split's columns; [1] and [2] the best positive and negative logit."""
+    """out[0, split, row] = log2-sum-exp2 over the split's columns; [1] and [2] the best positive and negative."""
     local = tl.program_id(0) * BM + tl.arange(0, BM)
     rows = first + local
+    end = first + count
     split = tl.program_id(1)
-    dims = tl.arange(0, DB)
+    a = tl.zeros((1,), dtype=tl.float32)
     if RESIDENT:
-        a = _load(v, rows, first + count, dims, D)
+        a = _load(v, rows, end, tl.arange(0, DB), D, DB, True)
     top = tl.full((BM,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BM,), dtype=tl.float32)
     positive = tl.full((BM,), float("-inf"), dtype=tl.float32)
     negative = tl.full((BM,), float("-inf"), dtype=tl.float32)
-    begin = split * columns_each
-    for left in range(begin, tl.minimum(begin + columns_each, N), BN):
-        columns = left + tl.arange(0, BN)
-        if RESIDENT:
-            s = tl.dot(a, tl.trans(_load(v, columns, N, dims, D)), input_precision="tf32x3")
+    lo, width, masked = _band(first + tl.program_id(0) * BM, end, N, BM, BN, T, WITH_HITS)
+    tiles = (N + BN - 1) // BN
+    if HAS_SPANS:
+        masked = tiles
+    begin = split * tiles_each
+    stop = tl.minimum(begin + tiles_each, tiles)
+    for place in range(begin, tl.minimum(stop, masked)):
+        if HAS_SPANS:
+            tile = place
         else:
-            s = _logits(v, rows, first + count, columns, N, D, DB, BM, BN)
-        s = tl.where(_hidden(rows, columns, N, spans, T, HAS_SPANS), float("-inf"), s)
+            tile = _masked_tile(place, lo, width, N, BN)
+        columns = tile * BN + tl.arange(0, BN)
+        s = _logits(v, a, rows, end, columns, N, D, DB, BM, BN, RESIDENT, True)
+        s = tl.where(_hidden(rows, columns, end, N, spans, T, HAS_SPANS), float("-inf"), s)
         if WITH_HITS:
             same = (rows // T)[:, None] == (columns // T)[None, :]
             positive = tl.maximum(positive, tl.max(tl.where(same, s, float("-inf")), 1))
             negative = tl.maximum(negative, tl.max(tl.where(same, float("-inf"), s), 1))
-        if UNSHIFTED:
-            total += tl.sum(tl.exp(s), 1)
-        else:
-            raised = tl.maximum(top, tl.max(s, 1))
-            shift = tl.where(raised == float("-inf"), 0.0, raised)  # all hidden so far: -inf - -inf would be NaN
-            total = total * tl.exp(top - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
-            top = raised
-    lse = tl.log(total) if UNSHIFTED else tl.where(top == float("-inf"), top + total * 0, top + tl.log(total))
+        top, total = _add(s, top, total, UNSHIFTED)
+    for place in range(tl.maximum(begin, masked), stop):
+        columns = _clean_tile(place, lo, width, masked) * BN + tl.arange(0, BN)
+        s = _logits(v, a, rows, end, columns, N, D, DB, BM, BN, RESIDENT, False)
+        if WITH_HITS:
+            negative = tl.maximum(negative, tl.max(s, 1))
+        top, total = _add(s, top, total, UNSHIFTED)
+    lse = tl.log2(total) if UNSHIFTED else tl.where(top == float("-inf"), top + total * 0, top + tl.log2(total))
     target = out + split.to(tl.int64) * count + local
     tl.store(target, lse, mask=local < count)
     if WITH_HITS:
@@ -241,35 +176,137 @@ def _row_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _weighted_kernel(  # type: ignore[no-untyped-def]
-    v, spans, scale, out, first, count, N, columns_each,
+def _add_at(pointers, values, mask):  # type: ignore[no-untyped-def]
+    tl.store(pointers, tl.load(pointers, mask=mask, other=0.0) + values, mask=mask)
+
+
+@triton.jit
+def _raise_at(pointers, values, mask):  # type: ignore[no-untyped-def]
+    tl.store(pointers, tl.maximum(tl.load(pointers, mask=mask, other=0.0), values), mask=mask)
+
+
+@triton.jit
+def mirrored_kernel(  # type: ignore[no-untyped-def]
+    v, spans, out, N, places, places_each, plane,
+    T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr,
+    RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, WITH_HITS: tl.constexpr,
+):  # fmt: skip
+    """out[0, program, frame] += sum of 2^S over what this program visits; [1] and [2] rise to the best logits."""
+    full = N // BN
+    ragged = tl.where(N % BN == 0, 0, 1)
+    half = full // 2
+    K = half + 1 + ragged
+    masked = 1 + ragged
+    if WITH_HITS:
+        masked = tl.minimum(K, masked + (T - 2) // BM + 1)
+    if HAS_SPANS:
+        masked = K
+    mine = out + tl.program_id(0).to(tl.int64) * N
+    start = tl.program_id(0) * places_each
+    stop = tl.minimum(start + places_each, places)
+    for block in range(start // K, (stop + K - 1) // K):
+        rows = block * BM + tl.arange(0, BM)
+        a = tl.zeros((1,), dtype=tl.float32)
+        if RESIDENT:
+            a = _load(v, rows, N, tl.arange(0, DB), D, DB, True)
+        total = tl.zeros((BM,), dtype=tl.float32)
+        positive = tl.full((BM,), float("-inf"), dtype=tl.float32)
+        negative = tl.full((BM,), float("-inf"), dtype=tl.float32)
+        begin = tl.maximum(start - block * K, 0)
+        end = tl.minimum(stop - block * K, K)
+        for place in range(begin, tl.minimum(end, masked)):
+            step = place - ragged
+            tile = block + step
+            tile = tl.where(tile >= full, tile - full, tile)
+            tile = tl.where(place == 0, block, tl.where(step == 0, full, tile))
+            columns = tile * BN + tl.arange(0, BN)
+            s = _logits(v, a, rows, N, columns, N, D, DB, BM, BN, RESIDENT, True)
+            s = tl.where(_hidden(rows, columns, N, N, spans, T, HAS_SPANS), float("-inf"), s)
+            e = tl.exp2(s)
+            total += tl.sum(e, 1)
+            twice = (columns < N) & (place != 0) & ((step == 0) | (2 * step != full))
+            _add_at(mine + columns, tl.sum(e, 0), twice)
+            if WITH_HITS:
+                same = (rows // T)[:, None] == (columns // T)[None, :]
+                inside = tl.where(same, s, float("-inf"))
+                outside = tl.where(same, float("-inf"), s)
+                positive = tl.maximum(positive, tl.max(inside, 1))
+                negative = tl.maximum(negative, tl.max(outside, 1))
+                _raise_at(mine + plane + columns, tl.max(inside, 0), twice)
+                _raise_at(mine + 2 * plane + columns, tl.max(outside, 0), twice)
+        for place in range(tl.maximum(begin, masked), end):
+            step = place - ragged
+            tile = block + step
+            columns = tl.where(tile >= full, tile - full, tile) * BN + tl.arange(0, BN)
+            s = _logits(v, a, rows, N, columns, N, D, DB, BM, BN, RESIDENT, False)
+            e = tl.exp2(s)
+            total += tl.sum(e, 1)
+            _add_at(mine + columns, tl.sum(e, 0), 2 * step != full)
+            if WITH_HITS:
+                negative = tl.maximum(negative, tl.max(s, 1))
+                _raise_at(mine + 2 * plane + columns, tl.max(s, 0), 2 * step != full)
+        _add_at(mine + rows, total, rows < N)
+        if WITH_HITS:
+            _raise_at(mine + plane + rows, positive, rows < N)
+            _raise_at(mine + 2 * plane + rows, negative, rows < N)
+        tl.debug_barrier()
+
+
+@triton.jit
+def _weights(s, at_rows, at_columns, UNSHIFTED: tl.constexpr):  # type: ignore[no-untyped-def]
+    if UNSHIFTED:
+        weights = tl.exp2(s) * (at_rows + at_columns)
+    else:
+        weights = tl.exp2(s - at_rows) + tl.exp2(s - at_columns)
+    return weights
+
+
+@triton.jit
+def weighted_kernel(  # type: ignore[no-untyped-def]
+    v, spans, scale, out, first, count, N, tiles_each,
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr, DC: tl.constexpr,
     RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, UNSHIFTED: tl.constexpr,
 ):  # fmt: skip
-    """out[split, row, chunk of D] = sum over the split's columns j of (exp(S_ij - lse_i) + exp(S_ij - lse_j)) v_j."""
+    """out[split, row, chunk of D] = sum over the split's columns j of (2^(S_ij - lse_i) + 2^(S_ij - lse_j)) v_j."""
     local = tl.program_id(0) * BM + tl.arange(0, BM)
     rows = first + local
     end = first + count
     split = tl.program_id(1)
     dims = tl.program_id(2) * DC + tl.arange(0, DC)
+    a = tl.zeros((1,), dtype=tl.float32)
     if RESIDENT:
-        a = _load(v, rows, end, dims, D)
+        a = _load(v, rows, end, dims, D, DC, True)
     at_rows = tl.load(scale + rows, mask=rows < end, other=0.0)[:, None]
     total = tl.zeros((BM, DC), dtype=tl.float32)
-    begin = split * columns_each
-    for left in range(begin, tl.minimum(begin + columns_each, N), BN):
-        columns = left + tl.arange(0, BN)
-        b = _load(v, columns, N, dims, D)
+    lo, width, masked = _band(first + tl.program_id(0) * BM, end, N, BM, BN, T, False)
+    tiles = (N + BN - 1) // BN
+    if HAS_SPANS:
+        masked = tiles
+    begin = split * tiles_each
+    stop = tl.minimum(begin + tiles_each, tiles)
+    for place in range(begin, tl.minimum(stop, masked)):
+        if HAS_SPANS:
+            tile = place
+        else:
+            tile = _masked_tile(place, lo, width, N, BN)
+        columns = tile * BN + tl.arange(0, BN)
+        b = _load(v, columns, N, dims, D, DC, True)
         if RESIDENT:
             s = tl.dot(a, tl.trans(b), input_precision="tf32x3")
         else:
-            s = _logits(v, rows, end, columns, N, D, DB, BM, BN)
+            s = _logits(v, a, rows, end, columns, N, D, DB, BM, BN, False, True)
         at_columns = tl.load(scale + columns, mask=columns < N, other=0.0)[None, :]
-        if UNSHIFTED:
-            weights = tl.exp(s) * (at_rows + at_columns)
+        weights = _weights(s, at_rows, at_columns, UNSHIFTED)
+        weights = tl.where(_hidden(rows, columns, end, N, spans, T, HAS_SPANS), 0.0, weights)
+        total = tl.dot(weights.to(v.dtype.element_ty), b, total, input_precision="tf32x3")
+    for place in range(tl.maximum(begin, masked), stop):
+        columns = _clean_tile(place, lo, width, masked) * BN + tl.arange(0, BN)
+        b = _load(v, columns, N, dims, D, DC, False)
+        if RESIDENT:
+            s = tl.dot(a, tl.trans(b), input_precision="tf32x3")
         else:
-            weights = tl.exp(s - at_rows) + tl.exp(s - at_columns)
-        weights = tl.where(_hidden(rows, columns, N, spans, T, HAS_SPANS), 0.0, weights)
+            s = _logits(v, a, rows, end, columns, N, D, DB, BM, BN, False, False)
+        weights = _weights(s, at_rows, tl.load(scale + columns)[None, :], UNSHIFTED)
         total = tl.dot(weights.to(v.dtype.element_ty), b, total, input_precision="tf32x3")
     offsets = (split.to(tl.int64) * count + local)[:, None] * D + dims[None, :]
     tl.store(out + offsets, total, mask=(local < count)[:, None] & (dims < D)[None, :])

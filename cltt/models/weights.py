@@ -1,7 +1,7 @@
 """Weights to start from, to evaluate or to hand on: of a run here, of the script before it, or of other programs.
 
 What is read: checkpoints of a run; ``{"model_state_dict": {"encoder.*", "projection_head.*"}, "backbone", "proj_dim",
-...}`` as the older script wrote them; state dicts of a ResNet under torchvision's names, plain or within DINO's
+...}`` as the older script wrote them; state dicts of an encoder under torchvision's names, plain or within DINO's
 ``teacher`` (arXiv:2104.14294), as .pth or .safetensors.
 """
 
@@ -20,8 +20,7 @@ from cltt import checkpoint
 from cltt.config import BACKBONES
 from cltt.errors import DataError, SettingsError
 from cltt.models.contrastive import ProjectionHead
-from cltt.models.encoders import build_encoder
-from cltt.models.resnet import ResNet
+from cltt.models.encoders import Encoder, build_encoder
 from cltt.text import counted, shorten
 
 State = dict[str, torch.Tensor]
@@ -59,7 +58,7 @@ class Weights:
     step: int
     saved: dict[str, Any]
 
-    def build_encoder(self) -> ResNet:
+    def build_encoder(self) -> Encoder:
         """The encoder with these weights, on the CPU; DataError if a checkpoint of a run holds others than it says."""
         encoder = build_encoder(self.backbone)
         if wrong := misfit(encoder.state_dict(), self.encoder):
@@ -185,7 +184,7 @@ def _fitting(file: Path, found: State, said: Any) -> tuple[str, State]:
 
 
 @cache
-def empty_encoder(backbone: str) -> ResNet:
+def empty_encoder(backbone: str) -> Encoder:
     """The encoder without memory for its weights."""
     with torch.device("meta"):
         return build_encoder(backbone)

@@ -1,8 +1,8 @@
 """The order of an epoch: (seed, epoch, step) -> window ids, the same for any number of ranks, from any step.
 
-Windows are drawn in short runs of consecutive windows, and `depth` steps share one pool (a block) of runs, so that a
-frame is decoded once for all the windows of the block that hold it; within the block the runs are dealt out so that no
-batch holds two windows of a clip that share, or nearly share, frames.
+Windows are drawn in runs that share frames, and `depth` steps share one pool (a block) of runs, so that a frame is
+decoded once for all the windows of the block that hold it; within the block the windows are dealt out so that no batch
+holds two windows of a clip that share, or nearly share, frames. docs/order.md tells it with pictures.
 
 Legend: N windows, B windows a batch over all ranks, b = B/world_size; S = N//B steps; block k holds K_k steps.
 """
@@ -10,28 +10,27 @@ Legend: N windows, B windows a batch over all ranks, b = B/world_size; S = N//B 
 from __future__ import annotations
 
 import operator
-import threading
 import warnings
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from cltt.config import require
-from cltt.errors import SettingsError
-from cltt.sampling.blocks import Block, FreeBlock, ShuffledRuns, SingleWindows
-from cltt.sampling.permutation import MAX_SEED, seed_sequence
-from cltt.sampling.windows import WINDOW_FIELDS, WindowIndex
+from cltt.sampling.blocks import Block, Chains, FreeBlock, Spacing, crowd_bound, on_one_line
+from cltt.sampling.order_state import OrderState, whole
+from cltt.sampling.permutation import BLOCK, MAX_SEED, RUNS, SHIFT, seed_sequence
+from cltt.sampling.recent import Recent
+from cltt.sampling.runs import ShuffledRuns, SingleWindows
+from cltt.sampling.uses import FrameUses
+from cltt.sampling.windows import WindowIndex
 
-STATE_VERSION = 1
 DEFAULT_DEPTH = 128
-# One block in four runs: with one run a row, consecutive batches would show the same scenes.
-RUNS_PER_DEPTH = 4
-# What each random stream of an epoch is for.
-_LAYOUT, _SHIFT, _BLOCK = range(3)
-# Frames an exact frames_per_block may go through.
-EXACT_FRAMES = 4_000_000
-T = TypeVar("T")
+# A run costs (T + run - 1)/run decodes a window where neighbours share T-1 frames: 1.2 with this many windows for each
+# shared frame. Longer ones than 32 leave a block too few runs to mix.
+RUN_FOR_EACH_SHARED_FRAME, LONGEST_RUN = 5, 32
+# Frames an exact frames_per_block may go through, and blocks that are looked at where there are more.
+EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 
 
 class EpochPlan:
@@ -42,14 +41,13 @@ class EpochPlan:
         batch_size: B, windows a step over all ranks.
         seed, epoch: whole numbers from 0 to 2**64-1; every pair gives an order of its own.
         min_gap: frames to leave between two windows of a clip in one batch, beyond not overlapping.
-        depth: steps that share a block of windows; None: 128, or as many as keeping windows apart takes. Raised to that
-            where it is less. More depth saves decoding and costs frame memory.
-        run: consecutive windows of a clip drawn together; None: depth // 4, and 1 where no two windows can disturb each
-            other.
+        depth: steps that share a block of windows; None: 128. Where keeping windows apart takes more, blocks are
+            longer. More depth saves decoding and costs frame memory.
+        run: windows of a clip drawn together; None: 5*(T-1), at most 32. 1 where no windows share frames.
 
     Attributes:
         index, batch_size, seed, epoch, min_gap, depth, run: as given or resolved.
-        num_blocks: blocks of ``depth`` steps or a little more in the epoch.
+        num_blocks: blocks of ``depth`` steps or more in the epoch.
         overlaps: row pairs of a batch, summed over the epoch, whose windows lie in one clip with starts less than
             span + min_gap frames apart: 0 wherever the epoch has ``index.steps_needed(span + min_gap)`` steps.
 
@@ -69,24 +67,36 @@ class EpochPlan:
         run: int | None = None,
     ) -> None:
         self.index = index
-        self.batch_size = _whole("batch_size", batch_size, 1)
-        self.seed = _whole("seed", seed, 0, MAX_SEED)
-        self.epoch = _whole("epoch", epoch, 0, MAX_SEED)
-        self.min_gap = _whole("min_gap", min_gap, 0)
+        self.batch_size = whole("batch_size", batch_size, 1)
+        self.seed = whole("seed", seed, 0, MAX_SEED)
+        self.epoch = whole("epoch", epoch, 0, MAX_SEED)
+        self.min_gap = whole("min_gap", min_gap, 0)
         require(
             self.batch_size <= len(index),
             f"batch_size is {batch_size}, but there are only {len(index)} windows; take a batch_size of at most that",
         )
+        self.depth = DEFAULT_DEPTH if depth is None else whole("depth", depth, 1)
+        self.run = self._resolved_run(run)
         self._gap = index.span + self.min_gap
         self._steps_needed = index.steps_needed(self._gap)
-        self.depth = self._resolved_depth(depth)
-        self.run = self._resolved_run(run)
         self._num_steps = len(index) // self.batch_size
-        self.num_blocks = max(1, self._num_steps // self.depth)
         self._layout = self._shuffled()
-        self._blocks = _Recent(self._build_block, 2)
-        self._first_uses = _Recent(self._build_first_use, 4)
+        self.num_blocks = self._most_blocks()
+        self._blocks = Recent(self._build_block, 2)
+        self._uses = Recent(self._build_first_uses, 4)
         self.overlaps = self._counted_overlaps()
+
+    def at_epoch(self, epoch: int) -> EpochPlan:
+        """The order of another epoch of the same run."""
+        return EpochPlan(
+            self.index,
+            self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            min_gap=self.min_gap,
+            depth=self.depth,
+            run=self.run,
+        )
 
     def __len__(self) -> int:
         return self._num_steps
@@ -126,9 +136,8 @@ class EpochPlan:
             IndexError, SettingsError: as :meth:`batch`.
         """
         block = self.block_of(step)
-        frames, offsets = self._first_uses[self._rank_key(block, rank, world_size)]
-        j = step - self.block_steps(block).start
-        return frames[offsets[j] : offsets[j + 1]].copy()
+        frames, steps = self._uses[self._rank_key(block, rank, world_size)]
+        return frames[steps == step - self.block_steps(block).start]
 
     def block_frames(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """All frames that the rank's windows of ``block`` hold: sorted unique int64.
@@ -137,24 +146,23 @@ class EpochPlan:
             IndexError: a ``block`` outside 0..num_blocks-1.
             SettingsError: as :meth:`batch`.
         """
-        return np.sort(self._first_uses[self._rank_key(block, rank, world_size)][0])
+        return self._uses[self._rank_key(block, rank, world_size)][0].copy()
 
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
         """Most frames a block of this epoch holds for the rank: the slots of a cache that decodes each once a block.
 
-        Exact for up to 4 million frames over all windows. For more, an upper bound, close where few runs of a block
-        share a clip: frames that two runs share are counted twice. It takes seconds at 100 million windows, and differs
-        a little from epoch to epoch.
+        Exact for up to 4 million frames over all windows. For more, the most in 64 blocks spread over the epoch, and a
+        64th more: blocks are alike, as runs are shuffled over all of them.
         """
         rows = self._rows(rank, world_size)
-        if len(self.index) * self.index.window_size <= EXACT_FRAMES:
-            share = {"rank": rank, "world_size": world_size}
-            return max(len(self.block_frames(block, **share)) for block in range(self.num_blocks))
-        if self.run == 1:
-            return len(rows) * -(-len(self) // self.num_blocks) * self.index.window_size
-        blocks = (self._build_block(block) for block in range(self.num_blocks))
-        frames = self._frames_of_run()
-        return max(int(frames[block.segment_lengths(rows)].sum()) for block in blocks if isinstance(block, Block))
+        exact = len(self.index) * self.index.window_size <= EXACT_FRAMES
+        if not exact and self.run == 1:
+            return (
+                len(rows) * -(-len(self) // self.num_blocks) * (self.index.window_size if self.index.frame_step else 1)
+            )
+        sampled = range(self.num_blocks) if exact else self._sampled_blocks()
+        most = max(len(self.block_frames(block, rank=rank, world_size=world_size)) for block in sampled)
+        return most if exact else most + most // 64
 
     def block_of(self, step: int) -> int:
         """The block that ``step`` belongs to.
@@ -177,10 +185,9 @@ class EpochPlan:
         block = operator.index(block)
         return range(block * self._num_steps // self.num_blocks, (block + 1) * self._num_steps // self.num_blocks)
 
-    def state_dict(self, step: int = 0) -> dict[str, int | str]:
+    def state_dict(self, step: int = 0) -> dict[str, int | str | None]:
         """Where the epoch stands before ``step`` (0..len) and what its order depends on: integers and a string."""
-        step = _whole("step", step, 0, len(self) + 1)
-        return {"version": STATE_VERSION, "epoch": self.epoch, "step": step, **self._identity()}
+        return self._state.saved(self.epoch, whole("step", step, 0, len(self) + 1))
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Do nothing if ``state`` belongs to an order like this one, at any epoch and step.
@@ -188,67 +195,79 @@ class EpochPlan:
         Raises:
             SettingsError: naming each difference, in one sentence.
         """
-        version = state.get("version")
-        require(
-            version == STATE_VERSION,
-            f"the order's state has version {version}, this program reads version {STATE_VERSION}; "
-            "resume with the version of cltt that saved it",
-        )
-        missing = [key for key in ("epoch", "step", *self._identity()) if key not in state]
-        require(not missing, f"the order's state lacks {', '.join(missing)}; it is damaged or not a state of an order")
-        differences = [
-            f"{_STATE_WORDS.get(key, key)} (saved {_short(state[key])}, now {_short(here)})"
-            for key, here in self._identity().items()
-            if state[key] != here
-        ]
-        require(
-            not differences,
-            f"the order cannot go on from this state, which differs in {', '.join(differences)}: "
-            "resume with what it was saved with, or start a new run",
-        )
-        _whole("epoch", state["epoch"], 0, MAX_SEED)
-        _whole("step", state["step"], 0, len(self) + 1)
+        self._state.check(state)
+        whole("epoch", state["epoch"], 0, MAX_SEED)
+        whole("step", state["step"], 0, len(self) + 1)
 
-    def _identity(self) -> dict[str, int | str]:
-        """What the order depends on, other than the epoch."""
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            **{name: getattr(self.index, name) for name in WINDOW_FIELDS},
-            "min_gap": self.min_gap,
-            "depth": self.depth,
-            "run": self.run,
-            "data_hash": self.index.data_hash,
-        }
+    @property
+    def _state(self) -> OrderState:
+        return OrderState(self.index, self.seed, self.batch_size, self.min_gap, self.depth, self.run)
 
-    def _resolved_depth(self, depth: int | None) -> int:
-        if depth is None:
-            depth = max(DEFAULT_DEPTH, -(-self._gap // self.index.window_stride))
-        return max(_whole("depth", depth, 1), self._steps_needed)
-
+    # ---- the order ---------------------------------------------------------------------------------------------------
     def _resolved_run(self, run: int | None) -> int:
-        if run is not None:
-            return _whole("run", run, 1)
-        if self.index.index_distance(self._gap).max() == 1:
-            return 1
-        return max(1, self.depth // RUNS_PER_DEPTH)
+        default = min(RUN_FOR_EACH_SHARED_FRAME * (self.index.window_size - 1), LONGEST_RUN)
+        asked = default if run is None else whole("run", run, 1)
+        return asked if self.index.sharing_distance.any() else 1
 
     def _shuffled(self) -> SingleWindows | ShuffledRuns:
         if self.run == 1:
-            return SingleWindows(len(self.index), self._seeds(_LAYOUT))
-        shift = int(self._seeds(_SHIFT).generate_state(1, np.uint64)[0]) % len(self.index)
-        return ShuffledRuns(self.index, self.run, self._seeds(_LAYOUT), shift)
+            return SingleWindows(len(self.index), self._seeds(RUNS))
+        return ShuffledRuns(self.index, self.run, self._seeds(RUNS), self._seeds(SHIFT))
 
     def _seeds(self, purpose: int, block: int = 0) -> np.random.SeedSequence:
         return seed_sequence(self.seed, self.epoch, purpose, block)
 
+    def _most_blocks(self) -> int:
+        """Blocks of ``depth`` steps, or as many halvings fewer as it takes for the crowd of each to fit its steps.
+
+        Never fewer than with blocks of ``steps_needed`` steps: that is the crowd of a block that holds a whole clip.
+        """
+        self.num_blocks = max(1, len(self) // self.depth)
+        fewest = max(1, len(self) // max(self.depth, self._steps_needed))
+        while self.num_blocks > fewest and not self._all_fit():
+            self.num_blocks = max(fewest, self.num_blocks // 2)
+        return self.num_blocks
+
+    def _all_fit(self) -> bool:
+        """Whether no block has a larger crowd than steps."""
+        steps = len(self) // self.num_blocks
+        return steps >= self._steps_needed or all(self._fits(block, steps) for block in range(self.num_blocks))
+
+    def _fits(self, block: int, steps: int) -> bool:
+        segments = self._layout.segments(*self._positions(block))
+        if crowd_bound(self.index, segments, self._spacing) <= steps:
+            return True
+        return Chains(self.index, segments, self._spacing).crowd <= steps
+
+    @property
+    def _spacing(self) -> Spacing:
+        return Spacing(self._gap, self._run_crowd, self.num_blocks)
+
+    @cached_property
+    def _run_crowd(self) -> int:
+        sharing = self.index.sharing_distance
+        return int(np.where(sharing > 0, -(-self.index.index_distance(self._gap) // np.maximum(sharing, 1)), 1).max())
+
+    def _positions(self, block: int) -> tuple[int, int]:
+        steps = self.block_steps(block)
+        return steps.start * self.batch_size, steps.stop * self.batch_size
+
+    def _build_block(self, block: int) -> Block | FreeBlock:
+        low, high = self._positions(block)
+        steps, seeds = len(self.block_steps(block)), self._seeds(BLOCK, block)
+        if self._steps_needed == 1 and isinstance(self._layout, SingleWindows):
+            return FreeBlock(self._layout, low, steps, seeds)
+        segments = self._layout.segments(low, high)
+        return Block(self.index, segments, (self.batch_size, steps), self._spacing, seeds)
+
+    # ---- ranks and frames --------------------------------------------------------------------------------------------
     def _rows(self, rank: int, world_size: int) -> np.ndarray:
-        world_size = _whole("world_size", world_size, 1)
+        world_size = whole("world_size", world_size, 1)
         require(
             self.batch_size % world_size == 0,
             f"batch_size {self.batch_size} cannot be shared evenly by {world_size} ranks; take a multiple of that",
         )
-        rank = _whole("rank", rank, 0, world_size)
+        rank = whole("rank", rank, 0, world_size)
         share = self.batch_size // world_size
         return np.arange(rank * share, (rank + 1) * share)
 
@@ -257,44 +276,20 @@ class EpochPlan:
         rows = self._rows(rank, world_size)
         return block, int(rows[0]), len(rows)
 
-    def _build_block(self, block: int) -> Block | FreeBlock:
-        steps = self.block_steps(block)
-        low, seeds = steps.start * self.batch_size, self._seeds(_BLOCK, block)
-        if self._steps_needed == 1 and isinstance(self._layout, SingleWindows):
-            return FreeBlock(self._layout, low, len(steps), seeds)
-        shape = self.batch_size, len(steps)
-        return Block(self.index, self._layout, low, shape, gap=self._gap, needed=self._steps_needed, seeds=seeds)
-
-    def _build_first_use(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct frames of a rank's block by first step, then id, and where each step's begin: int64, int64 [K+1]."""
+    def _build_first_uses(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct frames of a rank's block, sorted, and the step of each that needs it first: int64, int64."""
         block, first_row, num_rows = key
-        steps = np.arange(len(self.block_steps(block)))
-        rows = np.arange(first_row, first_row + num_rows)
+        steps, rows = np.arange(len(self.block_steps(block))), np.arange(first_row, first_row + num_rows)
         ids = self._blocks[block].windows(steps[:, None], rows)  # [K, b]
-        frames = self.index.frames(ids).reshape(len(steps), -1)  # [K, b*T]
-        # Frame and step in one integer: one sort brings each frame's first step in front.
-        uses = np.sort((frames * len(steps) + steps[:, None]).ravel())
-        frame, step = np.divmod(uses, len(steps))
-        first = np.flatnonzero(np.diff(frame, prepend=-1))
-        frame, step = frame[first], step[first]
-        order = np.argsort(step, kind="stable")
-        return frame[order], np.searchsorted(step[order], np.arange(len(steps) + 1))
+        uses = FrameUses(self.index.frames(ids).reshape(len(steps), -1))
+        return uses.frame[uses.first], uses.step[uses.first]
 
-    def _frames_of_run(self) -> np.ndarray:
-        """Most frames in 0, 1, ... ``run`` consecutive windows of a clip: int64 [run + 1] (or fewer)."""
-        index = self.index
-        size = index.window_size
-        run = min(self.run, int(index.windows_per_clip.max()))
-        if index.max_windows_per_clip:
-            return np.arange(run + 1) * size
-        starts = np.arange(run) * index.window_stride
-        frames = starts[:, None] + np.arange(size) * index.frame_step
-        first_use = np.unique(frames, return_index=True)[1] // size
-        return np.concatenate([[0], np.cumsum(np.bincount(first_use, minlength=run))])
+    def _sampled_blocks(self) -> list[int]:
+        return np.unique(np.linspace(0, self.num_blocks - 1, SAMPLED_BLOCKS).astype(int)).tolist()
 
     def _counted_overlaps(self) -> int:
         """0 where the construction rules them out, else counted batch by batch, with a warning if there are any."""
-        if self._num_steps // self.num_blocks >= self._steps_needed:
+        if len(self) // self.num_blocks >= self._steps_needed or self._fits(0, len(self)):
             return 0
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))
         if total:
@@ -309,51 +304,5 @@ class EpochPlan:
 
     def _overlaps_of(self, windows: np.ndarray) -> int:
         """Pairs of these windows in one clip with starts less than span + min_gap apart."""
-        clip, start = self.index.locate(np.sort(windows))
-        # Clips on one line, too far apart to disturb each other.
-        line = np.cumsum(np.diff(clip, prepend=clip[:1]) != 0) * (self._gap + int(start.max()) + 1) + start
+        line = on_one_line(self.index, np.sort(windows), self._gap)
         return int((np.arange(len(line)) - np.searchsorted(line, line - self._gap, side="right")).sum())
-
-
-K = TypeVar("K")
-
-
-class _Recent(Generic[K, T]):
-    """The last few results of ``build``, shared by threads; each is built once while it is kept."""
-
-    def __init__(self, build: Callable[[K], T], size: int) -> None:
-        self._build, self._size = build, size
-        self._kept: dict[K, T] = {}
-        self._lock = threading.Lock()
-
-    def __getitem__(self, key: K) -> T:
-        with self._lock:
-            value = self._kept.pop(key) if key in self._kept else self._build(key)
-            self._kept[key] = value  # the latest used stand last
-            while len(self._kept) > self._size:
-                del self._kept[next(iter(self._kept))]
-            return value
-
-
-_STATE_WORDS = {"data_hash": "the clips and their lengths"}
-
-
-def _short(value: Any) -> str:
-    """A value as told in a message; of a hash, its beginning."""
-    text = str(value)
-    return text if len(text) <= 24 else text[:12]
-
-
-def _whole(name: str, value: int, low: int, stop: int | None = None) -> int:
-    """``value`` as an int from ``low`` to ``stop-1``.
-
-    Raises:
-        SettingsError: anything else.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise SettingsError(f"{name} is {value!r}; it must be a whole number") from None
-    allowed = f"{low} or more" if stop is None else f"from {low} to {stop - 1}"
-    require(number >= low and (stop is None or number < stop), f"{name} is {number}; it must be {allowed}")
-    return number

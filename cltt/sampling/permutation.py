@@ -1,6 +1,6 @@
-"""Random permutations mixed from (seed, epoch, purpose): one as a table, one computed element by element.
+"""Random permutations mixed from (seed, epoch, purpose): as tables, or computed element by element.
 
-Both are made of the raw words of numpy's bit generators and seed sequences, which numpy promises never to change, so
+All are made of the raw words of numpy's bit generators and seed sequences, which numpy promises never to change, so
 that a saved run goes on with the same order under another numpy (NEP 19: ``Generator.permutation`` may change).
 """
 
@@ -9,10 +9,21 @@ from __future__ import annotations
 import numpy as np
 
 MAX_SEED = 2**64
-# Finaliser of splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_HALF = np.uint64(32)
+# What each random stream is for: the third number of its seeds.
+RUNS, SHIFT, BLOCK, FRAMES = range(4)
 _ROUNDS = 5  # of two half rounds each
+# 2**64 over the golden ratio: keeps numbered streams of a hash apart.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix64(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser, uint64 -> uint64, a bijection (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195)."""
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def seed_sequence(*numbers: int) -> np.random.SeedSequence:
@@ -21,57 +32,86 @@ def seed_sequence(*numbers: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(words)
 
 
-def shuffled(size: int, seeds: np.random.SeedSequence) -> np.ndarray:
-    """The numbers 0..size-1 in random order: int64 [size].
+def random_below(size: int, seeds: np.random.SeedSequence) -> int:
+    """One number from 0 to size-1."""
+    return int(seeds.generate_state(1, np.uint64)[0]) % size
 
-    Sorts random words that carry their number in the lowest bits: several times faster than a stable argsort, and
-    every word differs, so that the outcome does not hang on the sorting algorithm.
+
+def shuffled(size: int, seeds: np.random.SeedSequence) -> np.ndarray:
+    """The numbers 0..size-1 in random order: int64 [size]."""
+    return shuffled_in_groups(np.broadcast_to(np.int64(0), size), 1, seeds)[0]
+
+
+def shuffled_in_groups(group: np.ndarray, num_rows: int, seeds: np.random.SeedSequence) -> np.ndarray:
+    """For each of ``num_rows`` rows a shuffle of 0..n-1 within groups: int64 [num_rows, n].
+
+    ``group`` int64 [n] numbers the group of each element from 0 on. The groups come one after the other, each in random
+    order: element x of every row belongs to the same group. Sorts random words whose uppermost bits hold the group and
+    whose lowest hold the element: several times faster than a stable argsort, and every word differs, so that the
+    outcome does not hang on the sorting algorithm.
     """
-    bits = np.uint64((size - 1).bit_length())
-    words = np.random.PCG64(seeds).random_raw(size)
-    words >>= bits
-    words <<= bits
-    words |= np.arange(size, dtype=np.uint64)
-    words.sort()
-    words &= (np.uint64(1) << bits) - np.uint64(1)
-    return words.astype(np.int64)
+    size = len(group)
+    element_bits, group_bits = np.uint64((size - 1).bit_length()), np.uint64(int(group.max(initial=0)).bit_length())
+    words = np.random.PCG64(seeds).random_raw(num_rows * size).reshape(num_rows, size)
+    words >>= element_bits + group_bits
+    words <<= element_bits
+    words |= np.arange(size, dtype=np.min_scalar_type(size))
+    if group_bits:
+        words |= group.astype(np.uint64) << (np.uint64(64) - group_bits)
+    words.sort(axis=1)
+    words &= (np.uint64(1) << element_bits) - np.uint64(1)
+    return words.view(np.int64)
 
 
 class KeyedPermutation:
-    """A permutation of 0..size-1 computed element by element: a Feistel network over the next power of two, walked
-    along its cycle until it lands below ``size`` (Black, Rogaway 2002, "Ciphers with arbitrary finite domains").
-
-    Less than two walks an element on average, whatever the size.
-    """
+    """A permutation of 0..size-1 computed element by element, with no table."""
 
     def __init__(self, size: int, seeds: np.random.SeedSequence) -> None:
-        bits = max(2, (size - 1).bit_length())
-        self.size = np.uint64(size)
-        self._low_bits, self._high_bits = np.uint64(bits // 2), np.uint64(bits - bits // 2)
-        self._low_mask = (np.uint64(1) << self._low_bits) - np.uint64(1)
-        self._keys = seeds.generate_state(2 * _ROUNDS, np.uint64)
+        self._size = np.array([size])
+        self._keys = seeds.generate_state(2 * _ROUNDS, np.uint64)[:, None]
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """Images of ``positions`` (integers from 0 to size-1, any shape): int64 of the same shape."""
-        images = self._network(positions.astype(np.uint64).ravel())
-        outside = np.flatnonzero(images >= self.size)
-        while len(outside):
-            images[outside] = self._network(images[outside])
-            outside = outside[images[outside] >= self.size]
-        return images.astype(np.int64).reshape(positions.shape)
-
-    def _network(self, x: np.ndarray) -> np.ndarray:
-        high, low = x >> self._low_bits, x & self._low_mask
-        for high_key, low_key in self._keys.reshape(_ROUNDS, 2):
-            high ^= _top_bits(low ^ high_key, self._high_bits)
-            low ^= _top_bits(high ^ low_key, self._low_bits)
-        return (high << self._low_bits) | low
+        return _permuted(positions.ravel(), self._size, self._keys).reshape(positions.shape)
 
 
-def _top_bits(x: np.ndarray, bits: np.uint64) -> np.ndarray:
-    """The ``bits`` upper bits of a hash of uint64 ``x``, which is used up."""
-    x *= _MIX_1
-    x ^= x >> _HALF
-    x *= _MIX_2
-    x >>= np.uint64(64) - bits
-    return x
+class KeyedPermutations:
+    """For each of many sizes a permutation of its own, in closed form: nothing is kept but ten words."""
+
+    def __init__(self, sizes: np.ndarray, seeds: np.random.SeedSequence) -> None:
+        self._sizes = sizes
+        self._keys = seeds.generate_state(2 * _ROUNDS, np.uint64)[:, None]
+
+    def __call__(self, positions: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Images of ``positions`` under the permutations number ``which``: int64, the two broadcast together."""
+        positions, which = np.broadcast_arrays(positions, which)
+        own = mix64(which.ravel().astype(np.uint64) * GOLDEN)
+        return _permuted(positions.ravel(), self._sizes[which.ravel()], mix64(self._keys ^ own)).reshape(which.shape)
+
+
+def _permuted(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Feistel networks over the next powers of two, walked along their cycles until they land below the sizes (Black,
+    Rogaway 2002, "Ciphers with arbitrary finite domains"): less than two walks an element on average.
+
+    ``positions`` [n]; ``sizes`` [n] or [1]; ``keys`` uint64 [2 * rounds, n] or [2 * rounds, 1].
+    """
+    bits = np.maximum(2, np.frexp(sizes - 1.0)[1]).astype(np.uint64)  # the bit length, exact below 2**53
+    low_bits = bits >> np.uint64(1)
+    high_bits = bits - low_bits
+    sizes = np.broadcast_to(sizes.astype(np.uint64), positions.shape)
+    images = _network(positions.astype(np.uint64), low_bits, high_bits, keys)
+    outside = np.flatnonzero(images >= sizes)
+    while len(outside):
+        parts = [part if part.shape[-1] == 1 else part[..., outside] for part in (low_bits, high_bits, keys)]
+        images[outside] = _network(images[outside], *parts)
+        outside = outside[images[outside] >= sizes[outside]]
+    return images.view(np.int64)
+
+
+def _network(x: np.ndarray, low_bits: np.ndarray, high_bits: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    high, low = x >> low_bits, x & ((np.uint64(1) << low_bits) - np.uint64(1))
+    all_bits = np.uint64(64)
+    for high_key, low_key in keys.reshape(_ROUNDS, 2, -1):
+        high ^= mix64(low ^ high_key) >> (all_bits - high_bits)
+        low ^= mix64(high ^ low_key) >> (all_bits - low_bits)
+    return (high << low_bits) | low

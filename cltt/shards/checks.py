@@ -50,18 +50,21 @@ def _check_index(index: Mapping[str, Any]) -> None:
         if not all(isinstance(item, str) for item in names) or len(set(names)) != len(names):
             raise Untrue(f"{name} are not names, each once")
     counts, shards, files = _mapping(index, "counts"), _list(index, "shards"), _mapping(index, "files")
+    if not shards:
+        raise Untrue("it names no shards")
     for number, shard in enumerate(shards):
         _check_shard(number, shard)
-    for name in (*format.INDEX_FILES, format.REPORT):
+    parts = format.parts_of(files) if index["version"] >= 2 else []
+    for name in (*format.INDEX_FILES, *parts, format.REPORT):
         _number(_mapping(files, name), "size")
         _hex(files[name], "sha256")
-    if set(files) - {*format.INDEX_FILES, format.REPORT}:
-        raise Untrue(f"files names {sorted(set(files))[0]!r} too, which no build writes")
+    if strange := sorted(set(files) - {*format.INDEX_FILES, *parts, format.REPORT}):
+        raise Untrue(f"files names {strange[0]!r} too, which no build of this version writes")
     _number(counts, "frames", 1)
     _number(counts, "clips", 1, MAX_CLIPS)
     if _number(counts, "bytes") != sum(shard["size"] for shard in shards):
         raise Untrue("bytes is not the sum of the shards' sizes")
-    for what in ("skipped", "reencoded"):
+    for what in ("skipped", "reencoded", *({"cut"} & set(counts))):
         for reason in _mapping(counts, what):
             _number(counts[what], reason)
     if index["fingerprint"] != format.fingerprint(files):
@@ -80,6 +83,9 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     if settings.get("resize_short") is not None:
         _number(settings, "resize_short", 1, 1 << 16)
     _number(settings, "quality", 1, 100)
+    for name in ("fps", "max_gap"):
+        if (value := settings.get(name)) is not None and not (type(value) in (int, float) and 0 < value < 1e9):
+            raise Untrue(f"{name} is no number above 0")
 
 
 def _number(values: Mapping[str, Any], name: str, low: int = 0, high: int = MAX_INT) -> int:
@@ -113,6 +119,15 @@ def _list(values: Mapping[str, Any], name: str) -> list[Any]:
 
 
 # ---- arrays
+
+
+def open_parts(path: Path, index: Mapping[str, Any], patience: Patience) -> dict[str, NpyRows]:
+    """The optional parts of the set at ``path`` by their file names; DataError as :func:`open_arrays`."""
+    types = {format.TIMES: np.dtype("<f8"), format.BOXES: np.dtype(format.BOX_FIELDS)}
+    parts = format.parts_of(index["files"])
+    for name in parts:
+        _check_file(path / name, index["files"][name]["size"], patience)
+    return {name: NpyRows(path / name, patience, types[name], index["counts"]["frames"]) for name in parts}
 
 
 def open_arrays(path: Path, index: Mapping[str, Any], patience: Patience) -> tuple[NpyRows, Array, NpyRows]:

@@ -22,7 +22,7 @@ from cltt.files.regular import AnyPath
 from cltt.shards import checks, format, tar
 from cltt.shards.clip_table import Array, _ClipTable
 from cltt.shards.open_shards import OpenShards
-from cltt.source import scan
+from cltt.source import scan, videos
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class ShardDataset(_ClipTable):
         self.shards: list[dict[str, Any]] = index["shards"]
         self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
         self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index, self.patience)
+        self._parts = checks.open_parts(self.path, index, self.patience)
         self._files = _Files(self.path)
 
     def clip_key(self, clip: int) -> str:
@@ -69,7 +70,10 @@ class ShardDataset(_ClipTable):
         return np.asarray(self._frames[self._check_ids(frame_ids)])
 
     def frame_name(self, frame_id: int) -> str:
-        """The source file's path relative to the root folder, from the member's header in the tar."""
+        """The source file's path relative to the root folder, from the member's header in the tar.
+
+        Of a frame of a video the video's path and the time: ``talk.mp4#t=12.400``.
+        """
         records = self.frame_facts([frame_id])
         if not checks.records_within(records, self.shard_sizes).all():
             raise self._astray(frame_id)
@@ -80,7 +84,22 @@ class ShardDataset(_ClipTable):
             checks.check_member(member)
         except (OSError, DataError) as error:
             raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
-        return os.fsdecode(tar.source_path(member))
+        times = self.frame_time([frame_id])
+        if times is None or np.isnan(times[0]):
+            return os.fsdecode(tar.source_path(member))
+        return os.fsdecode(videos.moment(member.rpartition(b"/")[0], float(times[0])))
+
+    def frame_time(self, frame_ids: Any) -> Array | None:
+        rows = self._part(format.TIMES, frame_ids)
+        return None if rows is None else rows.reshape(np.shape(frame_ids))
+
+    def frame_boxes(self, frame_ids: Any) -> Array | None:
+        rows = self._part(format.BOXES, frame_ids)
+        return None if rows is None else rows.view("<f4").reshape(*np.shape(frame_ids), 4)
+
+    def _part(self, name: str, frame_ids: Any) -> Array | None:
+        ids = self._check_ids(frame_ids)
+        return self._parts[name][ids] if name in self._parts else None
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
         """As :meth:`read`, with a FrameError in the place of each frame that is damaged or missing."""
@@ -102,8 +121,15 @@ class ShardDataset(_ClipTable):
         each = [next(found) if good else self._astray(frame) for frame, good in zip(ids.tolist(), within, strict=True)]
         return [each[place] for place in places.tolist()]
 
+    def _clip_text(self, frame_id: int) -> str:
+        clip = int(self.clip_of(frame_id))
+        try:
+            return f"in clip {self.clip_key(clip)!r}"
+        except DataError:
+            return f"in clip {clip}"
+
     def _astray(self, frame_id: int) -> FrameError:
-        name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+        name = self._clip_text(frame_id)
         return FrameError(frame_id, name, f"{self.path / format.FRAMES}: its record leads out of its shard; {_REPAIR}")
 
     def _read_range(
@@ -122,14 +148,16 @@ class ShardDataset(_ClipTable):
             elif problem:
                 yield self._damaged(int(ids[k]), shards[0], problem)
             else:
-                yield self._read_once_more(int(ids[k]), shards[0], offset, size, crc)
+                yield self._read_once_more(int(ids[k]))
 
     def _view(self, shard: int, size: int, offset: int) -> memoryview:
         path = self.path / format.shard_name(shard)
         return self.patience.ask(path, lambda: self._files.view(shard, size, offset))
 
-    def _read_once_more(self, frame_id: int, shard: int, offset: int, size: int, crc: int) -> bytes | FrameError:
-        """A frame that came wrong: memory or the network may have turned a bit, so the file is asked anew."""
+    def _read_once_more(self, frame_id: int) -> bytes | FrameError:
+        """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
+        record = self._frames[frame_id]
+        shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
         path = self.path / format.shard_name(shard)
         with Handle(path, follow=False) as file:
             frame = self.patience.ask(path, lambda: file.read_uncached(size, offset))
@@ -142,7 +170,7 @@ class ShardDataset(_ClipTable):
         try:
             name = self.frame_name(frame_id)
         except DataError:
-            name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+            name = self._clip_text(frame_id)
         return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT = "cltt-shards"
-VERSION = 1
+VERSION = 2  # the newest that is read; a set without optional parts is written as version 1
 INDEX = "index.json"
 REPORT = "report.json"
 FRAMES = "frames.npy"
@@ -36,6 +36,12 @@ KEYS = "keys.bin"
 KEY_OFFSETS = "key_offsets.npy"
 BUILD = ".build"  # plan, parts and locks while a build is under way
 INDEX_FILES = (FRAMES, CLIPS, KEYS, KEY_OFFSETS)
+# Version 2 adds parts that a set may have, one row a frame: times, float64 seconds from the first frame of the clip's
+# video (NaN: of a folder, which has none); boxes, float32 x1, y1, x2, y2 from 0 to 1 of width and height (NaN: none).
+TIMES = "times.npy"
+BOXES = "boxes.npy"
+PARTS = (TIMES, BOXES)
+BOX_FIELDS = [(name, "<f4") for name in ("x1", "y1", "x2", "y2")]
 
 # offset: where the frame's bytes start in its shard; crc: CRC-32 of the bytes; width, height: pixels.
 FRAME_FIELDS = [
@@ -69,7 +75,7 @@ def shard_name(shard: int) -> str:
 def is_our_file(name: str) -> bool:
     """Whether a file of this name in a folder of shards was written by a build."""
     name = name[1:-4] if name.startswith(".") and name.endswith(".tmp") else name  # atomic.temporary_path
-    return name in (INDEX, REPORT, *INDEX_FILES) or _SHARD_NAME.fullmatch(name) is not None
+    return name in (INDEX, REPORT, *INDEX_FILES, *PARTS) or _SHARD_NAME.fullmatch(name) is not None
 
 
 # ---- files
@@ -104,9 +110,9 @@ def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise DataError(f"{path / INDEX} is not the index of a set of shards")
     version = index.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise DataError(
-            f"{path / INDEX} has format version {shorten(str(version), 20)}, this program reads version {VERSION}; "
+            f"{path / INDEX} has format version {shorten(str(version), 20)}, this program reads 1 to {VERSION}; "
             "build the shards again with --overwrite, or use the program that wrote them"
         )
     check_index(path, index)
@@ -128,18 +134,26 @@ def is_set_of_ours(path: Path) -> bool:
         return False
 
 
+def parts_of(files: Mapping[str, Any]) -> list[str]:
+    """The optional parts that a set has."""
+    return [name for name in PARTS if name in files]
+
+
 def fingerprint(files: Mapping[str, Any]) -> str:
     """Equal for equal frames in equal clips: made from the hashes of the index files (``files`` of ``index.json``)."""
-    content = json.dumps([files[name]["sha256"] for name in INDEX_FILES])
+    content = json.dumps([files[name]["sha256"] for name in (*INDEX_FILES, *parts_of(files))])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """``report.json``: ``files``, a list of {file, what: skipped or reencoded, reason}, and ``counts`` by reason.
+    """``report.json``: ``files``, a list of {file, what: skipped, cut or reencoded, reason}, and ``counts`` by reason.
 
     DataError if it is not that.
     """
-    report = read_json(path / REPORT, limit=MAX_REPORT)
+    try:
+        report = read_json(path / REPORT, limit=MAX_REPORT)
+    except FileNotFoundError:
+        raise DataError(f"{path / REPORT} is missing; copy it again") from None
     files = report.get("files") if isinstance(report, dict) else None
     if not isinstance(files, list) or not all(isinstance(file, dict) and _is_note(file) for file in files):
         raise DataError(f"{path / REPORT} is not a build's report; copy it again")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -15,16 +17,19 @@ import numpy as np
 
 from cltt.errors import DataError, InvalidImage
 from cltt.files import atomic, threads
+from cltt.files.patience import Patience
 from cltt.files.regular import is_regular, open_regular
 from cltt.shards import checks, format, tar
 from cltt.shards.damage import decode_problem
 from cltt.shards.dataset import ShardDataset
-from cltt.source import image, scan
+from cltt.source import image, scan, videos
 from cltt.text import counted
 
-CHUNK = 64  # frames checked by one thread at a time
+CHUNK = 64  # frames checked by one thread at a time ...
+VIDEO_CHUNK = 1024  # ... where they may be of videos, which are decoded from some way before the first
 PIECE = 1 << 20  # records looked at together
 NO_SOURCE = "no source file"
+OTHER_NOW = "not what the source file gives"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class _Job:
     keys: Callable[[int], str]
     decode: bool
     root: bytes | None
+    sources: _Videos | None
 
 
 def verify_shards(
@@ -72,11 +78,14 @@ def verify_shards(
     dataset = ShardDataset(folder)
     if astray := _records_damage(dataset):
         return [*damages, astray]
-    job = _Job(folder, index, dataset.clip_key, decode, root)
+    sources = None if root is None else _Videos(root, index["settings"])
+    job = _Job(folder, index, dataset.clip_key, decode, root, sources)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for shard, ids in enumerate(_shard_ids(dataset)):
             damages += _shard_damages(job, dataset, shard, ids, pool)
-    return _missing_clips_once(root, damages) + list(_forgotten(job, dataset)) if root is not None else damages
+    if root is None:
+        return damages
+    return list(dict.fromkeys(_missing_clips_once(root, damages))) + list(_forgotten(job, dataset))
 
 
 def _index_damages(folder: Path, index: dict[str, Any]) -> Iterator[Damage]:
@@ -125,7 +134,8 @@ def _shard_damages(job: _Job, dataset: ShardDataset, shard: int, ids: range, poo
         return [Damage(written["name"], f"{error.strerror}; copy it again or build again")]
     try:
         summed = pool.submit(_sum_shard, handle)
-        chunks = (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+        size = VIDEO_CHUNK if dataset.frame_time([ids[0]]) is not None else CHUNK
+        chunks = (ids[start : start + size] for start in range(0, len(ids), size))
         found = threads.ordered_map(pool, lambda chunk: _frame_damages(job, dataset, handle, chunk), chunks, 64)
         damages = [damage for chunk in found for damage in chunk]
         size, crc = summed.result()
@@ -151,22 +161,74 @@ def _sum_shard(handle: int) -> tuple[int, int]:
 def _frame_damages(job: _Job, dataset: ShardDataset, handle: int, ids: range) -> list[Damage]:
     """What is wrong with neighbouring frames of one shard."""
     damages = []
-    for frame, record in zip(ids, dataset.frame_facts(ids), strict=True):
+    whole: list[tuple[bytes, str, int]] = []  # of videos: member, name, CRC
+    times = dataset.frame_time(ids)
+    for at, (frame, record) in enumerate(zip(ids, dataset.frame_facts(ids), strict=True)):
         size, offset = int(record["size"]), int(record["offset"])
         data = os.pread(handle, size, offset)
-        path = b""
+        name, path, of_video = "", b"", times is not None and not np.isnan(times[at])
         try:
             member = tar.read_member(lambda n, at: os.pread(handle, n, at), offset)
             path = tar.source_path(member.name)
+            name = dataset.frame_name(frame) if of_video else os.fsdecode(path)
             problem = _member_problem(job, dataset, frame, member, size)
         except DataError as error:
             problem = str(error)
         problem = _frame_problem(job, data, record) or problem
         if not problem and job.root is not None:
-            problem = _source_problem(job, path, int(record["crc"]))
+            if of_video:
+                whole.append((path, name, int(record["crc"])))
+            else:
+                problem = _source_problem(job, path, int(record["crc"]))
         if problem:
-            damages.append(Damage(os.fsdecode(path) or f"frame at offset {offset}", problem))
+            damages.append(Damage(name or f"frame at offset {offset}", problem))
+    if job.sources is not None:
+        damages += job.sources.damages(whole)
     return damages
+
+
+def _file_name(path: bytes) -> bytes:
+    return path.rpartition(b"/")[2]
+
+
+class _Videos:
+    """Compares frames with those that the videos give now; for many threads."""
+
+    def __init__(self, root: bytes, settings: dict[str, Any]) -> None:
+        self._root = root
+        self._sampling = videos.sampling_of(settings)
+        self._patience = Patience()
+        self._listed: dict[bytes, scan.SourceClip] = {}
+        self._lock = threading.Lock()
+
+    def damages(self, frames: list[tuple[bytes, str, int]]) -> list[Damage]:
+        """Of neighbouring frames (path of the member, name, CRC), those that their videos do not give."""
+        found: list[Damage] = []
+        for key, group in itertools.groupby(frames, lambda frame: frame[0].rpartition(b"/")[0]):
+            try:
+                found += self._compare(key, list(group))
+            except DataError as error:
+                gone = not os.path.exists(os.path.join(self._root, key))
+                found.append(Damage(os.fsdecode(key), "no such video in the source" if gone else str(error)))
+        return found
+
+    def _compare(self, key: bytes, frames: list[tuple[bytes, str, int]]) -> Iterator[Damage]:
+        clip = self._clip(key)
+        given = {frame.name: (frame.mark, frame.entry) for frame in clip.frames}
+        here = [frame for frame in frames if _file_name(frame[0]) in given]
+        yield from (Damage(name, OTHER_NOW) for path, name, _ in frames if _file_name(path) not in given)
+        wanted = [given[_file_name(path)] for path, _, _ in here]
+        options: dict[str, Any] = {"resize_short": self._sampling.resize_short, "quality": self._sampling.quality}
+        stored = videos.read_frames(self._root, key, clip.video, wanted, self._patience, **options)
+        for (_, name, crc), one in zip(here, stored, strict=True):
+            if isinstance(one, InvalidImage) or zlib.crc32(one.data) != crc:
+                yield Damage(name, OTHER_NOW)
+
+    def _clip(self, key: bytes) -> scan.SourceClip:
+        with self._lock:
+            if key not in self._listed:
+                self._listed[key] = videos.list_one(self._root, key, self._sampling, self._patience)
+            return self._listed[key]
 
 
 def _member_problem(job: _Job, dataset: ShardDataset, frame: int, member: tar.Member, size: int) -> str:
@@ -198,7 +260,7 @@ def _source_problem(job: _Job, path: bytes, crc: int) -> str:
         return f"{NO_SOURCE}: {error.strerror}"
     except InvalidImage as error:
         return f"the source file is no picture now: {error}"
-    return "" if zlib.crc32(stored.data) == crc else "not what the source file gives"
+    return "" if zlib.crc32(stored.data) == crc else OTHER_NOW
 
 
 def _missing_clips_once(root: bytes, damages: list[Damage]) -> list[Damage]:
@@ -231,6 +293,11 @@ def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Damage]:
         known[folder or scan.ROOT_KEY].add(name)
     with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         for clip in scan.scan_clips(scan.scan_folders(job.root, pool), pool):
+            if clip.video:
+                folder, _, name = clip.key.rpartition(b"/")
+                if clip.key not in known and name not in known[folder or scan.ROOT_KEY]:
+                    yield Damage(os.fsdecode(clip.key), "video in the source, not in the shards")
+                continue
             if clip.key not in known:
                 files = counted(len(clip.frames), "file")
                 yield Damage(os.fsdecode(clip.key), f"folder with {files} in the source, not in the shards")
@@ -243,6 +310,8 @@ def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Damage]:
 def _known_paths(job: _Job, dataset: ShardDataset) -> Iterator[bytes]:
     for file in format.read_report(job.path)["files"]:
         yield os.fsencode(file["file"])
+    for clip in range(dataset.num_clips):
+        yield os.fsencode(dataset.clip_key(clip)) + b"/"
     for frame in range(dataset.num_frames):
         try:
             yield os.fsencode(dataset.frame_name(frame))

@@ -26,12 +26,17 @@ _KINDS = ((jpeg.START, "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"BM", "BMP"), (
 
 
 class Stored(NamedTuple):
-    """The bytes that go into the shard, their size in pixels, and why they are not the source's (empty: they are)."""
+    """The bytes that go into the shard, their size in pixels, and why they are not the source's (empty: they are).
+
+    full_width, full_height: pixels of the upright source, before any shrinking.
+    """
 
     data: bytes
     width: int
     height: int
     reencoded: str
+    full_width: int
+    full_height: int
 
 
 def image_kind(head: bytes) -> str:
@@ -106,7 +111,9 @@ def as_stored(
     if kind != "JPEG":
         check_pixels(*pixels.size_of(kind, data), max_pixels)
         reason = "PNG" if kind == "PNG" else "not a JPEG"
-        return _encoded(_shrunk(pixels.decode_other(kind, data), resize_short), reason, resize_short, quality)
+        whole = pixels.decode_other(kind, data)
+        full = whole.shape[1], whole.shape[0]
+        return _encoded(_shrunk(whole, resize_short), full, reason, resize_short, quality)
     info = jpeg.jpeg_info(data)
     check_pixels(info.width, info.height, max_pixels)
     jpeg.check_scans(data, info)
@@ -115,7 +122,8 @@ def as_stored(
     if not reason and resize_short is None:
         return _copied(data, info, verify)
     picture = _shrunk(pixels.decode_jpeg(data, info, resize_short), resize_short, info.height, info.width)
-    return _encoded(pixels.turned(picture, orientation), reason, resize_short, quality)
+    full = (info.height, info.width) if orientation >= 5 else (info.width, info.height)
+    return _encoded(pixels.turned(picture, orientation), full, reason, resize_short, quality)
 
 
 def _shrunk(picture: pixels.Pixels, short: int | None, height: int = 0, width: int = 0) -> pixels.Pixels:
@@ -128,19 +136,21 @@ def _shrunk(picture: pixels.Pixels, short: int | None, height: int = 0, width: i
 def _copied(data: bytes, info: jpeg.JpegInfo, verify: str) -> Stored:
     if verify == "decode" or not data.endswith(jpeg.END):  # cut off, or padded as some cameras do
         pixels.check_every_bit(data)
-    _check_stored(data, info.width, info.height)
-    return Stored(data, info.width, info.height, "")
+    check_stored(data, info.width, info.height)
+    return Stored(data, info.width, info.height, "", info.width, info.height)
 
 
-def _encoded(picture: pixels.Pixels, reason: str, resize_short: int | None, quality: int) -> Stored:
+def _encoded(
+    picture: pixels.Pixels, full: tuple[int, int], reason: str, resize_short: int | None, quality: int
+) -> Stored:
     height, width = picture.shape[:2]
-    _check_stored(b"", width, height)
+    check_stored(b"", width, height)
     encoded = pixels.encode(picture, UPRIGHT_QUALITY if resize_short is None else quality)
-    _check_stored(encoded, width, height)
-    return Stored(encoded, width, height, reason or "resized")
+    check_stored(encoded, width, height)
+    return Stored(encoded, width, height, reason or "resized", *full)
 
 
-def _check_stored(data: bytes, width: int, height: int) -> None:
+def check_stored(data: bytes, width: int, height: int) -> None:
     """InvalidImage for what a shard cannot keep, or a loader would not take."""
     if max(width, height) > MAX_SIDE:
         raise InvalidImage(f"more than {MAX_SIDE:,} pixels on a side, which no JPEG can have")

@@ -6,8 +6,10 @@ JPEG by libjpeg-turbo (simplejpeg), for which a warning is an error; all else, a
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -91,12 +93,19 @@ def turned(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
 
 
-def _opened(kind: str, file: bytes | io.BufferedReader) -> ImageFile:
-    """Pillow's picture of one format with nothing decoded yet; its own limit of pixels is not asked, as ours is."""
+@functools.cache
+def _factories() -> dict[str, Any]:
+    """Pillow's readers by format. What is wrong with a TIFF's tags is said by the report, not by warnings as well."""
     from PIL import Image
 
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
     Image.init()
-    factory = Image.OPEN[kind][0]
+    return dict(Image.OPEN)
+
+
+def _opened(kind: str, file: bytes | io.BufferedReader) -> ImageFile:
+    """Pillow's picture of one format with nothing decoded yet; its own limit of pixels is not asked, as ours is."""
+    factory = _factories()[kind][0]
     return factory(io.BytesIO(file) if isinstance(file, bytes) else file, "")
 
 

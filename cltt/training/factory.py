@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -10,14 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from cltt import distributed
-from cltt.build.on_demand import locate_shards
 from cltt.checkpoint import CheckpointStore
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 from cltt.distributed import RankInfo
-from cltt.errors import SettingsError
+from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation import results
 from cltt.evaluation.evaluator import Evaluator
 from cltt.loader.loader import WindowLoader
@@ -28,7 +27,10 @@ from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import synchronise
 from cltt.models.weights import misfit, read_weights
 from cltt.sampling.windows import WindowIndex
+from cltt.sets.locate import locate_shards
 from cltt.shards.dataset import ShardDataset
+from cltt.shards.stage import stage
+from cltt.training.progress import show
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver, Trainer
 
@@ -37,28 +39,54 @@ _NEW_NAME = "forward_sync_buffers"
 _SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
 
-def open_dataset(data: DataSettings, info: RankInfo | None = None) -> ShardDataset:
+def open_dataset(
+    data: DataSettings,
+    info: RankInfo | None = None,
+    *,
+    fingerprint: str | None = None,
+    on_located: Callable[[Path], None] = lambda shards: None,
+) -> ShardDataset:
     """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet.
 
     A collective. DataError on every rank if they do not open the same shards.
+
+    Args:
+        data: which shards, and whether they are copied to the node's disk first.
+        info: who this process is; None: alone.
+        fingerprint: of the shards that a resumed run began with.
+        on_located: told the folder of the shards, before they are copied.
     """
-    dataset = ShardDataset(locate_shards(data, info or RankInfo()))
+    shards = locate_shards(data, fingerprint=fingerprint)
+    on_located(shards)
+    if data.stage_to is not None:
+        shards = stage(shards, Path(data.stage_to), info or RankInfo(), data.io_patience)
+    dataset = ShardDataset(shards, io_patience=data.io_patience)
+    dataset.patience.meanwhile = distributed.waiting
     distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
     return dataset
 
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
-    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all."""
+    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
     w = settings.windows
-    split, clips = dataset.training_clips(settings.data.split)
+    split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
         window_size=w.window_size,
         frame_step=w.frame_step,
         window_stride=w.window_stride,
         max_windows_per_clip=w.max_windows_per_clip,
-        clips=None if split == "all" else clips,
+        clips=None if split == "all" and settings.data.clips is None else clips,
+        short_clip_windows=w.short_clip_windows,
     )
+
+
+def data_identity(dataset: Any, settings: TrainSettings) -> dict[str, str | None]:
+    """What must be equal of the data when a run is resumed: the shards, and the clips that a list picks of them."""
+    clips = None
+    if settings.data.clips is not None:
+        clips = hashlib.sha256(dataset.listed_clips(settings.data.clips).astype("<i8").tobytes()).hexdigest()[:32]
+    return {"fingerprint": dataset.fingerprint, "clips": clips}
 
 
 def build_loader(
@@ -75,15 +103,18 @@ def build_loader(
         dtype=autocast_type(settings.run, device) or torch.float32,
         augment=data.augment,
         augment_scope=data.augment_scope,
+        normalise=data.normalise,
         seed=settings.run.seed,
         min_gap=data.min_gap,
         depth=data.depth,
+        run=data.run,
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
         num_threads=data.num_workers,
         channels_last=device.type == "cuda",
         max_bad_frames=data.max_bad_frames,
+        io_patience=data.io_patience,
     )
 
 
@@ -151,7 +182,7 @@ def build_trainer(
             print(f"starting from the weights of {loaded}", flush=True)
     wrapped = prepare_model(model, settings.run, device, info)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
-    identity = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
+    identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
     return Trainer(
         model=wrapped,
         loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
@@ -176,8 +207,9 @@ def build_trainer(
 def load_weights(model: ContrastiveModel, path: Path) -> str:
     """Load the weights in ``path`` into ``model``; returns what was loaded.
 
-    ``path`` is what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as a whole. Of other files the encoder must; a head that is not there, or is of
-    another kind, is left as it is in ``model``, and said. Raises SettingsError, naming tensors, for what does not fit.
+    ``path`` is what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as a whole. Of other
+    files the encoder must; a head that is not there, or is of another kind, is left as it is in ``model``, and said.
+    Raises SettingsError, naming tensors, for what does not fit.
     """
     weights = read_weights(path)
     wrong = misfit(model.encoder.state_dict(), weights.encoder)
@@ -200,14 +232,26 @@ def load_weights(model: ContrastiveModel, path: Path) -> str:
 def _evaluation(
     settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None, history: History | None
 ) -> Callable[[], dict[str, float]]:
-    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank."""
+    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
+
+    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}.
+    """
 
     def evaluate() -> dict[str, float]:
         assert evaluator is not None and history is not None  # rank 0 has both
-        result = evaluator(encoder)
+        try:
+            result = evaluator(encoder)
+            show(result.describe())
+        except Exception as error:
+            show(f"warning: no evaluation this time: {error}; training goes on")
+            return {}
         name = f"in training, epoch {history.epoch}"
-        results.add_json(settings.run_dir, {"checkpoint": name, "epoch": history.epoch, "step": 0, **result.to_dict()})
-        tqdm.write(result.describe())  # leaves the progress bar whole
+        try:
+            results.add_json(
+                settings.run_dir, {"checkpoint": name, "epoch": history.epoch, "step": 0, **result.to_dict()}
+            )
+        except (OSError, CLTTError) as error:
+            show(f"warning: cannot write {settings.run_dir / results.JSON_FILE}: {error}")
         return result.row()
 
     return lambda: distributed.from_main(evaluate)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
 
+STOPPED_EARLY = "stopped on request before the first step, so there is nothing new to save\n"
+
 
 class Request(IntEnum):
     """What is asked of the loop after a step; of several ranks the largest is done."""
@@ -61,6 +63,7 @@ class StopSignals:
         if number != signal.SIGINT:
             self.request = max(self.request, Request.STOP)
             if not self._deferred:
+                os.write(2, STOPPED_EARLY.encode())
                 raise SystemExit(self._exit_status)
             return
         if self.request is Request.INTERRUPT or not self._deferred:

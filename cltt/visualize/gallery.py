@@ -22,7 +22,6 @@ from tqdm import tqdm
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
 from cltt.files.regular import is_regular
-from cltt.frames.decode_cpu import frame_size
 from cltt.shards.folder import Dataset
 from cltt.text import printable
 from cltt.visualize.embeddings import Embeddings, neighbours_of_frames
@@ -167,7 +166,11 @@ def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
 
 
 def _batch_facts(batch: WindowView) -> list[dict[str, Any]]:
-    rows = zip(batch.window_ids.tolist(), batch.clip_names, batch.times.tolist(), batch.frame_names, strict=True)
+    times = batch.times.tolist()
+    if batch.seconds is not None:
+        both = zip(batch.seconds.tolist(), times, strict=True)
+        times = [[n if s != s else f"{s:.2f} s" for s, n in zip(*row, strict=True)] for row in both]
+    rows = zip(batch.window_ids.tolist(), batch.clip_names, times, batch.frame_names, strict=True)
     return [
         {"window": window, "clip": printable(clip), "times": times, "names": [printable(name) for name in names]}
         for window, clip, times, names in rows
@@ -220,6 +223,8 @@ def thumbnail(data: bytes, side: int) -> Pixels:
     pixels. ValueError if it cannot be decoded."""
     import cv2
     import simplejpeg
+
+    from cltt.frames.decode_cpu import frame_size
 
     frame_size(data)  # refuses what would take too much memory
     picture = simplejpeg.decode_jpeg(data, "RGB", fastdct=True, min_height=side, min_width=side)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LOOK_MODES = ("sample", "batch", "stats", "verify", "html")
 BATCH_SAMPLINGS = ("contiguous", "random", "plan")
-HERE_OTHERWISE = ("root_dir",)  # train.py builds shards of it
+HERE_OTHERWISE = ("root_dir", "fps")  # train.py builds shards of it
 ONLY_TRAINING = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "max_bad_frames")
 NAMED = 10  # files named where there may be thousands
 
@@ -69,7 +69,10 @@ class LookSettings:
     )
     difference: bool = setting(False, "add rows of differences between neighbouring frames")
     fps: float | None = setting(
-        None, "frames a second of the clips: gives times in seconds", type=float, within=(1e-3, 1e6)
+        None,
+        "frames a second of the clips: gives times in seconds, and is taken of videos under --root-dir",
+        type=float,
+        within=(1e-3, 1e6),
     )
     decode: bool = setting(False, "decode every frame as well (verify)")
 
@@ -89,7 +92,9 @@ class Inspection:
 
     def __init__(self, argv: list[str] | None, prog: str) -> None:
         parser = Parser(prog=prog, description="Look at what the network will see.")
-        parser.add_argument("--root-dir", help="folder of clip folders, looked at as it is: nothing is built")
+        parser.add_argument(
+            "--root-dir", help="folder of clip folders and videos, looked at as it is: nothing is built"
+        )
         add_settings(parser, LookSettings)
         add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
@@ -101,15 +106,15 @@ class Inspection:
             figures.check_save_path(Path(self.look.save_path))
         if self.look.mode == "html" and self.look.out is not None:
             gallery.check_gallery_folder(Path(self.look.out))
-        self.dataset = open_dataset(self.data, check=self.look.counts_windows)
+        self.dataset = open_dataset(self.data, check=self.look.counts_windows, fps=self.look.fps)
 
     def clips(self, split: str) -> np.ndarray:
         """Ids of the clips of a split, or of all; SettingsError if there are none."""
-        return self.dataset.training_clips(split)[1]
+        return self.dataset.training_clips(split, self.data.clips)[1]
 
     def index(self) -> tuple[WindowIndex, str]:
         """The windows that training would take, and the name of their split."""
-        split, clips = self.dataset.training_clips(self.look.split)
+        split, clips = self.dataset.training_clips(self.look.split, self.data.clips)
         return WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=clips), split
 
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
@@ -133,7 +138,13 @@ class Inspection:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             plan = EpochPlan(
-                index, data.batch_size, seed=look.seed, epoch=look.epoch, min_gap=data.min_gap, depth=data.depth
+                index,
+                data.batch_size,
+                seed=look.seed,
+                epoch=look.epoch,
+                min_gap=data.min_gap,
+                depth=data.depth,
+                run=data.run,
             )
         for warning in caught:
             print(f"note: {warning.message}", file=sys.stderr)
@@ -150,7 +161,7 @@ class Inspection:
         }
 
 
-def open_dataset(settings: DataSettings, *, check: bool) -> ShardDataset | FolderDataset:
+def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = None) -> ShardDataset | FolderDataset:
     """The shards, or the folder of clips as it lies there; with ``check``, cut at broken files as its shards would be.
 
     A line on stderr says what was left out.
@@ -158,7 +169,7 @@ def open_dataset(settings: DataSettings, *, check: bool) -> ShardDataset | Folde
     if settings.root_dir is None:
         assert settings.shards is not None  # DataSettings wants one of the two
         return ShardDataset(settings.shards)
-    dataset = FolderDataset(settings.root_dir, check=check)
+    dataset = FolderDataset(settings.root_dir, check=check, fps=fps)
     if dataset.invalid:
         print(f"note: {broken_text(dataset.invalid)}", file=sys.stderr)
     return dataset

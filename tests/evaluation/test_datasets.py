@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +112,8 @@ def test_cifar_archives(tmp_path: Path, classes: int) -> None:
     test = found.parts["test"]
     assert len(found.label_names) == classes
     assert test.labels.tolist() == labels[100:]
-    with ThreadPoolExecutor(1) as pool:
-        batch32 = test.batch(0, 100, FrameDecoder(Framing(image_size=32)), pool)
-        smaller = test.batch(7, 9, FrameDecoder(Framing(image_size=16)), pool)
-    assert torch.equal(batch32, torch.from_numpy(pixels[100:]))
-    assert smaller.shape == (2, 3, 16, 16)
+    assert torch.equal(test.batch(0, 100, 32), torch.from_numpy(pixels[100:]))
+    assert test.batch(7, 9, 16).shape == (2, 3, 16, 16)
     with pytest.raises(SettingsError, match="without paths"):
         open_labelled(tmp_path, LabelledSettings(group_from="regex:x"))
 

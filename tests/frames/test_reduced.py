@@ -1,4 +1,4 @@
-"""Frames decoded at a half, quarter or eighth of their size: DALI's pixels at every size, in every place that decodes."""
+"""Frames decoded at a half, quarter or eighth of their size: DALI's pixels, in every place that decodes."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cltt.frames import augment
-from cltt.frames.augment import uniforms as draw
+from cltt.frames.augment import random_numbers as draw
 from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import CpuDecoder, DaliDecoder, Decoder, best_decoder, dali_installed
 from cltt.frames.geometry import Framing
@@ -67,9 +67,9 @@ def test_augmentations_are_those_of_the_cpu(kind: str) -> None:
     device.rows().copy_(host.rows())
     device.sizes[:] = host.sizes
     slots = np.arange(count).reshape(8, 3)
-    uniform = draw(0, 0, np.arange(8), slots, "frame")
+    numbers = draw(0, 0, np.arange(8), slots, "frame")
     assert augment.blur_window(64) > 1
-    ours = BatchMaker(framing, CPU, torch.uint8, kind, False, 2).make(host, slots, uniform)
-    found = BatchMaker(framing, cuda(), torch.uint8, kind, False, 2).make(device, slots, uniform).cpu()
+    ours = BatchMaker(framing, CPU, torch.uint8, kind, False, 2).make(host, slots, numbers)
+    found = BatchMaker(framing, cuda(), torch.uint8, kind, False, 2).make(device, slots, numbers).cpu()
     difference = (ours.int() - found.int()).abs().float().flatten(2).mean(dim=2)
     assert difference.mean() < 1 and difference.max() < 4, difference

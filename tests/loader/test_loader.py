@@ -119,7 +119,7 @@ def test_decodes_per_frame_used_at_the_default_depth(tmp_path: Path) -> None:
     dataset = ShardDataset(tmp_path / "shards")
     index = WindowIndex(dataset.clip_lengths, 5, 2, 1)
     with WindowLoader(dataset, index, 8, image_size=8, device="cpu", dtype=torch.uint8) as loader:
-        assert loader.plan.depth == 128 and loader.plan.run == 32 and loader.plan.num_blocks >= 2
+        assert loader.plan.depth == 128 and loader.plan.run == 20 and loader.plan.num_blocks >= 2
         used = np.unique(np.concatenate([batch.frame_ids.numpy().reshape(-1) for batch in loader]))
         assert loader.stats()["frames_decoded"] / len(used) <= 1.35
 
@@ -197,9 +197,9 @@ def test_one_window_alike_for_all_its_frames(dataset: ShardDataset) -> None:
     """With scope "window" the crop of all frames of a window is the same; drawn clips move, so compare parameters."""
     with make(dataset, augment="crop", augment_scope="window") as loader:
         step = loader.plan.batch(0)
-        uniform = loader._uniforms(step, loader.index.frames(step))
-    assert uniform is not None
-    assert all((values == values[:, :1]).all() and len(np.unique(values)) == len(step) for values in uniform.values())
+        numbers = loader._random_numbers(step, loader.index.frames(step))
+    assert numbers is not None
+    assert all((values == values[:, :1]).all() and len(np.unique(values)) == len(step) for values in numbers.values())
 
 
 def test_free_data_replays_one_batch(dataset: ShardDataset) -> None:

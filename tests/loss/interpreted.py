@@ -16,7 +16,10 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from cltt.loss import triton_kernels
+from cltt.loss import chunked, triton_launch
+from cltt.loss.chunked import Rows
+from cltt.loss.reference import unit_rows
+from cltt.loss.triton_launch import NATS
 from tests.helpers.loss_cases import SIZES, assert_matches_reference, evaluate, make_case
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -43,13 +46,68 @@ def test_matches_reference(size: tuple[int, int, int], dtype: torch.dtype) -> No
         assert_matches_reference(make_case(*size), temperature, "triton", dtype, with_ids=with_ids)
 
 
-@pytest.mark.parametrize("multiprocessors", [2, 5])
-@pytest.mark.parametrize("temperature", [0.01, 0.5])
-def test_columns_split_among_programs(
-    multiprocessors: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 x 16, so that there are many of them."""
+    for name, dc in (("_row_blocks", 0), ("_grad_blocks", 16)):
+        blocks = triton_launch._Blocks(16, 16, 16, dc, True, 8)
+        monkeypatch.setattr(triton_launch, name, lambda width, dtype, blocks=blocks: blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("multiprocessors", [1, 3, 40])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])  # running maximum and whole rows; half of the tiles
+@pytest.mark.parametrize("windows_and_size", [(5, 3), (8, 2), (8, 4), (14, 3), (16, 4), (27, 3), (3, 37)], ids=str)
+def test_tiles_shared_out_among_programs(
+    windows_and_size: tuple[int, int], temperature: float, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_kernels, "_multiprocessors", lambda device: multiprocessors)
-    assert_matches_reference(make_case(60, 5, 8), temperature, "triton", torch.float32, with_ids=True)
+    """0 to 6 whole blocks of rows, even and odd, with and without a ragged one, and windows longer than a block."""
+    monkeypatch.setattr(triton_launch, "_multiprocessors", lambda device: multiprocessors)
+    case = make_case(*windows_and_size, 8)
+    for with_ids in (False, True):
+        assert_matches_reference(case, temperature, "triton", torch.float32, with_ids=with_ids)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("multiprocessors", [1, 7])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+@pytest.mark.parametrize("first", [0, 15, 48, 60])
+def test_the_rows_of_one_rank(
+    first: int, temperature: float, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 15 to 33, say, of 75: they start and end inside a tile, and see all columns."""
+    monkeypatch.setattr(triton_launch, "_multiprocessors", lambda device: multiprocessors)
+    v = unit_rows(make_case(25, 3, 8).z.float(), temperature)
+    spans = torch.stack([torch.arange(25) // 9, torch.arange(25), torch.arange(25) + 1], 1)
+    for known in (None, spans):
+        rows = Rows(3, first, min(18, 75 - first), 1 / temperature, known)
+        wanted_lse, wanted_hits = chunked.row_logsumexp(v.double(), rows, with_hits=True)
+        lse, hits = triton_launch.row_logsumexp(v / NATS**0.5, rows, with_hits=True)
+        torch.testing.assert_close(lse * NATS, wanted_lse.float(), rtol=1e-5, atol=1e-4)
+        assert hits is not None and wanted_hits is not None and hits.equal(wanted_hits)
+        full = chunked.row_logsumexp(v.double(), Rows(3, 0, 75, 1 / temperature, known), with_hits=False)[0]
+        grad = triton_launch.weighted_rows(v / NATS**0.5, full.float() / NATS, rows) * NATS**0.5
+        torch.testing.assert_close(grad, chunked.weighted_rows(v.double(), full, rows).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_partials_have_one_order() -> None:
+    """No atomics: two passes give the same bits."""
+    case = make_case(60, 5, 8)
+    first, second = (evaluate(case.z.float(), 0.5, "triton", case.ids()) for _ in range(2))
+    assert all(a.equal(b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_autocast_multiplies_in_half_precision_within_the_tolerance_said(temperature: float) -> None:
+    z = make_case(60, 5, 40).z.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = evaluate(z, temperature, "triton")
+    full = evaluate(z.double(), temperature, "reference")
+    assert half[0].dtype == half[2].dtype == torch.float32
+    assert not half[2].equal(evaluate(z, temperature, "triton")[2])
+    assert abs(half[0] - full[0]) <= 0.01 / temperature
+    assert (half[2] - full[2]).abs().max() <= 0.01 * full[2].abs().max()
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.5])

@@ -22,6 +22,7 @@ from cltt.loss.infonce import TemporalInfoNCE
 from tests.helpers.loss_cases import SIZES, assert_matches_reference, evaluate, loss_by_hand, make_case
 
 EVERY = ["reference", "chunked"]
+ROOT = Path(__file__).parents[2]
 
 
 def test_positive_mask_is_what_the_docstring_draws() -> None:
@@ -280,12 +281,25 @@ def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- kernels
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_in_the_interpreter(which: str) -> None:
     """The interpreter is chosen when the kernels are defined, so it needs a process of its own."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/loss/interpreted.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, "tests/loss/interpreted.py"]
     environ = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("multiprocessors", [66, 78, 108, 114, 132, 148])
+@pytest.mark.parametrize("N", [4096, 8192, 10_240, 16_384, 32_768, 65_536, 131_072])
+def test_no_wave_of_programs_is_left_half_empty(N: int, multiprocessors: int) -> None:
+    """The tiles that the busiest multiprocessor does, one after the other, are few more than a fair share."""
+    triton_launch = pytest.importorskip("cltt.loss.triton_launch")
+    blocks = tiles = N // 128
+    splits, each = triton_launch._split(blocks, tiles, multiprocessors)
+    assert splits * each >= tiles > (splits - 1) * each
+    waves = -(-blocks * splits // multiprocessors)
+    assert waves * each <= 1.25 * blocks * tiles / multiprocessors
+    assert splits * N <= N + 4 * 128 * multiprocessors + 128  # rows of partial results: linear

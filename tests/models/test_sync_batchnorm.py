@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cltt.distributed import world
 from cltt.models import sync_batchnorm
+from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import SyncBatchNorm1d, SyncBatchNorm2d, synchronise
 from tests.helpers.ddp import run_ranks
 
@@ -115,7 +119,7 @@ def assert_alike(case: Case, found: dict[str, torch.Tensor], wanted: dict[str, t
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_together_equal_one_process(world_size: int) -> None:
-    ranks = run_ranks(every_case, world_size)
+    ranks = run_ranks(every_case, world_size, timeout=180)
     for number, case in enumerate(CASES):
         wanted = run_case(case, case.norm(), *case.joined())
         assert_alike(case, joined_results(case, [results[number] for results in ranks]), wanted)
@@ -177,7 +181,7 @@ def unused_on_one_rank() -> torch.Tensor | None:
 
 
 def test_an_output_of_no_weight_still_gets_the_gradient_of_the_statistics() -> None:
-    first, second = (grad for grad in run_ranks(unused_on_one_rank, 2))
+    first, second = (grad for grad in run_ranks(unused_on_one_rank, 2, timeout=180))
     x = torch.cat([torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(r)) for r in (0, 1)])
     nn.BatchNorm1d(3).double()(x.requires_grad_())[:4].pow(3).sum().backward()
     torch.testing.assert_close(torch.cat([first, second]), x.grad, rtol=1e-11, atol=1e-12)
@@ -285,7 +289,7 @@ def every_case_by_kernels() -> list[dict[str, torch.Tensor]]:
 
 def test_the_way_through_cudas_kernels() -> None:
     """What is passed to the kernels, in which type, and what is made of their results."""
-    ranks = run_ranks(every_case_by_kernels, 2)
+    ranks = run_ranks(every_case_by_kernels, 2, timeout=180)
     for number, case in enumerate(CUDA_CASES):
         wanted = run_case(case, case.norm(), *case.joined())
         assert_alike(case, joined_results(case, [results[number] for results in ranks]), wanted)
@@ -297,3 +301,19 @@ def test_the_kernels_exist_with_these_arguments() -> None:
         wanted = [argument.name for argument in getattr(torch.ops.aten, name).default._schema.arguments]
         code = kernel.__code__
         assert code.co_argcount == len(wanted), f"{name} takes {wanted}"
+
+
+# ---- the whole model
+
+
+def test_the_whole_model_is_one_graph() -> None:
+    """As one of four ranks: ResNet-18 and the head, forward, with no break at any of its 21 norms."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        encoder = build_encoder("resnet18")
+        model = synchronise(ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, 8)))
+        assert sum(isinstance(module, (SyncBatchNorm1d, SyncBatchNorm2d)) for module in model.modules()) == 21
+        found = torch._dynamo.explain(model)(torch.randn(2, 2, 3, 32, 32))
+    finally:
+        dist.destroy_process_group()
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons

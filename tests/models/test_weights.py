@@ -189,7 +189,7 @@ def test_an_export_loads_strictly_and_is_the_checkpoints(suffix: str, tmp_path: 
     assert same(read_weights(out).build_encoder().state_dict(), encoder)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "swin_t"])
 def test_exported_names_and_shapes_are_torchvisions(backbone: str, tmp_path: Path) -> None:
     torch.save(encoder_state(backbone), tmp_path / "w.pth")
     export_module.export(tmp_path / "w.pth", tmp_path / "out.pth")

@@ -13,16 +13,16 @@ import pytest
 
 from cltt import EpochPlan, WindowIndex
 from cltt.errors import SettingsError
-from cltt.sampling.blocks import ShuffledRuns
+from cltt.sampling.runs import ShuffledRuns
 from tests.helpers.obvious import count_overlaps
 
 LENGTHS = [90, 0, 150, 61, 200]
 
 
 def make_plan(**changed: Any) -> EpochPlan:
-    window = {name: changed.pop(name) for name in ("window_size", "frame_step", "window_stride") if name in changed}
-    lengths, clips = changed.pop("lengths", LENGTHS), changed.pop("clips", None)
-    index = WindowIndex(lengths, **{"window_size": 3, "frame_step": 4, **window}, clips=clips)
+    names = ("window_size", "frame_step", "window_stride", "clips", "short_clip_windows", "shuffle_seed")
+    window = {name: changed.pop(name) for name in names if name in changed}
+    index = WindowIndex(changed.pop("lengths", LENGTHS), **{"window_size": 3, "frame_step": 4, **window})
     return EpochPlan(index, **{"batch_size": 12, "seed": 7, "epoch": 2, **changed})
 
 
@@ -41,7 +41,7 @@ def test_a_state_is_small_and_passes_through_json_and_torch() -> None:
     buffer.seek(0)
     assert torch.load(buffer, weights_only=True) == state
     assert {key: state[key] for key in ("version", "seed", "epoch", "step")} == {
-        "version": 1, "seed": 7, "epoch": 2, "step": 5,
+        "version": 2, "seed": 7, "epoch": 2, "step": 5,
     }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_resuming_at_every_step_gives_the_rest_of_the_epoch() -> None:
 def test_a_state_of_another_epoch_or_step_is_the_same_order() -> None:
     plan = make_plan()
     plan.check_state(make_plan(epoch=9).state_dict(len(plan)))
-    plan.check_state(make_plan(depth=128, run=32).state_dict())  # the resolved values count, not how they were given
+    plan.check_state(make_plan(depth=128, run=10).state_dict())  # the resolved values count, not how they were given
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,13 @@ def test_a_state_of_another_epoch_or_step_is_the_same_order() -> None:
     [
         ({"seed": 8}, ["seed (saved 7, now 8)"]),
         ({"batch_size": 24}, ["batch_size (saved 12, now 24)"]),
-        ({"window_size": 2}, ["window_size (saved 3, now 2)"]),
+        ({"window_size": 2}, ["window_size (saved 3, now 2)", "run (saved 10, now 5)"]),
         ({"frame_step": 5, "window_stride": 2}, ["frame_step (saved 4, now 5)", "window_stride (saved 1, now 2)"]),
         ({"min_gap": 3}, ["min_gap (saved 0, now 3)"]),
-        ({"depth": 64}, ["depth (saved 128, now 64)", "run (saved 32, now 16)"]),
+        ({"depth": 64}, ["depth (saved 128, now 64)"]),
+        ({"run": 5}, ["run (saved 10, now 5)"]),
+        ({"short_clip_windows": 2}, ["short_clip_windows (saved 0, now 2)"]),
+        ({"shuffle_seed": 2}, ["shuffle_seed (saved None, now 2)"]),
         ({"lengths": [90, 0, 150, 61, 201]}, ["the clips and their lengths"]),
         ({"clips": [0, 2, 3]}, ["the clips and their lengths"]),
     ],
@@ -87,7 +90,7 @@ def test_each_difference_is_named_in_one_sentence(changed: dict[str, Any], told:
 def test_a_damaged_state_is_refused() -> None:
     plan = make_plan()
     state = plan.state_dict()
-    with pytest.raises(SettingsError, match=r"version 99.*version 1"):
+    with pytest.raises(SettingsError, match=r"version 99.*version 2"):
         plan.check_state({**state, "version": 99})
     with pytest.raises(SettingsError, match="lacks depth"):
         plan.check_state({key: value for key, value in state.items() if key != "depth"})
@@ -97,15 +100,28 @@ def test_a_damaged_state_is_refused() -> None:
         plan.state_dict(-1)
 
 
+def test_a_state_of_the_first_release_is_refused_with_the_version_that_goes_on() -> None:
+    old = {
+        "version": 1, "epoch": 2, "step": 0, "seed": 7, "batch_size": 12, "window_size": 3, "frame_step": 4,
+        "window_stride": 1, "max_windows_per_clip": 0, "min_gap": 0, "depth": 128, "run": 32, "data_hash": "",
+    }  # fmt: skip
+    with pytest.raises(SettingsError, match=r"order of an epoch has changed.*go on with cltt 0\.1\.0") as caught:
+        make_plan().check_state(old)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_order_is_the_one_that_saved_runs_were_made_with() -> None:
     """Fails where the order changes: then raise STATE_VERSION, so that old states are refused, and take new numbers."""
-    runs, singles = make_plan(), make_plan(run=1, window_stride=9)
-    assert runs.batch(0).tolist() == GOLDEN_RUNS
-    assert singles.batch(1).tolist() == GOLDEN_SINGLES
+    assert make_plan().batch(0).tolist() == GOLDEN_RUNS
+    assert make_plan(run=4, depth=10).batch(20).tolist() == GOLDEN_BLOCKS
+    assert make_plan(run=1, window_stride=9).batch(1).tolist() == GOLDEN_SINGLES
+    assert make_plan(shuffle_seed=5).index.frames([0, 100]).tolist() == GOLDEN_SHUFFLE
 
 
-GOLDEN_RUNS = [92, 115, 167, 194, 248, 288, 316, 365, 404, 426, 467, 40]
-GOLDEN_SINGLES = [35, 7, 39, 40, 36, 4, 24, 8, 26, 15, 20, 43]
+GOLDEN_RUNS = [4, 291, 393, 331, 447, 254, 40, 201, 114, 212, 159, 61]
+GOLDEN_BLOCKS = [73, 24, 327, 302, 442, 278, 190, 386, 340, 129, 152, 215]
+GOLDEN_SINGLES = [53, 9, 33, 45, 1, 50, 46, 44, 8, 27, 26, 21]
+GOLDEN_SHUFFLE = [[49, 31, 69], [235, 193, 159]]
 
 
 def test_a_step_costs_its_block_wherever_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,14 @@ def index_or_none(*args: object, **kwargs: object) -> WindowIndex | None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(LENGTHS, st.integers(2, 16), st.integers(1, 50), st.integers(1, 50), st.integers(0, 40), st.data())
+@given(LENGTHS, st.integers(1, 16), st.integers(0, 50), st.integers(1, 50), st.integers(0, 40), st.data())
 def test_windows_are_those_of_the_list(
     lengths: list[int], size: int, step: int, stride: int, limit: int, data: st.DataObject
 ) -> None:
     clips = data.draw(st.none() | st.permutations(range(len(lengths))).map(lambda ids: ids[: len(ids) // 2 + 1]))
-    expected = list_windows(lengths, size, step, stride, limit, clips)
-    index = index_or_none(lengths, size, step, stride, limit, clips=clips)
+    short = data.draw(st.sampled_from([0, 0, 1, 2, 9]))
+    expected = list_windows(lengths, size, step, stride, limit, clips, short)
+    index = index_or_none(lengths, size, step, stride, limit, clips=clips, short_clip_windows=short)
     if index is None:
         assert not expected
         return
@@ -39,7 +41,79 @@ def test_windows_are_those_of_the_list(
     clip, start = index.locate(np.arange(len(index)))
     np.testing.assert_array_equal(np.stack([clip, start], axis=1), expected)
     for i in data.draw(st.lists(st.integers(0, len(index) - 1), max_size=8)):
-        assert index.frames(i).tolist() == list_frames(lengths, expected[i], size, step)
+        assert index.frames(i).tolist() == index.places(i).tolist() == list_frames(lengths, expected[i], size, step)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 30), st.integers(1, 30), st.sampled_from([0, 0, 3, 20]))
+def test_windows_share_most_frames_with_the_one_that_is_named(
+    lengths: list[int], size: int, step: int, stride: int, limit: int
+) -> None:
+    lengths = [min(length, 300) for length in lengths]
+    index = index_or_none(lengths, size, step, stride, limit)
+    if index is None:
+        return
+    frames = [set(row) for row in index.frames(np.arange(len(index))).tolist()]
+    for distance, first, stop in zip(
+        index.sharing_distance, index.first_window[:-1], index.first_window[1:], strict=True
+    ):
+        shared = [max((len(frames[i] & frames[first]), -i) for i in range(first + 1, stop))] if stop - first > 1 else []
+        if limit and stop - first == limit:  # thinned out: neighbours, if any share
+            assert distance == 1 or all(not frames[i] & frames[i + 1] for i in range(first, stop - 1))
+        else:
+            assert distance == (-shared[0][1] - first if shared and shared[0][0] else 0)
+
+
+def test_one_frame_many_times_where_the_step_is_zero() -> None:
+    index = WindowIndex([3, 0, 2], 4, 0)
+    assert index.span == 1
+    assert index.frames(np.arange(len(index))).tolist() == [[k] * 4 for k in range(5)]
+    assert not index.sharing_distance.any()
+
+
+def test_short_clips_give_one_window_from_their_middle() -> None:
+    index = WindowIndex([41, 42, 43, 50, 10], 5, 10, short_clip_windows=2)
+    assert index.windows_per_clip.tolist() == [1, 1, 3, 10, 0]
+    assert index.locate(np.arange(3))[1].tolist() == [0, 1, 0]
+    assert len(WindowIndex([41, 42, 43], 5, 10, 1, 2, short_clip_windows=3)) == 3
+
+
+# ---- shuffled frames -------------------------------------------------------------------------------------------------
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=9), st.integers(0, 2**64 - 1))
+def test_a_shuffle_uses_each_frame_of_a_clip_once(lengths: list[int], seed: int) -> None:
+    index = index_or_none([*lengths, 7], 1, 1, shuffle_seed=seed)
+    assert index is not None
+    shuffled = index.frames(np.arange(len(index))).ravel()
+    for start, stop in pairwise(index.clip_offsets.tolist()):
+        assert sorted(shuffled[start:stop].tolist()) == list(range(start, stop))
+
+
+def test_windows_are_cut_after_the_shuffle() -> None:
+    plain, shuffled = WindowIndex([200, 90], 5, 10), WindowIndex([200, 90], 5, 10, shuffle_seed=3)
+    ids = np.arange(len(plain))
+    np.testing.assert_array_equal(shuffled.places(ids), plain.frames(ids))
+    by_place = dict(zip(shuffled.places(ids).ravel().tolist(), shuffled.frames(ids).ravel().tolist(), strict=True))
+    assert len(set(by_place.values())) == len(by_place)  # a place always holds the same frame
+    np.testing.assert_array_equal(np.vectorize(by_place.get)(shuffled.places(ids)), shuffled.frames(ids))
+    steps = np.abs(np.diff(shuffled.frames(ids), axis=1))
+    assert np.mean(steps == 10) < 0.05
+    assert shuffled.frames([[0, 5]]).shape == (1, 2, 5)
+
+
+def test_a_shuffle_is_of_its_clip_and_seed_alone() -> None:
+    """The same in a split as in all clips, another for each seed and each clip of one length."""
+    whole, part = (WindowIndex([50, 50, 50], 2, 1, clips=clips, shuffle_seed=1) for clips in (None, [2]))
+    assert part.frames(np.arange(49)).tolist() == whole.frames(np.arange(98, 147)).tolist()
+    assert (whole.frames(np.arange(49)) + 50 != whole.frames(np.arange(49, 98))).any()
+    assert (WindowIndex([50], 2, 1, shuffle_seed=2).frames(np.arange(49)) != whole.frames(np.arange(49))).any()
+
+
+def test_a_shuffle_has_no_favourite_places() -> None:
+    index = [WindowIndex([13], 1, 1, shuffle_seed=seed).frames(np.arange(13)).ravel() for seed in range(2000)]
+    counts = np.array([np.bincount(column, minlength=13) for column in np.array(index).T])
+    chi_square = ((counts - 2000 / 13) ** 2 / (2000 / 13)).sum()
+    assert abs(chi_square - 144) < 6 * (2 * 144) ** 0.5
 
 
 @settings(max_examples=200, deadline=None)
@@ -70,7 +144,7 @@ def test_shapes_follow_the_ids() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "starts"),
-    [(0, [0, 5, 10, 15, 20, 25]), (1, [10]), (2, [0, 25]), (4, [0, 5, 15, 25]), (6, None), (9, None)],
+    [(0, [0, 5, 10, 15, 20, 25]), (1, [15]), (2, [0, 25]), (4, [0, 5, 15, 25]), (6, None), (9, None)],
 )
 def test_limited_windows_are_spread_over_the_clip(limit: int, starts: list[int] | None) -> None:
     index = WindowIndex([30], 3, 2, 5, limit)
@@ -129,7 +203,10 @@ def test_no_frames_at_all_are_told_plainly(lengths: list[int]) -> None:
         ({"clips": [1, 1]}, "more than once"),
         ({"clips": [True, False]}, "flatnonzero"),
         ({"window_size": 0}, "window_size is 0"),
-        ({"frame_step": 0}, "frame_step is 0"),
+        ({"frame_step": -1}, "frame_step is -1"),
+        ({"short_clip_windows": -1}, "short_clip_windows is -1"),
+        ({"shuffle_seed": -1}, "shuffle_seed is -1"),
+        ({"shuffle_seed": 2**64}, "it must be from 0 to 18446744073709551615"),
         ({"window_stride": -1}, "window_stride is -1"),
         ({"max_windows_per_clip": -1}, "max_windows_per_clip is -1"),
     ],

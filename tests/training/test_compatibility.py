@@ -13,6 +13,7 @@ import torch
 from cltt import ShardDataset, WindowIndex, WindowLoader
 from cltt.checkpoint import VERSION, list_checkpoints, load, write
 from cltt.commands.train import main, parse
+from cltt.errors import SettingsError
 from cltt.shards.verify import verify_shards
 from cltt.training.factory import build_model, load_weights
 from tests.helpers.listing import listing
@@ -59,6 +60,20 @@ def test_checkpoints_keep_the_names_types_and_shapes_of_0_1_0(tmp_path: Path) ->
     # The state of the order has a version of its own: an older one is refused by name.
     kept = [line for line in NAMES if not line.startswith("/loader/plan/")]
     assert [line for line in kept if line not in now] == []
+
+
+def test_a_run_of_0_1_0_is_not_resumed_with_another_order(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main([*RUN, "--checkpoint-dir", str(folder)]) == 0
+    path = list_checkpoints(folder)[-1]
+    state = load(path)
+    for group, name in (("data", "run"), ("windows", "short_clip_windows")):
+        del state["settings"][group][name]  # 0.1.0 had no such setting
+    state["loader"]["plan"]["version"] = 1
+    write(path, state)
+    with pytest.raises(SettingsError, match=r"order of an epoch has changed.* cltt 0\.1\.0, or start a new run"):
+        main([*RUN, "--checkpoint-dir", str(folder), "--resume"])
+    assert main([*RUN, "--checkpoint-dir", str(tmp_path / "new"), "--checkpoint-path", str(folder)]) == 0
 
 
 def made_of_names(prefix: str) -> dict[str, torch.Tensor]:

@@ -178,7 +178,8 @@ def test_evaluation_comes_every_nth_epoch_and_after_the_last(tmp_path: Path) -> 
     )
     trainer.run()
     assert [row["epoch"] for row in trainer.history.evaluation] == [2, 4, 5]
-    trainer.history.write_csv(tmp_path / "m.csv", tmp_path / "e.csv")
+    for name, rows in zip(("m.csv", "e.csv"), trainer.history.csv(), strict=True):
+        (tmp_path / name).write_bytes(rows)
     assert (tmp_path / "e.csv").read_text().splitlines()[:2] == [
         "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc",
         "2,1.0,0.5,,,,",

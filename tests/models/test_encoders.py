@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cltt.config import BACKBONES
 from cltt.errors import SettingsError
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
@@ -20,7 +21,7 @@ def torchvision_layout(name: str) -> dict[str, tuple[int, ...]]:
     return {key: () if shape == "scalar" else tuple(map(int, shape.split("x"))) for key, shape in lines}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_encoder_has_torchvisions_names_and_shapes(name: str) -> None:
     """A dictionary with torchvision's names, shapes and order loads with strict=True, and the other way round."""
     layout = torchvision_layout(name)

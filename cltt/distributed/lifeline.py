@@ -12,7 +12,8 @@ the process, whatever the main thread is waiting in:
 The end is ``os._exit``: tearing down a process group while others wait in it can hang.
 
 Messages are lines of JSON: a rank sends its number and the run's token, then ``waiting`` (+1 or -1), ``failed`` (a
-status and a sentence) or ``done``; rank 0 answers all with ``end`` (a status) or, when all are done, with ``done``.
+status and a sentence) or ``done``. Rank 0 tells all ``go`` when every rank is there, then ``end`` (a status) or, when
+all are done, ``done``.
 """
 
 from __future__ import annotations
@@ -95,12 +96,15 @@ class Hub(Lifeline):
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
     def wait_for_ranks(self) -> None:
-        """Return when every rank is connected; TimeoutError, naming those who are not, after ``patience`` seconds."""
+        """Return when every rank is connected, and let them go; after ``patience`` s TimeoutError, with who is not."""
         while len(self._ranks) < self._size - 1:
             if time.monotonic() - self._last_sign > self._patience:
                 missing = sorted(set(range(1, self._size)) - set(self._ranks.values()))
                 raise TimeoutError(f"ranks {missing} did not connect to rank 0 within {self._patience:.0f} s")
             time.sleep(0.02)
+        for connection in list(self._ranks):
+            with contextlib.suppress(OSError):  # it failed at once: the thread ends all
+                _send(connection, {"go": self._size})
 
     def made_progress(self) -> None:
         self._last_sign = time.monotonic()
@@ -110,8 +114,7 @@ class Hub(Lifeline):
 
     def close(self) -> None:
         self._mark_done(0)
-        while not self._all_done.wait(_TICK):  # not for ever at once: Ctrl-C must get through
-            pass
+        _wait(self._all_done)
         self._tell_all({"done": 0})
 
     def _say_waiting(self, change: int) -> None:
@@ -152,16 +155,16 @@ class Hub(Lifeline):
                 self._end(FAILED, _without_a_word(rank))
             return
         for message in messages:
-            self._hear(connection, message)
+            if message.get("token") == self._token:
+                self._ranks[connection] = message["rank"]
+            if connection not in self._ranks:  # a stranger
+                self._selector.unregister(connection)
+                connection.close()
+                return
+            self._hear(self._ranks[connection], message)
 
-    def _hear(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        if message.get("token") == self._token:
-            self._ranks[connection] = message["rank"]
-        rank = self._ranks.get(connection)
-        if rank is None:  # a stranger
-            self._selector.unregister(connection)
-            connection.close()
-        elif "failed" in message:
+    def _hear(self, rank: int, message: dict[str, Any]) -> None:
+        if "failed" in message:
             self._end(message["failed"], message["sentence"])
         elif "waiting" in message:
             self._note_waiting(rank, message["waiting"])
@@ -192,7 +195,7 @@ class Hub(Lifeline):
 
 
 class Spoke(Lifeline):
-    """The end of every other rank, connected to rank 0's at ``address``, ``port``."""
+    """The end of every other rank, connected to rank 0's at ``address``, ``port``; made when all ranks are."""
 
     def __init__(self, rank: int, address: str, port: int, token: str) -> None:
         super().__init__()
@@ -200,9 +203,10 @@ class Spoke(Lifeline):
         self._connection = socket.create_connection((address, port), timeout=60)
         self._connection.settimeout(None)
         _keep_alive(self._connection)
-        self._finished = threading.Event()
+        self._joined, self._finished = threading.Event(), threading.Event()
         _send(self._connection, {"rank": rank, "token": token})
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
+        _wait(self._joined)
 
     def fail(self, status: int, sentence: str) -> NoReturn:
         with contextlib.suppress(OSError):
@@ -214,8 +218,7 @@ class Spoke(Lifeline):
     def close(self) -> None:
         with contextlib.suppress(OSError):
             _send(self._connection, {"done": self._rank})
-        while not self._finished.wait(_TICK):
-            pass
+        _wait(self._finished)
         self._connection.close()
 
     def _say_waiting(self, change: int) -> None:
@@ -228,8 +231,10 @@ class Spoke(Lifeline):
             for message in messages:
                 if "end" in message:
                     _leave(message["end"])
-                self._finished.set()
-                return
+                if "done" in message:
+                    self._finished.set()
+                    return
+                self._joined.set()
         if self._rank == 1:  # one of those who are left
             _print(_without_a_word(0))
         _leave(FAILED)
@@ -252,6 +257,11 @@ class _Lines:
         *lines, rest = (self._rests.get(connection, b"") + piece).split(b"\n")
         self._rests[connection] = rest
         return [_parsed(line) for line in lines]
+
+
+def _wait(event: threading.Event) -> None:
+    while not event.wait(_TICK):  # never for long at once: Ctrl-C must get through
+        pass
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""Frames in a store in main memory -> a batch there, written once, in the type and memory order that is wanted.
+
+numpy and OpenCV in threads of our own, not torch: its OpenMP threads spin where the decoders should run.
+
+Legend: S image_size; b windows in a batch; T frames in a window; n = b*T.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import torch
+
+from cltt.frames.augment import Augmentation, augment, sample_params
+from cltt.frames.decode_cpu import shrink
+from cltt.frames.gather import statistics
+from cltt.frames.geometry import Framing
+from cltt.frames.leases import LeasedMemory
+from cltt.frames.store import FrameStore
+
+# Frames that a gathering thread takes at a time: few, for the decoders may hold one of the threads up.
+FRAMES_A_TURN = 8
+
+
+class CpuBatchMaker:
+    """Gather, augment, normalise in ``threads`` threads; arguments as of :class:`cltt.frames.batch.BatchMaker`."""
+
+    def __init__(
+        self, framing: Framing, dtype: torch.dtype, augment: str, channels_last: bool, threads: int, normalise: str
+    ) -> None:
+        self.framing, self.augment = framing, augment
+        self._writer = FrameWriter(framing.image_size, dtype, channels_last, normalise)
+        self._memory = LeasedMemory()
+        self._scratch = Scratch(framing.image_size)
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
+        """As :meth:`cltt.frames.batch.BatchMaker.make`; the tensor's memory is leased."""
+        flat = slots.reshape(-1)
+        page = store.page_in_order(flat) if numbers is None and self._writer.copies else None
+        if page is not None:  # the batch lies there as it should be: take it instead of copying it
+            given = store.exchange(page, self._memory.acquire(len(flat) * self._writer.frame_bytes))
+            return self._writer.as_batch(self._memory.lease(given), slots.shape)
+        block = self._memory.acquire(len(flat) * self._writer.frame_bytes)
+        rows = block.reshape(len(flat), -1)
+        if numbers is None:
+            self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat))
+        else:
+            draws = {name: values.reshape(-1) for name, values in numbers.items()}
+            augmentation = sample_params(self.augment, draws, store.sizes[flat])
+            self._in_threads(lambda part: self._augment(store, flat, augmentation, rows, part), len(flat))
+        return self._writer.as_batch(self._memory.lease(block), slots.shape)
+
+    def close(self) -> None:
+        """End the threads; the next batch starts them again."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def _in_threads(self, work: Callable[[slice], None], count: int) -> None:
+        """Do ``work`` on 0..count-1 piece by piece, in threads that live until :meth:`close`."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="cltt-gather")
+        list(self._pool.map(work, [slice(k, k + FRAMES_A_TURN) for k in range(0, count, FRAMES_A_TURN)]))
+
+    def _gather(self, store: FrameStore, slots: np.ndarray, rows: np.ndarray) -> None:
+        if self._writer.copies:
+            store.gather_into(slots, rows)
+            return
+        for slot, row in zip(slots.tolist(), rows, strict=True):
+            self._writer.write(store.host_frame(slot), row)
+
+    def _augment(
+        self, store: FrameStore, slots: np.ndarray, augmentation: Augmentation, rows: np.ndarray, part: slice
+    ) -> None:
+        for k in range(len(slots))[part]:
+            picture = self._scratch.picture
+            augment(store.host_frame(int(slots[k])), augmentation, k, shrink, picture)
+            self._writer.write(picture, rows[k])
+
+
+class Scratch(threading.local):
+    """One frame for each thread: ``picture`` uint8 [S, S, 3]."""
+
+    def __init__(self, image_size: int) -> None:
+        self.picture = np.empty((image_size, image_size, 3), np.uint8)
+
+
+class Planes(threading.local):
+    """The channels of one frame for each thread: ``planes``, three uint8 [S, S]."""
+
+    def __init__(self, image_size: int) -> None:
+        self.planes = [np.empty((image_size, image_size), np.uint8) for _ in range(3)]
+
+
+class FrameWriter:
+    """Writes frames into a batch of one type and memory order, each of the 256 values of a channel by a table.
+
+    Attributes:
+        frame_bytes: of a frame in the batch.
+        copies: a frame goes into the batch byte for byte.
+    """
+
+    def __init__(self, image_size: int, dtype: torch.dtype, channels_last: bool, normalise: str) -> None:
+        self._size, self._dtype, self._channels_last = image_size, dtype, channels_last
+        self.copies = dtype == torch.uint8 and channels_last
+        self.frame_bytes = image_size * image_size * 3 * dtype.itemsize
+        self._planes = Planes(image_size)
+        self._tables = np.empty((3, 0))
+        if dtype != torch.uint8:
+            self._tables = tables(dtype, normalise)
+            self._interleaved = np.ascontiguousarray(self._tables.T)[None]
+
+    def write(self, frame: np.ndarray, row: np.ndarray) -> None:
+        """``frame`` uint8 [S, S, 3], contiguous, into ``row`` uint8 [frame_bytes] of a batch."""
+        if self._channels_last:
+            self._write_pixels(frame, row)
+        elif self._dtype == torch.uint8:
+            cv2.split(frame, list(row.reshape(3, self._size, self._size)))
+        else:
+            target = row.view(self._tables.dtype).reshape(3, self._size, self._size)
+            planes = self._planes.planes
+            cv2.split(frame, planes)
+            for channel in range(3):
+                cv2.LUT(planes[channel], self._tables[channel], dst=target[channel])
+
+    def _write_pixels(self, frame: np.ndarray, row: np.ndarray) -> None:
+        if self.copies:
+            row[:] = frame.reshape(-1)
+        else:
+            cv2.LUT(frame, self._interleaved, dst=row.view(self._tables.dtype).reshape(frame.shape))
+
+    def as_batch(self, memory: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+        """``memory`` uint8 of b*T frames, written -> a tensor [b, T, 3, S, S] over it."""
+        numbers = torch.from_numpy(memory).view(self._dtype)
+        if self._channels_last:
+            return numbers.view(*shape, self._size, self._size, 3).permute(0, 1, 4, 2, 3)
+        return numbers.view(*shape, 3, self._size, self._size)
+
+
+def tables(dtype: torch.dtype, normalise: str) -> np.ndarray:
+    """What becomes of bytes 0..255 in each channel, [3, 256]: (byte - offset) * scale in float32, then ``dtype``.
+
+    Where numpy lacks the type (bfloat16) or OpenCV does (float16), its bits as uint16.
+    """
+    offset, scale = statistics(normalise)
+    values = ((torch.arange(256) - offset[:, None]) * scale[:, None]).to(dtype)
+    return values.numpy() if dtype == torch.float32 else values.view(torch.int16).numpy().view(np.uint16)

@@ -1,0 +1,67 @@
+"""Stored frames to a normalised batch on a GPU in one pass: gather slots, normalise, convert and lay out.
+
+Legend: S image_size; n frames. What is read is one byte a number and what is written is two or four; three passes of
+plain torch move six times as much. :func:`gather_plain` is the twin that the kernel is held to, to the last bit, and
+what runs where Triton is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def statistics(normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is subtracted from bytes and what they are multiplied by then: float32 [3] each, on the CPU.
+
+    ``imagenet``: mean 0 and deviation 1 on ImageNet's photographs; ``none``: 0..255 to 0..1.
+    """
+    if normalise == "none":
+        return torch.zeros(3), torch.full((3,), 1 / 255)
+    return torch.tensor(IMAGENET_MEAN) * 255, 1 / (torch.tensor(IMAGENET_STD) * 255)
+
+
+def gather(
+    rows: torch.Tensor, slots: torch.Tensor, image_size: int, dtype: torch.dtype, normalise: str, *, channels_last: bool
+) -> torch.Tensor:
+    """Frames in slots -> a batch, on the device of ``rows``; nothing waits for the device.
+
+    Args:
+        rows: uint8 [slots, at least S*S*3], contiguous: a frame, R, G and B of a pixel side by side, at the start of
+            each row.
+        slots: int64 [n], on the device of ``rows``.
+        image_size: S.
+        dtype: float32, bfloat16 or float16.
+        normalise: see :func:`statistics`.
+        channels_last: leave C innermost in memory; the shape is the same.
+
+    Returns:
+        [n, 3, S, S] of ``dtype``, computed in float32.
+    """
+    if rows.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from cltt.frames.gpu.gather_kernel import launch
+
+        return launch(rows, slots, image_size, dtype, *statistics(normalise), channels_last=channels_last)
+    return gather_plain(rows, slots, image_size, dtype, normalise, channels_last=channels_last)
+
+
+def gather_plain(
+    rows: torch.Tensor, slots: torch.Tensor, image_size: int, dtype: torch.dtype, normalise: str, *, channels_last: bool
+) -> torch.Tensor:
+    """:func:`gather` in plain torch, pass by pass."""
+    bytes_ = rows[:, : image_size * image_size * 3].index_select(0, slots)
+    frames = bytes_.view(-1, image_size, image_size, 3).permute(0, 3, 1, 2)
+    offset, scale = (values.to(rows.device).view(3, 1, 1) for values in statistics(normalise))
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return ((frames - offset) * scale).to(dtype).contiguous(memory_format=order)
+
+
+def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """``values`` as a tensor there; to a GPU by pinned memory, so that the host does not wait for the work queued."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,0 +1,70 @@
+"""Frames in a store on a GPU -> a batch there; the host only queues the work (see batch.py for the CPU).
+
+Legend: S image_size; b windows in a batch; T frames in a window; n = b*T.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cltt.frames.augment import blur_window, sample_params
+from cltt.frames.gather import gather, on_device
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore, own_stream
+
+if TYPE_CHECKING:
+    from cltt.frames.gpu.dali_graphs import AugmentGraph
+
+
+class GpuBatchMaker:
+    """Gather, augment, normalise on ``device``; arguments as of :class:`cltt.frames.batch.BatchMaker`."""
+
+    def __init__(
+        self,
+        framing: Framing,
+        device: torch.device,
+        dtype: torch.dtype,
+        augment: str,
+        channels_last: bool,
+        threads: int,
+        normalise: str,
+    ) -> None:
+        self.framing, self.device, self.dtype, self.augment = framing, device, dtype, augment
+        self.channels_last, self.normalise = channels_last, normalise
+        self._threads = threads
+        self._graph: AugmentGraph | None = None
+
+    def gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
+        """Slots [b, T] -> [b, T, 3, S, S], queued on the current stream; nothing waits."""
+        flat = slots.reshape(-1)
+        frames = self._laid_out(store.rows(), on_device(flat, self.device))
+        store.mark_read(flat)
+        return frames.view(*slots.shape, *frames.shape[1:])
+
+    def lay_out(self, rows: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """uint8 [b*T, S*S*3] on the device -> [b, T, 3, S, S] in the type and memory order asked for."""
+        frames = self._laid_out(rows, torch.arange(len(rows), device=self.device))
+        return frames.view(*shape, *frames.shape[1:])
+
+    def _laid_out(self, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """uint8 rows of pixels -> [n, 3, S, S] in the type and memory order asked for."""
+        size = self.framing.image_size
+        if self.dtype != torch.uint8:
+            return gather(rows, slots, size, self.dtype, self.normalise, channels_last=self.channels_last)
+        frames = rows[:, : size * size * 3].index_select(0, slots).view(-1, size, size, 3).permute(0, 3, 1, 2)
+        return frames if self.channels_last else frames.contiguous()
+
+    def augmented(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray]) -> torch.Tensor:
+        """Slots [n] -> uint8 [n, S*S*3]; returns when it is done, on a stream of the thread's own."""
+        flat = {name: values.reshape(-1) for name, values in numbers.items()}
+        params = sample_params(self.augment, flat, store.sizes[slots])
+        if self._graph is None:
+            from cltt.frames.gpu.dali_graphs import AugmentGraph
+
+            size = self.framing.image_size
+            self._graph = AugmentGraph(size, blur_window(size), len(slots), self._threads, self.device.index or 0)
+        with own_stream(self.device):
+            return self._graph.augment([store.frame(slot) for slot in slots.tolist()], params).clone().flatten(1)

@@ -1,0 +1,93 @@
+"""What an order is saved with, and whether a saved one is the same."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from cltt.config import require
+from cltt.errors import SettingsError
+from cltt.sampling.windows import WINDOW_FIELDS, WindowIndex
+
+# Raised whenever the same settings give another order.
+STATE_VERSION = 2
+# The last release that goes on with the order of an earlier version.
+_LAST_WITH = {1: "0.1.0"}
+_WORDS = {"data_hash": "the clips and their lengths"}
+
+
+@dataclass(frozen=True)
+class OrderState:
+    """All that an order depends on, other than the epoch."""
+
+    index: WindowIndex
+    seed: int
+    batch_size: int
+    min_gap: int
+    depth: int
+    run: int
+
+    def saved(self, epoch: int, step: int) -> dict[str, int | str | None]:
+        """Plain values, whose place is before ``step`` of ``epoch``."""
+        return {"version": STATE_VERSION, "epoch": epoch, "step": step, **self._identity()}
+
+    def check(self, state: dict[str, Any]) -> None:
+        """SettingsError, naming each difference in one sentence, unless ``state`` belongs to such an order."""
+        version = state.get("version")
+        if version in _LAST_WITH:
+            raise SettingsError(
+                f"this state is of version {version} of the order; the order of an epoch has changed since: go on with "
+                f"cltt {_LAST_WITH[version]}, or start a new run (from a run's weights: train.py --checkpoint-path)"
+            )
+        require(
+            version == STATE_VERSION,
+            f"the order's state has version {version}, this program reads version {STATE_VERSION}; "
+            "resume with the version of cltt that saved it",
+        )
+        here = self._identity()
+        missing = [key for key in ("epoch", "step", *here) if key not in state]
+        require(not missing, f"the order's state lacks {', '.join(missing)}; it is damaged or not a state of an order")
+        differences = [
+            f"{_WORDS.get(key, key)} (saved {_short(state[key])}, now {_short(now)})"
+            for key, now in here.items()
+            if state[key] != now
+        ]
+        require(
+            not differences,
+            f"the order cannot go on from this state, which differs in {', '.join(differences)}: "
+            "resume with what it was saved with, or start a new run",
+        )
+
+    def _identity(self) -> dict[str, int | str | None]:
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            **{name: getattr(self.index, name) for name in WINDOW_FIELDS},
+            "shuffle_seed": self.index.shuffle_seed,
+            "min_gap": self.min_gap,
+            "depth": self.depth,
+            "run": self.run,
+            "data_hash": self.index.data_hash,
+        }
+
+
+def whole(name: str, value: int, low: int, stop: int | None = None) -> int:
+    """``value`` as an int from ``low`` to ``stop-1``.
+
+    Raises:
+        SettingsError: anything else.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise SettingsError(f"{name} is {value!r}; it must be a whole number") from None
+    allowed = f"{low} or more" if stop is None else f"from {low} to {stop - 1}"
+    require(number >= low and (stop is None or number < stop), f"{name} is {number}; it must be {allowed}")
+    return number
+
+
+def _short(value: Any) -> str:
+    """A value as told in a message; of a hash, its beginning."""
+    text = str(value)
+    return text if len(text) <= 24 else text[:12]
