@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import gpu_data, harness
 from cltt import EpochPlan, ShardDataset, WindowIndex, WindowLoader, cli
-from cltt.device import hardware_jpeg_engines
+from cltt.machine.gpus import hardware_jpeg_engines
 
 FIELDS = ("section", "case", "metric", "value", "p20", "p80", "unit")
 DECODE_THREADS = (2, 4, 8)

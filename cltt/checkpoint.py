@@ -35,6 +35,7 @@ LATEST = "latest"
 _OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save began with
 _MAX_VALUES = 10_000_000  # in a checkpoint
 _SHARED = 4  # so many tensors may stand on the same bytes
+_LEFTOVER = re.compile(r"\.(epoch-.*|latest|complete|.*\.(csv|json|png))\.\d+\.tmp")  # of replace_file and write
 _NAME = re.compile(r"epoch-([0-9]{4,18})(?:-step-([0-9]{6,18}))?\.pt")
 _MAX_NAME = 100  # letters of a checkpoint's
 
@@ -288,8 +289,9 @@ class CheckpointStore:
     def _remove_leftovers(self) -> None:
         """What a run left that was killed while it saved."""
         if not self._used:
-            for leftover in self.folder.glob(".epoch-*.tmp"):
-                leftover.unlink()
+            for leftover in self.folder.glob(".*.tmp"):
+                if _LEFTOVER.fullmatch(leftover.name):
+                    leftover.unlink()
         self._used = True
 
     def _remove_old(self) -> None:

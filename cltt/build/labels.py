@@ -45,10 +45,10 @@ def split_names(splits: str | None) -> list[str]:
     """The names of the splits, in the order given; SettingsError if ``splits`` is no rule."""
     if (file := table_of(splits)) is not None:
         return list(dict.fromkeys(read_table(file, "splits", "split").values()))
-    return list(parse_shares(splits))
+    return list(parse_splits(splits))
 
 
-def parse_shares(splits: str | None) -> dict[str, float]:
+def parse_splits(splits: str | None) -> dict[str, float]:
     """``"train=0.8,val=0.2"`` as a dict; SettingsError if it is not that or does not add up to 1."""
     if not splits:
         return {}
@@ -71,7 +71,7 @@ def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     """A function from clip key to the number of its split."""
     if (file := table_of(settings["splits"])) is not None:
         return _tabled(read_table(file, "splits", "split"))
-    ends = np.cumsum(list(parse_shares(settings["splits"]).values()))
+    ends = np.cumsum(list(parse_splits(settings["splits"]).values()))
     by_parent = settings["split_by"] == "parent"
 
     def split_of(key: str) -> int:

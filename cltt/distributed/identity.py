@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cltt.device import gpus_given, why_no_cuda
 from cltt.errors import SettingsError
+from cltt.machine.gpus import gpus_given, why_no_cuda
 
 if TYPE_CHECKING:
     import torch

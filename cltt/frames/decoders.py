@@ -15,12 +15,12 @@ import numpy as np
 import simplejpeg
 import torch
 
-from cltt.device import hardware_jpeg_engines
 from cltt.errors import DataError
 from cltt.frames.decode_cpu import FrameDecoder, frame_size
 from cltt.frames.gather import on_device
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
+from cltt.machine.gpus import hardware_jpeg_engines
 
 log = logging.getLogger(__name__)
 

@@ -194,7 +194,8 @@ def show_windows(made: Inspection) -> int:
     else:
         ids, name = made.batch_ids(index)
     view = views.view_windows(made.dataset, index, ids, image_size=data.image_size)
-    facts = {**made.size_facts(split), "windows": len(index), "showing": name, **view.facts()}
+    facts = {**made.size_facts(split), "windows": len(index), "showing": name, "normalise": data.normalise}
+    facts |= view.facts()
     emit(facts, views.windows_text(facts), look.json)
     if look.json and look.save_path is None:
         return 0

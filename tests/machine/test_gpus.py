@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cltt import device, doctor
+from cltt import doctor
 from cltt.distributed import RankInfo, described, pick_device
 from cltt.errors import SettingsError
+from cltt.machine import gpus
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Driver:
@@ -45,14 +46,14 @@ def driver(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
     indirect=["driver"],
 )
 def test_the_drivers_version_is_read(driver: None, version: tuple[int, int] | None) -> None:
-    assert device.driver_cuda_version() == version
+    assert gpus.driver_cuda_version() == version
 
 
 @pytest.mark.parametrize(
     ("version", "words"), [((13, 2), "constraints.txt"), ((12, 0), "CUDA=12"), ((11, 8), "none of ours")]
 )
 def test_the_set_that_fits_a_driver(version: tuple[int, int], words: str) -> None:
-    assert words in device.fitting_set(version)
+    assert words in gpus.fitting_set(version)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_the_set_that_fits_a_driver(version: tuple[int, int], words: str) -> Non
 def test_gpus_given(environ: dict[str, str], nodes: list[str], given: str, tmp_path: Path) -> None:
     for name in nodes:
         (tmp_path / name).touch()
-    found = device.gpus_given(environ, tmp_path)
+    found = gpus.gpus_given(environ, tmp_path)
     assert found.endswith(given) and bool(found) == bool(given)
 
 
