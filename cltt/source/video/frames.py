@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NO_PICTURE = "no picture comes out of the decoder"
 FOLLOWS = "cannot be decoded, or follows a picture that cannot be"
 FAR_SECONDS = 10.0  # an entry so far ahead is sought, a nearer one read up to
+# Containers with a table of their packets. MPEG's streams have none, and what FFmpeg says of a packet's time there depends
+# on the packets that it has seen before: they are read from their start, which costs no decoding.
+_WITH_INDEX = ("mov", "matroska", "avi")
 # FFmpeg's decoders whose pictures without the mark of a reference are referred to by none (in HEVC higher temporal
 # layers may refer to them; VP9 and AV1 have no such mark).
 HOLD_PACKETS = (
@@ -64,6 +67,7 @@ class VideoReader:
         if self._context.name != "h264":  # whose pictures made up say so; it would refuse to begin at a recovery point
             self._context.options = {"err_detect": "explode"}
         self._is_entry = entry_test(self.stream)
+        self._seeks = self._timing == "pts" and self._container.format.name.startswith(_WITH_INDEX)
         self._place = 0  # of the next packet in the file; -1: unknown, as the file was sought in
 
     def __enter__(self) -> VideoReader:
@@ -84,7 +88,7 @@ class VideoReader:
                 start = stop
 
     def _is_far(self, before: Wanted, after: Wanted) -> bool:
-        if self._timing != "pts" or self.stream.time_base is None:
+        if not self._seeks or self.stream.time_base is None:
             return False
         return bool((after.entry - before.id) * self.stream.time_base > FAR_SECONDS)
 
@@ -103,7 +107,7 @@ class VideoReader:
 
     def _packets_from(self, entry: int) -> Generator[tuple[int | None, Any], None, None]:
         """(name, packet) from the packet ``entry`` on, to the end or to where the file breaks."""
-        if self._timing == "pts" and (found := self._sought(entry)) is not None:
+        if self._seeks and (found := self._sought(entry)) is not None:
             yield from found
             return
         if self._place != 0:
