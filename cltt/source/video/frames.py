@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NO_PICTURE = "no picture comes out of the decoder"
 FOLLOWS = "cannot be decoded, or follows a picture that cannot be"
 FAR_SECONDS = 10.0  # an entry so far ahead is sought, a nearer one read up to
-# Containers with a table of their packets. MPEG's streams have none, and what FFmpeg says of a packet's time there depends
-# on the packets that it has seen before: they are read from their start, which costs no decoding.
+# Containers with a table of their packets. MPEG's streams have none, and what FFmpeg says of a packet's time there
+# depends on the packets that it has seen before: they are read from their start, which costs no decoding.
 _WITH_INDEX = ("mov", "matroska", "avi")
 # FFmpeg's decoders whose pictures without the mark of a reference are referred to by none (in HEVC higher temporal
 # layers may refer to them; VP9 and AV1 have no such mark).
@@ -68,7 +68,7 @@ class VideoReader:
             self._context.options = {"err_detect": "explode"}
         self._is_entry = entry_test(self.stream)
         self._seeks = self._timing == "pts" and self._container.format.name.startswith(_WITH_INDEX)
-        self._place = 0  # of the next packet in the file; -1: unknown, as the file was sought in
+        self._place = 0  # of the next packet in the file; after seeking only that it is not the first
 
     def __enter__(self) -> VideoReader:
         return self
@@ -122,15 +122,14 @@ class VideoReader:
         import av
 
         with contextlib.suppress(av.FFmpegError):
+            self._place = 1
             self._container.seek(entry, stream=self.stream)
-            self._place = -1
             named = self._named()
             for name, packet in named:
                 if name == entry:
                     return _with_first(name, packet, named)
                 if name is not None and name > entry and packet.is_keyframe:
                     return None
-        self._place = -1
         return None
 
     def _named(self) -> Iterator[tuple[int | None, Any]]:
@@ -139,11 +138,9 @@ class VideoReader:
         packets: Packets = packets_of(self._container, self.stream)
         try:
             for packet in packets:
-                if self._timing == "pts":
-                    yield packet.pts, packet
-                else:
-                    yield self._place, packet
-                    self._place += 1
+                place = self._place
+                self._place += 1
+                yield packet.pts if self._timing == "pts" else place, packet
         except av.FFmpegError as error:  # the plan has noted that the file breaks here
             if isinstance(error, OSError):  # the file system's, not the file's
                 raise
