@@ -93,15 +93,17 @@ class VideoReader:
         return bool((after.entry - before.id) * self.stream.time_base > FAR_SECONDS)
 
     def _stretch(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
-        self._context.flush_buffers()
-        decoding = _Decoding(self._context, self._timing, wanted)
+        decoding: _Decoding | None = None
         with contextlib.closing(self._packets_from(wanted[0].entry)) as packets:
             for name, packet in packets:
+                if decoding is None:  # not before: to find the first packet the file may have been opened anew
+                    self._context.flush_buffers()
+                    decoding = _Decoding(self._context, self._timing, wanted)
                 entry = self._is_entry(packet) or name == wanted[0].entry
                 yield from decoding.send(name, packet, entry)
                 if decoding.complete:
                     return
-        yield from decoding.finish()
+        yield from [NO_PICTURE] * len(wanted) if decoding is None else decoding.finish()
 
     # ---- finding the packets
 
@@ -112,9 +114,10 @@ class VideoReader:
             return
         if self._place != 0:
             self._open()
+        reached = False
         for name, packet in self._named():
-            if entry is None or name == entry:
-                entry = None  # type: ignore[assignment]
+            reached = reached or name == entry
+            if reached:
                 yield name, packet
 
     def _sought(self, entry: int) -> Iterator[tuple[int | None, Any]] | None:
