@@ -24,11 +24,10 @@ FAR_SECONDS = 10.0  # an entry so far ahead is sought, a nearer one read up to
 # Containers with a table of their packets. MPEG's streams have none, and what FFmpeg says of a packet's time there
 # depends on the packets that it has seen before: they are read from their start, which costs no decoding.
 _WITH_INDEX = ("mov", "matroska", "avi")
+# A picture may come out so many packets later than those sent after it: the largest reorder depth of H.264.
+HOLD_PACKETS = 16
 # FFmpeg's decoders whose pictures without the mark of a reference are referred to by none (in HEVC higher temporal
 # layers may refer to them; VP9 and AV1 have no such mark).
-HOLD_PACKETS = (
-    16  # a picture may come out so much later than those that were sent after it: H.264's largest reorder depth
-)
 _DROPS_UNREFERENCED = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 
 
