@@ -180,7 +180,7 @@ def main() -> None:
     args = parser.parse_args()
     if shutil.which("ffmpeg") is None:
         raise SystemExit("this benchmark needs ffmpeg (Debian: apt-get install --no-install-recommends ffmpeg)")
-    frames, rounds = (QUICK_FRAMES, 3) if args.quick else (FRAMES, 5)
+    frames, rounds = (QUICK_FRAMES, 2) if args.quick else (FRAMES, 3)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
         videos: Path = args.videos or folder
