@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -311,7 +312,8 @@ def _known_paths(job: _Job, dataset: ShardDataset) -> Iterator[bytes]:
     for file in format.read_report(job.path)["files"]:
         yield os.fsencode(file["file"])
     for clip in range(dataset.num_clips):
-        yield os.fsencode(dataset.clip_key(clip)) + b"/"
+        with contextlib.suppress(DataError):
+            yield os.fsencode(dataset.clip_key(clip)) + b"/"
     for frame in range(dataset.num_frames):
         try:
             yield os.fsencode(dataset.frame_name(frame))
