@@ -108,7 +108,7 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     state = (patience or Patience()).ask(path, lambda: _load_once(path))
     version = state.get("version") if isinstance(state, dict) else None
     if type(version) is not int or version != VERSION:
-        found = shorten(str(version), 30)
+        found = shorten(repr(version).partition("\n")[0], 30)
         raise DataError(f"checkpoint {path} has version {found}; this program reads version {VERSION}")
     return dict(state)
 

@@ -23,6 +23,7 @@ from cltt.shards import format, tar
 
 Array = np.ndarray[Any, Any]
 MAX_INT = (1 << 63) - 1
+MAX_SECONDS = 1e9  # of a video: thirty years
 MAX_CLIPS = 1 << 25  # clips.npy is read whole, and has 48 bytes for each
 _HEX = {"fingerprint": re.compile(r"[0-9a-f]{32}"), "sha256": re.compile(r"[0-9a-f]{64}")}
 
@@ -217,6 +218,18 @@ def records_in_order(records: Array, shard_sizes: Array) -> bool:
     gap = np.diff(offset) - records["size"][:-1].astype(np.int64)
     step = np.diff(shard)
     return bool(((step > 0) | ((step == 0) & (gap >= tar.BLOCK))).all())
+
+
+def times_fit(times: Array) -> bool:
+    """Whether ``times`` float64 [n] are seconds from a first frame, or NaN."""
+    return bool((np.isnan(times) | ((times >= 0) & (times < MAX_SECONDS))).all())
+
+
+def boxes_fit(boxes: Array) -> bool:
+    """Whether ``boxes`` float32 [n, 4] are x1, y1, x2, y2 within their frames, or NaN all four."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    within = (low >= 0) & (low <= high) & (high <= 1)
+    return bool((within.all(1) | np.isnan(boxes).all(1)).all())
 
 
 def check_member(member: bytes) -> None:

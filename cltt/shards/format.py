@@ -112,7 +112,7 @@ def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     version = index.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise DataError(
-            f"{path / INDEX} has format version {shorten(str(version), 20)}, this program reads 1 to {VERSION}; "
+            f"{path / INDEX} has format version {shorten(repr(version), 20)}, this program reads 1 to {VERSION}; "
             "build the shards again with --overwrite, or use the program that wrote them"
         )
     check_index(path, index)
