@@ -138,7 +138,7 @@ class VideoReader:
         packets: Packets = packets_of(self._container, self.stream)
         count = 0
         try:
-            for count, packet in enumerate(packets, 1):
+            for count, packet in enumerate(packets, 1):  # noqa: B007  # where it breaks
                 if self._timing == "pts":
                     yield packet.pts, packet
                 else:
