@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cltt.source.video.file import Packets, entry_test, opened, packets_of
+from cltt.source.video.file import Packets, entry_test, is_of_the_file, opened, packets_of
 
 if TYPE_CHECKING:
     import av
@@ -49,11 +49,12 @@ class _Sent(NamedTuple):
 class VideoReader:
     """An open video file; gives frames by name. Not for several threads at once.
 
-    Raises BrokenVideo or OSError as ``file.opened`` does.
+    ``max_pixels``: the decoder refuses larger pictures. Raises BrokenVideo or OSError as ``file.opened`` does.
     """
 
-    def __init__(self, path: bytes, timing: str) -> None:
+    def __init__(self, path: bytes, timing: str, *, max_pixels: int = (1 << 31) - 1) -> None:
         self._path = path
+        self._max_pixels = max_pixels
         self._timing = timing
         self._stack = contextlib.ExitStack()
         self._open()
@@ -63,8 +64,10 @@ class VideoReader:
         self._container, self.stream = self._stack.enter_context(opened(self._path))
         self._context = self.stream.codec_context
         self._context.thread_count = 1  # the workers are the threads
+        options = {"max_pixels": str(min(self._max_pixels, (1 << 31) - 1))}  # before memory is taken for a picture
         if self._context.name != "h264":  # whose pictures made up say so; it would refuse to begin at a recovery point
-            self._context.options = {"err_detect": "explode"}
+            options["err_detect"] = "explode"
+        self._context.options = options
         self._is_entry = entry_test(self.stream)
         self._seeks = self._timing == "pts" and self._container.format.name.startswith(_WITH_INDEX)
         self._place = 0  # of the next packet in the file; after seeking only that it is not the first
@@ -138,13 +141,14 @@ class VideoReader:
         import av
 
         packets: Packets = packets_of(self._container, self.stream)
+        count = 0
         try:
-            for packet in packets:
+            for count, packet in enumerate(packets, 1):  # noqa: B007  # where it breaks
                 place = self._place
                 self._place += 1
                 yield packet.pts if self._timing == "pts" else place, packet
         except av.FFmpegError as error:  # the plan has noted that the file breaks here
-            if isinstance(error, OSError):  # the file system's, not the file's
+            if isinstance(error, OSError) and not is_of_the_file(self._path, count, error):
                 raise
 
 
