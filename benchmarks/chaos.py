@@ -38,8 +38,8 @@ BUILD_FAULTS = (*READ_FAULTS, "full disk", "killed builder", "killed packing pro
 LASTING = ("EIO", "ESTALE", "full disk")  # for a while; the others strike once
 CLIPS = {"a/one": 60, "a/two": 45, "b/one": 70, "b/two": 40}
 EPOCHS, STEPS = 5, 24  # and steps an epoch
-PACE = 0.04  # seconds that a step is slowed down by
-SECONDS = 120.0  # until a process that makes no progress is a failure
+PACE = 0.08  # seconds that a step is slowed down by
+SECONDS = 600.0  # until a process that makes no progress is a failure (a busy machine is none)
 
 
 class ChaosError(AssertionError):
@@ -201,7 +201,7 @@ def _strike_while_running(started: Started, orders: Orders, rng: random.Random, 
         if kind in ("SIGKILL", "SIGUSR1"):
             _signal(started, kind, orders, rng)
             return
-        seconds = rng.uniform(0.2, 1.2) if kind in LASTING else 3.0
+        seconds = rng.uniform(0.1, 0.7) if kind in LASTING else 2.0
         number = orders.give(kind, seconds)
         _until_struck(orders, number, seconds, started)
 
@@ -358,7 +358,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=300, help="of training, a third of them with two ranks")
     parser.add_argument("--build-faults", type=int, default=100)
-    parser.add_argument("--gap", type=float, default=1.0, help="seconds between two faults, about")
+    parser.add_argument("--gap", type=float, default=0.4, help="seconds between two faults, about")
     args = parser.parse_args()
     rows = []
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))

@@ -24,7 +24,7 @@ from typing import Any
 _open_file, _open, _pread, _read, _writev, _readlink = open, os.open, os.pread, os.read, os.writev, os.readlink
 _preadv = getattr(os, "preadv", None)
 POLL_SECONDS = 0.01
-HANG_SECONDS = 2.0
+HANG_SECONDS = 1.0
 PACE_SECONDS = float(os.environ.get("CHAOS_PACE", 0))  # of a training step, so that faults find something going on
 
 

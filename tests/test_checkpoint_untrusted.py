@@ -123,5 +123,5 @@ def test_a_history_that_is_none(change: dict[str, Any]) -> None:
     history = History()
     with pytest.raises(DataError, match="the history"):
         history.load_state_dict({**History().state_dict(), **change})
-    history.load_state_dict({**History().state_dict(), "write_csv": None})
-    assert callable(history.write_csv)
+    history.load_state_dict({**History().state_dict(), "csv": None})
+    assert callable(history.csv)

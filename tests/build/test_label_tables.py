@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from cltt.build.labels import labeller, parse_splits, read_label_table
+from cltt.build.labels import labeller, parse_splits, read_table
 from cltt.errors import SettingsError
 
 
 def _table(tmp_path: Path, content: bytes) -> dict[str, str]:
     file = tmp_path / "labels.csv"
     file.write_bytes(content)
-    return read_label_table(str(file))
+    return read_table(str(file), "label_from", "label")
 
 
 @pytest.mark.parametrize("header", [b"", b"clip,label\n", b"clip,label\r\n"])
@@ -48,7 +48,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, message in ((tmp_path / "pipe", "not a regular file"), (tmp_path, "not a regular file")):
         with pytest.raises(SettingsError, match=message):
-            read_label_table(str(path))
+            read_table(str(path), "label_from", "label")
 
 
 @pytest.mark.parametrize("rule", ["regex:" + "(" * 10_000, "regex:a{99999999999}", "regex:(", "csv:", "x" * 10_000])

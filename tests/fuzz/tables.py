@@ -62,7 +62,7 @@ class Tables:
     def _label_table(self, content: bytes) -> str:
         file = self._folder / "labels.csv"
         file.write_bytes(content)
-        found, refused = attempt(lambda: labels.read_label_table(str(file)))
+        found, refused = attempt(lambda: labels.read_table(str(file), "label_from", "label"))
         if found is None:
             return f"labels refused: {refused}"
         demand(bool(found) and all(isinstance(label, str) for label in found.values()), f"labels {found!r}")

@@ -20,7 +20,7 @@ import torch
 from cltt import cli, distributed
 from cltt.distributed import group
 from cltt.distributed.lifeline import Hub
-from cltt.errors import DataError, FrameError
+from cltt.errors import DataError, FrameError, StorageError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.sets import locate
 from cltt.shards import stage
@@ -69,6 +69,16 @@ def bad_frames() -> None:
         return [FrameError(frame, self.frame_name(frame), "CRC mismatch") for frame in frame_ids.tolist()]
 
     ShardDataset.read_each = read_each  # type: ignore[method-assign]
+
+
+def dead_storage() -> None:
+    """The storage of this rank answers no more, and its patience is at an end."""
+
+    def act(call: int) -> None:
+        if call >= STRIKES_AT:
+            raise StorageError("shard-000000.tar could not be read for 600 s")
+
+    before(ShardDataset, "read_each", act)
 
 
 def out_of_memory() -> None:

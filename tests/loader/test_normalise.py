@@ -12,7 +12,7 @@ import torch
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.commands import train
 from cltt.config import differences
-from cltt.distributed import RankFacts
+from cltt.distributed import RankInfo
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import open_labelled
 from cltt.evaluation.evaluator import extract_features
@@ -70,7 +70,7 @@ def test_the_flag_reaches_the_loader_and_forbids_another_resume(shards: Path, tm
     plain, none = train.parse(flags), train.parse([*flags, "--normalise", "none"])
     dataset = ShardDataset(shards)
     with factory.build_loader(
-        dataset, factory.build_index(dataset, none), none, torch.device("cpu"), RankFacts()
+        dataset, factory.build_index(dataset, none), none, torch.device("cpu"), RankInfo()
     ) as loader:
         assert loader.state_dict()["normalise"] == "none"
         batch = next(iter(loader)).frames

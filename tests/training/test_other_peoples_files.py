@@ -44,7 +44,8 @@ def test_a_log_does_not_replace_what_is_not_one(tmp_path: Path, flag: str, there
 
 def test_a_log_replaces_its_own(tmp_path: Path) -> None:
     train_log, eval_log = tmp_path / "metrics.csv", tmp_path / "metrics_eval.csv"
-    History().write_csv(train_log, eval_log)
+    for path, content in zip((train_log, eval_log), History().csv(), strict=True):
+        path.write_bytes(content)
     assert is_ours_to_replace(train_log) and is_ours_to_replace(eval_log)
     (tmp_path / "empty.csv").touch()
     assert is_ours_to_replace(tmp_path / "empty.csv") and is_ours_to_replace(tmp_path / "new.csv")
