@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 4 train.py --shards shards/NAME --checkpoint-dir checkpoints/run --resume
 
 Exit status: 0 complete, 2 refused (one sentence says why), 85 stopped by SIGUSR1 or SIGTERM with a checkpoint saved,
-130 the same by Ctrl-C (a second Ctrl-C stops at once, without a checkpoint).
+130 the same by Ctrl-C (a second Ctrl-C stops at once, without a checkpoint), 1 failed in a way that another start may
+not (out of memory, a rank killed). Of several ranks all end with the status of the first that fails.
 """
 
 from cltt.cli import run

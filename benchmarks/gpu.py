@@ -1,22 +1,20 @@
 """Everything that only a GPU can show, in one command: ``python -m benchmarks.gpu [--out DIR]``.
 
-Makes its own data, checks, then measures: bare DALI decode, torchvision's GPU decode where installed, the loader, the
-loss, and training with the real loader against free data. Needs no network. Every figure is written the moment it is
-measured (``gpu.csv`` and ``gpu.json`` in DIR), so a time-out loses only what was not reached; a section that fails is
-written down as failed and the others go on. ``--device cpu --quick`` walks the same road at toy size on a CPU.
+Makes its own data, checks, then measures, what matters most first: training with the real loader against free data, the
+loss, the loader, bare DALI decode (torchvision's where installed), and Python's share of it. Needs no network. Every
+figure is written the moment it is measured (``gpu.csv`` and ``gpu.json`` in DIR), so a time-out loses only what was not
+reached; a section that fails is written down as failed and the others go on. ``--device cpu --quick`` walks the same
+road at toy size on a CPU.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import statistics
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,66 +22,14 @@ import numpy as np
 import torch
 
 from benchmarks import gpu_data, harness
-from cltt import EpochPlan, ShardDataset, WindowIndex, WindowLoader, cli, doctor
+from benchmarks.gpu_record import FIELDS, Bench
+from cltt import EpochPlan, ShardDataset, WindowIndex, WindowLoader, cli
+from cltt.machine.gpus import hardware_jpeg_engines
 
-FIELDS = ("section", "case", "metric", "value", "p20", "p80", "unit")
-DECODE_LOADS = (0.0, 0.35, 0.65, 0.9, 1.0)
 DECODE_THREADS = (2, 4, 8)
 WINDOWS = ((5, 2, 1), (5, 10, 1), (5, 2, 10))
-
-
-@dataclass
-class Bench:
-    """What all sections share: sizes, data, and the growing record."""
-
-    device: torch.device
-    quick: bool
-    out: Path
-    work: Path
-    deadline: float
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-    def record(self, section: str, case: str, metric: str, values: Sequence[float] | float | str, unit: str) -> None:
-        """Add one figure (median and spread of ``values``), print it, and write all files anew."""
-        row: dict[str, Any] = {"section": section, "case": case, "metric": metric, "unit": unit, "p20": "", "p80": ""}
-        if isinstance(values, (str, float, int)):
-            row["value"] = values
-        else:
-            row["value"] = statistics.median(values)
-            row["p20"], row["p80"] = harness.percentile(values, 20), harness.percentile(values, 80)
-        self.records.append(row)
-        shown = f"{row['value']:.4g}" if isinstance(row["value"], float) else row["value"]
-        print(f"{section:<9} {case:<44} {metric:<22} {shown:>10} {unit}", flush=True)
-        self.write()
-
-    def write(self) -> None:
-        facts = {**harness.facts(), **device_facts(self.device)} if len(self.records) == 1 else self.facts
-        self.facts = facts
-        with (self.out / "gpu.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*FIELDS, *facts], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, **facts} for row in self.records)
-        (self.out / "gpu.json").write_text(json.dumps({"machine": facts, "figures": self.records}, indent=1) + "\n")
-
-    def sync(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    @property
-    def seconds_left(self) -> float:
-        return self.deadline - time.monotonic()
-
-
-def device_facts(device: torch.device) -> dict[str, str]:
-    """GPU name, CUDA version and JPEG engines, as strings."""
-    if device.type != "cuda":
-        return {"device": "cpu", "cuda": "none", "jpeg_engines": "none"}
-    engines = doctor.hardware_jpeg_engines()
-    return {
-        "device": torch.cuda.get_device_name(device),
-        "cuda": str(torch.version.cuda),
-        "jpeg_engines": "unknown" if engines is None else str(engines),
-    }
+# The default; and a stride at which no two windows share a frame, so that every frame is decoded for one use.
+TRAINED = ((5, 10, 1), (5, 2, 10))
 
 
 # --- checks
@@ -128,12 +74,18 @@ def decode(bench: Bench) -> None:
 
 def decode_settings(bench: Bench) -> Iterator[tuple[float, int, bool]]:
     """Share of the hardware decoder, threads, and whether chroma is upsampled as on the CPU."""
+    share = hardware_share(bench)
     if bench.device.type != "cuda" or bench.quick:
-        yield 0.65, 2, True
+        yield share, 2, True
         return
-    yield from ((load, 4, True) for load in DECODE_LOADS)
-    yield from ((0.65, threads, True) for threads in DECODE_THREADS if threads != 4)
-    yield 0.65, 4, False
+    yield from ((load, 4, True) for load in (0.0, 1.0))
+    yield from ((share, threads, True) for threads in DECODE_THREADS if threads != 4)
+    yield share, 4, False
+
+
+def hardware_share(bench: Bench) -> float:
+    """What the loader gives to the JPEG engine: all where there is one, else nothing."""
+    return float(bench.device.type == "cuda" and bool(hardware_jpeg_engines()))
 
 
 # --- loader
@@ -143,11 +95,13 @@ def loader(bench: Bench) -> None:
     for size, step, stride in WINDOWS:
         data = ShardDataset(gpu_data.shards(bench.work, 256, bench.quick))
         index = WindowIndex(data.clip_lengths, size, step, stride)
-        case, batch = f"({size},{step},{stride})", 8 if bench.quick else 64
+        case, batch = f"({size},{step},{stride})", 4 if bench.quick else 64
         frames, windows, ratios = [], [], []
-        with WindowLoader(data, index, batch, device=bench.device, dtype=torch.uint8, num_threads=4) as made:
+        depth = gpu_data.depth_of_blocks(index, batch)
+        options: dict[str, Any] = {"device": bench.device, "dtype": torch.uint8, "num_threads": 4, "depth": depth}
+        with WindowLoader(data, index, batch, **options) as made:
             for _ in range(1 if bench.quick else 3):
-                bare = gpu_data.dali_frames_per_second(jpegs, bench.device, 0.65, 4)
+                bare = gpu_data.dali_frames_per_second(jpegs, bench.device, hardware_share(bench), 4)
                 before, count, seconds = made.stats()["frames_decoded"], *timed(bench, made)
                 decoded = made.stats()["frames_decoded"] - before
                 frames.append(decoded / seconds)
@@ -157,13 +111,17 @@ def loader(bench: Bench) -> None:
         bench.record("loader", case, "decoded_per_s", frames, "1/s")
         bench.record("loader", case, "of_bare_decode", ratios, "ratio")
         bench.record(
-            "loader", case, "decodes_per_frame_used", decoded / frames_used(index, batch, len(windows) - 1), "ratio"
+            "loader",
+            case,
+            "decodes_per_frame_used",
+            decoded / frames_used(index, batch, len(windows) - 1, depth),
+            "ratio",
         )
 
 
-def frames_used(index: WindowIndex, batch: int, epoch: int) -> int:
+def frames_used(index: WindowIndex, batch: int, epoch: int, depth: int) -> int:
     """Distinct frames that the batches of one epoch hold."""
-    plan = EpochPlan(index, batch, epoch=epoch)
+    plan = EpochPlan(index, batch, epoch=epoch, depth=depth)
     return len(np.unique(np.concatenate([plan.block_frames(block) for block in range(plan.num_blocks)])))
 
 
@@ -185,22 +143,36 @@ def loss(bench: Bench) -> None:
         bench.record("loss", row["case"], row["metric"], row["values"], row["unit"])
 
 
+# --- host
+def host(bench: Bench) -> None:
+    """Python's time for a frame that DALI decodes; on the CPU graph, whatever the device."""
+    from benchmarks import decode_host
+
+    for row in decode_host.rows(quick=bench.quick):
+        bench.record("host", row["case"], row["metric"], row["values"], row["unit"])
+
+
 # --- training
 def training(bench: Bench) -> None:
-    """ResNet training in bf16: the real loader against one batch replayed, interleaved, with and without compile."""
+    """Training in bf16: whole epochs of the real loader against one batch replayed, windows that share frames and not.
+
+    ResNet-18 first: the fastest network leaves the loader the least time.
+    """
     from benchmarks import gpu_train
 
-    names = ("resnet18",) if bench.quick else ("resnet18", "resnet50")
-    for compiled in (False,) if bench.device.type != "cuda" else (False, True):
-        for name in names:
-            if bench.seconds_left < 60 and not bench.quick:
-                bench.record("training", f"{name} compile={compiled}", "skipped", "no time left", "")
-                continue
-            for metric, values, unit in gpu_train.measure(bench, name, compiled):
-                bench.record("training", f"{name} compile={compiled}", metric, values, unit)
+    cases = [("resnet18", False, window) for window in TRAINED]
+    if bench.device.type == "cuda" and not bench.quick:
+        cases += [("resnet18", True, TRAINED[0]), ("resnet50", False, TRAINED[0])]
+    for name, compiled, window in cases:
+        case = f"{name} {window}".replace(" ", "") + (", compiled" if compiled else "")
+        if bench.seconds_left < 60 and not bench.quick:
+            bench.record("training", case, "skipped", "no time left", "")
+            continue
+        for metric, values, unit in gpu_train.measure(bench, name, window, compiled=compiled):
+            bench.record("training", case, metric, values, unit)
 
 
-SECTIONS: tuple[Callable[[Bench], None], ...] = (check, decode, loader, loss, training)
+SECTIONS: tuple[Callable[[Bench], None], ...] = (check, training, loss, loader, decode, host)
 
 
 def run_section(bench: Bench, section: Callable[[Bench], None]) -> bool:

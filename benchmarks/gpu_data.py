@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 import torch
 
-from cltt import build_shards
+from cltt import EpochPlan, WindowIndex, build_shards
 
 ASPECT = 4 / 3
 BATCH = 256
+BLOCKS = 4  # at least so many an epoch: with one, all decoding is over in the first seconds
 
 
 def panorama(seed: int, height: int) -> np.ndarray:
@@ -43,7 +44,7 @@ def clips(work: Path, height: int, quick: bool) -> Path:
     """Folder of drawn clips of the given number of lines; drawn on first use."""
     root = work / f"clips{height}"
     if not root.exists():
-        count, frames = (3, 60) if quick else ((48, 300) if height == 256 else (8, 250))
+        count, frames = (6, 100) if quick else ((48, 900) if height == 256 else (8, 250))
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda k: draw_clip(root / f"clip_{k:03d}", k, frames, height), range(count)))
     return root
@@ -55,6 +56,15 @@ def shards(work: Path, height: int, quick: bool) -> Path:
     if not out.exists():
         build_shards(clips(work, height, quick), out, verify="header")
     return out
+
+
+def depth_of_blocks(index: WindowIndex, batch: int) -> int:
+    """A depth at which an epoch has at least BLOCKS blocks."""
+    longest = len(index) // batch // BLOCKS
+    for depth in range(longest, 0, -1):
+        if EpochPlan(index, batch, depth=depth).num_blocks >= BLOCKS:
+            return depth
+    raise ValueError(f"{len(index)} windows in batches of {batch} cannot be cut into {BLOCKS} blocks")
 
 
 @lru_cache

@@ -41,6 +41,7 @@ LIBRARIES: tuple[str, ...] = (
     "pillow",
     "webdataset",
     "pytorch-metric-learning",
+    "av",
 )
 Row = Mapping[str, Any]
 

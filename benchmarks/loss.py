@@ -17,6 +17,7 @@ from benchmarks import harness
 from cltt import TemporalInfoNCE, cli
 
 D = 128
+WIDE = (65_536, 512)  # one more case on a GPU: N and D
 WINDOW_SIZE = {"cpu": 5, "cuda": 4}  # N is a multiple: 320 ... 10,240 and powers of two
 SIZES = {
     ("cpu", True): (320, 1280, 10_240),
@@ -26,11 +27,12 @@ SIZES = {
 }
 # Beyond these a peer does not fit, or takes more of the run than all others together.
 LARGEST = {"dense": 32_768, "supcon": 2560, "compiled chunked": 16_384, "triton fp32": 32_768, "chunked": 32_768}
+FP32 = ("triton trained", "triton fp32")
 Work = Callable[[], Any]
 Row = dict[str, Any]
 
 
-def embeddings(N: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def embeddings(N: int, device: torch.device, dtype: torch.dtype, D: int = D) -> torch.Tensor:
     """z [B, T, D] with windows that differ, as trained ones do; a leaf with a gradient."""
     T = WINDOW_SIZE[device.type]
     generator = torch.Generator().manual_seed(0)
@@ -50,7 +52,7 @@ def supcon(z: torch.Tensor) -> Work:
     return forward_backward(lambda x: peer(x.flatten(0, 1), windows), z)
 
 
-def flash_attention(N: int, device: torch.device) -> Work:
+def flash_attention(N: int, device: torch.device, D: int = D) -> Work:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -65,23 +67,36 @@ def flash_attention(N: int, device: torch.device) -> Work:
     return work
 
 
-def make_work(name: str, N: int, device: torch.device) -> Work:
-    """One forward and backward pass of the peer ``name`` on fixed inputs."""
-    dtype = torch.float32 if device.type == "cpu" or name == "triton fp32" else torch.bfloat16
+def make_work(name: str, N: int, device: torch.device, D: int = D) -> Work:
+    """One forward and backward pass of the peer ``name`` on fixed inputs.
+
+    "triton trained" is how the trainer calls it: fp32 embeddings under bf16 autocast.
+    """
+    dtype = torch.float32 if device.type == "cpu" or name in FP32 else torch.bfloat16
     if name == "flash attention":
-        return flash_attention(N, device)
-    z = embeddings(N, device, dtype)
+        return flash_attention(N, device, D)
+    z = embeddings(N, device, dtype, D)
     if name == "supcon":
         return supcon(z)
-    backend = {"dense": "reference", "compiled chunked": "chunked", "triton fp32": "triton"}.get(name, name)
+    backend = {"dense": "reference", "compiled chunked": "chunked"}.get(name, name.split()[0])
     loss_fn: Callable[[torch.Tensor], torch.Tensor] = TemporalInfoNCE(backend=backend)
+    if name == "triton trained":
+        return forward_backward(under_autocast(loss_fn), z)
     return forward_backward(torch.compile(loss_fn) if name.startswith("compiled") else loss_fn, z)
+
+
+def under_autocast(loss_fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def call(z: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(z.device.type, torch.bfloat16):
+            return loss_fn(z)
+
+    return call
 
 
 def names(N: int, device: torch.device) -> list[str]:
     everyone = ["dense", "chunked", "supcon"]
     if device.type == "cuda":
-        everyone = ["triton", "triton fp32", "dense", "chunked", "compiled chunked", "flash attention"]
+        everyone = ["triton", *FP32, "dense", "chunked", "compiled chunked", "flash attention"]
     largest = LARGEST if device.type == "cuda" else {"supcon": LARGEST["supcon"]}
     return [name for name in everyone if largest.get(name, N) >= N]
 
@@ -124,12 +139,12 @@ def event_times(works: dict[str, Work], rounds: int) -> dict[str, tuple[float, .
     return {name: tuple(start.elapsed_time(end) / 1000 for start, end in pairs) for name, pairs in marks.items()}
 
 
-def prepared(N: int, device: torch.device) -> dict[str, Work]:
+def prepared(N: int, device: torch.device, D: int = D) -> dict[str, Work]:
     """The works that run at this size; one that cannot be compiled or does not fit is named and left out."""
     works = {}
     for name in names(N, device):
-        work = make_work(name, N, device)
         try:
+            work = make_work(name, N, device, D)
             work()
         except Exception as error:
             print(f"{name} at N = {N} left out: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
@@ -138,9 +153,9 @@ def prepared(N: int, device: torch.device) -> dict[str, Work]:
     return works
 
 
-def measure(device: torch.device, N: int, *, quick: bool) -> Iterator[tuple[Row, harness.Timing]]:
+def measure(device: torch.device, N: int, D: int = D, *, quick: bool) -> Iterator[tuple[Row, harness.Timing]]:
     """One row a peer at this size, with its timing; "faster" and "lighter" say how many times."""
-    works = prepared(N, device)
+    works = prepared(N, device, D)
     rounds = (3 if quick else 5) if device.type == "cpu" and N > 5000 else 15
     timings = times(works, device, rounds)
     memory = {name: extra_bytes(name, N, work, device) for name, work in works.items()}
@@ -157,18 +172,26 @@ def measure(device: torch.device, N: int, *, quick: bool) -> Iterator[tuple[Row,
 
 def device_rows(device: torch.device, *, quick: bool) -> Iterator[Row]:
     """Every figure as {case, metric, values, unit}, for the benchmark of a whole GPU."""
-    for N in SIZES[device.type, quick]:
-        for row, timing in measure(device, N, quick=quick):
-            case = f"{row['name']}, N={N}"
+    wanted = cases(device, quick=quick)
+    for N, width in wanted[:2] if device.type == "cpu" and quick else wanted:  # on a CPU this is but a walk
+        for row, timing in measure(device, N, width, quick=quick):
+            case = f"{row['name']}, N={N}" + ("" if width == D else f", D={width}")
             yield {"case": case, "metric": "fwd_bwd", "values": [s * 1e3 for s in timing.seconds], "unit": "ms"}
             yield {"case": case, "metric": "extra_memory", "values": row["extra_mb"], "unit": "MB"}
+
+
+def cases(device: torch.device, *, quick: bool) -> list[tuple[int, int]]:
+    """N and D of every table row."""
+    wide = [WIDE] if device.type == "cuda" and not quick else []
+    return [(N, D) for N in SIZES[device.type, quick]] + wide
 
 
 def main() -> None:
     args = harness.parser("loss", "Time the loss and its peers, forward and backward, and weigh them.").parse_args()
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for device in devices:
-        rows = [row for N in SIZES[device.type, args.quick] for row, _ in measure(device, N, quick=args.quick)]
+        wanted = cases(device, quick=args.quick)
+        rows = [row for case in wanted for row, _ in measure(device, *case, quick=args.quick)]
         name = "loss" if device.type == "cpu" else "loss_gpu"
         harness.write_csv(name, rows)
         harness.print_table(

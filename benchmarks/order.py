@@ -1,10 +1,12 @@
-"""How well an epoch is mixed, what that costs in decodes, and how fast the order is at 100 million windows.
+"""How well an epoch is mixed, what that costs in decodes and memory, and how fast the order is at 100 million windows.
 
-``python -m benchmarks.order [--quick]`` writes order.csv (mixing), order_decodes.csv, order_scale.csv and order.png.
+``python -m benchmarks.order [--quick]`` writes order_runs.csv (what the length of a run does), order_decodes.csv,
+order_mixing.csv, order_scale.csv and order.png.
 
-Mixing is told by clips: the share of a batch's pairs that come from one clip, and the chance that a clip seen in batch
-k is seen again in batch k+1, k+10, k+100. A true uniform shuffle of all windows is the mark to meet. Decodes are
-counted with a cache that holds one block: every block decodes each of its frames once.
+Mixing is told by windows of one clip: how many of a batch overlap in time with one of the batch before, how often far
+ones meet in a batch, as a multiple of a uniform shuffle's rate, and the chance that a clip seen in batch k is seen
+again in batch k+1, k+10, k+100. A uniform shuffle of all windows stands beside them. Decodes are counted with a cache
+that holds one block: every block decodes each of its frames once.
 """
 
 from __future__ import annotations
@@ -16,80 +18,105 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, order_figures
+from benchmarks.order_figures import clip_lengths
 from cltt import EpochPlan, WindowIndex
 
-SETTINGS = [(1, 1), (64, 16), (128, 32), (1024, 128)]  # depth, run
-WINDOWS = [(5, 2, 1), (5, 10, 1), (5, 2, 10), (16, 1, 4)]  # T, step, stride
+Window = tuple[int, int, int]
+Row = dict[str, Any]
+# T, step, stride -> the lengths of runs that are compared; the default's is among them.
+RUNS: dict[Window, tuple[int, ...]] = {(5, 10, 1): (1, 4, 8, 12, 16, 20, 32, 64), (16, 30, 1): (8, 16, 32, 48, 75)}
+# T, step, stride -> B, and what a window may cost at most with 200 clips: decodes, gigabytes for two blocks.
+COSTS: dict[Window, tuple[int, float, float]] = {
+    (5, 2, 1): (64, 1.25, 4),
+    (5, 10, 1): (64, 1.25, 4),
+    (5, 90, 1): (64, 1.4, 5),
+    (5, 300, 1): (64, 1.6, 6),
+    (2, 900, 1): (128, 1.4, 9),
+    (16, 30, 1): (32, 2.0, 5),
+}
+CLIPS = {str(clips): clip_lengths(clips) for clips in (6, 12, 200, 2000)}
+SHORT_CLIPS = {f"{clips} of 500 frames": np.full(clips, 500) for clips in (6, 12)}  # one block holds whole clips
+MIXED: list[Window] = [(5, 2, 1), (5, 10, 1), (5, 90, 1)]
 LAGS = (1, 10, 100)
 BATCH = 64
-FRAMES_A_CLIP = 540
-SCALE_WINDOWS = [(5, 10, 1), (5, 2, 10)]
+SCALE_WINDOWS: list[Window] = [(5, 2, 1), (5, 10, 1), (2, 2, 1), (5, 2, 10)]
 SCALE_CLIPS, SCALE_BATCH = 1_000_000, 1024
 
 
+def named(window: Sequence[int]) -> str:
+    return "/".join(map(str, window))
+
+
 # -------------------------------------------------------------------------------------------------------------- mixing
-def uniform_batches(num_windows: int, batch_size: int, seed: int) -> np.ndarray:
-    """The mark: a permutation of all windows, cut into batches [S, B]."""
+def uniform_batches(num_windows: int, batch: int, seed: int = 0) -> np.ndarray:
+    """The mark to meet: a permutation of all windows, cut into batches [S, B]."""
     order = np.random.default_rng(seed).permutation(num_windows)
-    return order[: num_windows // batch_size * batch_size].reshape(-1, batch_size)
+    return order[: num_windows // batch * batch].reshape(-1, batch)
 
 
-def plan_batches(plan: EpochPlan) -> np.ndarray:
-    return np.stack([plan.batch(step) for step in range(len(plan))])
+def mixing(index: WindowIndex, batches: np.ndarray) -> Row:
+    clips = index.locate(batches)[0]
+    again = {f"again in k+{lag} %": 100 * order_figures.seen_again(clips, lag) for lag in LAGS if lag < len(clips)}
+    return {
+        "overlap with batch before %": 100 * order_figures.overlap_with_batch_before(index, batches),
+        "same-clip pairs %": 100 * order_figures.same_clip_pairs(clips),
+        **again,
+    }
 
 
-def same_clip_pairs(clips: np.ndarray) -> float:
-    """Share of the row pairs of a batch that come from one clip; ``clips`` [S, B]."""
-    ordered = np.sort(clips, axis=1)
-    row, place = np.nonzero(np.diff(ordered, axis=1, prepend=-1))
-    sizes = np.diff(row * clips.shape[1] + place, append=clips.size)
-    return float((sizes * (sizes - 1)).sum() / (len(clips) * clips.shape[1] * (clips.shape[1] - 1)))
-
-
-def seen_again(clips: np.ndarray, lag: int, samples: int = 500) -> float:
-    """Chance that a clip of batch k is in batch k + lag, over up to ``samples`` batches k."""
-    steps = np.linspace(0, len(clips) - lag - 1, samples).astype(int)
-    return float(np.mean([np.isin(np.unique(clips[k]), clips[k + lag]).mean() for k in steps]))
-
-
-def mixing_rows(num_clips: int) -> list[dict[str, Any]]:
-    index = WindowIndex([FRAMES_A_CLIP] * num_clips, 5, 10, 1)
-    plans = {f"{d}/{r}": EpochPlan(index, BATCH, depth=d, run=r) for d, r in SETTINGS}
-    batches = {name: plan_batches(plan) for name, plan in plans.items()}
-    batches["uniform shuffle"] = uniform_batches(len(index), BATCH, seed=0)
+def run_rows(num_clips: int) -> list[Row]:
+    """How the default was chosen: runs of several lengths, and a uniform shuffle."""
     rows = []
-    for name, ids in batches.items():
-        clips = index.locate(ids)[0]
-        row: dict[str, Any] = {"depth/run": name, "depth used": plans[name].depth if name in plans else "-"}
-        row["same-clip pairs %"] = 100 * same_clip_pairs(clips)
-        rows.append({**row, **{f"again in k+{lag} %": 100 * seen_again(clips, lag) for lag in LAGS}})
+    for window, lengths in RUNS.items():
+        index, batch = WindowIndex(clip_lengths(num_clips), *window), COSTS[window][0]
+        for run in lengths:
+            plan = EpochPlan(index, batch, run=run)
+            batches = order_figures.all_batches(plan)
+            cost = {"decodes a window": order_figures.decodes_a_window(plan), "GB": order_figures.gigabytes(plan)}
+            far = {"far pairs": order_figures.far_pairs_rate(plan, batches)}
+            rows.append({"T/step/stride": named(window), "run": run, **cost, **far, **mixing(index, batches)})
+        uniform = mixing(index, uniform_batches(len(index), batch))
+        rows.append({"T/step/stride": named(window), "run": "uniform", "far pairs": 1.0, **uniform})
+    return rows
+
+
+def mixing_rows(data: dict[str, np.ndarray]) -> list[Row]:
+    rows = []
+    for name, lengths in data.items():
+        for window in MIXED:
+            index = WindowIndex(lengths, *window)
+            if len(index) // BATCH < index.steps_needed(index.span):
+                continue  # too few windows to keep them apart
+            plan = EpochPlan(index, BATCH)
+            batches = order_figures.all_batches(plan)
+            far = order_figures.far_pairs_rate(plan, batches)
+            row = {"clips": name, "T/step/stride": named(window), "far pairs": far}
+            uniform = mixing(index, uniform_batches(len(index), BATCH))["overlap with batch before %"]
+            rows.append({**row, **mixing(index, batches), "overlap uniform %": uniform})
     return rows
 
 
 # ------------------------------------------------------------------------------------------------------------- decodes
-def decodes(plan: EpochPlan) -> tuple[int, int]:
-    """Frames decoded over an epoch with a cache of one block, and distinct frames used."""
-    blocks = [plan.block_frames(block) for block in range(plan.num_blocks)]
-    return sum(map(len, blocks)), len(np.unique(np.concatenate(blocks)))
+def ranks_over_one(plan: EpochPlan, world_size: int) -> float:
+    """Frames that all ranks decode over those of one alone, in the first blocks."""
+    blocks = range(min(8, plan.num_blocks))
+    share = [{"rank": rank, "world_size": world_size} for rank in range(world_size)]
+    together = sum(len(plan.block_frames(block, **where)) for block in blocks for where in share)
+    return together / sum(len(plan.block_frames(block)) for block in blocks)
 
 
-def uniform_decodes(index: WindowIndex) -> tuple[int, int]:
-    """The same for a uniform shuffle with nothing kept from batch to batch."""
-    frames = np.sort(index.frames(uniform_batches(len(index), BATCH, seed=0)).reshape(-1, BATCH * index.window_size))
-    return int((np.diff(frames, axis=1) != 0).sum()) + len(frames), len(np.unique(frames))
-
-
-def decode_rows(num_clips: int) -> list[dict[str, Any]]:
+def decode_rows(clips: Sequence[int]) -> list[Row]:
     rows = []
-    for window in WINDOWS:
-        index = WindowIndex([FRAMES_A_CLIP] * num_clips, *window)
-        row: dict[str, Any] = {"T/step/stride": "/".join(map(str, window))}
-        for depth, run in SETTINGS:
-            decoded, used = decodes(EpochPlan(index, BATCH, depth=depth, run=run))
-            row[f"{depth}/{run}"] = decoded / used
-        decoded, used = uniform_decodes(index)
-        rows.append({**row, "uniform shuffle": decoded / used})
+    for num_clips in clips:
+        for window, (batch, decodes, gigabytes) in COSTS.items():
+            plan = EpochPlan(WindowIndex(clip_lengths(num_clips), *window), batch)
+            row: Row = {"clips": num_clips, "T/step/stride": named(window), "B": batch, "run": plan.run}
+            row |= {"steps a block": len(plan) / plan.num_blocks}
+            row |= {"decodes a window": order_figures.decodes_a_window(plan), "GB": order_figures.gigabytes(plan)}
+            row |= {f"{size} ranks over one": ranks_over_one(plan, size) for size in (4, 8)}
+            asked = {"asked decodes": f"<= {decodes}", "asked GB": f"<= {gigabytes}"} if num_clips == 200 else {}
+            rows.append({**row, **asked})
     return rows
 
 
@@ -113,16 +140,17 @@ def setup_work(*window: int) -> Callable[[], Any]:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    """CPU time of this thread: all of it runs in one, and others on the machine disturb it less than the clock."""
+    start = time.thread_time()
     call()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
-def scale_rows(rounds: int) -> list[dict[str, Any]]:
+def scale_rows(rounds: int) -> list[Row]:
     return [row for window in SCALE_WINDOWS for row in scale_of(window, rounds)]
 
 
-def scale_of(window: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
+def scale_of(window: Window, rounds: int) -> list[Row]:
     lengths = scale_lengths(window)
     set_up = [seconds(lambda e=epoch: setup(lengths, window, e)) for epoch in range(rounds)]  # type: ignore[misc]
     plan = setup(lengths, window)
@@ -130,9 +158,10 @@ def scale_of(window: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
     steps = random.integers(0, len(plan), 20 * rounds).tolist()
     ids = random.integers(0, len(plan.index), (20 * rounds, 65_536))
     memory = harness.peak_memory("benchmarks.order:setup_work", *window) / 1e6
+    asked = window == (5, 2, 1)
     measured = {
-        "set-up (s)": (set_up, "< 2"),
-        "set-up memory (MB)": ([memory], "< 300"),
+        "set-up (s)": (set_up, "< 3"),
+        "set-up memory (MB)": ([memory], "< 400"),
         "batch in sequence (ms)": ([1e3 * seconds(lambda s=step: plan.batch(s)) for step in range(1000)], "< 2"),
         "batch at a random step (ms)": ([1e3 * seconds(lambda s=step: plan.batch(s)) for step in steps], "< 20"),
         "frames() (million windows/s)": (
@@ -140,12 +169,7 @@ def scale_of(window: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
             "> 10",
         ),
     }
-    where = {
-        "T/step/stride": "/".join(map(str, window)),
-        "windows": len(plan.index),
-        "clips": SCALE_CLIPS,
-        "B": SCALE_BATCH,
-    }
+    where = {"T/step/stride": named(window), "windows": len(plan.index), "clips": SCALE_CLIPS, "B": SCALE_BATCH}
     return [
         {
             **where,
@@ -153,51 +177,68 @@ def scale_of(window: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
             "median": statistics.median(values),
             "p20": harness.percentile(values, 20),
             "p80": harness.percentile(values, 80),
-            "asked": asked,
+            "mean": statistics.mean(values),
+            "asked": bound if asked else "",
         }
-        for name, (values, asked) in measured.items()
+        for name, (values, bound) in measured.items()
     ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- plot
-def plot(mixing: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+def plot(runs: list[Row], mixed: list[Row]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for row in mixing:
-        uniform = row["depth/run"] == "uniform shuffle"
-        style = {"color": "black", "linestyle": "--"} if uniform else {"marker": "o"}
-        left.plot(
-            [str(lag) for lag in LAGS], [row[f"again in k+{lag} %"] for lag in LAGS], label=row["depth/run"], **style
-        )
-    left.set(
-        xlabel="batches later", ylabel="clips seen again, %", title="How close batches are (5, 10, 1)", ylim=(0, None)
+    runs = [row for row in runs if row["T/step/stride"] == "5/10/1" and row["run"] != "uniform"]
+    lengths = [str(row["run"]) for row in runs]
+    left.plot(lengths, [row["decodes a window"] for row in runs], marker="o", color="#0072B2", label="decodes a window")
+    left.plot(
+        lengths,
+        [row["far pairs"] for row in runs],
+        marker="s",
+        color="#D55E00",
+        label="far pairs of a clip, times uniform",
     )
-    left.legend(title="depth/run", loc="lower left")
-    names = [f"{depth}/{run}" for depth, run in SETTINGS]
-    for row in saved:
-        right.plot(names, [row[name] for name in names], marker="o", label=row["T/step/stride"])
-    right.set(xlabel="depth/run", ylabel="decodes per frame used", title="What depth saves", ylim=(0, None))
-    right.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    right.legend(title="T/step/stride")
+    left.axhline(1, color="black", linewidth=0.8, linestyle="--")
+    left.set(xlabel="windows a run (5, 10, 1; 200 clips)", ylim=(0, None), title="What the length of a run does")
+    left.legend()
+    for window, colour in zip(MIXED, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        rows = [row for row in mixed if row["T/step/stride"] == named(window) and row["clips"] in CLIPS]
+        clips = [row["clips"] for row in rows]
+        right.plot(
+            clips, [row["overlap with batch before %"] for row in rows], marker="o", color=colour, label=named(window)
+        )
+        right.plot(clips, [row["overlap uniform %"] for row in rows], linestyle="--", color=colour)
+    right.set(xlabel="clips", ylabel="%", title="Windows that overlap with the batch before", ylim=(0, None))
+    right.legend(title="T/step/stride (dashed: uniform)")
     figure.savefig(harness.RESULTS / "order.png", dpi=120)
     pyplot.close(figure)
 
 
 def main() -> None:
-    args = harness.parser("order", "Mixing, decodes and speed of an epoch's order.").parse_args()
-    mixing = mixing_rows(500 if args.quick else 2000)
-    harness.print_table(mixing, f"How close batches are: B = {BATCH}, (5, 10, 1)")
-    saved = decode_rows(500 if args.quick else 2000)
-    harness.print_table(saved, f"Frames decoded per frame used: B = {BATCH}")
-    scale = scale_rows(rounds=3 if args.quick else 9)
-    harness.print_table(scale, "100 million windows over one million clips")
-    for name, rows in (("order", mixing), ("order_decodes", saved), ("order_scale", scale)):
-        harness.write_csv(name, rows)
-    plot(mixing, saved)
+    parser = harness.parser("order", "Mixing, decodes and speed of an epoch's order.")
+    tables: dict[str, tuple[str, Callable[[bool], list[Row]]]] = {
+        "runs": ("What the length of a run does", lambda quick: run_rows(40 if quick else 200)),
+        "mixing": (
+            "How well batches are mixed",
+            lambda quick: mixing_rows(SHORT_CLIPS if quick else {**SHORT_CLIPS, **CLIPS}),
+        ),
+        "decodes": ("Decodes a window", lambda quick: decode_rows((40,) if quick else (200, 2000))),
+        "scale": ("100 million windows over one million clips", lambda quick: scale_rows(3 if quick else 5)),
+    }
+    parser.add_argument("--only", choices=list(tables), help="one of the tables; no picture")
+    args = parser.parse_args()
+    made = {}
+    for name, (title, rows_of) in tables.items():
+        if args.only in (None, name):
+            made[name] = rows_of(args.quick)
+            harness.print_table(made[name], title)
+            harness.write_csv(f"order_{name}_quick" if args.quick else f"order_{name}", made[name])
+    if not args.quick and args.only is None:
+        plot(made["runs"], made["mixing"])
 
 
 if __name__ == "__main__":

@@ -49,24 +49,23 @@ def far_pairs_rate(plan: EpochPlan, batches: np.ndarray | None = None) -> float:
         if not same.any():
             break
         met += int((same & (start[:, apart:] - start[:, :-apart] >= gap)).sum())
-    beyond = np.maximum(np.diff(index.first_window) + gap // -index.window_stride, 0)
+    beyond = np.maximum(index.windows_per_clip + gap // -index.window_stride, 0)
     pairs = int((beyond * (beyond + 1) // 2).sum())
     # A pair of all windows shares a batch with probability (B-1)/(N-1), if neither is left out.
     uniform = pairs * (plan.batch_size - 1) / (len(index) - 1) * batches.size / len(index)
     return met / uniform if uniform else float("nan")
 
 
-def overlap_with_batch_before(plan: EpochPlan, samples: int = 400) -> float:
+def overlap_with_batch_before(index: WindowIndex, batches: np.ndarray, samples: int = 400) -> float:
     """Share of a batch's windows that overlap in time with one of the batch before, over up to ``samples`` batches."""
-    steps = np.unique(np.linspace(1, len(plan) - 1, samples).astype(int)).tolist()
-    return float(np.mean([_overlapping(plan.index, plan.batch(step), plan.batch(step - 1)) for step in steps]))
+    steps = np.unique(np.linspace(1, len(batches) - 1, samples).astype(int)).tolist()
+    return float(np.mean([_overlapping(index, batches[step], batches[step - 1]) for step in steps]))
 
 
 def _overlapping(index: WindowIndex, now: np.ndarray, before: np.ndarray) -> float:
-    places = [
-        clip * (int(index.clip_lengths.max()) + index.span) + start for clip, start in map(index.locate, (now, before))
-    ]
-    line, earlier = places[0], np.sort(places[1])
+    clips_apart = int(index.clip_lengths.max()) + index.span
+    line, earlier = (clip * clips_apart + start for clip, start in map(index.locate, (now, before)))
+    earlier = np.sort(earlier)
     first = np.searchsorted(earlier, line - index.span, side="right")
     return float((np.searchsorted(earlier, line + index.span, side="left") > first).mean())
 

@@ -37,7 +37,7 @@ from cltt.config import (
     TrainSettings,
     WindowSettings,
 )
-from cltt.distributed import RankFacts, pick_device
+from cltt.distributed import RankInfo, pick_device
 from cltt.loader.loader import Batch
 from cltt.training import factory, run
 from cltt.training.progress import Progress
@@ -79,7 +79,7 @@ def a_batch(device: torch.device) -> Batch:
 def bare_loop(device: torch.device, steps: int) -> Callable[[], None]:
     """``steps`` updates as one would write them down."""
     torch.manual_seed(0)
-    model = factory.prepare_model(factory.build_model(ModelSettings()), RunSettings(), device, RankFacts()).train()
+    model = factory.prepare_model(factory.build_model(ModelSettings()), RunSettings(), device, RankInfo()).train()
     optimizer, _ = factory.build_optimizer(model, OptimSettings(), device)
     loss_fn, frames = TemporalInfoNCE(), a_batch(device).frames
 
@@ -98,7 +98,7 @@ def bare_loop(device: torch.device, steps: int) -> Callable[[], None]:
 def our_trainer(device: torch.device, steps: int, run_dir: Path, store: CheckpointStore | None = None) -> Trainer:
     """A Trainer on the same model and batch, with the progress display a run has."""
     torch.manual_seed(0)
-    model = factory.prepare_model(factory.build_model(ModelSettings()), RunSettings(), device, RankFacts())
+    model = factory.prepare_model(factory.build_model(ModelSettings()), RunSettings(), device, RankInfo())
     optim = OptimSettings(epochs=1_000_000)
     optimizer, scheduler = factory.build_optimizer(model, optim, device)
     progress = Progress(
@@ -234,11 +234,11 @@ def resume(device: torch.device, folder: Path, shards: Path, *, quick: bool) -> 
 def waiting(device: torch.device, folder: Path, shards: Path, *, quick: bool) -> list[Row]:
     """Share of a run's time that it waits for data, after the first cache fill."""
     settings = run_settings(shards, folder / "waiting", device)
-    facts = RankFacts()
+    info = RankInfo()
     dataset = factory.open_dataset(settings.data)
     steps = (20 if quick else 60) if device.type == "cpu" else 300
-    with factory.build_loader(dataset, factory.build_index(dataset, settings), settings, device, facts) as loader:
-        trainer = factory.build_trainer(settings, loader, device, facts, stop=StopSignals())
+    with factory.build_loader(dataset, factory.build_index(dataset, settings), settings, device, info) as loader:
+        trainer = factory.build_trainer(settings, loader, device, info, stop=StopSignals())
         batches = iter(loader)
         trainer.model.train()
         trainer._step(next(batches))
@@ -276,7 +276,7 @@ def row(what: str, values: list[float], unit: str) -> Row:
 
 def main() -> None:
     args = harness.parser("train", __doc__.splitlines()[0] if __doc__ else "").parse_args()
-    device = pick_device("auto", RankFacts())
+    device = pick_device("auto", RankInfo())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = draw_shards(folder)

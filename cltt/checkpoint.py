@@ -11,22 +11,33 @@ a record: :func:`load` compares them all, which torch.load alone does not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar, cast
 
 import torch
 
-from cltt.errors import DataError
-from cltt.files.atomic import flush, replace_file
+from cltt.config import BACKBONES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
+from cltt.errors import DataError, StorageError
+from cltt.files.atomic import create, flush, replace_file
+from cltt.files.patience import Patience, passes
+from cltt.text import shorten
 
+T = TypeVar("T")
 VERSION = 1
 LATEST = "latest"
-_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")
+_OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save began with
+_MAX_VALUES = 10_000_000  # in a checkpoint
+_SHARED = 4  # so many tensors may stand on the same bytes
+_LEFTOVER = re.compile(r"\.(epoch-.*|latest|complete|.*\.(csv|json|png))\.\d+\.tmp")  # of replace_file and write
+_NAME = re.compile(r"epoch-([0-9]{4,18})(?:-step-([0-9]{6,18}))?\.pt")
+_MAX_NAME = 100  # letters of a checkpoint's
 
 
 def checkpoint_name(epoch: int, step: int = 0) -> str:
@@ -44,38 +55,141 @@ def position(path: Path) -> tuple[int, int]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
-    return sorted((path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name)), key=position)
+    found = (path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, key=position)
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Save ``state`` under ``path``, whole or not at all."""
+    """Save ``state`` under ``path``, whole or not at all; OSError, and nothing left behind, if it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"version": VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    watched = _Watched()
+    try:
+        with create(temporary) as watched.file:
+            torch.save({"version": VERSION, **state}, cast(IO[bytes], watched))
+            watched.flush()
+            os.fsync(watched.file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if watched.error is not None and watched.error is not error:
+            raise watched.error from None
+        raise
     flush(path.parent)
 
 
-def load(path: Path) -> dict[str, Any]:
+class _Watched:
+    """A file for torch.save, which hides the system's error behind one of its own."""
+
+    file: IO[bytes]
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        return self._noting(lambda: self.file.write(data))
+
+    def flush(self) -> None:
+        self._noting(self.file.flush)
+
+    def _noting(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; DataError if it is missing, damaged, or of another version."""
+    state = read(path, patience)
+    version = state.get("version") if isinstance(state, dict) else None
+    if type(version) is not int or version != VERSION:
+        found = shorten(repr(version).partition("\n")[0], 30)
+        raise DataError(f"checkpoint {path} has version {found}; this program reads version {VERSION}")
+    return dict(state)
+
+
+def read(path: Path, patience: Patience | None = None) -> Any:
+    """What any program saved with torch, onto the CPU: tensors and plain values; DataError if there is nothing intact.
+
+    Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes is tried
+    again, by ``patience``.
+    """
     if not path.is_file():
         raise DataError(f"no checkpoint at {path}")
+    return (patience or Patience()).ask(path, lambda: _read_once(path))
+
+
+def _read_once(path: Path) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise DataError(f"checkpoint {path} is damaged (checksum of {damaged})")
+        if not _is_old_format(path):
+            _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(path, state)
+        return state
     except DataError:
         raise
     except Exception as error:  # a damaged file can fail in the zip, pickle and tensor readers alike
-        raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({error})") from error
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        found = state.get("version") if isinstance(state, dict) else None
-        raise DataError(f"checkpoint {path} has version {found}; this program reads version {VERSION}")
-    return state
+        if isinstance(error, OSError) and passes(error):
+            raise
+        words = shorten(" ".join(str(error).split()), 200) or type(error).__name__
+        raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({words})") from error
+
+
+def _is_old_format(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_OLD_FORMAT)) == _OLD_FORMAT
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksum of every record. Those that torch writes are not compressed, so none grows when read."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise DataError(f"checkpoint {path} holds compressed records, which torch does not write")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise DataError(f"checkpoint {path} is damaged (checksum of {shorten(damaged, 60)})")
+
+
+def _check_tensors(path: Path, state: Any) -> None:
+    """DataError for a tensor that stands for more memory than the file holds, as one repeated without end does."""
+    room = _SHARED * path.stat().st_size
+    todo, seen = [state], 0
+    while todo:
+        value = todo.pop()
+        seen += 1
+        if isinstance(value, torch.Tensor):
+            room -= value.numel() * value.element_size()
+        elif isinstance(value, Mapping):
+            todo += [*value.values()]
+        elif isinstance(value, (list, tuple)):
+            todo += value
+        if room < 0 or seen > _MAX_VALUES:
+            raise DataError(f"checkpoint {path} stands for more than its file can hold")
+
+
+def require_parts(path: Path, state: Mapping[str, Any], **parts: type) -> None:
+    """DataError unless ``state``, read from ``path``, holds each of ``parts`` with a value of the type given."""
+    for name, kind in parts.items():
+        if not isinstance(state.get(name), kind):
+            raise DataError(f"checkpoint {path} holds no {name!r} as training writes it; is it another program's?")
+
+
+def settings_of(path: Path, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings that ``state`` was saved with, by group; DataError unless a model's and the data's are there."""
+    require_parts(path, state, settings=dict)
+    settings = state["settings"]
+    if not all(isinstance(group, dict) for group in settings.values()):
+        raise DataError(f"checkpoint {path} holds no 'settings' as training writes them; is it another program's?")
+    model, data = settings.get("model", {}), settings.get("data", {})
+    fits = model.get("backbone") in BACKBONES and type(model.get("proj_dim")) is int
+    if (
+        not fits
+        or type(data.get("image_size")) is not int
+        or not MIN_IMAGE_SIZE <= data["image_size"] <= MAX_IMAGE_SIZE
+    ):
+        raise DataError(f"checkpoint {path} was saved with settings that this program does not know")
+    return dict(settings)
 
 
 def to_cpu(value: Any) -> Any:
@@ -92,52 +206,94 @@ def to_cpu(value: Any) -> Any:
 class CheckpointStore:
     """The checkpoints of one run.
 
-    ``save`` copies the state and writes it in a thread, so that training goes on; the next ``save``, ``wait`` and the
-    end of a ``with`` block wait for it and raise what went wrong there.
+    ``save`` copies the state and writes it in a thread, so that training goes on. What cannot be written is said, once
+    when it begins and once when it ends, and leaves the older checkpoints as they are; the next ``save`` and ``retry``
+    try again.
 
     Args:
-        folder: folder of the run; made if missing.
+        folder: folder of the run; made at the first save if missing.
         keep_last: checkpoints kept, the newest.
         keep_every: also keep the checkpoint of every n-th epoch (0: none).
+        say: shows a line.
+
+    Attributes:
+        failed_at: when the last save failed, by ``time.monotonic()``; None: it is on disk or under way.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int = 3, keep_every: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, keep_last: int = 3, keep_every: int = 0, say: Callable[[str], None] = print
+    ) -> None:
         self.folder = folder
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self.failed_at: float | None = None
+        self._say = say
+        self._why = ""
+        self._newest: tuple[Path, dict[str, Any]] | None = None  # what is to be written, until it is
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".epoch-*.tmp"):  # of a run that was killed while it saved
-            leftover.unlink()
+        self._used = False
 
     def __enter__(self) -> CheckpointStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.wait()
-        finally:
-            self._writer.shutdown()
+        self._writer.shutdown()
 
     def save(self, state: Mapping[str, Any], *, epoch: int, step: int = 0) -> Path:
         """Save ``state`` as the newest checkpoint; returns its path at once, the file appears when it is whole."""
         copy = to_cpu(state)
         self.wait()
         path = self.folder / checkpoint_name(epoch, step)
-        self._pending = self._writer.submit(self._write, path, copy)
+        self._newest = path, copy
+        self._start_writing()
         return path
 
     def wait(self) -> None:
-        """Return when the last ``save`` is on disk."""
+        """Return when the last ``save`` is on disk, or has failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
+    def retry(self) -> str:
+        """Try again what could not be written; "" if all is on disk, else what is missing and why."""
+        self.wait()
+        if self.failed_at is not None:
+            self._start_writing()
+            self.wait()
+        if self._newest is None:
+            return ""
+        newest = next(iter(_newest_first(self.folder)), None)
+        return f"{self._newest[0]} ({self._why}); the newest checkpoint there: {newest.name if newest else 'none'}"
+
+    def _start_writing(self) -> None:
+        assert self._newest is not None
+        self._pending = self._writer.submit(self._write, *self._newest)
+
     def _write(self, path: Path, state: dict[str, Any]) -> None:
-        write(path, state)
-        replace_file(self.folder / LATEST, f"{path.name}\n".encode())
-        self._remove_old()
+        try:
+            self._remove_leftovers()
+            write(path, state)
+            replace_file(self.folder / LATEST, f"{path.name}\n".encode())
+        except OSError as error:
+            self._why = error.strerror or str(error)
+            if self.failed_at is None:
+                self._say(f"warning: cannot save {path}: {self._why}; training goes on, and it is tried again")
+            self.failed_at = time.monotonic()
+            return
+        if self.failed_at is not None:
+            self._say(f"saved {path}: checkpoints can be written again")
+        self.failed_at = self._newest = None
+        with contextlib.suppress(OSError):  # the next save tries again
+            self._remove_old()
+
+    def _remove_leftovers(self) -> None:
+        """What a run left that was killed while it saved."""
+        if not self._used:
+            for leftover in self.folder.glob(".*.tmp"):
+                if _LEFTOVER.fullmatch(leftover.name):
+                    leftover.unlink()
+        self._used = True
 
     def _remove_old(self) -> None:
         for path in list_checkpoints(self.folder)[: -self.keep_last]:
@@ -150,7 +306,7 @@ def _newest_first(folder: Path) -> list[Path]:
     """The checkpoint that ``latest`` names, then the others from the newest to the oldest."""
     paths = list_checkpoints(folder)[::-1]
     pointer = folder / LATEST
-    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    named = folder / pointer.read_bytes()[:_MAX_NAME].decode(errors="replace").strip() if pointer.is_file() else None
     if named in paths:
         paths.remove(named)
         paths.insert(0, named)
@@ -167,6 +323,8 @@ def find_latest(folder: Path) -> tuple[Path | None, list[str]]:
     for path in _newest_first(folder):
         try:
             load(path)
+        except StorageError:
+            raise  # no telling what is in it
         except DataError as error:
             damaged.append((path, f"{error}; going back to the one before"))
             continue

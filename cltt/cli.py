@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import logging
 import os
 import select
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from cltt.errors import CLTTError
+from cltt.text import shorten
 
 EXIT_USAGE = 2
 EXIT_REQUEUE = 85  # "stopped on request; run the same command again": a batch script requeues on it
@@ -41,8 +43,16 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which makes an empty list of ``--flag=--``."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if value == []:
+                self.error(f"argument --{name.replace('_', '-')}: expected one argument")
+        return parsed, rest
+
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {shorten(message, 500)} (see {self.prog} --help)\n")
 
 
 def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tuple[str, ...] = ()) -> None:
@@ -69,10 +79,11 @@ def settings_from(args: argparse.Namespace, settings: type[S]) -> S:
 
 
 def run(main: Callable[[], int | None], prog: str) -> NoReturn:
-    """Run a script's ``main`` and exit with its status; a :class:`CLTTError` becomes one sentence and status 2.
+    """Run a script's ``main`` and exit with its status; a :class:`CLTTError` becomes one sentence and its status.
 
-    Warnings, and what the package logs, become a line each.
+    Warnings, and what the package logs, become a line each. So does a path that the system refuses.
     """
+    _open_standard_streams()
     with _plain_warnings():
         sys.exit(_status_of(main, prog))
 
@@ -80,18 +91,59 @@ def run(main: Callable[[], int | None], prog: str) -> NoReturn:
 def _status_of(main: Callable[[], int | None], prog: str) -> int:
     try:
         status = main() or 0
-        sys.stdout.flush()
+        _flush_output()
         return status
-    except CLTTError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
     except BrokenPipeError:
         if not _reader_is_gone():
             raise  # a worker or a connection broke, which must not pass for success
         return 0
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except (CLTTError, OSError, KeyboardInterrupt) as error:
+        explained = explain(error, prog)
+        if explained is None:
+            raise
+        status, sentence = explained
+        print(sentence, file=sys.stderr)
+        return status
+
+
+# What the system says of a path, whatever is done with it.
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+def explain(error: BaseException, prog: str) -> tuple[int, str] | None:
+    """Exit status and sentence ("": nothing to say) of a script that ends with ``error``; None: it is a defect."""
+    if isinstance(error, CLTTError):
+        return error.exit_status, f"{prog}: error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, f"{prog}: interrupted"
+    if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename is not None:
+        return (
+            EXIT_USAGE,
+            f"{prog}: error: {shorten(os.fsdecode(error.filename), 80)!r} cannot be used: {error.strerror}",
+        )
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code, ""
+    return None
+
+
+def _open_standard_streams() -> None:
+    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
+def _flush_output() -> None:
+    """Flush; where the disk under a log is full, what is left of the output goes nowhere: the work itself succeeded."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:

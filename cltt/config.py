@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from cltt.errors import SettingsError
+from cltt.text import shorten
+
+Range = tuple[float, float]
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 8192  # pixels
+MANY = 1_000_000_000
+MAX_SEED = (1 << 63) - 1
 
 
 def require(condition: bool, message: str) -> None:
@@ -17,34 +23,60 @@ def require(condition: bool, message: str) -> None:
         raise SettingsError(message)
 
 
-def setting(default: Any, help: str, **argparse_options: Any) -> Any:
-    """Declare a dataclass field with its command-line help and argparse options (``choices``, ``type`` ...)."""
-    return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options})
+def setting(default: Any, help: str, *, within: Range | None = None, **argparse_options: Any) -> Any:
+    """Declare a dataclass field with its command-line help and argparse options (``choices``, ``type`` ...).
+
+    ``within``: the smallest and the largest number allowed; every number has them, and :func:`check_fields` looks.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options, "within": within})
+
+
+def check_fields(settings: Any) -> None:
+    """SettingsError for a number outside its range, a choice that is none, or text that is empty or holds a NUL.
+
+    Call it first in ``__post_init__`` of a settings class.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if value is None or "within" not in field.metadata:  # not made by setting()
+            continue
+        if isinstance(value, str):
+            require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
+            require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
+        if field.metadata["within"] is not None:
+            require_within(field.name, value, *field.metadata["within"])
+        if "choices" in field.metadata["argparse"]:
+            require_one_of(field.name, value, field.metadata["argparse"]["choices"])
+
+
+def require_within(name: str, value: float, low: float, high: float) -> None:
+    require(low <= value <= high, f"{name} is {shorten(str(value), 30)}; it must be from {low} to {high}")
+
+
+def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    require(value in choices, f"{name} is {shorten(value, 30)!r}; it must be one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings:
     """Which frames make a window: t, t+frame_step, ..., t+(window_size-1)*frame_step of one clip."""
 
-    window_size: int = setting(5, "frames in a window (T)")
+    window_size: int = setting(5, "frames in a window (T)", within=(1, 10_000))
     frame_step: int = setting(
-        10, "distance between neighbouring frames of a window, in frames (0: the same frame each time)"
+        10,
+        "distance between neighbouring frames of a window, in frames (0: the same frame each time)",
+        within=(0, MANY),
     )
-    window_stride: int = setting(1, "distance between the starts of neighbouring windows, in frames")
-    max_windows_per_clip: int = setting(0, "use at most this many windows of a clip, evenly spread (0: all)")
+    window_stride: int = setting(1, "distance between the starts of neighbouring windows, in frames", within=(1, MANY))
+    max_windows_per_clip: int = setting(
+        0, "use at most this many windows of a clip, evenly spread (0: all)", within=(0, MANY)
+    )
     short_clip_windows: int = setting(
-        0, "a clip that offers at most this many windows gives one, from its middle (0: no such rule)"
+        0, "a clip that offers at most this many windows gives one, from its middle (0: no such rule)", within=(0, MANY)
     )
 
     def __post_init__(self) -> None:
-        require(self.window_size >= 1, f"window_size is {self.window_size}; it must be at least 1")
-        require(self.frame_step >= 0, f"frame_step is {self.frame_step}; it must be 0 or more")
-        require(self.window_stride >= 1, f"window_stride is {self.window_stride}; it must be at least 1")
-        require(
-            self.max_windows_per_clip >= 0,
-            f"max_windows_per_clip is {self.max_windows_per_clip}; it must be 0 (all windows) or more",
-        )
-        require_not_negative("short_clip_windows", self.short_clip_windows)
+        check_fields(self)
 
     @property
     def span(self) -> int:
@@ -52,26 +84,13 @@ class WindowSettings:
         return (self.window_size - 1) * self.frame_step + 1
 
 
-def require_positive(name: str, value: float) -> None:
-    require(0 < value < math.inf, f"{name} is {value}; it must be more than 0 and finite")
-
-
-def require_not_negative(name: str, value: float) -> None:
-    require(0 <= value < math.inf, f"{name} is {value}; it must be 0 or more and finite")
-
-
-def require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    require(value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
 NORMALISATIONS = ("imagenet", "none")
-BACKBONES = ("resnet18", "resnet34", "resnet50")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 AMP_MODES = ("auto", "bf16", "off")
-MIN_IMAGE_SIZE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +98,12 @@ class DataSettings:
     """Which frames are trained on and how they become batches."""
 
     root_dir: str | None = setting(
-        None, "folder of clip folders; shards are built from it under shards/ on first use", type=str
+        None, "folder of clip folders and videos; shards are built from it under shards/ on first use", type=str
     )
     shards: str | None = setting(None, "folder of built shards (instead of --root-dir)", type=str)
+    fps: float | None = setting(
+        None, "with --root-dir: frames a second taken of videos (default: every frame)", type=float, within=(1e-3, 1e3)
+    )
     rescan: bool = setting(False, "with --root-dir: compare every file with the one built, not only the folders")
     stage_to: str | None = setting(
         None, "copy the shards to this node-local folder first, once a node, verified", type=str
@@ -89,47 +111,57 @@ class DataSettings:
     split: str | None = setting(
         None, "clips to train on (default: train if the shards have splits, else all)", type=str, choices=SPLITS
     )
-    batch_size: int = setting(64, "windows a step, over all ranks (B)")
-    image_size: int = setting(224, "side of the square frames the network sees, in pixels")
-    num_workers: int = setting(4, "reading and decoding threads of a rank")
+    clips: str | None = setting(
+        None, "file that picks clips: a clip's key or a folder of clips a line, # comments (default: all)", type=str
+    )
+    batch_size: int = setting(64, "windows a step, over all ranks (B)", within=(1, 1_000_000))
+    image_size: int = setting(
+        224, "side of the square frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
+    )
+    num_workers: int = setting(4, "reading and decoding threads of a rank", within=(1, 1024))
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
     normalise: str = setting(
-        "imagenet", "pixels by ImageNet's mean and deviation, or (none) from 0 to 1", choices=NORMALISATIONS
+        "imagenet",
+        "pixels by ImageNet's mean and deviation, or (none) from 0 to 1 (with --checkpoint-path: as those weights were "
+        "trained)",
+        choices=NORMALISATIONS,
     )
-    min_gap: int = setting(0, "frames that must lie between two windows of one clip in a batch, at least")
+    min_gap: int = setting(
+        0, "frames that must lie between two windows of one clip in a batch, at least", within=(0, MANY)
+    )
     depth: int | None = setting(
-        None, "steps of a block: frames are decoded once a block (default: 128, more where the data need it)", type=int
+        None,
+        "steps of a block: frames are decoded once a block (default: 128, more where the data need it)",
+        type=int,
+        within=(1, 1_000_000),
     )
     run: int | None = setting(
-        None, "windows of a clip that share frames and are drawn together (default: 5*(window_size-1))", type=int
+        None,
+        "windows of a clip that share frames and are drawn together (default: 5*(window_size-1), at most 32)",
+        type=int,
+        within=(1, MANY),
     )
     cache_gb: float | None = setting(
-        None, "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)", type=float
+        None,
+        "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)",
+        type=float,
+        within=(1e-6, 1e6),
     )
-    max_bad_frames: int = setting(100, "stop when more frames than this could not be read or decoded")
+    max_bad_frames: int = setting(100, "stop when more frames than this could not be read or decoded", within=(0, MANY))
+    io_patience: float = setting(
+        600.0,
+        "seconds to try again what a file system refuses for a while: reads (EIO, ESTALE ...), and the last writes",
+        within=(0, 1e6),
+    )
+    no_wait: bool = setting(False, "stop, instead of waiting, if another process is building the shards of --root-dir")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(
             (self.root_dir is None) != (self.shards is None),
             "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
         )
-        for name in ("batch_size", "num_workers"):
-            require_positive(name, getattr(self, name))
-        require(
-            self.image_size >= MIN_IMAGE_SIZE,
-            f"image_size is {self.image_size}; it must be at least {MIN_IMAGE_SIZE} pixels",
-        )
-        for name in ("min_gap", "max_bad_frames"):
-            require_not_negative(name, getattr(self, name))
-        for name in ("depth", "run", "cache_gb"):
-            if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name))
-        if self.split is not None:
-            require_one_of("split", self.split, SPLITS)
-        require_one_of("augment", self.augment, AUGMENTATIONS)
-        require_one_of("augment_scope", self.augment_scope, AUGMENT_SCOPES)
-        require_one_of("normalise", self.normalise, NORMALISATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +169,12 @@ class ModelSettings:
     """Encoder, projection head and loss."""
 
     backbone: str = setting("resnet18", "encoder", choices=BACKBONES)
-    proj_dim: int = setting(128, "numbers a frame is projected to for the loss (D)")
-    temperature: float = setting(0.5, "temperature of the loss")
+    proj_dim: int = setting(128, "numbers a frame is projected to for the loss (D)", within=(1, 65_536))
+    temperature: float = setting(0.5, "temperature of the loss", within=(1e-4, 1e4))
     mask_overlaps: bool = setting(False, "leave pairs of one clip whose windows overlap out of the negatives")
 
     def __post_init__(self) -> None:
-        require_one_of("backbone", self.backbone, BACKBONES)
-        require_positive("proj_dim", self.proj_dim)
-        require_positive("temperature", self.temperature)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,42 +185,51 @@ class OptimSettings:
         25,
         "epochs of the run; the cosine schedule ends with the last (to train a finished run longer, start a new one "
         "from its weights with --checkpoint-path)",
+        within=(1, 1_000_000),
     )
-    max_batches_per_epoch: int = setting(0, "end an epoch after this many batches (0: all)")
+    max_batches_per_epoch: int = setting(0, "end an epoch after this many batches (0: all)", within=(0, MANY))
     lr: float = setting(
-        1e-3, "learning rate of the first epoch; progress lines and CSV give that of the next, at each epoch's end"
+        1e-3,
+        "learning rate of the first epoch; progress lines and CSV give that of the next, at each epoch's end",
+        within=(1e-12, 1e3),
     )
-    weight_decay: float = setting(1e-4, "L2 penalty added to the gradient (torch.optim.Adam's, not decoupled)")
-    max_grad_norm: float = setting(1.0, "clip the gradient to this norm (0: never)")
+    weight_decay: float = setting(
+        1e-4, "L2 penalty added to the gradient (torch.optim.Adam's, not decoupled)", within=(0, 1e3)
+    )
+    max_grad_norm: float = setting(1.0, "clip the gradient to this norm (0: never)", within=(0, 1e9))
     sub_batch_size: int = setting(
         0,
         "windows a rank embeds at a time (0: all); the loss and its gradient are still those of the whole batch, but "
         "BatchNorm in training takes its statistics from each sub-batch",
+        within=(0, 1_000_000),
     )
 
     def __post_init__(self) -> None:
-        require_positive("epochs", self.epochs)
-        require_positive("lr", self.lr)
-        for name in ("max_batches_per_epoch", "weight_decay", "max_grad_norm", "sub_batch_size"):
-            require_not_negative(name, getattr(self, name))
+        check_fields(self)
+
+    def steps_per_epoch(self, batches: int) -> int:
+        """Steps of an epoch in which there are ``batches``."""
+        return min(batches, self.max_batches_per_epoch or batches)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What the run is computed with."""
 
-    seed: int = setting(0, "seed of the weights, the order and the augmentation")
+    seed: int = setting(0, "seed of the weights, the order and the augmentation", within=(0, MAX_SEED))
     device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
     amp: str = setting(
         "auto", "bfloat16 autocast: auto is bf16 on CUDA and off elsewhere", choices=AMP_MODES, nargs="?", const="bf16"
     )
     compile: bool = setting(False, "compile the model with torch.compile")
-    deterministic: bool = setting(False, "use only deterministic kernels on the GPU (slower; the CPU ones always are)")
+    deterministic: bool = setting(
+        False,
+        "the same bits from the same command, and after a resume, on GPUs of one kind, as many of them, and the same "
+        "versions of the libraries (slower; on the CPU it is always so)",
+    )
 
     def __post_init__(self) -> None:
-        require_not_negative("seed", self.seed)
-        require_one_of("device", self.device, DEVICES)
-        require_one_of("amp", self.amp, AMP_MODES)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,16 +241,19 @@ class CheckpointSettings:
     )
     resume: bool = setting(False, "go on from the latest checkpoint in --checkpoint-dir; start fresh if there is none")
     checkpoint_path: str | None = setting(
-        None, "start a new run from the weights of this checkpoint (or of the newest in a run's folder)", type=str
+        None,
+        "start a new run from these weights: a checkpoint, the newest in a run's folder, a file of the older script, "
+        "or a ResNet's state dict under torchvision's names (its encoder)",
+        type=str,
     )
-    checkpoint_minutes: float = setting(30.0, "save within an epoch after this many minutes (0: at epoch ends only)")
-    keep_last: int = setting(3, "checkpoints kept, the newest first")
-    keep_every: int = setting(10, "also keep the checkpoint of every n-th epoch (0: none)")
+    checkpoint_minutes: float = setting(
+        30.0, "save within an epoch after this many minutes (0: at epoch ends only)", within=(0, 1e6)
+    )
+    keep_last: int = setting(3, "checkpoints kept, the newest first", within=(1, 1_000_000))
+    keep_every: int = setting(10, "also keep the checkpoint of every n-th epoch (0: none)", within=(0, 1_000_000))
 
     def __post_init__(self) -> None:
-        require_positive("keep_last", self.keep_last)
-        for name in ("checkpoint_minutes", "keep_every"):
-            require_not_negative(name, getattr(self, name))
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +274,11 @@ class LogSettings:
         "frames of a video",
         type=str,
     )
-    eval_every: int = setting(1, "evaluate after every n-th epoch, and after the last")
+    eval_every: int = setting(1, "evaluate after every n-th epoch, and after the last", within=(1, 1_000_000))
     tensorboard: bool = setting(False, "also write TensorBoard files to the checkpoint folder (extra: tensorboard)")
 
     def __post_init__(self) -> None:
-        require_positive("eval_every", self.eval_every)
+        check_fields(self)
         for name in ("csv_log_path", "eval_csv_log_path"):
             path = getattr(self, name)
             require(self.csv_log or path is None, f"{name} is {path!r}, but nothing is written to it without --csv-log")
@@ -264,8 +306,6 @@ class TrainSettings:
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
         require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")
-        cache = self.data.cache_gb
-        require(cache is None or 1e-6 <= cache <= 1e6, f"--cache-gb is {cache}; it must lie between 1e-6 and 1e6")
 
     @staticmethod
     def groups() -> dict[str, type]:
@@ -308,7 +348,19 @@ class TrainSettings:
 # Settings a resumed run may be given anew: where things lie, how fast it runs and what is written down. The data is
 # compared by its content. All others, with the number of epochs (the schedule ends with them), must be as they were.
 FREE_ON_RESUME = {
-    "data": {"root_dir", "shards", "rescan", "stage_to", "num_workers", "cache_gb", "max_bad_frames"},
+    "data": {
+        "root_dir",
+        "shards",
+        "fps",
+        "clips",
+        "rescan",
+        "stage_to",
+        "num_workers",
+        "cache_gb",
+        "max_bad_frames",
+        "io_patience",
+        "no_wait",
+    },
     "run": {"device", "compile", "deterministic"},
     "checkpoint": {field.name for field in fields(CheckpointSettings)},
     "log": {field.name for field in fields(LogSettings)},

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cltt import cli
-from cltt.device import driver_cuda_version, fitting_set, gpus_given, hardware_jpeg_engines, why_no_cuda
+from cltt.machine.gpus import driver_cuda_version, fitting_set, gpus_given, hardware_jpeg_engines, why_no_cuda
 
 GIB = 1 << 30
 MIN_OPEN_FILES = 4096

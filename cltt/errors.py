@@ -1,14 +1,20 @@
 """Exceptions that carry one plain sentence for the person at the keyboard.
 
-Scripts print these without a traceback and exit with status 2 (see :mod:`cltt.cli`); anything else is a defect and
-keeps its traceback. A message says what was given, what was expected, where, and what to do.
+Scripts print these without a traceback and exit with status 2, or one of their own (see :mod:`cltt.cli`); anything
+else is a defect and keeps its traceback. A message says what was given, what was expected, where, and what to do.
 """
 
 from __future__ import annotations
 
 
 class CLTTError(Exception):
-    """Base of all errors a user can cause and mend."""
+    """Base of all errors a user can cause and mend.
+
+    Attributes:
+        exit_status: of a script that ends with it. A batch script starts a run again unless it is 2.
+    """
+
+    exit_status = 2
 
 
 class SettingsError(CLTTError, ValueError):
@@ -17,6 +23,28 @@ class SettingsError(CLTTError, ValueError):
 
 class DataError(CLTTError, RuntimeError):
     """Data on disk that is missing, damaged, or of another version."""
+
+
+class BusyError(DataError):
+    """What another process holds now: the same command may work later."""
+
+
+class StorageError(DataError):
+    """Storage that did not answer for as long as one was willing to wait: the same command may work later."""
+
+    exit_status = 85  # as cltt.cli.EXIT_REQUEUE: a batch script starts the run again
+
+
+class OutputError(CLTTError):
+    """Results that could not be written to the end."""
+
+    exit_status = 1
+
+
+class OutOfMemoryError(CLTTError):
+    """Memory, of the GPU or the machine, did not suffice; it may the next time."""
+
+    exit_status = 1
 
 
 class FrameError(DataError):
@@ -33,3 +61,10 @@ class FrameError(DataError):
         self.frame_id = frame_id
         self.name = name
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[FrameError], tuple[int, str, str]]:
+        return FrameError, (self.frame_id, self.name, self.reason)  # made of more than its message
+
+
+class InvalidImage(ValueError):
+    """Bytes of a source file that are no whole picture that can be a frame; the message is one short phrase."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cltt.errors import DataError
-from cltt.files.atomic import replace_file
+from cltt.files.regular import is_regular, read_regular
+from cltt.text import shorten
 
 TRAIN_COLUMNS = ("epoch", "loss", "learning_rate", "decay_rate")
 EVAL_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
@@ -61,16 +63,17 @@ class History:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        """Raises DataError if ``state`` is not what :meth:`state_dict` gives."""
+        for name, value in vars(History()).items():
+            if type(state.get(name)) is not type(value):
+                raise DataError(f"the history holds no {name!r} as training writes it")
+        if not all(isinstance(row, dict) and "epoch" in row for row in (*state["train"], *state["evaluation"])):
+            raise DataError("the history's rows are not those of epochs")
+        vars(self).update({name: state[name] for name in vars(self)})
 
-    def write_csv(self, train_path: Path, eval_path: Path) -> None:
-        """Replace both files by the rows so far."""
-        for path, columns, rows in (
-            (train_path, TRAIN_COLUMNS, self.train),
-            (eval_path, EVAL_COLUMNS, self.evaluation),
-        ):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, csv_text(columns, rows).encode())
+    def csv(self) -> tuple[bytes, bytes]:
+        """The rows so far as CSV: those of training, and those of the evaluation."""
+        return csv_text(TRAIN_COLUMNS, self.train).encode(), csv_text(EVAL_COLUMNS, self.evaluation).encode()
 
 
 def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
@@ -82,6 +85,20 @@ def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
     return text.getvalue()
 
 
+def is_ours_to_replace(path: Path) -> bool:
+    """Whether metrics may be written to ``path``: nothing is there, or a regular file, empty or of metrics."""
+    if not os.path.lexists(path):
+        return True
+    if not is_regular(path):
+        return False
+    with path.open("rb") as file:
+        names = file.readline(_MAX_HEADER).decode(errors="replace").strip().split(",")
+    known = {*TRAIN_COLUMNS, *EVAL_COLUMNS}
+    return path.stat().st_size == 0 or (names[0] == "epoch" and len(names) > 1 and known.issuperset(names))
+
+
+_MAX_HEADER = 1000  # bytes
+_MAX_BYTES = 1 << 28  # of a metrics file
 Columns = dict[str, list[float]]
 
 
@@ -114,11 +131,15 @@ def read_columns(path: Path, expected: Sequence[str]) -> Columns:
 
     A last line without its line end is left out: training may be writing it now.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    rows = list(csv.reader(line for line in lines if line.endswith("\n")))
+    try:
+        text = read_regular(path, _MAX_BYTES).decode("utf-8-sig", errors="replace")
+        lines = text.splitlines(keepends=True)
+        rows = list(csv.reader(line for line in lines if line.endswith("\n")))
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as metrics ({getattr(error, 'strerror', None) or error})") from error
     if not rows or rows[0] != list(expected):
         found = ",".join(rows[0]) if rows else "nothing"
-        raise DataError(f"{path} begins with {found!r}; a metrics file begins with {','.join(expected)!r}")
+        raise DataError(f"{path} begins with {shorten(found, 80)!r}; a metrics file begins with {','.join(expected)!r}")
     columns: Columns = {name: [] for name in expected}
     for number, row in enumerate(rows[1:], start=2):
         try:
@@ -127,5 +148,7 @@ def read_columns(path: Path, expected: Sequence[str]) -> Columns:
                 columns[name].append(value)
         except ValueError:
             wanted = f"{len(expected)} numbers"
-            raise DataError(f"{path}, line {number}: {','.join(row)!r} where {wanted} were expected") from None
+            raise DataError(
+                f"{path}, line {number}: {shorten(','.join(row), 80)!r} where {wanted} were expected"
+            ) from None
     return columns

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+
+def say(line: str) -> None:
+    """Print a line at once; see :func:`never_failing_log`."""
+    with never_failing_log():
+        print(line, flush=True)
+
+
+@contextlib.contextmanager
+def never_failing_log() -> Iterator[None]:
+    """A log on a full disk must not end what it tells of: a line may be lost. (A reader that has gone is no disk.)"""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
 
 def counted(number: int, noun: str) -> str:
     """``1 clip``, ``2,000 clips``."""

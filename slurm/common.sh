@@ -35,6 +35,17 @@ check_gpus() {
             "give --gpus-per-node and --ntasks-per-node the same number"
 }
 
+# --- submitting -------------------------------------------------------------------------------
+# sbatch's own options come as --name=value, for they are told from ours by that; one whose value stands apart is refused.
+check_sbatch_option() {
+    case $1 in
+        --*=*) ;;
+        --exclusive | --hold | --requeue | --no-requeue | --parsable | --quiet | --verbose | --wait | --test-only | \
+            --overcommit | --contiguous | --spread-job | --use-min-nodes | --ignore-pbs) ;;
+        *) die "write options of sbatch as --name=value, in one word: $1 stands alone${2:+ before \"$2\"}" ;;
+    esac
+}
+
 # --- rendezvous -------------------------------------------------------------------------------
 is_address() { [[ $1 =~ ^[0-9]+(\.[0-9]+){3}$ || $1 == *:*:* ]]; }
 
@@ -94,8 +105,27 @@ count_start() {
         say "restarted $count times without a newer checkpoint (MAX_REQUEUES=$MAX_REQUEUES): giving up" >&2
         exit 1
     fi
-    printf '%s %s\n' "$count" "$(progress)" >"$CHECKPOINT_DIR/requeues.tmp"
-    mv "$CHECKPOINT_DIR/requeues.tmp" "$CHECKPOINT_DIR/requeues"
+    # A full disk must not end the run here: it may have room again when there is something to save.
+    { printf '%s %s\n' "$count" "$(progress)" >"$CHECKPOINT_DIR/requeues.tmp"; } 2>/dev/null &&
+        mv "$CHECKPOINT_DIR/requeues.tmp" "$CHECKPOINT_DIR/requeues" ||
+        { rm -f "$CHECKPOINT_DIR/requeues.tmp" 2>/dev/null || true; say "cannot write to $CHECKPOINT_DIR: this start is not counted" >&2; }
+}
+
+# A refused start leaves no trace: not the count, nor a folder that holds nothing else.
+forget_start() {
+    if [ "$(progress)" = none ]; then rm -f "$CHECKPOINT_DIR/requeues"; fi
+    rmdir "$CHECKPOINT_DIR" 2>/dev/null || true
+}
+
+# Nodes of this job that Slurm has given up, by name; nothing if there are none.
+failed_nodes() {
+    sinfo --noheader --nodes="$SLURM_JOB_NODELIST" --states=down,fail,no_respond --format=%N 2>/dev/null | paste -sd, -
+}
+
+say_failed_nodes() {
+    local nodes
+    nodes=$(failed_nodes) || true
+    [ -z "$nodes" ] || say "node failure: $nodes" >&2
 }
 
 # The id of this job for scontrol. In an array SLURM_JOB_ID of the last task is the id of the whole array.

@@ -12,8 +12,11 @@ set -euo pipefail
 CLTT_HOME=${CLTT_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 PYTHON=${PYTHON:-$CLTT_HOME/.venv/bin/python}
 
+# shellcheck source=slurm/common.sh
+. "$CLTT_HOME/slurm/common.sh"
+
 options=()
-while [[ ${1:-} == -* ]]; do options+=("$1"); shift; done
+while [[ ${1:-} == -* ]]; do check_sbatch_option "$1" "${2:-}"; options+=("$1"); shift; done
 if [ $# -lt 1 ]; then echo "usage: $0 [SBATCH_OPTION...] TABLE [FLAG...]" >&2; exit 2; fi
 table=$1
 shift

@@ -103,14 +103,6 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "epoch-0001.pt")
 
 
-def test_an_error_while_writing_is_raised_by_the_next_call(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "run")
-    (tmp_path / "run").rmdir()
-    store.save({}, epoch=1)
-    with pytest.raises(FileNotFoundError):
-        store.wait()
-
-
 def test_checking_a_folder_leaves_no_trace(tmp_path: Path) -> None:
     atomic.check_writable(tmp_path / "a" / "b", "")
     assert not list(tmp_path.iterdir())
@@ -149,5 +141,6 @@ def test_killed_while_saving_leaves_whole_checkpoints(tmp_path: Path) -> None:
         assert path is not None and warnings == []
         state = checkpoint.load(path)
         assert torch.equal(state["weights"], torch.full((200_000,), float(state["epoch"])))
-    CheckpointStore(tmp_path)
+    with CheckpointStore(tmp_path) as store:  # its first save clears what the killed ones left
+        store.save({}, epoch=10**6)
     assert list(tmp_path.glob(".epoch-*.tmp")) == []

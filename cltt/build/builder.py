@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,20 @@ from cltt.build.plan_writer import make_plan, regroup
 from cltt.build.report import BuildReport, built_report, planned_report, task_report
 from cltt.build.settings import BuildSettings
 from cltt.build.workers import Worker, crew, pack_shards
-from cltt.errors import DataError, SettingsError
-from cltt.files import atomic
-from cltt.files.locks import locked
-from cltt.shards import format
+from cltt.config import require_within
+from cltt.errors import CLTTError, DataError, SettingsError
+from cltt.files import atomic, owned
+from cltt.files.locks import locked_in
+from cltt.files.patience import IO_PATIENCE, MAX_PATIENCE, Patience
+from cltt.files.regular import check_path, is_regular
+from cltt.shards import checks, format
+from cltt.source.image import MAX_PIXELS
+from cltt.text import counted, say, shorten
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
+MAX_WORKERS = 1024
+LINE_SECONDS = 60.0
 
 
 def build_shards(
@@ -49,37 +58,56 @@ def build_shards(
     split_seed: int = 0,
     label_from: str | None = None,
     split_gaps: bool = False,
+    fps: float | None = None,
+    max_gap: float | None = None,
+    boxes: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    io_patience: float = IO_PATIENCE,
     task: str | None = None,
     finalize: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> BuildReport:
-    """Pack the frames under ``root_dir`` into shards in ``out_dir``, or go on with a build that was broken off.
+    """Pack the frames under ``root_dir``, of folders of pictures and of videos, into shards in ``out_dir``.
+
+    A build that was broken off goes on.
 
     Args:
-        workers: packing processes; None: as many as there are cores for this process.
+        workers: packing processes; None: as many as there are cores for this process. There are never more than shards.
         verify: "decode" reads every bit of each frame, "header" only its markers and its end.
         resize_short: store frames with this short side (pixels), as JPEG of ``quality``; None: store them as they are.
-        shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become.
+            Frames of videos are stored as JPEG of ``quality`` in any case.
+        shard_size: bytes of source files in a shard; it is cut by these, whatever the frames become. A frame of a video
+            counts as many as its JPEG is likely to have.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
-            keeps the clips of one parent folder together; another ``split_seed`` gives another split.
+            keeps the clips of one parent folder together; another ``split_seed`` gives another split. Or "csv:FILE"
+            (columns clip key, or a folder of clips, and split); what it does not name is in no split.
         label_from: "parent" (the folder that holds the clip; the clip itself if that is the root),
             "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
         split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
             twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
+        fps: frames a second taken of videos; None: every frame. Frame k of a part is the last one shown at or before
+            k/fps seconds from the part's first, so a step of frames is the same time everywhere.
+        max_gap: seconds without a frame at which the clip of a video is cut; None: the larger of 0.5 and 2/fps, or
+            without ``fps`` of 0.5 and twice the usual distance of its frames.
+        boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point; frame as ``frame_name`` gives it; pixels
+            of the upright source) is kept with the frames, relative to their size (``ds.frame_boxes``).
+        max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
+        io_patience: seconds for which reads that fail in a way that passes (EIO, ESTALE ...) are tried again.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
         dry_run: only scan; write nothing. What is found broken when packed is not known yet.
 
     A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it file by file).
-    A build that was broken off goes on with other labels and splits too, as they change nothing that is packed; tasks
-    and ``finalize`` must agree on all.
+    A build that was broken off goes on with other labels, splits and boxes, as they change nothing that is packed;
+    tasks and ``finalize`` must agree on all.
 
     Raises SettingsError for settings that cannot work, among them a ``label_from`` that fits no clip, or are not those
     of what lies in ``out_dir``; DataError, naming the file, for a source that cannot be read or has changed since the
     plan was made, for a disk that is full or may not be written, and for an ``out_dir`` that another process is
-    building. A build refused before anything is packed leaves nothing behind.
+    building. A build refused before anything is packed leaves nothing behind. Nothing in ``out_dir`` is deleted or
+    replaced but what a build wrote there: SettingsError, with nothing touched, if it holds anything else.
     """
     settings = _settings(
         verify=verify,
@@ -91,27 +119,35 @@ def build_shards(
         split_seed=split_seed,
         label_from=label_from,
         split_gaps=split_gaps,
+        fps=fps,
+        max_gap=max_gap,
+        boxes=boxes,
+        max_pixels=max_pixels,
     )
     part = _parse_task(task)
-    if workers is not None and workers < 1:
-        raise SettingsError(f"workers is {workers}; it must be at least 1")
+    if workers is not None:
+        require_within("workers", workers, 1, MAX_WORKERS)
+    require_within("io_patience", io_patience, 0, MAX_PATIENCE)
+    patience = Patience(io_patience)
     _check_modes(part is not None, finalize, overwrite, dry_run)
+    check_path(root_dir, "root_dir")
+    check_path(out_dir, "out_dir")
     root, out = os.path.realpath(root_dir), Path(out_dir)
     if dry_run:
-        return _dry_run(root, out, settings)
+        return _dry_run(root, out, settings, patience)
     if not overwrite and (finished := _finished(root, out, settings)):
         _tidy_up(out)
         return finished
     _check_out(out)
-    with _no_traces_of_refusal(out), locked(out / format.BUILD / LOCK, shared=part is not None):
+    with _no_traces_of_refusal(out), _locked(out, LOCK, shared=part is not None):
         if overwrite:
             _remove_shards(out)
         elif finished := _finished(root, out, settings):  # by another process, since we looked
-            shutil.rmtree(out / format.BUILD)
+            owned.remove(out / format.BUILD)
             return finished
         if finalize:
-            return _publish(_open_plan(root, out, settings, may_make=False), out)
-        return _build(root, out, settings, workers or _cores(), part)
+            return _publish(_open_plan(root, out, settings, patience, may_make=False), out)
+        return _build(root, out, settings, workers or _cores(), part, patience)
 
 
 # ---- settings
@@ -124,12 +160,14 @@ def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
 
 
 def _settings(**given: Any) -> dict[str, Any]:
-    """The checked settings as they are kept with the shards; a table of labels counts by its contents."""
+    """The checked settings as they are kept with the shards; tables count by their contents."""
     settings = dataclasses.asdict(BuildSettings(**given))
-    labels.parse_splits(settings["splits"])
-    labels.labeller(settings["label_from"])
-    kind, _, file = (settings["label_from"] or "").partition(":")
-    settings["label_table_sha256"] = atomic.file_sha256(Path(file)) if kind == "csv" else None
+    for name in ("fps", "max_gap"):
+        settings[name] = None if settings[name] is None else float(settings[name])  # 5 and 5.0 are one setting
+    labels.check_rules(settings)
+    for name, digest in labels.TABLES.items():
+        kind, _, file = (settings[name] or "").partition(":")
+        settings[digest] = atomic.file_sha256(Path(file)) if kind == "csv" else None
     return settings
 
 
@@ -137,10 +175,10 @@ def _parse_task(task: str | None) -> slice | None:
     """``"I/N"`` as the slice I, I+N, ... of the shards."""
     if task is None:
         return None
-    number, slash, count = task.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise SettingsError(f"task is {task!r}; it must be I/N with I from 0 to N-1, as in 0/8")
-    return slice(int(number), None, int(count))
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", task)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise SettingsError(f"task is {shorten(task, 40)!r}; it must be I/N with I from 0 to N-1, as in 0/8")
+    return slice(int(match[1]), None, int(match[2]))
 
 
 def _check_modes(task: bool, finalize: bool, overwrite: bool, dry_run: bool) -> None:
@@ -169,7 +207,7 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
     """The report of the complete set in ``out``, None if there is none; SettingsError if it is of another kind."""
     if not (out / format.INDEX).exists():
         return None
-    index = format.read_index(out)
+    index = checks.read_index(out)
     if differences := _differences(settings, root, index["settings"], index["root_dir"]):
         raise SettingsError(f"{out} holds other shards ({differences}); use --overwrite or another folder")
     return dataclasses.replace(built_report(out, index), already_complete=True)
@@ -177,21 +215,35 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
 
 def _tidy_up(out: Path) -> None:
     """Remove what a build leaves that was killed after it had published."""
-    if (out / format.BUILD).exists():
-        with locked(out / format.BUILD / LOCK):
-            shutil.rmtree(out / format.BUILD)
+    if owned.is_owned(out / format.BUILD):
+        with _locked(out, LOCK):
+            owned.remove(out / format.BUILD)
+
+
+def discard_unfinished(out: Path) -> None:
+    """Remove what a build left in ``out`` that never came to its end. BusyError if one is at it now."""
+    _check_out(out)
+    with _locked(out, LOCK):
+        if not (out / format.INDEX).exists():
+            _remove_shards(out)
 
 
 def _check_out(out: Path) -> None:
-    """SettingsError if ``out`` holds files that no build wrote."""
+    """SettingsError if ``out`` holds anything that no build wrote, or that cannot be told to be of one."""
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is not a folder; give a folder for the shards")
-    if out.is_dir() and not (out / format.BUILD).exists():
-        strange = sorted(path.name for path in out.iterdir() if not format.is_our_file(path.name))
-        if strange:
-            raise SettingsError(
-                f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone"
-            )
+    if not out.is_dir():
+        return
+    working = out / format.BUILD
+    names = [name for name in os.listdir(out) if name != working.name and not owned.is_leftover(working, name)]
+    strange = sorted(name for name in names if not (format.is_our_file(name) and is_regular(out / name)))
+    if strange:
+        raise SettingsError(f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone")
+    if names and not owned.is_owned(working) and not format.is_set_of_ours(out):
+        raise SettingsError(
+            f"{out} holds files named like shards ({min(names)}), but nothing that says a build of ours wrote them; "
+            "remove them yourself or give another folder"
+        )
 
 
 def _remove_shards(out: Path) -> None:
@@ -201,9 +253,9 @@ def _remove_shards(out: Path) -> None:
         if format.is_our_file(path.name):
             path.unlink()
     for path in (out / format.BUILD).iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.suffix != ".lock":
+        elif path.suffix != ".lock" and path.name != owned.MARKER:
             path.unlink()
 
 
@@ -215,26 +267,34 @@ def _no_traces_of_refusal(out: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not (out / format.BUILD / PLAN).exists():
-            with contextlib.suppress(DataError, OSError), locked(out / format.BUILD / LOCK):  # unless another builds
+            with contextlib.suppress(CLTTError, OSError), _locked(out, LOCK):  # unless another builds
                 if not (out / format.BUILD / PLAN).exists():
-                    shutil.rmtree(out / format.BUILD)
+                    owned.remove(out / format.BUILD)
         if not was_there:
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
 
 
-def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool = True, alone: bool = False) -> Plan:
+def _open_plan(
+    root: str,
+    out: Path,
+    settings: dict[str, Any],
+    patience: Patience,
+    *,
+    may_make: bool = True,
+    alone: bool = False,
+) -> Plan:
     """The plan in ``out``, made if it is not there: by one task, while the others wait for it.
 
     Who is ``alone`` there may give it other labels and splits.
     """
     folder = out / format.BUILD / PLAN
-    with locked(out / format.BUILD / "plan.lock", wait=True):
+    with _locked(out, "plan.lock", wait=True):
         if not folder.exists():
             if not may_make:
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
-            make_plan(root, folder, settings)
+            make_plan(root, folder, settings, patience)
     plan = Plan(folder)
     theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
     if differences := _differences(settings, root, theirs, plan.root_dir):
@@ -245,18 +305,22 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], *, may_make: bool
 # ---- the steps
 
 
-def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
+def _build(
+    root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None, patience: Patience
+) -> BuildReport:
     """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
-    with _task_lock(out, part), crew(out, workers) as packers:
-        plan = _open_plan(root, out, settings, alone=part is None)
+    with _task_lock(out, part):
+        plan = _open_plan(root, out, settings, patience, alone=part is None)
         shards = list(range(plan.num_shards)[part or slice(None)])
-        _pack(plan, out, shards, packers)
+        missing = sum(not is_done(out, shard) for shard in shards)
+        with crew(out, min(workers, missing), patience) as packers:
+            _pack(plan, out, shards, packers, patience)
     return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 
 
-def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
+def _dry_run(root: str, out: Path, settings: dict[str, Any], patience: Patience) -> BuildReport:
     with tempfile.TemporaryDirectory() as folder:
-        make_plan(root, Path(folder) / PLAN, settings)
+        make_plan(root, Path(folder) / PLAN, settings, patience)
         return planned_report(Plan(Path(folder) / PLAN), out)
 
 
@@ -264,13 +328,17 @@ def _task_lock(out: Path, part: slice | None) -> contextlib.AbstractContextManag
     """No task of a job array runs twice at a time."""
     if part is None:
         return contextlib.nullcontext()
-    return locked(out / format.BUILD / f"task-{part.start}-of-{part.step}.lock")
+    return _locked(out, f"task-{part.start}-of-{part.step}.lock")
 
 
-def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
+def _locked(out: Path, name: str, **options: bool) -> contextlib.AbstractContextManager[None]:
+    return locked_in(out / format.BUILD, name, held=f"{out} is being built", **options)
+
+
+def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker], patience: Patience) -> None:
     frames = sum(len(plan.shard_frames(shard)) for shard in shards)
     with _progress_bar(frames) as progress:
-        pack_shards(out, shards, workers, progress)
+        pack_shards(out, shards, workers, progress, patience)
 
 
 def _cores() -> int:
@@ -279,15 +347,22 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _progress_bar(frames: int) -> Iterator[Progress]:
-    """frames/s, MB/s and the time left, on a terminal; nothing in a log file."""
+    """frames/s, MB/s or hours of video, and the time left: on a terminal a bar, in a log file a line a minute."""
     with tqdm(total=frames, unit=" frames", disable=None, smoothing=0.05) as bar:
-        packed = 0
+        done, packed, watched = 0, 0, 0.0
+        began = told = time.monotonic()
 
-        def progress(count: int, size: int) -> None:
-            nonlocal packed
-            packed += size
-            bar.set_postfix_str(f"{packed / 1e6 / max(1e-3, bar.format_dict['elapsed']):.0f} MB/s", refresh=False)
+        def progress(count: int, size: int, video: float) -> None:
+            nonlocal done, packed, watched, told
+            done, packed, watched = done + count, packed + size, watched + video
+            seconds = max(1e-3, time.monotonic() - began)
+            rate = f"{watched / 3600:.2f} h of video" if watched else f"{packed / 1e6 / seconds:.0f} MB/s"
+            bar.set_postfix_str(rate, refresh=False)
             bar.update(count)
+            if bar.disable and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                left = seconds / max(done, 1) * (frames - done) / 60
+                say(f"packed {done:,} of {counted(frames, 'frame')}, {rate}, {left:.0f} min left")
 
         yield progress
 
@@ -299,5 +374,5 @@ def _publish(plan: Plan, out: Path) -> BuildReport:
             f"{len(missing)} of {plan.num_shards} shards are missing ({missing[0]} ...); run their tasks again"
         )
     index = merge(plan, out)
-    shutil.rmtree(out / format.BUILD)
+    owned.remove(out / format.BUILD)
     return built_report(out, index)

@@ -1,4 +1,4 @@
-"""Labels and splits of clips, by the key of the clip's folder alone.
+"""Labels and splits of clips, by the clip's key alone, and boxes of frames, by the frame's name.
 
 They are given when the shards are merged, so they change no packed byte; but a rule that fits no clip is found when the
 source has been scanned, before hours of packing.
@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from cltt.build.plan import Plan
 from cltt.errors import SettingsError
+from cltt.files.regular import read_regular
 from cltt.source import scan
+from cltt.text import shorten
 
+Rule = Callable[[str], str | None]
 NONE = -1  # no label, no split
-SETTINGS = ("splits", "split_by", "split_seed", "label_from", "label_table_sha256")  # all that is looked at here
+MAX_TABLE = 1 << 30  # bytes
+# Rules that may name a table, and what tells its contents.
+TABLES = {"label_from": "label_table_sha256", "splits": "split_table_sha256", "boxes": "box_table_sha256"}
+SETTINGS = ("split_by", "split_seed", *TABLES, *TABLES.values())  # all that is looked at here
 
 
 def parent_of(key: str) -> str:
@@ -34,6 +41,13 @@ def split_fraction(name: str, seed: int) -> float:
     return int.from_bytes(digest[:7], "big") / (1 << 56)
 
 
+def split_names(splits: str | None) -> list[str]:
+    """The names of the splits, in the order given; SettingsError if ``splits`` is no rule."""
+    if (file := table_of(splits)) is not None:
+        return list(dict.fromkeys(read_table(file, "splits", "split").values()))
+    return list(parse_splits(splits))
+
+
 def parse_splits(splits: str | None) -> dict[str, float]:
     """``"train=0.8,val=0.2"`` as a dict; SettingsError if it is not that or does not add up to 1."""
     if not splits:
@@ -42,14 +56,21 @@ def parse_splits(splits: str | None) -> dict[str, float]:
         pairs = [part.split("=") for part in splits.split(",")]
         parsed = {name.strip(): float(share) for name, share in pairs}
     except ValueError:
-        raise SettingsError(f"splits is {splits!r}; it must look like train=0.8,val=0.1,test=0.1") from None
-    if len(parsed) != len(pairs) or "" in parsed or min(parsed.values()) < 0 or abs(sum(parsed.values()) - 1) > 1e-6:
-        raise SettingsError(f"splits is {splits!r}; names must differ, shares be 0 or more and add up to 1")
+        raise SettingsError(
+            f"splits is {shorten(splits, 60)!r}; it must look like train=0.8,val=0.1,test=0.1, or be csv:FILE"
+        ) from None
+    shares_fit = min(parsed.values()) >= 0 and abs(sum(parsed.values()) - 1) <= 1e-6  # neither holds for a NaN
+    if len(parsed) != len(pairs) or "" in parsed or not shares_fit:
+        raise SettingsError(
+            f"splits is {shorten(splits, 60)!r}; names must differ, shares be 0 or more and add up to 1"
+        )
     return parsed
 
 
 def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     """A function from clip key to the number of its split."""
+    if (file := table_of(settings["splits"])) is not None:
+        return _tabled(read_table(file, "splits", "split"))
     ends = np.cumsum(list(parse_splits(settings["splits"]).values()))
     by_parent = settings["split_by"] == "parent"
 
@@ -60,36 +81,82 @@ def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     return split_of if len(ends) else lambda key: NONE
 
 
-def read_label_table(path: str) -> dict[str, str]:
-    """Clip key -> label from a CSV file of two columns (a first row ``clip,label`` is a header)."""
+def _tabled(table: dict[str, str]) -> Callable[[str], int]:
+    """A function from clip key to the number of its split, by the longest entry that is the key or a folder of it."""
+    number = {name: k for k, name in enumerate(dict.fromkeys(table.values()))}
+
+    def split_of(key: str) -> int:
+        parts = key.split("/")
+        heads = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+        return next((number[table[head]] for head in heads if head in table), NONE)
+
+    return split_of
+
+
+def table_of(rule: str | None) -> str | None:
+    """The file of a rule ``csv:FILE``, None for any other rule."""
+    return rule[4:] if rule is not None and rule.startswith("csv:") else None
+
+
+def read_table(path: str, rule: str, column: str) -> dict[str, str]:
+    """Clip key -> ``column`` from a CSV file of two columns (a first row clip,``column`` is a header)."""
+    found: dict[str, str] = {}
+    for line, row in table_rows(path, rule, [["clip", column]]):
+        if len(row) != 2:
+            raise SettingsError(
+                f"{rule}: {path!r} must have two columns, clip key and {column}; line {line} has {len(row)}"
+            )
+        key, value = row[0].rstrip("/"), row[1]
+        if found.setdefault(key, value) != value:
+            raise SettingsError(f"{rule}: {path!r}, line {line}: {shorten(key, 60)!r} has another {column} above")
+    if not found:
+        raise SettingsError(f"{rule}: {path!r} must have two columns, clip key and {column}; it has none")
+    return found
+
+
+def table_rows(
+    path: str, rule: str, headers: list[list[str]], *, tabs: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the rows of a table, without a header and empty lines; ``tabs``: it may be one of tabs."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [row for row in csv.reader(file) if row]
+        text = read_regular(path, MAX_TABLE).decode(errors="surrogateescape").lstrip("\ufeff")
     except OSError as error:
-        raise SettingsError(f"label_from: cannot read {path!r}: {error.strerror}") from error
-    if not rows or any(len(row) != 2 for row in rows):
-        raise SettingsError(f"label_from: {path!r} must have two columns, clip key and label")
-    if rows[0] == ["clip", "label"]:
-        rows = rows[1:]
-    return {key.rstrip("/"): label for key, label in rows}
+        raise SettingsError(f"{rule}: cannot read {path!r}: {error.strerror}") from error
+    if "\0" in text:
+        raise SettingsError(f"{rule}: {path!r} holds NUL bytes; save it as plain text in UTF-8")
+    delimiter = "\t" if tabs and "\t" in text.partition("\n")[0] else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for number, row in enumerate(row for row in reader if row):
+            if number or row not in headers:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise SettingsError(f"{rule}: {path!r}, line {reader.line_num}: {error}") from error
 
 
-def labeller(label_from: str | None) -> Callable[[str], str | None]:
-    """A function from clip key to label (None: none). SettingsError for a rule that cannot work."""
+def _key_table(path: str) -> Rule:
+    return read_table(path, "label_from", "label").get
+
+
+def labeller(label_from: str | None, flag: str = "label_from", table: Callable[[str], Rule] = _key_table) -> Rule:
+    """A function from clip key to label (None: none). SettingsError, naming ``flag``, for a rule that cannot work.
+
+    ``table`` makes one of a CSV file.
+    """
     kind, _, rest = (label_from or "none").partition(":")
     if label_from is None:
         return lambda key: None
     if label_from == "parent":
         return parent_of
     if kind == "csv" and rest:
-        return read_label_table(rest).get
+        return table(rest)
     if kind == "regex" and rest:
         try:
             pattern = re.compile(rest)
-        except re.error as error:
-            raise SettingsError(f"label_from: {rest!r} is not a regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise SettingsError(f"{flag}: {shorten(rest, 60)!r} is not a regular expression: {error}") from error
         return lambda key: match.group(pattern.groups and 1) if (match := pattern.search(key)) else None
-    raise SettingsError(f"label_from is {label_from!r}; it must be parent, regex:PATTERN or csv:FILE")
+    raise SettingsError(f"{flag} is {shorten(label_from, 60)!r}; it must be parent, regex:PATTERN or csv:FILE")
 
 
 def label_clips(keys: list[str], settings: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[str]]:
@@ -107,10 +174,60 @@ def split_clips(keys: list[str], settings: dict[str, Any]) -> np.ndarray[Any, An
     return np.array(list(map(splitter(settings), keys)), np.int64)
 
 
+def check_rules(settings: dict[str, Any]) -> None:
+    """SettingsError for a rule that cannot work, whatever the clips."""
+    split_names(settings["splits"])
+    labeller(settings["label_from"])
+    read_boxes(settings["boxes"])
+
+
 def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
-    """SettingsError if ``label_from`` gives not one clip of ``plan`` a label."""
+    """SettingsError if ``label_from``, a table of splits or one of boxes fits nothing in ``plan``."""
     rule = settings["label_from"]
-    label_of = labeller(rule)
-    keys = [os.fsdecode(key) for key in plan.keys(0, plan.num_clips)] if rule is not None else []
-    if keys and all(label_of(key) is None for key in keys):
+    label_of, split_of = labeller(rule), splitter(settings)
+    keys = [os.fsdecode(key) for key in plan.keys(0, plan.num_clips)]
+    if rule is not None and all(label_of(key) is None for key in keys):
         raise SettingsError(f"label_from {rule!r} gives no clip a label; it must fit clip keys such as {keys[0]!r}")
+    if table_of(settings["splits"]) is not None and all(split_of(key) == NONE for key in keys):
+        raise SettingsError(
+            f"splits {settings['splits']!r} names no clip and no folder of clips; keys are such as {keys[0]!r}"
+        )
+    boxes = read_boxes(settings["boxes"])
+    names = (os.fsdecode(frame.path) for shard in range(plan.num_shards) for frame in plan.shard_plan(shard))
+    if settings["boxes"] is not None and not any(name in boxes for name in names):
+        first = os.fsdecode(next(plan.shard_plan(0)).path)
+        raise SettingsError(f"boxes {settings['boxes']!r} names no frame; frames are named such as {first!r}")
+
+
+# ---- boxes
+
+Box = tuple[float, float, float, float]
+
+
+def read_boxes(boxes: str | None) -> dict[str, Box]:
+    """Frame name -> (x1, y1, x2, y2) in pixels from ``csv:FILE``; a point is a box without extent. {} for None.
+
+    A first row frame,x1,y1,x2,y2 or frame,x,y is a header. SettingsError for a row that is neither.
+    """
+    if boxes is None:
+        return {}
+    if (path := table_of(boxes)) is None:
+        raise SettingsError(f"boxes is {boxes!r}; it must be csv:FILE")
+    found: dict[str, Box] = {}
+    for line, row in table_rows(path, "boxes", [["frame", "x1", "y1", "x2", "y2"], ["frame", "x", "y"]]):
+        if row[0] in found:
+            raise SettingsError(f"boxes: {path!r} names {shorten(row[0], 60)!r} twice, the second time in line {line}")
+        found[row[0]] = _box(row, f"boxes: line {line} of {path!r}")
+    return found
+
+
+def _box(row: list[str], where: str) -> Box:
+    try:
+        numbers = [float(value) for value in row[1:]]
+    except ValueError:
+        raise SettingsError(f"{where} is {','.join(row)[:80]!r}; behind the frame's name must come numbers") from None
+    if len(numbers) == 2:
+        numbers *= 2
+    if len(numbers) != 4 or not np.isfinite(numbers).all() or numbers[0] > numbers[2] or numbers[1] > numbers[3]:
+        raise SettingsError(f"{where} is {','.join(row)[:80]!r}; it must be frame,x1,y1,x2,y2 (x1<=x2) or frame,x,y")
+    return numbers[0], numbers[1], numbers[2], numbers[3]

@@ -11,98 +11,28 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cltt.build.plan import Plan, Planned
-from cltt.errors import DataError
-from cltt.files import atomic, threads
-from cltt.files.locks import locked
+from cltt.build.plan import Plan
+from cltt.errors import InvalidImage
+from cltt.files import atomic
+from cltt.files.locks import locked_in
+from cltt.files.patience import Patience
 from cltt.shards import format, tar
-from cltt.source import image, scan
+from cltt.source import image
+from cltt.source.clips import FrameReader, Planned, Result
 
-READ_THREADS = 32  # they wait for the file system, they do not compute
-READ_FRAMES = 8  # frames read by one thread at a time ...
-READ_BYTES = 1 << 20  # ... unless they hold more than this
-READ_AHEAD = 64  # such pieces in flight ...
-HELD_BYTES = 64 << 20  # ... unless they may hold more than this
 PROGRESS_SECONDS = 0.05  # between two reports
 WRITE_BYTES = 1 << 20  # written at a time
 WRITE_BUFFERS = 1000  # IOV_MAX is 1024
-# A row of a part: a format.FRAME_DTYPE record and whether the frame is in the shard (_merge.PART_DTYPE).
-PART_ROW = struct.Struct("<qIIIHH?")
-Progress = Callable[[int, int], None]
-Content = bytes | None  # None: a dangling link
-
-
-# ---- reading
-
-
-class _Reader:
-    """Reads planned frames in order; by threads ahead if the file system is slow."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._root = plan.root
-        self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, plan.largest)))
-        self._pool = ThreadPoolExecutor(READ_THREADS)
-        self._mapped = threads.PatientMap(self._pool)
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def read(self, frames: Iterator[Planned]) -> Iterator[list[tuple[Planned, Content]]]:
-        """The frames with their contents, a piece at a time."""
-        return self._mapped(self._read_piece, _pieces(frames), self._ahead)
-
-    def _read_piece(self, piece: list[Planned]) -> list[tuple[Planned, Content]]:
-        return [(frame, _read_planned(self._root, frame)) for frame in piece]
-
-
-def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
-    """The frames in pieces that one thread reads."""
-    piece: list[Planned] = []
-    held = 0
-    for frame in frames:
-        piece.append(frame)
-        held += frame.size
-        if len(piece) == READ_FRAMES or held >= READ_BYTES:
-            yield piece
-            piece, held = [], 0
-    if piece:
-        yield piece
-
-
-def _read_planned(root: bytes, frame: Planned) -> Content:
-    """The bytes of a source file, None for a dangling link; DataError if it is not the file that was planned."""
-    key, name, size, mtime_ns = frame
-    if size == scan.DANGLING:
-        return None
-    path = b"%b/%b/%b" % (root, key, name)
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            facts = os.fstat(handle)
-            data = os.read(handle, size + 1)
-            while len(data) < facts.st_size and (more := os.read(handle, facts.st_size - len(data))):
-                data += more
-        finally:
-            os.close(handle)
-    except OSError as error:
-        what = "has disappeared since the plan was made" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise DataError(f"{_printed(root, frame)} {what} ({error.strerror}); {_AGAIN}") from error
-    if len(data) != size or facts.st_size != size or facts.st_mtime_ns != mtime_ns:
-        raise DataError(f"{_printed(root, frame)} has changed since the plan was made; {_AGAIN}")
-    return data
-
-
-_AGAIN = "put it back and start again, or make a new plan with --overwrite"
-
-
-def _printed(root: bytes, frame: Planned) -> str:
-    return repr(os.fsdecode(os.path.join(root, frame.path)))
+# A row of a part: a format.FRAME_DTYPE record, the size of the upright source in pixels, and whether the frame is in
+# the shard (merge.PART_DTYPE).
+PART_ROW = struct.Struct("<qIIIHHII?")
+Progress = Callable[[int, int, float], None]  # frames, bytes of source, seconds of video
 
 
 # ---- writing
@@ -111,36 +41,32 @@ def _printed(root: bytes, frame: Planned) -> str:
 class _ShardWriter:
     """Writes one tar and collects what the index needs of it."""
 
-    def __init__(self, handle: int, shard: int, settings: dict[str, Any]) -> None:
+    def __init__(self, handle: int, shard: int) -> None:
         self._handle = handle
         self._crc = 0  # of the whole tar: a tenth of all packing; SHA-256 was a quarter
         self._shard = shard
-        self._options = {name: settings[name] for name in ("verify", "resize_short", "quality")}
         self._pending: list[bytes] = []
         self._written = 0
         self.size = 0
         self.rows: list[bytes] = []
         self.notes: list[tuple[str, str, str]] = []  # (path, "skipped" or "reencoded", reason)
 
-    def add(self, frame: Planned, data: Content) -> None:
-        try:
-            if data is None:
-                raise image.BrokenPicture("symbolic link that leads nowhere")
-            stored = image.as_stored(data, **self._options)
-        except image.BrokenPicture as error:
-            self.notes.append((os.fsdecode(frame.path), "skipped", str(error)))
-            self.rows.append(PART_ROW.pack(0, 0, 0, self._shard, 0, 0, False))
+    def add(self, frame: Planned, stored: Result) -> None:
+        if isinstance(stored, InvalidImage):
+            self.notes.append((os.fsdecode(frame.path), "skipped", str(stored)))
+            self.rows.append(PART_ROW.pack(0, 0, 0, self._shard, 0, 0, 0, 0, False))
             return
         if stored.reencoded:
             self.notes.append((os.fsdecode(frame.path), "reencoded", stored.reencoded))
         self._append(frame, stored)
 
     def _append(self, frame: Planned, stored: image.Stored) -> None:
-        data, width, height, _ = stored
+        data, width, height, _, full_width, full_height = stored
         size = len(data)
         header = tar.tar_header(tar.member_name(frame.key, frame.name), size)
         offset = self.size + len(header)
-        self.rows.append(PART_ROW.pack(offset, size, zlib.crc32(data), self._shard, width, height, True))
+        sizes = width, height, full_width, full_height
+        self.rows.append(PART_ROW.pack(offset, size, zlib.crc32(data), self._shard, *sizes, True))
         self._pending += (header, data, bytes(tar.padding(size)))
         self.size = offset + size + tar.padding(size)
         if self.size - self._written >= WRITE_BYTES or len(self._pending) >= WRITE_BUFFERS:
@@ -187,13 +113,41 @@ def is_done(out: Path, shard: int) -> bool:
         return False
 
 
+class _Meter:
+    """Counts what has been packed, and tells of it now and then."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._told = time.monotonic()
+        self._frames = self._bytes = 0
+        self._seconds = 0.0
+        self._last = b"", 0.0  # video and time of the frame before
+
+    def add(self, frame: Planned) -> None:
+        self._frames += 1
+        self._bytes += max(0, frame.size)
+        if frame.video:
+            key, last = self._last
+            self._seconds += max(0.0, frame.time - last) if key == frame.key else 0.0
+            self._last = frame.key, frame.time
+        if time.monotonic() > self._told + PROGRESS_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        self._progress(self._frames, self._bytes, self._seconds)
+        self._told = time.monotonic()
+        self._frames = self._bytes = 0
+        self._seconds = 0.0
+
+
 class Packer:
     """Packs one shard after another; while one is flushed to disk, the next is written."""
 
-    def __init__(self, plan: Plan, out: Path) -> None:
+    def __init__(self, plan: Plan, out: Path, patience: Patience) -> None:
         self._plan = plan
         self._out = out
-        self._reader = _Reader(plan)
+        options = {name: plan.settings[name] for name in ("verify", "resize_short", "quality", "max_pixels")}
+        self._reader = FrameReader(plan.root, plan.largest, patience, **options)
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 
@@ -207,12 +161,13 @@ class Packer:
     def pack(self, shard: int, progress: Progress) -> None:
         """Write ``shard`` unless it is done; :meth:`finish`, or the next shard, waits until it lies on disk.
 
-        ``progress`` is told (frames, bytes) now and then. Waits while another process is at this shard. Raises
-        DataError naming the source file that is gone, changed or unreadable, or the shard that cannot be written.
+        ``progress`` is told (frames, bytes, seconds of video) now and then. Waits while another process is at this
+        shard. Raises DataError naming the source file that is gone, changed or unreadable, or the shard that cannot be
+        written.
         """
         temporary = self._out / format.BUILD / (format.shard_name(shard) + ".tmp")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self._out / format.BUILD / f"{format.shard_name(shard)}.lock", wait=True))
+            stack.enter_context(locked_in(self._out / format.BUILD, f"{format.shard_name(shard)}.lock", wait=True))
             if is_done(self._out, shard):
                 return
             part_path(self._out, shard).unlink(missing_ok=True)
@@ -229,19 +184,13 @@ class Packer:
 
     def _write(self, handle: int, shard: int, progress: Progress) -> bytes:
         """Write the tar; returns its part of the index."""
-        writer = _ShardWriter(handle, shard, self._plan.settings)
-        told = time.monotonic()
-        count = size = 0
-        for piece in self._reader.read(self._plan.shard_plan(shard)):
-            for frame, data in piece:
-                writer.add(frame, data)
-                size += max(0, frame.size)
-            count += len(piece)
-            if time.monotonic() > told + PROGRESS_SECONDS:
-                progress(count, size)
-                told, count, size = time.monotonic(), 0, 0
+        writer = _ShardWriter(handle, shard)
+        meter = _Meter(progress)
+        for frame, stored in self._reader.read(self._plan.shard_plan(shard)):
+            writer.add(frame, stored)
+            meter.add(frame)
         writer.close()
-        progress(count, size)
+        meter.tell()
         return writer.part()
 
     def _flush(self, unpublished: contextlib.ExitStack, shard: int, part: bytes) -> None:

@@ -14,39 +14,32 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cltt.files import npy
 from cltt.shards import format
-from cltt.source import scan
+from cltt.source.clips import Planned
 
 if TYPE_CHECKING:
     import numpy as np
 
 PLAN = "plan"
 PLAN_FACTS = "plan.json"
-ROW = struct.Struct("<qqqI?")  # size, mtime_ns, start of the name, clip, gap: _planning.PLAN_DTYPE
+ROW = struct.Struct("<qqqqdI?")  # plan_writer.PLAN_DTYPE
+VIDEOS, VIDEO_OFFSETS = (
+    "videos.bin",
+    "video_offsets.npy",
+)  # what the frames of each clip have in common: scan.SourceClip
+NOTES = "notes.jsonl"
 _OFFSET = struct.Struct("<q")
 _READ_FRAMES = 4096  # planned frames held at a time
-
-
-class Planned(NamedTuple):
-    """One planned frame with all that reading it takes."""
-
-    key: bytes
-    name: bytes
-    size: int
-    mtime_ns: int
-
-    @property
-    def path(self) -> bytes:
-        return scan.join_key(self.key, self.name)
 
 
 class Plan:
     """A plan on disk, opened for reading.
 
-    Attributes: root (bytes), settings, num_frames, num_clips, num_shards, num_bytes, largest (bytes of a frame).
+    Attributes: root (bytes), settings, num_frames, num_clips, num_shards, num_bytes, largest (bytes of a frame),
+    has_times (there are videos).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,10 +53,11 @@ class Plan:
         self.num_shards: int = facts["shards"]
         self.num_bytes: int = facts["bytes"]
         self.largest: int = facts["largest"]
+        self.has_times: bool = facts["has_times"]
 
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:
-        """One ``_planning.PLAN_DTYPE`` record a frame and one behind the last; memory-mapped."""
+        """One ``plan_writer.PLAN_DTYPE`` record a frame and one behind the last; memory-mapped."""
         import numpy as np
 
         return np.load(self.folder / format.FRAMES, mmap_mode="r")
@@ -80,25 +74,28 @@ class Plan:
 
     def _planned(self, start: int, stop: int) -> Iterator[Planned]:
         rows = npy.read_npy_rows(self.folder / format.FRAMES, ROW, start, stop + 1)
-        names = _cut(self.folder / "names.bin", [row[2] for row in rows])
-        first = rows[0][3]
-        keys = self.keys(first, rows[-2][3] + 1)
-        for name, (size, mtime_ns, _, clip, _) in zip(names, rows[:-1], strict=True):
-            yield Planned(keys[clip - first], name, size, mtime_ns)
+        names = _cut(self.folder / "names.bin", [row[3] for row in rows])
+        first, last = rows[0][5], rows[-2][5]
+        keys, videos = self.keys(first, last + 1), self._videos(first, last + 1)
+        for name, (size, mark, entry, _, time, clip, _) in zip(names, rows[:-1], strict=True):
+            yield Planned(keys[clip - first], videos[clip - first], name, size, mark, entry, time)
 
     def keys(self, start: int, stop: int) -> list[bytes]:
-        """Keys of the clip folders ``start`` to ``stop``-1."""
+        """Keys of the folders and videos ``start`` to ``stop``-1."""
         return _cut(self.folder / format.KEYS, self._offsets(format.KEY_OFFSETS, start, stop + 1))
+
+    def _videos(self, start: int, stop: int) -> list[bytes]:
+        return _cut(self.folder / VIDEOS, self._offsets(VIDEO_OFFSETS, start, stop + 1))
 
     def _offsets(self, name: str, start: int, stop: int) -> list[int]:
         return [offset for (offset,) in npy.read_npy_rows(self.folder / name, _OFFSET, start, stop)]
 
-    def skipped(self) -> Iterator[tuple[str, str]]:
-        """(path, reason) of what the scan left out."""
-        with (self.folder / "skipped.jsonl").open() as lines:
+    def notes(self) -> Iterator[tuple[str, str, str]]:
+        """(path, "skipped" or "cut", reason) of what the scan left out, and where it cuts clips."""
+        with (self.folder / NOTES).open() as lines:
             for line in lines:
-                path, reason = json.loads(line)
-                yield path, reason
+                path, what, reason = json.loads(line)
+                yield path, what, reason
 
 
 def _cut(path: Path, offsets: list[int]) -> list[bytes]:

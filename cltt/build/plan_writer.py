@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -16,15 +17,28 @@ from typing import IO, Any
 import numpy as np
 
 from cltt.build.labels import check_labels
-from cltt.build.plan import PLAN_FACTS, Plan
+from cltt.build.plan import NOTES, PLAN_FACTS, VIDEO_OFFSETS, VIDEOS, Plan
+from cltt.build.settings import BuildSettings
+from cltt.config import require
 from cltt.errors import SettingsError
 from cltt.files import atomic, npy
+from cltt.files.patience import Patience
 from cltt.shards import format, tar
-from cltt.source import scan
+from cltt.source import clips, scan, videos
 
-# What _plan.ROW unpacks. name: where the file's name starts in names.bin; gap: the frame number jumped here (only where
-# gaps split clips).
-PLAN_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("name", "<i8"), ("clip", "<u4"), ("gap", "?")])
+# What plan.ROW unpacks: a scan.SourceFrame; name: where its name starts in names.bin; gap: it does not follow the frame
+# before it, as it begins a part or the frame number jumped (where gaps split clips).
+PLAN_DTYPE = np.dtype(
+    [
+        ("size", "<i8"),
+        ("mark", "<i8"),
+        ("entry", "<i8"),
+        ("name", "<i8"),
+        ("time", "<f8"),
+        ("clip", "<u4"),
+        ("gap", "?"),
+    ]
+)
 WRITE_FRAMES = 8192  # frames held before they are written
 
 
@@ -36,15 +50,18 @@ class _Columns:
         self._keys: IO[bytes] = files.enter_context((folder / format.KEYS).open("wb"))
         self._frames = self._npy(folder / format.FRAMES, PLAN_DTYPE, files)
         self._key_offsets = self._npy(folder / format.KEY_OFFSETS, np.dtype("<i8"), files)
+        self._videos: IO[bytes] = files.enter_context((folder / VIDEOS).open("wb"))
+        self._video_offsets = self._npy(folder / VIDEO_OFFSETS, np.dtype("<i8"), files)
         self._shards = self._npy(folder / "shards.npy", np.dtype("<i8"), files)
         self._shard_size = shard_size
         self._shard_bytes = 0
-        self._rows: list[tuple[int, int, int, int, bool]] = []
+        self._rows: list[tuple[int, int, int, int, float, int, bool]] = []
         self.bytes = 0
         self.largest = 0
         self.frames = 0
         self.clips = 0
         self.shards = 0
+        self.has_times = False
 
     @staticmethod
     def _npy(path: Path, dtype: np.dtype[Any], files: contextlib.ExitStack) -> npy.NpyWriter:
@@ -55,15 +72,20 @@ class _Columns:
     def add(self, clip: scan.SourceClip, split_gaps: bool) -> None:
         self._key_offsets.write(np.array([self._keys.tell()]))
         self._keys.write(clip.key)
+        self._video_offsets.write(np.array([self._videos.tell()]))
+        self._videos.write(clip.video)
+        self.has_times |= bool(clip.video)
         number = None
         for frame in clip.frames:
             last, number = number, scan.frame_number(frame.name) if split_gaps else None
-            gap = last is not None and number is not None and number not in (last, last + 1)
+            jumps = last is not None and number is not None and number not in (last, last + 1)
             self._start_shard_if_full(max(0, frame.size))
-            self._rows.append((frame.size, frame.mtime_ns, self._names.tell(), self.clips, gap))
+            place = self._names.tell()
+            gap = jumps or frame.begins
+            self._rows.append((frame.size, frame.mark, frame.entry, place, frame.time, self.clips, gap))
             self._names.write(frame.name)
             self.bytes += max(0, frame.size)
-            self.largest = max(self.largest, frame.size)
+            self.largest = max(self.largest, 0 if clip.video else frame.size)
             self.frames += 1
             if len(self._rows) == WRITE_FRAMES:
                 self._flush()
@@ -82,19 +104,20 @@ class _Columns:
         self._rows.clear()
 
     def finish(self) -> None:
-        self._rows.append((0, 0, self._names.tell(), self.clips, False))  # a sentinel: where the last name ends
+        self._rows.append((0, 0, 0, self._names.tell(), 0, self.clips, False))  # a sentinel: where the last name ends
         self._flush()
         self._key_offsets.write(np.array([self._keys.tell()]))
+        self._video_offsets.write(np.array([self._videos.tell()]))
         self._shards.write(np.array([self.frames]))
 
 
-def _write_skipped(file: IO[str], skipped: list[tuple[bytes, str]]) -> None:
-    for path, reason in skipped:
-        file.write(json.dumps([os.fsdecode(path), reason]) + "\n")
+def _write_notes(file: IO[str], skipped: list[tuple[bytes, str]], notes: Iterable[tuple[bytes, str, str]] = ()) -> None:
+    for path, what, reason in [*((path, "skipped", reason) for path, reason in skipped), *notes]:
+        file.write(json.dumps([os.fsdecode(path), what, reason]) + "\n")
     skipped.clear()
 
 
-def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
+def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
     """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
 
     Raises SettingsError if there is no frame at all or no clip gets a label that should, DataError for a folder or file
@@ -105,7 +128,7 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     try:
         with atomic.writing(folder):
             temporary.mkdir(parents=True)
-            _write_plan(root_dir, temporary, settings)
+            _write_plan(root_dir, temporary, settings, patience)
         check_labels(Plan(temporary), settings)
         with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
             list(pool.map(atomic.flush, temporary.iterdir()))
@@ -116,22 +139,28 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     atomic.flush(folder.parent)
 
 
-def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
+def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
     root = scan.check_root(root_dir)
     with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         columns = _Columns(folder, settings["shard_size"], files)
-        skipped = files.enter_context((folder / "skipped.jsonl").open("w"))
-        folders = scan.scan_folders(root, pool)
-        for clip in scan.scan_clips(folders, pool):
-            columns.add(clip, settings["split_gaps"])
-            _write_skipped(skipped, folders.skipped)
-        _write_skipped(skipped, folders.skipped)
+        notes = files.enter_context((folder / NOTES).open("w"))
+        found = scan.scan_folders(root, pool, patience)
+        for clip, about in clips.list_clips(found, pool, videos.sampling_of(settings)):
+            if clip.frames:
+                columns.add(clip, settings["split_gaps"])
+            _write_notes(notes, found.skipped, about)
+        _write_notes(notes, found.skipped)
         columns.finish()
     if columns.frames == 0:
         raise SettingsError(
-            f"no frames under {root_dir!r}: give the folder whose sub-folders hold one image file a frame"
+            f"no frames under {root_dir!r}: give the folder that holds videos, or folders with one image file a frame"
         )
-    facts = {name: getattr(columns, name) for name in ("frames", "clips", "shards", "bytes", "largest")}
+    require(
+        columns.has_times or settings["resize_short"] is not None or settings["quality"] == BuildSettings.quality,
+        f"quality is {settings['quality']}, but frames are stored as they are; give resize_short too, or leave it out",
+    )
+    names = ("frames", "clips", "shards", "bytes", "largest", "has_times")
+    facts = {name: getattr(columns, name) for name in names}
     atomic.write_json(folder / PLAN_FACTS, {"root_dir": root_dir, "settings": settings, **facts})
 
 

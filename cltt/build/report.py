@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cltt.build.labels import NONE, label_clips, parse_splits, split_clips
+from cltt.build.labels import NONE, label_clips, split_clips, split_names
 from cltt.build.merge import PART_DTYPE
 from cltt.build.pack import read_part
 from cltt.build.plan import Plan
@@ -26,12 +26,14 @@ class BuildReport:
 
     Attributes:
         path: the folder of the shards.
-        clips, frames, bytes, shards: counts; bytes is the size of all shards (of all source files if only planned). A
-            task counts the clips of which it packed a frame, before any is cut.
+        clips, frames, bytes, shards: counts; bytes is the size of all shards; if only planned, of all source files,
+            of videos what their frames are likely to have. A task counts the clips of which it packed a frame, before
+            any is cut.
         reencoded: frames that are not the source's bytes.
         skipped: files left out, counted by reason.
         clip_lengths: int64 [clips], frames of each clip.
         splits, labels: clips by split and by label; empty without splits or labels, and after a task.
+        boxes: (frames that have one, rows of the table that fit no frame); None without boxes.
         cut: (clips as they lie in the source that were cut, the parts they gave), at broken frames or gaps.
         already_complete: nothing was built, as a set of the same settings was there; the source was not compared.
     """
@@ -46,6 +48,7 @@ class BuildReport:
     clip_lengths: Array = dataclasses.field(repr=False, compare=False)
     splits: dict[str, int] = dataclasses.field(default_factory=dict)
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
+    boxes: tuple[int, int] | None = None
     cut: tuple[int, int] = (0, 0)
     already_complete: bool = dataclasses.field(default=False, compare=False)
 
@@ -83,6 +86,7 @@ def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
         clip_lengths=clips[format.CLIP_LENGTH],
         splits=_tally(clips[format.CLIP_SPLIT], index["split_names"]),
         labels=_tally(clips[format.CLIP_LABEL], index["label_names"]),
+        boxes=(counts["boxes"]["used"], counts["boxes"]["unused"]) if "boxes" in counts else None,
         cut=_cut(clips[format.CLIP_KEY]),
     )
 
@@ -101,9 +105,9 @@ def planned_report(plan: Plan, out: Path) -> BuildReport:
         bytes=plan.num_bytes,
         shards=plan.num_shards,
         reencoded=0,
-        skipped=dict(sorted(Counter(reason for _, reason in plan.skipped()).items())),
+        skipped=dict(sorted(Counter(reason for _, what, reason in plan.notes() if what == "skipped").items())),
         clip_lengths=np.diff(starts, append=plan.num_frames).astype(np.int64),
-        splits=_tally(split_clips(keys, plan.settings)[clips], list(parse_splits(plan.settings["splits"]))),
+        splits=_tally(split_clips(keys, plan.settings)[clips], split_names(plan.settings["splits"])),
         labels=_tally(labels[clips], label_names),
         cut=_cut(clips),
     )

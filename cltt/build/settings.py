@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cltt.config import require, setting
+from cltt.config import MAX_SEED, check_fields, setting
+from cltt.source.image import MAX_PIXELS, MAX_SIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,25 +13,42 @@ class BuildSettings:
     """What decides the bytes of a set of shards, and so what a build that goes on must share with its start."""
 
     verify: str = setting("decode", "check every bit of each frame, or only its header", choices=["decode", "header"])
-    resize_short: int | None = setting(None, "store frames with this short side, in pixels", type=int)
-    quality: int = setting(90, "JPEG quality of frames stored smaller (with --resize-short)")
-    shard_size: int = setting(1 << 30, "start a new shard beyond so many bytes of source files")
-    splits: str | None = setting(None, "shares of the clips, as in train=0.8,val=0.1,test=0.1", type=str)
+    resize_short: int | None = setting(
+        None, "store frames with this short side, in pixels", type=int, within=(8, MAX_SIDE)
+    )
+    quality: int = setting(90, "JPEG quality of frames of videos, or stored smaller by --resize-short", within=(1, 100))
+    fps: float | None = setting(
+        None, "frames a second taken of videos (default: every frame)", type=float, within=(1e-3, 1e3)
+    )
+    max_gap: float | None = setting(
+        None,
+        "cut the clip of a video where no frame comes for longer than this, in seconds (default: the larger of 0.5 and "
+        "2/fps, or without --fps of 0.5 and twice the usual distance of its frames)",
+        type=float,
+        within=(1e-3, 1e6),
+    )
+    shard_size: int = setting(
+        1 << 30, "start a new shard beyond so many bytes of source files, of videos roughly", within=(1, 1 << 50)
+    )
+    max_pixels: int = setting(MAX_PIXELS, "leave out pictures of more pixels than this", within=(1, 1 << 32))
+    splits: str | None = setting(
+        None,
+        "shares of the clips, as in train=0.8,val=0.1,test=0.1, or csv:FILE (columns: clip key or folder, split)",
+        type=str,
+    )
     split_by: str = setting("clip", "what stays together in a split", choices=["clip", "parent"])
-    split_seed: int = setting(0, "another seed, another split")
-    label_from: str | None = setting(None, "a clip's label: parent, regex:PATTERN or csv:FILE", type=str)
+    split_seed: int = setting(0, "another seed, another split", within=(-MAX_SEED, MAX_SEED))
+    label_from: str | None = setting(
+        None,
+        "a clip's label: parent, regex:PATTERN or csv:FILE, asked about the clip's key, its folder's path",
+        type=str,
+    )
+    boxes: str | None = setting(
+        None,
+        "where to look in each frame: csv:FILE (frame,x1,y1,x2,y2 or frame,x,y in pixels of the upright source)",
+        type=str,
+    )
     split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
 
     def __post_init__(self) -> None:
-        require(self.verify in ("decode", "header"), f"verify is {self.verify!r}; it must be decode or header")
-        require(self.split_by in ("clip", "parent"), f"split_by is {self.split_by!r}; it must be clip or parent")
-        require(1 <= self.quality <= 100, f"quality is {self.quality}; it must be in 1..100")
-        require(
-            self.resize_short is not None or self.quality == BuildSettings.quality,
-            f"quality is {self.quality}, but frames are stored as they are; give resize_short too, or leave it out",
-        )
-        require(self.shard_size >= 1, f"shard_size is {self.shard_size}; it must be at least 1 byte")
-        require(
-            self.resize_short is None or self.resize_short >= 8,
-            f"resize_short is {self.resize_short}; it must be at least 8 pixels",
-        )
+        check_fields(self)

@@ -22,10 +22,11 @@ from typing import IO, Any
 
 from cltt.build.pack import Packer, Progress, is_done
 from cltt.build.plan import PLAN, Plan
-from cltt.errors import CLTTError, DataError
+from cltt.errors import CLTTError, DataError, StorageError
+from cltt.files.patience import Patience
 from cltt.shards import format
 
-_START = "import sys; sys.path[:] = {path!r}; from cltt.build.workers import serve; serve({out!r})"
+_START = "import sys; sys.path[:] = {path!r}; from cltt.build.workers import serve; serve({out!r}, {patience!r})"
 _PACKAGES = str(Path(__file__).parents[2])  # where this package lies, for an editable one is not on sys.path
 FINISH = "finish"
 
@@ -33,22 +34,25 @@ FINISH = "finish"
 # ---- in the worker
 
 
-def serve(out_dir: str) -> None:
+def serve(out_dir: str, io_patience: float) -> None:
     """Pack the shards named on standard input until it closes; "finish" waits until all of them are done."""
+    patience = Patience(io_patience, say=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
     todo: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     out = Path(out_dir)
     task = todo.get()  # there is a plan once there is work
-    with Packer(Plan(out / format.BUILD / PLAN), out) as packer:
+    with Packer(Plan(out / format.BUILD / PLAN), out, patience) as packer:
         while True:
             try:
                 if task == FINISH:
                     packer.finish()
                 else:
-                    packer.pack(int(task), lambda frames, size: _tell(frames=frames, bytes=size))
+                    packer.pack(
+                        int(task), lambda frames, size, seconds: _tell(frames=frames, bytes=size, seconds=seconds)
+                    )
                 _tell(done=task)
             except CLTTError as error:
-                _tell(error=str(error))
+                _tell(error=str(error), passes=isinstance(error, StorageError))
             task = todo.get()
 
 
@@ -68,8 +72,8 @@ def _tell(**event: Any) -> None:
 class Worker:
     """One packing process, as the parent sees it."""
 
-    def __init__(self, out: Path) -> None:
-        code = _START.format(path=[*sys.path, _PACKAGES], out=str(out.absolute()))
+    def __init__(self, out: Path, patience: Patience) -> None:
+        code = _START.format(path=[*sys.path, _PACKAGES], out=str(out.absolute()), patience=patience.seconds)
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", code],
             stdin=subprocess.PIPE,
@@ -91,7 +95,7 @@ class Worker:
     def finish(self) -> None:
         """Wait until all its shards are done; raises as :meth:`pack` does."""
         if self._shard is not None:
-            self._ask(FINISH, lambda frames, size: None)
+            self._ask(FINISH, lambda frames, size, seconds: None)
 
     def _ask(self, task: str, progress: Progress) -> None:
         try:
@@ -104,8 +108,8 @@ class Worker:
             if "done" in event:
                 return
             if "error" in event:
-                raise DataError(event["error"])
-            progress(event["frames"], event["bytes"])
+                raise (StorageError if event["passes"] else DataError)(event["error"])
+            progress(event["frames"], event["bytes"], event["seconds"])
         raise self._gone()
 
     def _gone(self) -> DataError:
@@ -126,19 +130,19 @@ class Worker:
 
 
 @contextlib.contextmanager
-def crew(out: Path, workers: int) -> Iterator[list[Worker]]:
+def crew(out: Path, workers: int, patience: Patience) -> Iterator[list[Worker]]:
     """``workers`` - 1 packing processes, as the caller packs too; stopped at the end.
 
-    They may be started before the plan is there: they import what they need while it is made.
+    They import what they need while the caller packs its first shard.
     """
-    started = [Worker(out) for _ in range(workers - 1)]
+    started = [Worker(out, patience) for _ in range(workers - 1)]
     try:
         yield started
     finally:
         _stop(started)
 
 
-def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress) -> None:
+def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress, patience: Patience) -> None:
     """Pack those of ``shards`` that are not done, in this process and by ``workers``.
 
     Raises the first worker's DataError; the others are stopped, and what they had not finished leaves no shard.
@@ -148,14 +152,14 @@ def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: P
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:
         todo.put(shard)
-    with Packer(plan, out) as packer:
+    with Packer(plan, out, patience) as packer:
         _serve_all(workers, todo, progress, packer)
 
 
 def _tell_if_done(plan: Plan, out: Path, shard: int, progress: Progress) -> bool:
     done = is_done(out, shard)
     if done:
-        progress(len(plan.shard_frames(shard)), 0)
+        progress(len(plan.shard_frames(shard)), 0, 0.0)
     return done
 
 
@@ -168,17 +172,17 @@ def _serve_all(
     """Give every worker one shard after another, each from a thread of its own, and take shards here as well."""
     lock = threading.Lock()
 
-    def tell(frames: int, size: int) -> None:
+    def tell(frames: int, size: int, seconds: float) -> None:
         with lock:
-            progress(frames, size)
+            progress(frames, size, seconds)
 
     def drive(worker: Worker) -> None:
         for shard in iter(_next(todo), None):
             worker.pack(shard, tell)
         worker.finish()
 
-    def tell_here(frames: int, size: int) -> None:
-        tell(frames, size)
+    def tell_here(frames: int, size: int, seconds: float) -> None:
+        tell(frames, size, seconds)
         for driven in drives:
             if driven.done():
                 driven.result()  # a worker's error ends our own packing at once

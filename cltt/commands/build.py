@@ -6,14 +6,16 @@ import argparse
 import dataclasses
 import time
 
-from cltt.build.builder import build_shards
+from cltt.build.builder import MAX_WORKERS, build_shards
+from cltt.build.labels import check_rules
 from cltt.build.report import BuildReport
 from cltt.build.settings import BuildSettings
 from cltt.cli import Parser, add_settings, settings_from
-from cltt.config import WindowSettings
+from cltt.config import WindowSettings, require_within
+from cltt.files.patience import IO_PATIENCE
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.verify import verify_shards
-from cltt.text import counted
+from cltt.text import counted, printable
 
 DAMAGED = 1
 VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verify"}  # the other face of each
@@ -21,10 +23,15 @@ VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verif
 
 def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=f"Build shards; `{VERIFY[prog]} --help`: verify them.")
-    parser.add_argument("--root-dir", required=True, help="folder of clip folders, one image file a frame")
+    parser.add_argument(
+        "--root-dir", required=True, help="folder of clip folders, one image file a frame, and of videos"
+    )
     parser.add_argument("--out", required=True, help="folder of the shards to build")
     parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")
     add_settings(parser, BuildSettings)
+    parser.add_argument(
+        "--io-patience", type=float, default=IO_PATIENCE, help="seconds to try again what cannot be read for a while"
+    )
     parser.add_argument("--task", metavar="I/N", help="build part I (from 0) of N only, as a task of a job array")
     parser.add_argument("--finalize", action="store_true", help="merge and publish what the tasks have built")
     parser.add_argument("--overwrite", action="store_true", help="replace what lies in OUT from an earlier build")
@@ -55,6 +62,9 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
         lines.append(f"  re-encoded {report.reencoded:,} (see report.json)")
     if report.cut[0]:
         lines.append(f"  cut {counted(report.cut[0], 'clip')} into {report.cut[1]:,} parts, at broken frames or gaps")
+    if report.boxes is not None:
+        fit = f"; {counted(report.boxes[1], 'row')} of the table fit no frame" if report.boxes[1] else ""
+        lines.append(f"  boxes for {counted(report.boxes[0], 'frame')}{fit}")
     return "\n".join(lines + group_counts(report))
 
 
@@ -91,6 +101,7 @@ def build(argv: list[str], prog: str = "cltt build") -> int:
         args.root_dir,
         args.out,
         workers=args.workers,
+        io_patience=args.io_patience,
         task=args.task,
         finalize=args.finalize,
         overwrite=args.overwrite,
@@ -104,11 +115,20 @@ def build(argv: list[str], prog: str = "cltt build") -> int:
     return 0
 
 
+def check(argv: list[str], prog: str = "build_shards.py") -> None:
+    """Raise, or exit with a sentence, for flags that :func:`build` would refuse before it looks at a frame."""
+    args = build_parser(prog).parse_args(argv)
+    settings = settings_from(args, BuildSettings)
+    check_rules(dataclasses.asdict(settings))
+
+
 def verify(argv: list[str], prog: str = "cltt verify") -> int:
     """Name everything that is damaged; exit status 1 if anything is."""
     args: argparse.Namespace = verify_parser(prog).parse_args(argv)
+    if args.workers is not None:
+        require_within("workers", args.workers, 1, MAX_WORKERS)
     damages = verify_shards(args.shards, decode=args.decode, source_dir=args.source, workers=args.workers)
     for damage in damages:
-        print(str(damage).encode(errors="surrogateescape").decode(errors="backslashreplace"))
+        print(printable(str(damage).encode(errors="surrogateescape").decode(errors="backslashreplace")))
     print(f"{args.shards}: {f'{len(damages):,} damaged' if damages else 'whole'}")
     return DAMAGED if damages else 0

@@ -8,6 +8,7 @@ solids before different backgrounds, in different light and at different distanc
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from cltt.build.builder import build_shards
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import (
     DEVICES,
+    MAX_SEED,
+    MIN_IMAGE_SIZE,
     CheckpointSettings,
     DataSettings,
     LogSettings,
@@ -31,13 +34,16 @@ from cltt.config import (
     RunSettings,
     TrainSettings,
     WindowSettings,
+    check_fields,
     require,
     setting,
 )
 from cltt.demo.render import SOLIDS, write_clip
-from cltt.errors import CLTTError
+from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation.datasets import open_labelled
 from cltt.evaluation.evaluator import Evaluator
+from cltt.files import atomic
+from cltt.files.regular import is_regular
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.shards.dataset import ShardDataset
 from cltt.training import factory
@@ -58,6 +64,7 @@ EVALUATED = slice(None, None, 4)  # frames that the evaluation looks at: neighbo
 ONE_SHOT, PROBE = "one-shot nearest neighbour", "linear probe"
 WINDOWS = WindowSettings(window_size=5, frame_step=2, window_stride=4)
 
+MADE = ("clips", "shards", "run")  # folders in --out
 Accuracy = dict[str, float]
 
 
@@ -66,16 +73,18 @@ class DemoSettings:
     """What the demo renders and how long it trains."""
 
     out: str = setting("outputs/demo", "folder for everything the demo makes")
-    objects: int = setting(len(SOLIDS), "solids to tell apart")
-    frames: int = setting(48, "frames in a clip, give or take an eighth")
-    image_size: int = setting(48, "side of the frames the network sees, in pixels")
-    batch_size: int = setting(32, "windows a step")
-    epochs: int = setting(5, "epochs of training")
-    seed: int = setting(0, "seed of the clips, the weights and the order")
+    objects: int = setting(len(SOLIDS), "solids to tell apart", within=(2, len(SOLIDS)))
+    frames: int = setting(48, "frames in a clip, give or take an eighth", within=(1, 100_000))
+    image_size: int = setting(
+        48, "side of the frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, RENDERED_SIZE)
+    )
+    batch_size: int = setting(32, "windows a step", within=(1, 100_000))
+    epochs: int = setting(5, "epochs of training", within=(1, 100_000))
+    seed: int = setting(0, "seed of the clips, the weights and the order", within=(0, MAX_SEED))
     device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
 
     def __post_init__(self) -> None:
-        require(2 <= self.objects <= len(SOLIDS), f"objects is {self.objects}; it must be in 2..{len(SOLIDS)}")
+        check_fields(self)
         require(
             self.shortest >= WINDOWS.span,
             f"frames is {self.frames}, so the shortest clip may have {self.shortest}; a window spans {WINDOWS.span}",
@@ -97,7 +106,7 @@ def run_demo(settings: DemoSettings) -> tuple[Accuracy, Accuracy]:
     save_figure(draw_sample(report.path, training), out / "windows.png")
     before = evaluate(untrained_encoder(training), training)
     print(f"before training: {accuracy_text(before)}", flush=True)
-    shutil.rmtree(training.run_dir, ignore_errors=True)
+    _remove(training.run_dir, is_ours=True)  # as the clips beside it are
     if train(training) != 0:
         raise CLTTError("training was asked to stop; run the same command again")
     after = evaluate(trained_encoder(training), training)
@@ -117,11 +126,11 @@ def render_clips(settings: DemoSettings) -> Path:
     stamp = out / "rendered.json"
     asked = {name: getattr(settings, name) for name in ("seed", "objects", "frames")}
     asked |= {"size": RENDERED_SIZE, "clips": CLIPS_PER_OBJECT, "splits": SPLITS, "split_seed": SPLIT_SEED}
-    if not stamp.is_file() or json.loads(stamp.read_text()) != asked:
-        for name in ("clips", "shards"):
-            shutil.rmtree(out / name, ignore_errors=True)
+    if _rendered(stamp) != asked:
+        for name in MADE:
+            _remove(out / name, is_ours=is_regular(stamp))
         out.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(json.dumps(asked))
+        atomic.replace_file(stamp, json.dumps(asked).encode())
     names = [(number, clip) for number in range(settings.objects) for clip in range(CLIPS_PER_OBJECT)]
     for number, clip in tqdm(names, desc="render", unit="clip", disable=None):
         folder = out / "clips" / f"obj{number:02d}" / f"clip_{clip:02d}"
@@ -130,6 +139,23 @@ def render_clips(settings: DemoSettings) -> Path:
             length = int(rng.integers(settings.shortest, 2 * settings.frames - settings.shortest + 1))
             write_clip(folder, SOLIDS[number], length, RENDERED_SIZE, rng)
     return out / "clips"
+
+
+def _rendered(stamp: Path) -> object:
+    """What the clips there were rendered with; None if that cannot be told."""
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _remove(folder: Path, *, is_ours: bool) -> None:
+    """Delete a folder of an earlier demo; SettingsError, with nothing deleted, if nothing says that it is one."""
+    if not os.path.lexists(folder):
+        return
+    if not is_ours or folder.is_symlink() or not folder.is_dir():
+        raise SettingsError(f"{folder} is there and not of a demo, so it is left alone; give another --out")
+    shutil.rmtree(folder)
 
 
 def train_settings(settings: DemoSettings, shards: Path) -> TrainSettings:
@@ -161,13 +187,10 @@ def trained_encoder(training: TrainSettings) -> nn.Module:
 
 def evaluate(encoder: nn.Module, training: TrainSettings) -> Accuracy:
     """Accuracy (0..1) on the test clips: labels of one training frame an object, and of all training frames."""
-    device = distributed.pick_device(training.run.device, distributed.RankFacts())
+    device = distributed.pick_device(training.run.device, distributed.RankInfo())
     assert training.data.shards is not None
     data = open_labelled(training.data.shards)
-    parts = {
-        name: replace(images, ids=images.ids[EVALUATED], labels=images.labels[EVALUATED])
-        for name, images in data.parts.items()
-    }
+    parts = {name: images.take(EVALUATED) for name, images in data.parts.items()}
     evaluator = Evaluator(replace(data, parts=parts), image_size=training.data.image_size, device=device)
     result = evaluator(encoder.to(device))
     return {ONE_SHOT: result.nearest["1"], PROBE: result.accuracy["test"]}

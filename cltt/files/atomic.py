@@ -12,24 +12,23 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.patience import Patience
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, patience: Patience | None = None) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    for piece in (patience or Patience()).pieces(path):
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def file_crc32(path: Path) -> int:
+def file_crc32(path: Path, patience: Patience | None = None) -> int:
     crc = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
+    for piece in (patience or Patience()).pieces(path):
+        crc = zlib.crc32(piece, crc)
     return crc
 
 
@@ -67,21 +66,41 @@ def writing(path: Path) -> Iterator[None]:
 def published(path: Path, temporary: Path | None = None, *, sync: bool = True) -> Iterator[Any]:
     """A file to write (binary) that appears under ``path`` only when whole and on disk.
 
-    ``sync=False`` leaves the folder's entry to a later :func:`flush`, before anything speaks of this file.
+    A reader, or a kill at any moment, finds the old file or the new one. ``sync=False`` leaves the folder's entry to a
+    later :func:`flush`, before anything speaks of this file. Raises DataError if it cannot be written.
     """
-    temporary = temporary or path.with_name(f".{path.name}.tmp")
     with writing(path):
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path, temporary or temporary_path(path)) as file:
+            yield file
         if sync:
             flush(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where :func:`published` writes what is to appear under ``path``; one process at a time does so."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[Any]:
+    """As :func:`published`, with the system's own errors; any number of processes may do so at a time."""
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with create(temporary) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def create(path: Path) -> IO[bytes]:
+    """A new file to write; what has this name is removed, not written through, as it may be a link to anywhere."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb")
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
@@ -90,19 +109,16 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path`` at once: a reader, or a kill at any moment, finds the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    """Put ``data`` under ``path``, as :func:`replacing` does."""
+    with replacing(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def check_writable(folder: Path, remedy: str) -> None:
     """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
 
     A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
+    A full disk is none of the reasons: it may have room again when there is something to write.
     """
     folder = folder.absolute()
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
@@ -111,6 +127,8 @@ def check_writable(folder: Path, remedy: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if error.errno in _FULL:
+            return
         why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or error
         raise SettingsError(f"cannot write to {folder}: {why}; {remedy}") from error
     finally:

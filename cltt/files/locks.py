@@ -7,10 +7,12 @@ import errno
 import fcntl
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from cltt.errors import DataError
+from cltt.errors import BusyError
+from cltt.files import owned
 from cltt.files.atomic import writing
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -39,27 +41,64 @@ def _is_still_there(handle: int, path: Path) -> bool:
         return False
 
 
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def holder(path: Path) -> str | None:
+    """Who holds the lock file ``path``, None if nobody does (or there is no such file)."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _name(handle)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+def _name(handle: int) -> str:
+    return os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+
+
 @contextlib.contextmanager
 def locked(
-    path: Path, *, shared: bool = False, wait: bool = False, held: str = "", otherwise: str = "build elsewhere"
+    path: Path,
+    *,
+    shared: bool = False,
+    wait: bool = False,
+    held: str = "",
+    otherwise: str = "build elsewhere",
+    make_folder: Callable[[Path], None] = _make_folder,
 ) -> Iterator[None]:
-    """Hold the lock file ``path``; DataError naming the holder if another process has it and ``wait`` is false.
+    """Hold the lock file ``path``; BusyError naming the holder if another process has it and ``wait`` is false.
 
     ``held`` says what the holder does (default: that the folder above is being built), ``otherwise`` what helps.
+    ``make_folder`` makes the lock's folder unless it is there. A lock that is a symbolic link is not followed.
     """
     held = held or f"{path.parent.parent} is being built"
     flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            make_folder(path.parent)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
             if not _lock(handle, flags, path):
-                holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-                raise DataError(f"{held} by {holder}; wait for it or {otherwise}")
+                raise BusyError(f"{held} by {_name(handle)}; wait for it or {otherwise}")
             if _is_still_there(handle, path):
-                os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
+                with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+                    os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
                 yield
                 return
         finally:
             os.close(handle)
+
+
+def locked_in(folder: Path, name: str, **options: Any) -> contextlib.AbstractContextManager[None]:
+    """As :func:`locked` for a lock in a working folder of ours, which is made, and marked as ours, if need be."""
+    return locked(folder / name, make_folder=owned.claim, **options)

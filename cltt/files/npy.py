@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError
+from cltt.files.patience import Handle, Patience, SharedFile
 
 if TYPE_CHECKING:
     import struct
@@ -51,3 +53,94 @@ def read_npy_rows(path: Path, row: struct.Struct, start: int, stop: int) -> list
         header = int.from_bytes(file.read(10)[8:], "little")
         file.seek(10 + header + start * row.size)
         return list(row.iter_unpack(file.read((stop - start) * row.size)))
+
+
+Shape = tuple[int | None, ...]
+HEADER_BYTES = 1 << 12
+_REPAIR = "copy it again or build the shards again with --overwrite"
+NEAR_ROWS = 512  # rows that are read and dropped rather than read apart
+
+
+class NpyRows:
+    """Rows of a one-dimensional .npy file, read as they are asked for by any number of threads.
+
+    DataError unless the file holds ``rows`` (None: any number of) entries of ``dtype``, and nothing else.
+
+    Not memory-mapped: where a page cannot be read, a mapping kills the process, and this waits by ``patience``.
+    """
+
+    def __init__(self, path: Path, patience: Patience, dtype: np.dtype[Any], rows: int | None = None) -> None:
+        self.path, self.patience, self.dtype = path, patience, dtype
+        with Handle(path, follow=False) as file:
+            head = patience.ask(path, lambda: file.read(HEADER_BYTES, 0))
+        size = patience.ask(path, path.stat).st_size
+        (self._rows,), self._start = _check_header(path, head, size, dtype, (rows,))
+        self._file = SharedFile(path, follow=False)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, rows: Any) -> np.ndarray[Any, Any]:
+        """The rows of the given numbers (each 0..len-1; an integer, or int64 [n], cheapest when sorted)."""
+        import numpy as np
+
+        numbers = np.asarray(rows, np.int64)
+        if numbers.ndim == 0:
+            return self.read(int(numbers), int(numbers) + 1)[0]
+        order = np.argsort(numbers, kind="stable")
+        wanted = numbers[order]
+        found = np.empty(len(wanted), self.dtype)
+        cuts = (np.flatnonzero(np.diff(wanted) > NEAR_ROWS) + 1).tolist()
+        for start, stop in zip([0, *cuts], [*cuts, len(wanted)], strict=True):
+            if start < stop:
+                first = int(wanted[start])
+                found[order[start:stop]] = self.read(first, int(wanted[stop - 1]) + 1)[wanted[start:stop] - first]
+        return found
+
+    def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Rows ``start`` to ``stop`` - 1. DataError if the file ends before."""
+        import numpy as np
+
+        size, offset = (stop - start) * self.dtype.itemsize, self._start + start * self.dtype.itemsize
+        data = self.patience.ask(self.path, lambda: self._file.read(size, offset))
+        if len(data) != size:
+            raise DataError(f"{self.path} is cut off; {_REPAIR}")
+        return np.frombuffer(data, self.dtype)
+
+
+def read_array(path: Path, patience: Patience, dtype: np.dtype[Any], shape: Shape) -> np.ndarray[Any, Any]:
+    """The whole of a .npy file; None in ``shape``: any length. DataError unless it holds just that, in C order."""
+    import numpy as np
+
+    data = patience.read_bytes(path, follow=False)
+    found, start = _check_header(path, data[:HEADER_BYTES], len(data), dtype, shape)
+    return np.frombuffer(data, dtype, offset=start).reshape(found)
+
+
+def _check_header(
+    path: Path, head: bytes, size: int, dtype: np.dtype[Any], shape: Shape
+) -> tuple[tuple[int, ...], int]:
+    """(shape, where the data starts) of a .npy file with these first bytes and this size; nothing is unpickled."""
+    found, is_fortran, found_dtype, start = _read_header(path, head)
+    fits = len(found) == len(shape) and all(b is None or a == b for a, b in zip(found, shape, strict=True))
+    if not fits or found_dtype != dtype or (is_fortran and len(shape) > 1):
+        wanted = " x ".join("any" if length is None else str(length) for length in shape)
+        raise DataError(f"{path} does not hold {wanted} entries of {dtype}; {_REPAIR}")
+    if min(found) < 1 or size != start + math.prod(found) * dtype.itemsize:
+        raise DataError(f"{path} has {size} bytes, which are not those of an array of shape {found}; {_REPAIR}")
+    return found, start
+
+
+def _read_header(path: Path, head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """(shape, whether in Fortran's order, type, where the data starts) from the first bytes of a .npy file."""
+    import io
+
+    import numpy as np
+
+    file = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        return (*read(file, max_header_size=HEADER_BYTES), file.tell())
+    except Exception as error:  # what numpy's and Python's own parsers raise
+        raise DataError(f"{path} is not an array that can be read; {_REPAIR}") from error

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cltt.sampling.hashing import GOLDEN, mix64
+from cltt.sampling.permutation import GOLDEN, mix64
 
 Array = np.ndarray
 Shrink = Callable[[Array, Array], None]  # source [., ., 3] into target [h, w, 3]

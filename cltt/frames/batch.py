@@ -48,13 +48,25 @@ class BatchMaker:
 
         ``numbers``: random ones, [b, T] each, to draw augmentations from; None without augmentation.
         """
-        if store.device.type != "cpu":
-            return self._on_gpu.make(store, slots, numbers)
-        frames = self._on_cpu.make(store, slots, numbers)
+        if store.device.type != "cpu" and numbers is None:
+            return self._on_gpu.gathered(store, slots)
+        return self.finish(self.begin(store, slots, numbers), slots.shape)
+
+    def begin(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
+        """What of :meth:`make` may wait for the device, and may be done in another thread; the slots are read then."""
+        if store.device.type == "cpu" or numbers is None:
+            return self._on_cpu.make(store, slots, numbers)
+        return self._on_gpu.augmented(store, slots.reshape(-1), numbers)
+
+    def finish(self, begun: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """The rest, queued on the current stream: what :meth:`begin` made of slots of ``shape`` [b, T] -> the batch."""
+        if begun.device.type != "cpu":
+            begun.record_stream(torch.cuda.current_stream(begun.device))
+            return self._on_gpu.lay_out(begun, shape)
         if self.device.type == "cpu":
-            return frames
-        rows = frames.permute(0, 1, 3, 4, 2).reshape(slots.size, -1).to(self.device)
-        return self._on_gpu.lay_out(rows, slots.shape)
+            return begun
+        rows = begun.permute(0, 1, 3, 4, 2).reshape(len(begun.flatten(0, 1)), -1).to(self.device)
+        return self._on_gpu.lay_out(rows, shape)
 
     def close(self) -> None:
         """End the threads; the next batch starts them again."""

@@ -15,12 +15,12 @@ import numpy as np
 import simplejpeg
 import torch
 
-from cltt.device import hardware_jpeg_engines
 from cltt.errors import DataError
-from cltt.frames.decode_cpu import FrameDecoder
+from cltt.frames.decode_cpu import FrameDecoder, frame_size
 from cltt.frames.gather import on_device
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
+from cltt.machine.gpus import hardware_jpeg_engines
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class CpuDecoder(FrameDecoder):
         for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
             try:
                 store.sizes[slot] = self.decode_into(jpeg, store.host_row(slot))
-            except ValueError as error:
-                failures[position] = f"cannot be decoded ({error})"
+            except Exception as error:  # a decoder may raise anything, MemoryError too; the frame is named and counted
+                failures[position] = f"cannot be decoded ({str(error) or type(error).__name__})"
         return failures
 
 
@@ -148,7 +148,7 @@ class DaliDecoder:
 
     def _parts(self, jpegs: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The part stored of each JPEG, int64 [n, 4], and its size in the store, int64 [n, 2]."""
-        shapes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs]
+        shapes = [frame_size(jpeg) for jpeg in jpegs]
         for shape in set(shapes) - self._cuts.keys():
             self._cuts[shape] = (*self.framing.box(*shape), *self.framing.stored_size(*shape))
         cuts = np.array([self._cuts[shape] for shape in shapes])

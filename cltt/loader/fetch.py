@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cltt.errors import FrameError
+from cltt.files.patience import Patience
 from cltt.frames.decoders import Decoder
 from cltt.frames.store import FrameStore
 
@@ -17,6 +18,7 @@ class Dataset(Protocol):
     """The part of :class:`cltt.ShardDataset` used here."""
 
     fingerprint: str
+    patience: Patience
 
     @property
     def clip_offsets(self) -> np.ndarray: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,13 +16,15 @@ import numpy as np
 import torch
 
 from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, NORMALISATIONS, require, require_one_of
-from cltt.distributed import pick_device, rank_facts
+from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
+from cltt.files.patience import IO_PATIENCE
 from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
+from cltt.loader.ahead import Ahead
 from cltt.loader.bad_frames import BadFrames
 from cltt.loader.fetch import Dataset, FrameFetcher
 from cltt.loader.memory import slots_for
@@ -37,6 +39,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 STATE_VERSION = 1
 # The block in use, and the next one that is filled meanwhile.
 BLOCKS_HELD = 2
+BATCHES_HELD = 2  # one that is used, one that is made
 STEPS_AHEAD = 8
 
 
@@ -97,12 +100,19 @@ class WindowLoader:
         channels_last: keep C innermost in memory ([b, T, C, S, S] stays the shape); for uint8 it saves a copy.
         max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. In the
             place of a bad frame comes the nearest good one of its window, or, if it has none, of its clip.
+        io_patience: seconds for which the data set's reads are tried again where they fail in a way that passes (EIO,
+            ESTALE ...): no frame is bad for that.
+
+    Attributes:
+        give_up: asked now and then while the consumer waits for a batch; once it is true, GaveUp is raised and the
+            loader stays where it is.
 
     Threads run only while an iterator is open; leaving the loop, closing the loader or leaving its ``with`` ends them.
 
     Raises:
         SettingsError: a value that cannot work.
         DataError: while iterating, more than ``max_bad_frames`` frames cannot be read or decoded.
+        StorageError: while iterating, the storage did not answer for ``io_patience`` seconds.
     """
 
     def __init__(
@@ -127,18 +137,23 @@ class WindowLoader:
         channels_last: bool = False,
         max_bad_frames: int = 100,
         normalise: str = "imagenet",
+        io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
         self._look = Look(image_size, augment, augment_scope, normalise)
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
+        require(io_patience >= 0, f"io_patience is {io_patience}; it must be 0 or more seconds")
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
         self.dataset, self.index = dataset, index
+        dataset.patience.seconds = io_patience
+        self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
         self._share = {"rank": rank, "world_size": world_size}
         self._cache_bytes, self._threads = cache_bytes, num_threads
         framing = self._look.framing
         self._decoder = best_decoder(framing, self.device, num_threads)
+        self._dtype = dtype
         self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads, normalise)
         self._bad = BadFrames(dataset, max_bad_frames)
         self._fetcher: FrameFetcher | None = None
@@ -231,10 +246,11 @@ class WindowLoader:
     def _rest_of_epoch(self) -> Iterator[Batch]:
         prefetcher = self._start()
         stop = self._stop = weakref.finalize(self, prefetcher.close)
+        ahead = Ahead(lambda: self._begin(prefetcher), len(self.plan) - self._step) if self._begins_ahead else None
         self._clock.resume()
         try:
             while self._step < len(self.plan):
-                batch = self._next_batch(prefetcher)
+                batch = self._finish(*(ahead.take() if ahead else self._begin(prefetcher)))
                 self._step += 1
                 self._clock.waited()
                 try:
@@ -243,11 +259,28 @@ class WindowLoader:
                     self._clock.worked()
         finally:
             stop()
+            if ahead:
+                ahead.close()
             self._maker.close()
+
+    @property
+    def _begins_ahead(self) -> bool:
+        """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
+        return self._decoder.device.type == "cuda" and self._look.augment != "none"
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()
         self.plan, self._step = self.plan.at_epoch(epoch), step
+
+    def host_bytes(self) -> tuple[int, int]:
+        """Bytes of main memory for (decoded frames, batches); the memory for frames is taken now."""
+        if self.device.type != "cpu":
+            return 0, 0
+        if self._fetcher is None:
+            self._fetcher = FrameFetcher(self.dataset, self._decoder, self._new_store(), self._bad)
+        frame = self._decoder.framing.image_size**2 * 3
+        batch = self._step_frames * frame * self._dtype.itemsize
+        return self._fetcher.store.slots * self._decoder.framing.pixels * 3, BATCHES_HELD * batch
 
     def _start(self) -> Prefetcher:
         if self._fetcher is None:
@@ -296,18 +329,20 @@ class WindowLoader:
             return FrameStore(slots, framing, device)
         return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
 
-    def _next_batch(self, prefetcher: Prefetcher) -> Batch:
-        ready = prefetcher.take()
-        batch = self._make_batch(ready)
-        prefetcher.release(ready.step)
-        return batch
-
-    def _make_batch(self, ready: ReadyStep) -> Batch:
+    def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
+        """The next step, once its frames are there, and its batch as far as it can be made ahead; frees its slots."""
         assert self._fetcher is not None
-        uses = ready.uses
+        ready = prefetcher.take(self.give_up)
+        uses, store = ready.uses, self._fetcher.store
         slots = self._bad.substitute(uses.frame_ids, ready.slots, self._fetcher.fetch)
         numbers = self._random_numbers(uses.window_ids, uses.frame_ids)
-        frames = self._maker.make(self._fetcher.store, slots, numbers)
+        begun = (self._maker.begin if self._begins_ahead else self._maker.make)(store, slots, numbers)
+        prefetcher.release(ready.step)
+        return ready, begun
+
+    def _finish(self, ready: ReadyStep, begun: torch.Tensor) -> Batch:
+        uses = ready.uses
+        frames = self._maker.finish(begun, uses.frame_ids.shape) if self._begins_ahead else begun
         clip_ids, _ = self.index.locate(uses.window_ids)
         self._uses += uses.frame_ids.size - ready.fresh
         # Copies: the arrays belong to the plan, the batch to the consumer.
@@ -326,7 +361,7 @@ def chosen_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise SettingsError(f"device is {device!r}; it must be auto, cuda, cuda:N, mps or cpu") from None
     if asked is None or asked.index is None:
-        return pick_device(str(device), rank_facts())
+        return pick_device(str(device), rank_info())
     return asked
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from cltt.loader.control_group import memory_left, ranks_on_node
+
 log = logging.getLogger(__name__)
 
 # Of the memory that is free when a loader starts: on a GPU the model still has to fit, on a CPU other programs.
@@ -44,19 +46,13 @@ def free_share(device: torch.device) -> int:
     """Bytes that one loader may take by default of what is free now; ranks of a node share its memory."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
-    return int(_free_memory() * CPU_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return int(free_memory() * CPU_SHARE / ranks_on_node())
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes of main memory this process may still take: what is available, or what its control group leaves."""
-    free = [_available()]
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        free += [int(limit) - int(used)] if limit != "max" else []
-    except OSError:  # no such control group: nothing limits us
-        pass
-    return max(0, min(free))
+    left = memory_left()
+    return max(0, _available() if left is None else min(left, _available()))
 
 
 def _available() -> int:

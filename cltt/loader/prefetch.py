@@ -24,6 +24,12 @@ EVICT_AHEAD = 2
 CHUNK_FRAMES = 256
 # How long a thread may take to see that it should stop, in seconds.
 PATIENCE = 3.0
+# How long the consumer waits before it asks whether to go on waiting, in seconds.
+LOOK_UP = 0.2
+
+
+class GaveUp(Exception):
+    """The consumer does not want to wait for the next batch any longer."""
 
 
 @dataclass
@@ -108,13 +114,13 @@ class Prefetcher:
         """Whether a thread is left: before :meth:`close`, or after it, where one hangs in a read."""
         return any(thread.is_alive() for thread in self._threads)
 
-    def take(self) -> ReadyStep:
-        """The next step, once its frames are in the store. Raises what a thread raised."""
+    def take(self, give_up: Callable[[], bool] = lambda: False) -> ReadyStep:
+        """The next step, once its frames are in the store. Raises what a thread raised, GaveUp once ``give_up()``."""
         shared = self._shared
         with shared.changed:
-            shared.changed.wait_for(
-                lambda: shared.stopped or shared.failure or (shared.steps and not shared.steps[0].chunk.jobs_left)
-            )
+            while not shared.changed.wait_for(self._settled, LOOK_UP):
+                if give_up():
+                    raise GaveUp
             if isinstance(shared.failure, CLTTError):
                 raise shared.failure
             if shared.failure is not None:
@@ -122,6 +128,11 @@ class Prefetcher:
             if shared.stopped:
                 raise RuntimeError("the loader was closed while it was iterated; start a new iteration")
             return shared.steps.popleft()
+
+    def _settled(self) -> bool:
+        """Whether :meth:`take` need not wait."""
+        shared = self._shared
+        return bool(shared.stopped or shared.failure or (shared.steps and not shared.steps[0].chunk.jobs_left))
 
     def release(self, step: int) -> None:
         """``step`` has been gathered: its slots may be used again."""

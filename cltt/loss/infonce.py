@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from cltt.config import require
-from cltt.distributed import RankFacts, all_gather_integers, all_gather_rows, world
+from cltt.distributed import RankInfo, all_gather_integers, all_gather_rows, world
 from cltt.errors import SettingsError
 from cltt.loss import chunked
 from cltt.loss.reference import reference_accuracy, reference_loss, unit_rows, working_dtype
@@ -99,13 +99,13 @@ class TemporalInfoNCE(torch.nn.Module):
         return_accuracy: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The loss of ``z`` [b, T, D], and the retrieval accuracy if asked for; see the class."""
-        facts = world() if self.gather else RankFacts()
+        info = world() if self.gather else RankInfo()
         signature = self._signature(z, clip_ids, return_accuracy)
-        _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids), signature, facts)
+        _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids), signature, info)
         products = _autocast_dtype(z)
         with torch.autocast(z.device.type, enabled=False):
-            spans = self._spans(z, clip_ids, frame_ids, facts)
-            loss, accuracy = self._evaluate(z, spans, facts, return_accuracy, products)
+            spans = self._spans(z, clip_ids, frame_ids, info)
+            loss, accuracy = self._evaluate(z, spans, info, return_accuracy, products)
         # NaN * 0 is NaN: a broken embedding must not come with a clean accuracy.
         return (loss, accuracy + 0 * loss.detach()) if return_accuracy else loss
 
@@ -120,33 +120,36 @@ class TemporalInfoNCE(torch.nn.Module):
         return (*shape, _TYPES.get(z.dtype, -1), int(clip_ids is not None), int(return_accuracy), *settings)
 
     def _spans(
-        self, z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, facts: RankFacts
+        self, z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, info: RankInfo
     ) -> torch.Tensor | None:
         """Clip, first and last frame (plus the gap) of the windows of all ranks: int64 [B, 3] on z's device."""
         if clip_ids is None or frame_ids is None:
             return None
         frames = frame_ids.long()
         columns = [clip_ids.long().to(frames.device), frames.amin(1), frames.amax(1) + self.ignore_gap]
-        spans = torch.stack(columns, 1).to(z.device, non_blocking=z.is_cuda)
-        return all_gather_rows(spans) if facts.world_size > 1 else spans
+        spans = torch.stack(columns, 1)
+        if z.is_cuda and spans.device.type == "cpu":  # pinned, or the host would wait for the work that is queued
+            spans = spans.pin_memory()
+        spans = spans.to(z.device, non_blocking=z.is_cuda)
+        return all_gather_rows(spans) if info.world_size > 1 else spans
 
     def _evaluate(
         self,
         z: torch.Tensor,
         spans: torch.Tensor | None,
-        facts: RankFacts,
+        info: RankInfo,
         with_accuracy: bool,
         products: torch.dtype | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         backend = resolve_backend(self.backend, z)
         if backend == "reference":
             ignored = None if spans is None else _dense_overlaps(spans, z.shape[1])
-            z = _gather_with_own_gradient(z, facts)
+            z = _gather_with_own_gradient(z, info)
             accuracy = reference_accuracy(z, ignored) if with_accuracy else z.new_zeros(())
             return reference_loss(z, self.temperature, ignored), accuracy
         rows = chunked.Rows(
             window_size=z.shape[1],
-            first=facts.rank * z.shape[0] * z.shape[1],
+            first=info.rank * z.shape[0] * z.shape[1],
             count=z.shape[0] * z.shape[1],
             bound=1 / self.temperature,
             spans=spans,
@@ -154,7 +157,7 @@ class TemporalInfoNCE(torch.nn.Module):
         engine = _engine(backend)
         v = unit_rows(z, self.temperature * engine.NATS)
         dtype = products or z.dtype if backend == "triton" else working_dtype(z)
-        return _FusedLoss.apply(v, rows, engine, dtype, facts.world_size, with_accuracy)
+        return _FusedLoss.apply(v, rows, engine, dtype, info.world_size, with_accuracy)
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -257,15 +260,15 @@ def _dense_overlaps(spans: torch.Tensor, size: int) -> torch.Tensor:
     return ignored.repeat_interleave(size, 0).repeat_interleave(size, 1)
 
 
-def _gather_with_own_gradient(z: torch.Tensor, facts: RankFacts) -> torch.Tensor:
+def _gather_with_own_gradient(z: torch.Tensor, info: RankInfo) -> torch.Tensor:
     """The windows of all ranks in rank order; the gradient reaches this rank's own, times the number of ranks."""
-    if facts.world_size == 1:
+    if info.world_size == 1:
         return z
-    parts = list(all_gather_rows(z.detach()).chunk(facts.world_size))
+    parts = list(all_gather_rows(z.detach()).chunk(info.world_size))
     own = z.clone()
     if own.requires_grad:
-        own.register_hook(lambda grad: grad * facts.world_size)
-    parts[facts.rank] = own
+        own.register_hook(lambda grad: grad * info.world_size)
+    parts[info.rank] = own
     return torch.cat(parts)
 
 
@@ -292,7 +295,7 @@ def _check(z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tens
     )
 
 
-def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], facts: RankFacts) -> None:
+def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], info: RankInfo) -> None:
     """Run ``check`` here, and compare the ranks' signatures; if anything is wrong anywhere, every rank raises.
 
     A rank that raised alone would leave the others waiting in the next collective.
@@ -302,7 +305,7 @@ def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], f
         check()
     except SettingsError as raised:
         error = raised
-    if facts.world_size > 1:
+    if info.world_size > 1:
         everyone = all_gather_integers((*signature, int(error is not None)))
         if error is None and len(set(everyone)) > 1:
             shapes = ", ".join(f"rank {rank} {numbers[:3]}" for rank, numbers in enumerate(everyone))

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 EPS = 1e-6  # a row is divided by max(length, EPS), in every backend
 
 
-def positive_mask(B: int, T: int) -> torch.Tensor:
-    """Which pairs of frames are positives: same window, not self -> bool [B*T, B*T].
+def positive_mask(B: int, T: int, device: torch.device | None = None) -> torch.Tensor:
+    """Which pairs of frames are positives: same window, not self -> bool [B*T, B*T] on ``device`` (None: the CPU).
 
     ``positive_mask(2, 3)``::
 
@@ -20,8 +20,8 @@ def positive_mask(B: int, T: int) -> torch.Tensor:
         . . . 1 . 1
         . . . 1 1 .
     """
-    window = torch.arange(B * T) // T
-    return (window[:, None] == window) & ~torch.eye(B * T, dtype=torch.bool)
+    window = torch.arange(B * T, device=device) // T
+    return (window[:, None] == window) & ~torch.eye(B * T, dtype=torch.bool, device=device)
 
 
 def reference_loss(z: torch.Tensor, temperature: float = 0.5, ignored: torch.Tensor | None = None) -> torch.Tensor:
@@ -36,7 +36,7 @@ def reference_loss(z: torch.Tensor, temperature: float = 0.5, ignored: torch.Ten
     """
     v = unit_rows(z, temperature)
     logits = v @ v.T
-    positive = positive_mask(z.shape[0], z.shape[1]).to(z.device)
+    positive = positive_mask(z.shape[0], z.shape[1], z.device)
     visible = logits.masked_fill(_hidden(len(v), ignored, z.device), -torch.inf)
     return -(logits - visible.logsumexp(1, keepdim=True))[positive].mean()
 
@@ -45,7 +45,7 @@ def reference_loss(z: torch.Tensor, temperature: float = 0.5, ignored: torch.Ten
 def reference_accuracy(z: torch.Tensor, ignored: torch.Tensor | None = None) -> torch.Tensor:
     """Share of frames whose best positive is more similar than every negative -> scalar; arguments as above."""
     v = unit_rows(z, 1.0)
-    positive = positive_mask(z.shape[0], z.shape[1]).to(z.device)
+    positive = positive_mask(z.shape[0], z.shape[1], z.device)
     visible = (v @ v.T).masked_fill(_hidden(len(v), ignored, z.device), -torch.inf)
     best_positive = visible.masked_fill(~positive, -torch.inf).amax(1)
     return (best_positive > visible.masked_fill(positive, -torch.inf).amax(1)).to(v.dtype).mean()

@@ -35,7 +35,7 @@ from cltt.sampling.permutation import shuffled, shuffled_in_groups
 _LEAST_NEIGHBOURS, _NEIGHBOURS, _SETS = 4, 8, 8
 # How far windows of a chain may meet more rarely than wanted for the sake of wide groups.
 TOLERANCE = Fraction(1, 10)
-_PARTS = 64  # of one: shares are counted in whole numbers
+_PARTS = 64  # shares are counted in 64ths, so in whole numbers
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def choose_stretches(num_steps: int, crowd: int, chains: np.ndarray, *, wanted: 
 
 
 class Dealing:
-    """The windows at each step: place ``windows(steps, rows)`` of the block, counted row by row."""
+    """Which place of the block each row takes at each step."""
 
     def __init__(self, stretches: Stretches, num_rows: int, seeds: np.random.SeedSequence) -> None:
         moves, turns, steps = seeds.spawn(3)
@@ -117,7 +117,7 @@ class Dealing:
         self._slot = shuffled(stretches.num_steps, steps)
 
     def places(self, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Places of the block that ``rows`` take at ``steps``: int64, the two broadcast together."""
+        """Places that ``rows`` take at ``steps``, counted row by row: int64, the two broadcast together."""
         place = self._place[rows, self._slot[steps]]
         return self._source_row[self._stretch[place], rows] * len(self._slot) + place
 

@@ -26,8 +26,9 @@ from cltt.sampling.uses import FrameUses
 from cltt.sampling.windows import WindowIndex
 
 DEFAULT_DEPTH = 128
-# A run costs (T + run - 1)/run decodes a window where neighbours share T-1 frames: 1.2 for every T with this many.
-RUN_FOR_EACH_SHARED_FRAME = 5
+# A run costs (T + run - 1)/run decodes a window where neighbours share T-1 frames: 1.2 with this many windows for each
+# shared frame. Longer ones than 32 leave a block too few runs to mix.
+RUN_FOR_EACH_SHARED_FRAME, LONGEST_RUN = 5, 32
 # Frames an exact frames_per_block may go through, and blocks that are looked at where there are more.
 EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 
@@ -42,7 +43,7 @@ class EpochPlan:
         min_gap: frames to leave between two windows of a clip in one batch, beyond not overlapping.
         depth: steps that share a block of windows; None: 128. Where keeping windows apart takes more, blocks are
             longer. More depth saves decoding and costs frame memory.
-        run: windows of a clip drawn together; None: 5*(T-1). 1 where no windows share frames.
+        run: windows of a clip drawn together; None: 5*(T-1), at most 32. 1 where no windows share frames.
 
     Attributes:
         index, batch_size, seed, epoch, min_gap, depth, run: as given or resolved.
@@ -151,7 +152,7 @@ class EpochPlan:
         """Most frames a block of this epoch holds for the rank: the slots of a cache that decodes each once a block.
 
         Exact for up to 4 million frames over all windows. For more, the most in 64 blocks spread over the epoch, and a
-        32nd more: blocks are alike, as runs are shuffled over all of them.
+        64th more: blocks are alike, as runs are shuffled over all of them.
         """
         rows = self._rows(rank, world_size)
         exact = len(self.index) * self.index.window_size <= EXACT_FRAMES
@@ -161,7 +162,7 @@ class EpochPlan:
             )
         sampled = range(self.num_blocks) if exact else self._sampled_blocks()
         most = max(len(self.block_frames(block, rank=rank, world_size=world_size)) for block in sampled)
-        return most if exact else most + most // 32
+        return most if exact else most + most // 64
 
     def block_of(self, step: int) -> int:
         """The block that ``step`` belongs to.
@@ -204,8 +205,9 @@ class EpochPlan:
 
     # ---- the order ---------------------------------------------------------------------------------------------------
     def _resolved_run(self, run: int | None) -> int:
-        asked = RUN_FOR_EACH_SHARED_FRAME * (self.index.window_size - 1) if run is None else whole("run", run, 1)
-        return max(1, asked) if self.index.sharing_distance.any() else 1
+        default = min(RUN_FOR_EACH_SHARED_FRAME * (self.index.window_size - 1), LONGEST_RUN)
+        asked = default if run is None else whole("run", run, 1)
+        return asked if self.index.sharing_distance.any() else 1
 
     def _shuffled(self) -> SingleWindows | ShuffledRuns:
         if self.run == 1:

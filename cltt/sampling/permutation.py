@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from cltt.sampling.hashing import GOLDEN, mix64
-
 MAX_SEED = 2**64
 # What each random stream is for: the third number of its seeds.
 RUNS, SHIFT, BLOCK, FRAMES = range(4)
 _ROUNDS = 5  # of two half rounds each
+# 2**64 over the golden ratio: keeps numbered streams of a hash apart.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix64(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser, uint64 -> uint64, a bijection (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195)."""
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def seed_sequence(*numbers: int) -> np.random.SeedSequence:
@@ -29,7 +39,7 @@ def random_below(size: int, seeds: np.random.SeedSequence) -> int:
 
 def shuffled(size: int, seeds: np.random.SeedSequence) -> np.ndarray:
     """The numbers 0..size-1 in random order: int64 [size]."""
-    return shuffled_in_groups(np.zeros(size, dtype=np.int64), 1, seeds)[0]
+    return shuffled_in_groups(np.broadcast_to(np.int64(0), size), 1, seeds)[0]
 
 
 def shuffled_in_groups(group: np.ndarray, num_rows: int, seeds: np.random.SeedSequence) -> np.ndarray:
@@ -45,7 +55,7 @@ def shuffled_in_groups(group: np.ndarray, num_rows: int, seeds: np.random.SeedSe
     words = np.random.PCG64(seeds).random_raw(num_rows * size).reshape(num_rows, size)
     words >>= element_bits + group_bits
     words <<= element_bits
-    words |= np.arange(size, dtype=np.uint64)
+    words |= np.arange(size, dtype=np.min_scalar_type(size))
     if group_bits:
         words |= group.astype(np.uint64) << (np.uint64(64) - group_bits)
     words.sort(axis=1)

@@ -1,16 +1,23 @@
-"""What every data set knows of its clips: lengths, keys, labels and splits."""
+"""What every data set knows of its clips, lengths, keys, labels and splits; and how folders are cut into clips."""
 
 from __future__ import annotations
 
+import re
+from array import array
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from cltt.errors import FrameError, SettingsError
+from cltt.files.regular import read_regular
 from cltt.shards import format
+from cltt.text import shorten
 
 Array = np.ndarray[Any, Any]
+_COMMENT = re.compile(r"(^|\s)#.*")
+MAX_LIST = 1 << 28  # bytes of a list of clips
 
 
 class _ClipTable:
@@ -51,11 +58,49 @@ class _ClipTable:
             raise SettingsError(f"there is no split {name!r}; the splits are: {known}")
         return np.flatnonzero(self._clips[format.CLIP_SPLIT] == self.split_names.index(name)).astype(np.int64)
 
-    def training_clips(self, split: str | None) -> tuple[str, Array]:
+    def clip_key(self, clip: int) -> str:
+        """The path of the clip's folder or video relative to the root folder."""
+        raise NotImplementedError
+
+    def listed_clips(self, path: str | None) -> Array:
+        """Ids of the clips that the text file ``path`` picks, int64; all for None.
+
+        A line is a clip's key or a folder of clips; what follows a ``#`` at its start or behind a blank is a comment.
+        SettingsError for a file that cannot be read, or a line that fits no clip.
+        """
+        if path is None:
+            return np.arange(self.num_clips)
+        lines = read_clip_list(path)
+        chosen = np.zeros(self.num_clips, bool)
+        used: set[str] = set()
+        for clip in range(self.num_clips):
+            heads = {".", *_heads(self.clip_key(clip))} & lines.keys()
+            chosen[clip] = bool(heads)
+            used |= heads
+        for line, number in lines.items():
+            if line not in used:
+                raise SettingsError(
+                    f"line {number} of {path!r} is {shorten(line, 60)!r}, no clip and no folder of clips here; "
+                    f"clips are named such as {self.clip_key(0)!r}"
+                )
+        return np.flatnonzero(chosen).astype(np.int64)
+
+    def training_clips(self, split: str | None, listed: str | None = None) -> tuple[str, Array]:
         """What a run trains on: ``split``, or ``train`` where there are splits, or all -> its name, int64 clip ids.
 
-        Raises SettingsError for a split that is not there or has no clips.
+        Of these only the clips that the file ``listed`` picks. Raises SettingsError for a split that is not there, and
+        where no clips are left.
         """
+        name, clips = self._split_or_all(split)
+        if listed is not None:
+            clips = np.intersect1d(clips, self.listed_clips(listed))
+            if not len(clips):
+                raise SettingsError(
+                    f"{listed!r} picks no clips of the split {name!r}; give another file or --split all"
+                )
+        return name, clips
+
+    def _split_or_all(self, split: str | None) -> tuple[str, Array]:
         name = split or ("train" if self.split_names else "all")
         if name == "all":
             return name, np.arange(self.num_clips)
@@ -72,6 +117,20 @@ class _ClipTable:
     def clip_of(self, frame_ids: Any) -> Array:
         """The clip of each frame, int64 of the same shape."""
         return np.searchsorted(self.clip_offsets, np.asarray(frame_ids), side="right").astype(np.int64) - 1
+
+    def frame_time(self, frame_ids: Any) -> Array | None:
+        """Seconds of frames from their clip's first frame, float64 of the same shape; None if the source has no times.
+
+        NaN for a frame of a folder where others are of videos.
+        """
+        return None
+
+    def frame_boxes(self, frame_ids: Any) -> Array | None:
+        """Where to look in frames: x1, y1, x2, y2 from 0 to 1 of width and height, float32 [..., 4]; None: no boxes.
+
+        NaN for a frame without a box; a point is a box without extent.
+        """
+        return None
 
     def _check_ids(self, frame_ids: Any) -> Array:
         ids = np.asarray(frame_ids, np.int64).reshape(-1)
@@ -92,3 +151,69 @@ class _ClipTable:
             if isinstance(frame, FrameError):
                 raise frame
         return frames  # type: ignore[return-value]
+
+
+def read_clip_list(path: str) -> dict[str, int]:
+    """The entries of a list of clips and the line of each; SettingsError if it cannot be read or holds none."""
+    try:
+        text = read_regular(path, MAX_LIST).decode(errors="surrogateescape").lstrip("\ufeff")
+        rows = [_COMMENT.sub("", line.rstrip("\r")).strip() for line in text.replace("\r\n", "\n").split("\n")]
+    except OSError as error:
+        raise SettingsError(f"cannot read the list of clips {path!r}: {error.strerror}") from error
+    entries = {row.rstrip("/"): number for number, row in enumerate(rows, 1) if row}
+    if not entries:
+        raise SettingsError(f"the list of clips {path!r} is empty; give a clip's key or a folder of clips a line")
+    return entries
+
+
+def _heads(key: str) -> Iterator[str]:
+    """The key, and the folders that it lies in."""
+    parts = key.split("/")
+    return ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+
+
+class ClipCutter:
+    """Clips as they are found while files go by in order: one a folder, or several parts of it with gaps between.
+
+    Attributes (one entry a clip): ``first``, the number of its first frame; ``folder``; ``part``, counted from 0 in
+    each folder. Frames are counted over the valid files alone.
+    """
+
+    def __init__(self) -> None:
+        self.first, self.folder, self.part = array("q"), array("q"), array("q")
+        self.frames = 0
+        self._last_folder = -1
+        self._is_cut = False
+
+    def add(self, folders: Array, valid: Array, gap_before: Array | None = None) -> None:
+        """The next files: the folder of each, int64 [n] in order; bool [n]: which are frames, which follow a gap."""
+        if not len(folders):
+            return
+        kept = np.flatnonzero(valid)
+        cuts = np.cumsum(~valid if gap_before is None else ~valid | gap_before)
+        at = cuts[kept]  # a clip begins where this grew since the last frame, and in each folder
+        starts = np.diff(at, prepend=0) > 0
+        starts |= np.diff(folders[kept], prepend=self._last_folder) != 0
+        if len(kept):
+            starts[0] |= self._is_cut
+            for frame in np.flatnonzero(starts).tolist():
+                self._start(self.frames + frame, int(folders[kept[frame]]))
+            self._last_folder = int(folders[kept[-1]])
+        self._is_cut = bool(cuts[-1] > (at[-1] if len(kept) else 0))
+        self.frames += len(kept)
+
+    def _start(self, frame: int, folder: int) -> None:
+        is_next_part = bool(self.folder) and self.folder[-1] == folder
+        self.part.append(self.part[-1] + 1 if is_next_part else 0)
+        self.first.append(frame)
+        self.folder.append(folder)
+
+    def columns(self) -> tuple[Array, Array, Array]:
+        """(first frame, length, part) of the clips, int64 [clips] each."""
+        first = np.frombuffer(self.first, np.int64)
+        return first, np.diff(first, append=self.frames), np.frombuffer(self.part, np.int64)
+
+    def keys(self) -> tuple[Array, Array]:
+        """(folders that have a clip, in order; the number of each clip's folder among them)."""
+        folders, numbers = np.unique(np.frombuffer(self.folder, np.int64), return_inverse=True)
+        return folders, numbers.astype(np.int64)

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cltt.errors import FrameError
+from cltt.errors import FrameError, InvalidImage
 from cltt.files.threads import ordered_map
 from cltt.shards.folder import Dataset
+from cltt.source import image, jpeg, pixels
 from cltt.text import counted
 
 Ids = NDArray[np.int64]
@@ -41,18 +42,25 @@ def damaged_frames(dataset: Dataset, clips: Ids, *, decode: bool = False, thread
 
 
 def _check(dataset: Dataset, ids: Ids, decode: bool) -> list[FrameError]:
-    import simplejpeg
-
     damaged = []
     for frame, data in zip(ids.tolist(), dataset.read_each(ids), strict=True):
         if isinstance(data, FrameError):
             damaged.append(data)
-        elif decode:
-            try:
-                simplejpeg.decode_jpeg(data, "RGB")
-            except ValueError as error:
-                damaged.append(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
+        elif decode and (problem := decode_problem(data)):
+            damaged.append(FrameError(frame, dataset.frame_name(frame), problem))
     return damaged
+
+
+def decode_problem(data: bytes) -> str:
+    """Why a stored frame cannot be decoded, every bit of it; empty if it can."""
+    try:
+        info = jpeg.jpeg_info(data)
+        image.check_pixels(info.width, info.height, image.MAX_PIXELS)
+        jpeg.check_scans(data, info)
+        pixels.check_every_bit(data)
+    except InvalidImage as error:
+        return str(error)
+    return ""
 
 
 def damaged_text(damaged: list[FrameError]) -> list[str]:

@@ -6,6 +6,7 @@ neighbouring frames come in one read. Every frame's CRC-32 is checked before the
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import zlib
@@ -16,8 +17,14 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError, FrameError
-from cltt.shards import format, tar
+from cltt.files.patience import IO_PATIENCE, Handle, Patience, ShortRead
+from cltt.files.regular import AnyPath
+from cltt.shards import checks, format, tar
 from cltt.shards.clip_table import Array, _ClipTable
+from cltt.shards.open_shards import OpenShards
+from cltt.source import scan, videos
+
+log = logging.getLogger(__name__)
 
 MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
 MAX_READ = 8 << 20  # bytes of one read
@@ -26,12 +33,16 @@ MAX_READ = 8 << 20  # bytes of one read
 class ShardDataset(_ClipTable):
     """A complete set of shards, opened for reading by any number of threads.
 
+    Reads that fail in a way that passes (see :mod:`cltt.files.patience`) are tried again for ``io_patience`` seconds;
+    then StorageError is raised.
+
     Raises DataError if the shards are not there, not complete, of another version, or their index is cut off.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, io_patience: float = IO_PATIENCE) -> None:
         self.path = Path(path)
-        index = format.read_index(self.path)
+        self.patience = Patience(io_patience)
+        index = checks.read_index(self.path, self.patience)
         self.num_frames: int = index["counts"]["frames"]
         self.num_clips: int = index["counts"]["clips"]
         self.fingerprint: str = index["fingerprint"]
@@ -40,45 +51,64 @@ class ShardDataset(_ClipTable):
         self.settings: dict[str, Any] = index["settings"]
         self.root_dir: str = index["root_dir"]
         self.shards: list[dict[str, Any]] = index["shards"]
-        self._check_sizes(index["files"])
-        self._frames = np.load(self.path / format.FRAMES, mmap_mode="r")
-        self._clips = np.load(self.path / format.CLIPS, mmap_mode="r")
-        self._key_offsets = np.load(self.path / format.KEY_OFFSETS, mmap_mode="r")
+        self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
+        self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index, self.patience)
+        self._parts = checks.open_parts(self.path, index, self.patience)
         self._files = _Files(self.path)
-
-    def _check_sizes(self, files: dict[str, Any]) -> None:
-        for name in format.INDEX_FILES:
-            try:
-                size = (self.path / name).stat().st_size
-            except FileNotFoundError:
-                raise DataError(f"{self.path / name} is missing; build the shards again with --overwrite") from None
-            if size != files[name]["size"]:
-                raise DataError(
-                    f"{self.path / name} has {size} bytes, {files[name]['size']} were written; "
-                    "copy it again or build the shards again with --overwrite"
-                )
 
     def clip_key(self, clip: int) -> str:
         """The clip folder's path relative to the root folder the shards were built from."""
         key = int(self._clips[format.CLIP_KEY, clip])
-        start, stop = (int(offset) for offset in self._key_offsets[key : key + 2])
-        with (self.path / format.KEYS).open("rb") as file:
-            file.seek(start)
-            return os.fsdecode(file.read(stop - start))
+        start, stop = self._key_offsets.read(key, key + 2).tolist()
+        with Handle(self.path / format.KEYS, follow=False) as file:
+            found = self.patience.ask(self.path / format.KEYS, lambda: file.read(stop - start, start))
+        checks.check_member(found if found != scan.ROOT_KEY else b"root")
+        return os.fsdecode(found)
 
     def frame_facts(self, frame_ids: Any) -> Array:
         """Records (``format.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
         return np.asarray(self._frames[self._check_ids(frame_ids)])
 
     def frame_name(self, frame_id: int) -> str:
-        """The source file's path relative to the root folder, from the member's header in the tar."""
-        record = self.frame_facts([frame_id])[0]
+        """The source file's path relative to the root folder, from the member's header in the tar.
+
+        Of a frame of a video the video's path and the time: ``talk.mp4#t=12.400``.
+        """
+        records = self.frame_facts([frame_id])
+        if not checks.records_within(records, self.shard_sizes).all():
+            raise self._astray(frame_id)
+        record = records[0]
         shard = int(record["shard"])
         try:
-            member = tar.read_member_name(lambda size, at: self._files.pread(shard, size, at), int(record["offset"]))
+            member = tar.read_member(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"])).name
+            checks.check_member(member)
         except (OSError, DataError) as error:
             raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
-        return os.fsdecode(tar.source_path(member))
+        times = self.frame_time([frame_id])
+        if times is None or np.isnan(times[0]):
+            return os.fsdecode(tar.source_path(member))
+        return os.fsdecode(videos.moment(member.rpartition(b"/")[0], float(times[0])))
+
+    def frame_time(self, frame_ids: Any) -> Array | None:
+        rows = self._part(format.TIMES, frame_ids)
+        if rows is None:
+            return None
+        if not checks.times_fit(rows):
+            raise DataError(f"{self.path / format.TIMES} holds no times; {_REPAIR}")
+        return rows.reshape(np.shape(frame_ids))
+
+    def frame_boxes(self, frame_ids: Any) -> Array | None:
+        rows = self._part(format.BOXES, frame_ids)
+        if rows is None:
+            return None
+        boxes = rows.view("<f4").reshape(-1, 4)
+        if not checks.boxes_fit(boxes):
+            raise DataError(f"{self.path / format.BOXES} holds boxes that lie outside their frames; {_REPAIR}")
+        return boxes.reshape(*np.shape(frame_ids), 4)
+
+    def _part(self, name: str, frame_ids: Any) -> Array | None:
+        ids = self._check_ids(frame_ids)
+        return self._parts[name][ids] if name in self._parts else None
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
         """As :meth:`read`, with a FrameError in the place of each frame that is damaged or missing."""
@@ -86,10 +116,30 @@ class ShardDataset(_ClipTable):
         unique, places = np.unique(ids, return_inverse=True)
         found: list[bytes | FrameError] = []
         records = np.asarray(self._frames[unique])
+        within = checks.records_within(records, self.shard_sizes)
+        if not within.all():
+            return self._read_those_within(unique, within, places)
         columns = [records[name].tolist() for name in ("shard", "offset", "size", "crc")]
         for start, stop in _neighbours(records):
             found += self._read_range(unique[start:stop], *(column[start:stop] for column in columns))
         return [found[place] for place in places.tolist()]
+
+    def _read_those_within(self, ids: Array, within: Array, places: Array) -> list[bytes | FrameError]:
+        """As :meth:`read_each` for ``ids[places]``, some of whose records lead out of their shard."""
+        found = iter(self.read_each(ids[within]))
+        each = [next(found) if good else self._astray(frame) for frame, good in zip(ids.tolist(), within, strict=True)]
+        return [each[place] for place in places.tolist()]
+
+    def _clip_text(self, frame_id: int) -> str:
+        clip = int(self.clip_of(frame_id))
+        try:
+            return f"in clip {self.clip_key(clip)!r}"
+        except DataError:
+            return f"in clip {clip}"
+
+    def _astray(self, frame_id: int) -> FrameError:
+        name = self._clip_text(frame_id)
+        return FrameError(frame_id, name, f"{self.path / format.FRAMES}: its record leads out of its shard; {_REPAIR}")
 
     def _read_range(
         self, ids: Array, shards: list[int], offsets: list[int], sizes: list[int], crcs: list[int]
@@ -97,21 +147,39 @@ class ShardDataset(_ClipTable):
         """Frames that lie close together in one shard, in one read."""
         first = offsets[0]
         try:
-            data, problem = self._files.view(shards[0], offsets[-1] + sizes[-1] - first, first), "cut off"
+            data, problem = self._view(shards[0], offsets[-1] + sizes[-1] - first, first), ""
         except OSError as error:
             data, problem = memoryview(b""), f"cannot be read ({error.strerror})"
         for k, (offset, size, crc) in enumerate(zip(offsets, sizes, crcs, strict=True)):
             frame = data[offset - first : offset - first + size]
             if len(frame) == size and zlib.crc32(frame) == crc:
                 yield bytes(frame)
+            elif problem:
+                yield self._damaged(int(ids[k]), shards[0], problem)
             else:
-                yield self._damaged(int(ids[k]), shards[0], problem if len(frame) < size else "CRC mismatch")
+                yield self._read_once_more(int(ids[k]))
+
+    def _view(self, shard: int, size: int, offset: int) -> memoryview:
+        path = self.path / format.shard_name(shard)
+        return self.patience.ask(path, lambda: self._files.view(shard, size, offset))
+
+    def _read_once_more(self, frame_id: int) -> bytes | FrameError:
+        """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
+        record = self._frames[frame_id]
+        shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
+        path = self.path / format.shard_name(shard)
+        with Handle(path, follow=False) as file:
+            frame = self.patience.ask(path, lambda: file.read_uncached(size, offset))
+        if len(frame) == size and zlib.crc32(frame) == crc:
+            log.warning("%s: frame %d came with a wrong CRC, and right when it was read again", path, frame_id)
+            return frame
+        return self._damaged(frame_id, shard, "cut off" if len(frame) < size else "CRC mismatch")
 
     def _damaged(self, frame_id: int, shard: int, problem: str) -> FrameError:
         try:
             name = self.frame_name(frame_id)
         except DataError:
-            name = f"in clip {self.clip_key(int(self.clip_of(frame_id)))!r}"
+            name = self._clip_text(frame_id)
         return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
 
 
@@ -137,43 +205,33 @@ def _neighbours(records: Array) -> Iterator[tuple[int, int]]:
 
 
 class _Files:
-    """Open shards by number; a file is opened once, by whichever thread comes first."""
+    """The shards of a set, read by any number of threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._handles: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._open = OpenShards(path)
         self._threads = threading.local()
 
-    def pread(self, shard: int, size: int, offset: int) -> bytes:
-        """Up to ``size`` bytes at ``offset``: fewer only at the end of the file."""
-        return bytes(self._read_into(memoryview(bytearray(size)), shard, offset))
-
     def view(self, shard: int, size: int, offset: int) -> memoryview:
-        """As :meth:`pread`, in memory that this thread's next view overwrites: fresh memory costs more than reading."""
-        memory = getattr(self._threads, "memory", memoryview(b""))
-        if len(memory) < size:
-            memory = self._threads.memory = memoryview(bytearray(size))
-        return self._read_into(memory[:size], shard, offset)
+        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file, in memory that this thread's next view
+        overwrites: fresh memory costs more than reading. The shard is opened anew by the next call after an OSError.
+        """
+        with self._open.handle(shard) as handle:
+            if offset + size > (there := os.fstat(handle).st_size):
+                size = max(0, there - offset)  # memory is taken for what is there alone
+            memory = getattr(self._threads, "memory", memoryview(b""))
+            if len(memory) < size:
+                memory = self._threads.memory = memoryview(bytearray(size))
+            return _read_into(memory[:size], handle, offset, self._path / format.shard_name(shard))
 
-    def _read_into(self, memory: memoryview, shard: int, offset: int) -> memoryview:
-        handle, filled = self._handle(shard), 0
-        while filled < len(memory) and (count := _pread_into(handle, memory[filled:], offset + filled)):
-            filled += count
-        return memory[:filled]
 
-    def _handle(self, shard: int) -> int:
-        handle = self._handles.get(shard)
-        if handle is not None:
-            return handle
-        with self._lock:
-            if shard not in self._handles:
-                self._handles[shard] = os.open(self._path / format.shard_name(shard), os.O_RDONLY)
-            return self._handles[shard]
-
-    def __del__(self) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
+def _read_into(memory: memoryview, handle: int, offset: int, path: AnyPath) -> memoryview:
+    filled = 0
+    while filled < len(memory) and (count := _pread_into(handle, memory[filled:], offset + filled)):
+        filled += count
+    if filled < len(memory) and offset + filled < os.fstat(handle).st_size:
+        raise ShortRead(path)
+    return memory[:filled]
 
 
 def _pread_into(handle: int, memory: memoryview, offset: int) -> int:

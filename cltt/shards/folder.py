@@ -1,8 +1,9 @@
-"""A plain folder of clip folders, read like shards."""
+"""A plain folder of clip folders and videos, read like shards."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,107 +16,158 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cltt.errors import DataError, FrameError, SettingsError
+from cltt.errors import DataError, FrameError, InvalidImage, SettingsError
 from cltt.files import threads
+from cltt.files.patience import IO_PATIENCE, Patience
 from cltt.shards import format
-from cltt.shards.clip_table import Array, _ClipTable
+from cltt.shards.clip_table import Array, ClipCutter, _ClipTable
 from cltt.shards.dataset import ShardDataset
-from cltt.source import image, scan
+from cltt.source import clips, image, scan, videos
 
 
 class FolderDataset(_ClipTable):
     """The same interface over a plain folder of clips: nothing is built, the index is held in memory.
 
-    Frames that shards would hold re-encoded are re-encoded on each read, so both give the same pixels.
+    Frames that shards would hold re-encoded are re-encoded on each read, so both give the same pixels. Those of videos
+    are sought and decoded on each read.
 
     Args:
-        root_dir: the folder of clip folders.
+        root_dir: the folder of clip folders and videos.
+        fps: frames a second taken of videos; None: every frame.
         check: read every file first, leave out those that are no whole picture and cut their clips there: the clips are
             then those of shards built with the default settings. Without it a scan of the names is enough, and a
-            broken file is a FrameError when it is read.
+            invalid file is a FrameError when it is read. Videos are never decoded for this, only their packets read.
+        io_patience: seconds for which reads that fail in a way that passes are tried again.
 
     Attributes:
-        broken: with ``check``, why each file was left out, by its path relative to the root folder.
+        invalid: with ``check``, why each file was left out, by its path relative to the root folder; of videos, what
+            their packets do not give, and why.
 
     Raises SettingsError if there are no frames; with ``check``, DataError if no file is a whole picture or one cannot
     be read.
     """
 
-    def __init__(self, root_dir: str | os.PathLike[str], *, check: bool = False) -> None:
+    def __init__(
+        self,
+        root_dir: str | os.PathLike[str],
+        *,
+        check: bool = False,
+        fps: float | None = None,
+        io_patience: float = IO_PATIENCE,
+    ) -> None:
         self.path = Path(root_dir)
+        self.patience = Patience(io_patience)
         self.root_dir = os.path.realpath(root_dir)
         self._root = scan.check_root(self.root_dir)
-        with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
-            clips = list(scan.scan_clips(scan.scan_folders(self._root, pool), pool))
-        if not clips:
-            raise SettingsError(f"no frames under {os.fsdecode(self._root)!r}; its folders must hold one image a frame")
-        self._keys = [clip.key for clip in clips]
-        self._names = [frame.name for clip in clips for frame in clip.frames]
+        listed = self._list(videos.Sampling(fps=fps))
+        found = [clip for clip, _ in listed]
+        self._keys = [clip.key for clip in found]
+        self._videos = [clip.video for clip in found]
+        self._frames = [frame for clip in found for frame in clip.frames]
         self._facts: Array | None = None
-        self.broken: dict[str, str] = {}
-        good = np.ones(len(self._names), bool)
+        self.invalid = {
+            os.fsdecode(path): reason
+            for _, notes in listed
+            for path, what, reason in notes
+            if what == "skipped" and reason != videos.OTHER_STREAM
+        }
+        valid = np.ones(len(self._frames), bool)
         if check:
-            self._facts, self.broken = check_files(self._root, clips)
-            good = self._facts["width"] > 0
-            self._facts = self._facts[good]
-            self._names = [self._names[frame] for frame in np.flatnonzero(good).tolist()]
-        self._clips = cut_clips([len(clip.frames) for clip in clips], good)
-        self.num_frames, self.num_clips = len(self._names), self._clips.shape[1]
-        self.fingerprint = self._hash(clips)
+            self._facts, invalid = check_files(self._root, found)
+            self.invalid |= invalid
+            of_video = np.repeat([bool(clip.video) for clip in found], [len(clip.frames) for clip in found])
+            valid = (self._facts["width"] > 0) | of_video
+            self._facts = self._facts[valid]
+        begins = np.array([frame.begins for frame in self._frames], bool)
+        self._clips = cut_clips([len(clip.frames) for clip in found], valid, begins)
+        self._frames = [self._frames[frame] for frame in np.flatnonzero(valid).tolist()]
+        self.num_frames, self.num_clips = len(self._frames), self._clips.shape[1]
+        self.fingerprint = self._hash(found)
         self.label_names: list[str] = []
         self.split_names: list[str] = []
 
+    def _list(self, sampling: videos.Sampling) -> list[clips.Listed]:
+        with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
+            listed = list(clips.list_clips(scan.scan_folders(self._root, pool, self.patience), pool, sampling))
+        if not any(clip.frames for clip, _ in listed):
+            raise SettingsError(
+                f"no frames under {os.fsdecode(self._root)!r}; it must hold videos, or folders with one image a frame"
+            )
+        return listed
+
     @staticmethod
-    def _hash(clips: list[scan.SourceClip]) -> str:
+    def _hash(found: list[scan.SourceClip]) -> str:
         digest = hashlib.sha256()
-        for clip in clips:
-            digest.update(clip.key + b"\0")
+        for clip in found:
+            digest.update(clip.key + b"\0" + clip.video)
             for frame in clip.frames:
-                digest.update(b"%b\0%d %d\0" % (frame.name, frame.size, frame.mtime_ns))
+                digest.update(b"%b\0%d %d\0" % (frame.name, frame.size, frame.mark))
         return digest.hexdigest()[:32]
 
     def clip_key(self, clip: int) -> str:
-        """The clip folder's path relative to the root folder."""
-        return os.fsdecode(self._key(clip))
+        """The path of the clip's folder or video relative to the root folder."""
+        return os.fsdecode(self._keys[int(self._clips[format.CLIP_KEY, clip])])
 
-    def _key(self, clip: int) -> bytes:
-        return self._keys[int(self._clips[format.CLIP_KEY, clip])]
+    def _planned(self, frame_id: int) -> clips.Planned:
+        """The frame with all that reading it takes."""
+        source = int(self._clips[format.CLIP_KEY, int(self.clip_of(frame_id))])
+        name, size, mark, entry, time, _ = self._frames[frame_id]
+        return clips.Planned(self._keys[source], self._videos[source], name, size, mark, entry, time)
 
     def frame_name(self, frame_id: int) -> str:
-        """The file's path relative to the root folder."""
+        """The file's path relative to the root folder; of a frame of a video the video's and the time."""
         self._check_ids([frame_id])
-        return os.fsdecode(scan.join_key(self._key(int(self.clip_of(frame_id))), self._names[frame_id]))
+        return os.fsdecode(self._planned(frame_id).path)
+
+    def frame_time(self, frame_ids: Any) -> Array | None:
+        if not any(self._videos):
+            return None
+        times = [self._frames[frame].time for frame in self._check_ids(frame_ids).tolist()]
+        return np.array(times, np.float64).reshape(np.shape(frame_ids))
 
     def frame_facts(self, frame_ids: Any) -> Array:
         """Records as those of :meth:`ShardDataset.frame_facts`; width and height from the files, zeros for the rest."""
         ids = self._check_ids(frame_ids)
-        if self._facts is not None:
-            return np.asarray(self._facts[ids])
-        records = np.zeros(len(ids), format.FRAME_DTYPE)
-        for record, frame_id in zip(records, ids.tolist(), strict=True):
-            stored = self._stored(frame_id)
+        records = np.zeros(len(ids), format.FRAME_DTYPE) if self._facts is None else np.array(self._facts[ids])
+        unknown = np.flatnonzero(records["width"] == 0).tolist()
+        for place, stored in zip(unknown, self._stored(ids[unknown]), strict=True):
             if isinstance(stored, image.Stored):
-                note_facts(record, stored)
+                note_facts(records[place], stored)
         return records
 
-    def _stored(self, frame_id: int) -> image.Stored | FrameError:
-        name = self.frame_name(frame_id)
-        try:
-            return image.as_stored((self._root_path / name).read_bytes(), verify="header")
-        except (image.BrokenPicture, OSError) as error:
-            return FrameError(frame_id, name, getattr(error, "strerror", None) or str(error))
+    def _stored(self, frame_ids: Array) -> list[image.Stored | FrameError]:
+        """Each frame as a shard would keep it; those of a video in one pass over it."""
+        unique, places = np.unique(frame_ids, return_inverse=True)
+        found: list[image.Stored | FrameError] = []
+        frames = [(frame, self._planned(frame)) for frame in unique.tolist()]
+        for key, group in itertools.groupby(frames, lambda one: one[1].key if one[1].video else None):
+            some = list(group)
+            found += [self._image(*one) for one in some] if key is None else self._video_frames(some)
+        return [found[place] for place in places.tolist()]
 
-    @property
-    def _root_path(self) -> Path:
-        return Path(self.root_dir)
+    def _image(self, frame_id: int, frame: clips.Planned) -> image.Stored | FrameError:
+        path = os.path.join(self._root, frame.path)
+        try:
+            return image.as_stored(self.patience.ask(path, lambda: image.read_source(path)), verify="header")
+        except (InvalidImage, OSError) as error:
+            return FrameError(frame_id, os.fsdecode(frame.path), getattr(error, "strerror", None) or str(error))
+
+    def _video_frames(self, frames: list[tuple[int, clips.Planned]]) -> list[image.Stored | FrameError]:
+        first = frames[0][1]
+        wanted = [(frame.mark, frame.entry) for _, frame in frames]
+        try:
+            found = list(videos.read_frames(self._root, first.key, first.video, wanted, self.patience))
+        except DataError as error:
+            return [FrameError(frame_id, os.fsdecode(frame.path), str(error)) for frame_id, frame in frames]
+        return [
+            one if isinstance(one, image.Stored) else FrameError(frame_id, os.fsdecode(frame.path), str(one))
+            for (frame_id, frame), one in zip(frames, found, strict=True)
+        ]
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
         """As :meth:`read`, with a FrameError in the place of each file that is gone or no picture."""
-        stored = {frame_id: self._stored(frame_id) for frame_id in set(self._check_ids(frame_ids).tolist())}
-        return [
-            frame.data if isinstance(frame := stored[frame_id], image.Stored) else frame
-            for frame_id in self._check_ids(frame_ids).tolist()
-        ]
+        stored = self._stored(self._check_ids(frame_ids))
+        return [frame.data if isinstance(frame, image.Stored) else frame for frame in stored]
 
 
 CHECK_THREADS = 32  # they wait for the file system, and decode
@@ -128,25 +180,32 @@ def note_facts(record: Any, stored: image.Stored) -> None:
     record["width"], record["height"] = stored.width, stored.height
 
 
-def check_files(root: bytes, clips: list[scan.SourceClip]) -> tuple[Array, dict[str, str]]:
-    """(records of all files in order, zeros for those that are no whole picture; why they are none, by path)."""
-    files = [(scan.join_key(clip.key, frame.name), frame.size) for clip in clips for frame in clip.frames]
+def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[str, str]]:
+    """(records of all frames in order, zeros for files that are no whole picture; why they are none, by path).
+
+    Frames of videos are not looked at: zeros too.
+    """
+    files = [
+        (b"" if clip.video else scan.join_key(clip.key, frame.name), frame.size)
+        for clip in found
+        for frame in clip.frames
+    ]
     records = np.zeros(len(files), format.FRAME_DTYPE)
-    broken: dict[str, str] = {}
+    invalid: dict[str, str] = {}
     bar = tqdm(
         total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False, disable=None
     )
     with ThreadPoolExecutor(CHECK_THREADS) as pool, bar:
         checked = threads.ordered_map(pool, partial(_check_piece, root), _pieces(files), 2 * CHECK_THREADS)
         done = 0
-        for found, reasons in checked:
-            records[done : done + len(found)] = found
-            broken |= reasons
-            done += len(found)
-            bar.update(len(found))
-    if len(broken) == len(files):
+        for some, reasons in checked:
+            records[done : done + len(some)] = some
+            invalid |= reasons
+            done += len(some)
+            bar.update(len(some))
+    if len(invalid) == len(files):
         raise DataError(f"not one of the {len(files)} files under {os.fsdecode(root)!r} is a whole picture")
-    return records, broken
+    return records, invalid
 
 
 def _pieces(files: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
@@ -158,35 +217,34 @@ def _pieces(files: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, in
 def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, dict[str, str]]:
     """As :func:`check_files` for some files, by path and size."""
     records = np.zeros(len(files), format.FRAME_DTYPE)
-    broken = {}
+    invalid = {}
     for record, (path, size) in zip(records, files, strict=True):
+        if not path:
+            continue
         if size == scan.DANGLING:
-            broken[os.fsdecode(path)] = "symbolic link that leads nowhere"
+            invalid[os.fsdecode(path)] = "symbolic link that leads nowhere"
             continue
         try:
-            with open(os.path.join(root, path), "rb") as file:
-                note_facts(record, image.as_stored(file.read()))
-        except image.BrokenPicture as error:
-            broken[os.fsdecode(path)] = str(error)
+            note_facts(record, image.as_stored(image.read_source(os.path.join(root, path))))
+        except InvalidImage as error:
+            invalid[os.fsdecode(path)] = str(error)
         except OSError as error:
             raise DataError(f"cannot read {os.fsdecode(os.path.join(root, path))!r}: {error.strerror}") from error
-    return records, broken
+    return records, invalid
 
 
-def cut_clips(lengths: list[int], good: Array) -> Array:
-    """Clip rows [format.CLIP_ROWS, clips] of folders with ``lengths`` files, cut at those not ``good`` [files].
+def cut_clips(lengths: list[int], valid: Array, begins: Array | None = None) -> Array:
+    """Clip rows [format.CLIP_ROWS, clips] of folders with ``lengths`` files, cut at those not ``valid`` [files].
 
-    A clip is what lies between two cuts of a folder; CLIP_KEY is the number of its folder.
+    They are cut before those that begin a part, too (bool [files]).
+
+    CLIP_KEY is the number of the clip's folder.
     """
-    folders = np.repeat(np.arange(len(lengths)), lengths)[good]
-    holes = np.cumsum(~good)[good]  # a clip begins where this grew since the last good frame, and in each folder
-    first = np.flatnonzero(np.diff(folders, prepend=-1).astype(bool) | np.diff(holes, prepend=-1).astype(bool))
-    clips = np.arange(len(first))
-    rows = np.full((format.CLIP_ROWS, len(first)), -1, np.int64)
-    rows[format.CLIP_FIRST] = first
-    rows[format.CLIP_LENGTH] = np.diff(first, append=len(folders))
-    rows[format.CLIP_KEY] = folders[first]
-    rows[format.CLIP_PART] = clips - np.searchsorted(folders[first], folders[first])
+    cutter = ClipCutter()
+    cutter.add(np.repeat(np.arange(len(lengths)), lengths), valid, begins)
+    rows = np.full((format.CLIP_ROWS, len(cutter.first)), -1, np.int64)
+    rows[format.CLIP_FIRST], rows[format.CLIP_LENGTH], rows[format.CLIP_PART] = cutter.columns()
+    rows[format.CLIP_KEY] = np.frombuffer(cutter.folder, np.int64)
     return rows
 
 

@@ -10,18 +10,23 @@ underscores (``__this__``), its mark for metadata: name such a folder otherwise 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError
+from cltt.files.patience import Patience
+from cltt.files.regular import open_regular, read_regular
 
 if TYPE_CHECKING:
     import numpy as np
 
 FORMAT = "cltt-shards"
-VERSION = 1
+VERSION = 2  # the newest that is read; a set without optional parts is written as version 1
 INDEX = "index.json"
 REPORT = "report.json"
 FRAMES = "frames.npy"
@@ -30,6 +35,12 @@ KEYS = "keys.bin"
 KEY_OFFSETS = "key_offsets.npy"
 BUILD = ".build"  # plan, parts and locks while a build is under way
 INDEX_FILES = (FRAMES, CLIPS, KEYS, KEY_OFFSETS)
+# Version 2 adds parts that a set may have, one row a frame: times, float64 seconds from the first frame of the clip's
+# video (NaN: of a folder, which has none); boxes, float32 x1, y1, x2, y2 from 0 to 1 of width and height (NaN: none).
+TIMES = "times.npy"
+BOXES = "boxes.npy"
+PARTS = (TIMES, BOXES)
+BOX_FIELDS = [(name, "<f4") for name in ("x1", "y1", "x2", "y2")]
 
 # offset: where the frame's bytes start in its shard; crc: CRC-32 of the bytes; width, height: pixels.
 FRAME_FIELDS = [
@@ -45,7 +56,7 @@ FRAME_DTYPE: np.dtype[Any]  # the same to numpy, made when first touched: packin
 CLIP_FIRST, CLIP_LENGTH, CLIP_KEY, CLIP_PART, CLIP_LABEL, CLIP_SPLIT = range(6)
 CLIP_ROWS = 6
 
-_SHARD_NAME = re.compile(r"shard-(\d{6,})\.tar")
+_SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")
 
 
 def __getattr__(name: str) -> Any:
@@ -62,38 +73,68 @@ def shard_name(shard: int) -> str:
 
 def is_our_file(name: str) -> bool:
     """Whether a file of this name in a folder of shards was written by a build."""
-    return name in (INDEX, REPORT, *INDEX_FILES) or _SHARD_NAME.fullmatch(name) is not None
+    name = name[1:-4] if name.startswith(".") and name.endswith(".tmp") else name  # atomic.temporary_path
+    return name in (INDEX, REPORT, *INDEX_FILES, *PARTS) or _SHARD_NAME.fullmatch(name) is not None
 
 
-def read_index(path: Path) -> dict[str, Any]:
-    """The contents of ``index.json``; DataError if the shards are not there, not complete, or of another version."""
+# ---- files
+
+MAX_REPORT = 1 << 34  # bytes of report.json, which names files
+MAX_JSON = 1 << 28  # bytes of index.json: a thousand times that of a hundred million frames
+
+
+def read_json(path: Path, patience: Patience | None = None, limit: int = MAX_JSON) -> Any:
+    """Contents of a JSON file of a set; DataError if it is no regular file, too large, or no JSON."""
     try:
-        index = json.loads((path / INDEX).read_text())
+        data = (patience or Patience()).ask(path, lambda: read_regular(path, limit, follow=False))
+        return json.loads(data.decode())
     except FileNotFoundError:
-        raise DataError(_why_no_index(path)) from None
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path / INDEX} cannot be read ({error}); build the shards again with --overwrite") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{path / INDEX} is not the index of a set of shards")
-    if index.get("version") != VERSION:
-        raise DataError(
-            f"{path / INDEX} has format version {index.get('version')}, this program reads version {VERSION}; "
-            "build the shards again with --overwrite, or use the program that wrote them"
-        )
-    return index
+        raise
+    except (ValueError, RecursionError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read ({why}); build the shards again with --overwrite") from error
+
+
+def is_set_of_ours(path: Path) -> bool:
+    """Whether a build, of any version, has written into the folder ``path``: its index says so, or its records do."""
+    try:
+        index = read_json(path / INDEX)
+        if isinstance(index, dict) and index.get("format") == FORMAT:
+            return True
+    except (DataError, OSError):
+        pass
+    try:
+        with os.fdopen(open_regular(path / FRAMES, follow=False), "rb") as file:
+            return repr(FRAME_FIELDS).encode() in file.read(1024)
+    except OSError:
+        return False
+
+
+def parts_of(files: Mapping[str, Any]) -> list[str]:
+    """The optional parts that a set has."""
+    return [name for name in PARTS if name in files]
+
+
+def fingerprint(files: Mapping[str, Any]) -> str:
+    """Equal for equal frames in equal clips: made from the hashes of the index files (``files`` of ``index.json``)."""
+    content = json.dumps([files[name]["sha256"] for name in (*INDEX_FILES, *parts_of(files))])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """``report.json``: ``files``, a list of {file, what: skipped or reencoded, reason}, and ``counts`` by reason."""
-    report: dict[str, Any] = json.loads((path / REPORT).read_text())
-    return report
+    """``report.json``: ``files``, a list of {file, what: skipped, cut or reencoded, reason}, and ``counts`` by reason.
+
+    DataError if it is not that.
+    """
+    try:
+        report = read_json(path / REPORT, limit=MAX_REPORT)
+    except FileNotFoundError:
+        raise DataError(f"{path / REPORT} is missing; copy it again") from None
+    files = report.get("files") if isinstance(report, dict) else None
+    if not isinstance(files, list) or not all(isinstance(file, dict) and _is_note(file) for file in files):
+        raise DataError(f"{path / REPORT} is not a build's report; copy it again")
+    return dict(report)
 
 
-def _why_no_index(path: Path) -> str:
-    if not path.is_dir():
-        return f"there is no folder {path}; build shards into it with tools/build_shards.py"
-    if (path / BUILD).is_dir():
-        return (
-            f"{path} holds an unfinished build; start tools/build_shards.py again with the same settings to finish it"
-        )
-    return f"{path} holds no {INDEX}, so no complete shards; build them with tools/build_shards.py"
+def _is_note(file: dict[str, Any]) -> bool:
+    return all(isinstance(file.get(name), str) for name in ("file", "what", "reason"))

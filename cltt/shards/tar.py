@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from cltt.errors import DataError
 from cltt.source.image import IMAGE_EXTENSIONS
@@ -84,23 +85,37 @@ def tar_header(name: bytes, size: int) -> bytes:
     )
 
 
-def read_member_name(pread: Callable[[int, int], bytes], offset: int) -> bytes:
-    """Name of the member whose content starts at ``offset``; ``pread(size, offset)`` reads the tar.
+class Member(NamedTuple):
+    """What a header says: the member's path, and the bytes of its content."""
+
+    name: bytes
+    size: int
+
+
+def read_member(pread: Callable[[int, int], bytes], offset: int) -> Member:
+    """The member whose content starts at ``offset``; ``pread(size, offset)`` reads the tar. DataError if there is none.
 
     A name field without a closing NUL means that the name is long and lies in the blocks before the header.
     """
-    header = pread(BLOCK, offset - BLOCK)
+    header = pread(BLOCK, offset - BLOCK) if offset >= BLOCK else b""
     if len(header) != BLOCK or header[257:262] != b"ustar":
         raise DataError(f"there is no tar header before offset {offset}")
+    size = _octal(header)
     if header[99] == 0:
-        return header[:100].rstrip(b"\0")
+        return Member(header[:100].rstrip(b"\0"), size)
     for blocks in range(1, 64):  # PATH_MAX is 4096; escapes make a name at most three times longer
         start = offset - (blocks + 2) * BLOCK
         if start < 0:
             break
         head = pread(BLOCK, start)
         if head.startswith(_LONG_LINK) and head[156:157] == b"L":
-            size = int(head[124:135], 8)
-            if size + padding(size) == blocks * BLOCK:
-                return pread(size - 1, start + BLOCK)
+            length = _octal(head)
+            if length > 0 and length + padding(length) == blocks * BLOCK:
+                return Member(pread(length - 1, start + BLOCK), size)
     raise DataError(f"there is no tar header before offset {offset}")
+
+
+def _octal(header: bytes) -> int:
+    """A header's size field; -1, which no size is, for one that is not as we write it."""
+    digits = header[124:135]
+    return int(digits, 8) if digits.isdigit() and not digits.translate(None, b"01234567") else -1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from cltt.errors import DataError
+from cltt.errors import DataError, InvalidImage
 from cltt.files import atomic, threads
-from cltt.shards import format, tar
-from cltt.source import image, scan
+from cltt.files.patience import Patience
+from cltt.files.regular import is_regular, open_regular
+from cltt.shards import checks, format, tar
+from cltt.shards.damage import decode_problem
+from cltt.shards.dataset import ShardDataset
+from cltt.source import image, scan, videos
 from cltt.text import counted
 
-CHUNK = 64  # frames checked by one thread at a time
+CHUNK = 64  # frames checked by one thread at a time ...
+VIDEO_CHUNK = 1024  # ... where they may be of videos, which are decoded from some way before the first
+PIECE = 1 << 20  # records looked at together
 NO_SOURCE = "no source file"
+OTHER_NOW = "not what the source file gives"
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,10 @@ class _Job:
 
     path: Path
     index: dict[str, Any]
+    keys: Callable[[int], str]
     decode: bool
     root: bytes | None
+    sources: _Videos | None
 
 
 def verify_shards(
@@ -53,50 +65,88 @@ def verify_shards(
 ) -> list[Damage]:
     """Everything that is damaged in the shards at ``path``; an empty list if nothing is.
 
-    ``decode`` reads every bit of every frame; ``source_dir`` compares each frame with the file it was made from, and
-    looks for files that are in neither the shards nor the report; a clip folder that only one side has is named once,
-    not file by file. Raises DataError if there is no readable index.
+    Holds all of it to what :mod:`cltt.shards.checks` asks: sizes and hashes, the index, each frame's record, member
+    name and CRC. ``decode`` reads every bit of each frame; ``source_dir`` compares each frame with the file it was made
+    from, and looks for files that are in neither the shards nor the report; a clip folder that only one side has is
+    named once, not file by file. Nothing outside both folders is read. Raises DataError if there is no readable index.
     """
     folder = Path(path)
     root = None if source_dir is None else scan.check_root(source_dir)
-    job = _Job(folder, format.read_index(folder), decode, root)
-    damages = list(_index_damages(job))
+    index = checks.read_index(folder)
+    damages = list(_index_damages(folder, index))
     if any(damage.name in format.INDEX_FILES for damage in damages):
         return damages  # without the index there is no telling what a frame should be
-    frames = np.load(folder / format.FRAMES, mmap_mode="r")
-    bounds = np.searchsorted(frames["shard"], np.arange(len(job.index["shards"]) + 1))
+    dataset = ShardDataset(folder)
+    if astray := _records_damage(dataset):
+        return [*damages, astray]
+    sources = None if root is None else _Videos(root, index["settings"])
+    job = _Job(folder, index, dataset.clip_key, decode, root, sources)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for shard, facts in enumerate(job.index["shards"]):
-            first = int(bounds[shard])
-            damages += _shard_damages(job, facts, np.array(frames[first : bounds[shard + 1]]), pool)
-    return _missing_clips_once(root, damages) + list(_forgotten(job, frames)) if root is not None else damages
+        for shard, ids in enumerate(_shard_ids(dataset)):
+            damages += _shard_damages(job, dataset, shard, ids, pool)
+    if root is None:
+        return damages
+    return list(dict.fromkeys(_missing_clips_once(root, damages))) + list(_forgotten(job, dataset))
 
 
-def _index_damages(job: _Job) -> Iterator[Damage]:
-    for name, facts in job.index["files"].items():
-        file = job.path / name
-        if not file.exists():
+def _index_damages(folder: Path, index: dict[str, Any]) -> Iterator[Damage]:
+    for name, written in index["files"].items():
+        file = folder / name
+        if not os.path.lexists(file):
             yield Damage(name, "missing; build the shards again with --overwrite")
-        elif file.stat().st_size != facts["size"] or atomic.file_sha256(file) != facts["sha256"]:
+        elif not is_regular(file):
+            yield Damage(name, "not a regular file; copy the set again")
+        elif file.stat().st_size != written["size"] or atomic.file_sha256(file) != written["sha256"]:
             yield Damage(name, "not what was written; build the shards again with --overwrite")
 
 
-def _shard_damages(job: _Job, facts: dict[str, Any], records: Any, pool: ThreadPoolExecutor) -> list[Damage]:
-    file = job.path / facts["name"]
-    if not file.exists():
-        return [Damage(facts["name"], f"missing, with {len(records)} frames; copy it again or build again")]
-    with file.open("rb") as shard:
-        handle = shard.fileno()
+def _records_damage(dataset: ShardDataset) -> Damage | None:
+    """The one thing to say if the records are not those of frames one behind the other, each within its shard."""
+    last = None
+    for start in range(0, dataset.num_frames, PIECE):
+        records = dataset.frame_facts(np.arange(start, min(start + PIECE, dataset.num_frames)))
+        joined = records if last is None else np.concatenate([last, records])
+        if not checks.records_in_order(joined, dataset.shard_sizes):
+            where = f"records {start} to {start + len(records) - 1}"
+            return Damage(format.FRAMES, f"{where} are not those of frames in order, each within its shard")
+        last = records[-1:]
+    return None
+
+
+def _shard_ids(dataset: ShardDataset) -> Iterator[range]:
+    """The frame ids of each shard; the records are in order."""
+    bounds = [0]
+    for shard in range(len(dataset.shards)):
+        low, high = bounds[-1], dataset.num_frames
+        while low < high:  # the first frame of a later shard
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if dataset.frame_facts([middle])["shard"][0] <= shard else (low, middle)
+        bounds.append(low)
+        yield range(bounds[-2], low)
+
+
+def _shard_damages(job: _Job, dataset: ShardDataset, shard: int, ids: range, pool: ThreadPoolExecutor) -> list[Damage]:
+    written = job.index["shards"][shard]
+    try:
+        handle = open_regular(job.path / written["name"], follow=False)
+    except FileNotFoundError:
+        return [Damage(written["name"], f"missing, with {len(ids)} frames; copy it again or build again")]
+    except OSError as error:
+        return [Damage(written["name"], f"{error.strerror}; copy it again or build again")]
+    try:
         summed = pool.submit(_sum_shard, handle)
-        chunks = (records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
-        found = threads.ordered_map(pool, lambda chunk: _frame_damages(job, handle, chunk), chunks, 64)
+        size = VIDEO_CHUNK if dataset.frame_time(ids[:1]) is not None else CHUNK
+        chunks = (ids[start : start + size] for start in range(0, len(ids), size))
+        found = threads.ordered_map(pool, lambda chunk: _frame_damages(job, dataset, handle, chunk), chunks, 64)
         damages = [damage for chunk in found for damage in chunk]
         size, crc = summed.result()
-    if size != facts["size"]:
-        damages.insert(0, Damage(facts["name"], f"{size} bytes, {facts['size']} were written; copy it again"))
-    elif crc != facts["crc"]:
+    finally:
+        os.close(handle)
+    if size != written["size"]:
+        damages.insert(0, Damage(written["name"], f"{size} bytes, {written['size']} were written; copy it again"))
+    elif crc != written["crc"]:
         where = "see its frames below" if damages else "the damage lies between the frames"
-        damages.insert(0, Damage(facts["name"], f"CRC mismatch ({where}); copy it again or build again"))
+        damages.insert(0, Damage(written["name"], f"CRC mismatch ({where}); copy it again or build again"))
     return damages
 
 
@@ -109,23 +159,85 @@ def _sum_shard(handle: int) -> tuple[int, int]:
     return size, crc
 
 
-def _frame_damages(job: _Job, handle: int, records: Any) -> list[Damage]:
+def _frame_damages(job: _Job, dataset: ShardDataset, handle: int, ids: range) -> list[Damage]:
     """What is wrong with neighbouring frames of one shard."""
     damages = []
-    for record in records:
+    whole: list[tuple[bytes, str, int]] = []  # of videos: member, name, CRC
+    times = dataset.frame_time(ids)
+    for at, (frame, record) in enumerate(zip(ids, dataset.frame_facts(ids), strict=True)):
         size, offset = int(record["size"]), int(record["offset"])
-        problem = _frame_problem(job, os.pread(handle, size, offset), record)
-        path = b""
-        if problem or job.root is not None:
-            try:
-                path = tar.source_path(tar.read_member_name(lambda n, at: os.pread(handle, n, at), offset))
-            except DataError as error:
-                problem = problem or str(error)
+        data = os.pread(handle, size, offset)
+        name, path, of_video = "", b"", times is not None and not np.isnan(times[at])
+        try:
+            member = tar.read_member(lambda n, at: os.pread(handle, n, at), offset)
+            path = tar.source_path(member.name)
+            name = dataset.frame_name(frame) if of_video else os.fsdecode(path)
+            problem = _member_problem(job, dataset, frame, member, size)
+        except DataError as error:
+            problem = str(error)
+        problem = _frame_problem(job, data, record) or problem
         if not problem and job.root is not None:
-            problem = _source_problem(job, path, int(record["crc"]))
+            if of_video:
+                whole.append((path, name, int(record["crc"])))
+            else:
+                problem = _source_problem(job, path, int(record["crc"]))
         if problem:
-            damages.append(Damage(os.fsdecode(path) or f"frame at offset {offset}", problem))
+            damages.append(Damage(name or f"frame at offset {offset}", problem))
+    if job.sources is not None:
+        damages += job.sources.damages(whole)
     return damages
+
+
+def _file_name(path: bytes) -> bytes:
+    return path.rpartition(b"/")[2]
+
+
+class _Videos:
+    """Compares frames with those that the videos give now; for many threads."""
+
+    def __init__(self, root: bytes, settings: dict[str, Any]) -> None:
+        self._root = root
+        self._sampling = videos.sampling_of(settings)
+        self._patience = Patience()
+        self._listed: dict[bytes, scan.SourceClip] = {}
+        self._lock = threading.Lock()
+
+    def damages(self, frames: list[tuple[bytes, str, int]]) -> list[Damage]:
+        """Of neighbouring frames (path of the member, name, CRC), those that their videos do not give."""
+        found: list[Damage] = []
+        for key, group in itertools.groupby(frames, lambda frame: frame[0].rpartition(b"/")[0]):
+            try:
+                found += self._compare(key, list(group))
+            except DataError as error:
+                gone = not os.path.exists(os.path.join(self._root, key))
+                found.append(Damage(os.fsdecode(key), "no such video in the source" if gone else str(error)))
+        return found
+
+    def _compare(self, key: bytes, frames: list[tuple[bytes, str, int]]) -> Iterator[Damage]:
+        clip = self._clip(key)
+        given = {frame.name: (frame.mark, frame.entry) for frame in clip.frames}
+        here = [frame for frame in frames if _file_name(frame[0]) in given]
+        yield from (Damage(name, OTHER_NOW) for path, name, _ in frames if _file_name(path) not in given)
+        wanted = [given[_file_name(path)] for path, _, _ in here]
+        options: dict[str, Any] = {"resize_short": self._sampling.resize_short, "quality": self._sampling.quality}
+        stored = videos.read_frames(self._root, key, clip.video, wanted, self._patience, **options)
+        for (_, name, crc), one in zip(here, stored, strict=True):
+            if isinstance(one, InvalidImage) or zlib.crc32(one.data) != crc:
+                yield Damage(name, OTHER_NOW)
+
+    def _clip(self, key: bytes) -> scan.SourceClip:
+        with self._lock:
+            if key not in self._listed:
+                self._listed[key] = videos.list_one(self._root, key, self._sampling, self._patience)
+            return self._listed[key]
+
+
+def _member_problem(job: _Job, dataset: ShardDataset, frame: int, member: tar.Member, size: int) -> str:
+    checks.check_member(member.name)
+    folder = os.fsencode(job.keys(int(dataset.clip_of(frame))))
+    if (member.name.rpartition(b"/")[0] or scan.ROOT_KEY) != folder or member.size != size:
+        return "its tar header has another clip or size than the index"
+    return ""
 
 
 def _frame_problem(job: _Job, data: bytes, record: Any) -> str:
@@ -133,29 +245,23 @@ def _frame_problem(job: _Job, data: bytes, record: Any) -> str:
         return "cut off"
     if zlib.crc32(data) != int(record["crc"]):
         return "CRC mismatch"
-    if job.decode:
-        try:
-            image.check_every_bit(data)
-        except image.BrokenPicture as error:
-            return str(error)
-    return ""
+    return decode_problem(data) if job.decode else ""
 
 
 def _source_problem(job: _Job, path: bytes, crc: int) -> str:
     assert job.root is not None
     settings = job.index["settings"]
     try:
-        with open(os.path.join(job.root, path), "rb") as file:
-            data = file.read()
+        data = image.read_source(os.path.join(job.root, path), image.MAX_PIXELS)
         if zlib.crc32(data) == crc:
             return ""
         short, quality = settings["resize_short"], settings["quality"]
         stored = image.as_stored(data, verify="header", resize_short=short, quality=quality)
     except OSError as error:
         return f"{NO_SOURCE}: {error.strerror}"
-    except image.BrokenPicture as error:
-        return f"the source file is broken now: {error}"
-    return "" if zlib.crc32(stored.data) == crc else "not what the source file gives"
+    except InvalidImage as error:
+        return f"the source file is no picture now: {error}"
+    return "" if zlib.crc32(stored.data) == crc else OTHER_NOW
 
 
 def _missing_clips_once(root: bytes, damages: list[Damage]) -> list[Damage]:
@@ -179,15 +285,20 @@ def _missing_clips_once(root: bytes, damages: list[Damage]) -> list[Damage]:
     ]
 
 
-def _forgotten(job: _Job, frames: Any) -> Iterator[Damage]:
+def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Damage]:
     """Source files that are neither in the shards nor in the report."""
     assert job.root is not None
     known: dict[bytes, set[bytes]] = defaultdict(set)
-    for path in _known_paths(job, frames):
+    for path in _known_paths(job, dataset):
         folder, _, name = path.rpartition(b"/")
         known[folder or scan.ROOT_KEY].add(name)
     with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         for clip in scan.scan_clips(scan.scan_folders(job.root, pool), pool):
+            if clip.video:
+                folder, _, name = clip.key.rpartition(b"/")
+                if clip.key not in known and name not in known[folder or scan.ROOT_KEY]:
+                    yield Damage(os.fsdecode(clip.key), "video in the source, not in the shards")
+                continue
             if clip.key not in known:
                 files = counted(len(clip.frames), "file")
                 yield Damage(os.fsdecode(clip.key), f"folder with {files} in the source, not in the shards")
@@ -197,18 +308,15 @@ def _forgotten(job: _Job, frames: Any) -> Iterator[Damage]:
                     yield Damage(os.fsdecode(scan.join_key(clip.key, frame.name)), "in the source, not in the shards")
 
 
-def _known_paths(job: _Job, frames: Any) -> Iterator[bytes]:
+def _known_paths(job: _Job, dataset: ShardDataset) -> Iterator[bytes]:
     for file in format.read_report(job.path)["files"]:
         yield os.fsencode(file["file"])
-    bounds = np.searchsorted(frames["shard"], np.arange(len(job.index["shards"]) + 1))
-    for shard, facts in enumerate(job.index["shards"]):
-        if not (job.path / facts["name"]).exists():
-            continue
-        with (job.path / facts["name"]).open("rb") as file:
-            handle = file.fileno()
-            for offset in frames["offset"][bounds[shard] : bounds[shard + 1]].tolist():
-                try:
-                    member = tar.read_member_name(lambda n, at: os.pread(handle, n, at), offset)  # noqa: B023
-                    yield tar.source_path(member)
-                except DataError:
-                    continue  # already named as damaged
+        yield os.fsencode(file["file"].partition("#t=")[0])  # the video of a moment
+    for clip in range(dataset.num_clips):
+        with contextlib.suppress(DataError):
+            yield os.fsencode(dataset.clip_key(clip)) + b"/"
+    for frame in range(dataset.num_frames):
+        try:
+            yield os.fsencode(dataset.frame_name(frame))
+        except DataError:
+            continue  # already named as damaged

@@ -1,225 +1,159 @@
-"""What a frame's bytes are, and the JPEG that goes into a shard for them.
+"""What a source file's bytes are, and the JPEG that goes into a shard for them.
 
 A frame is stored as it is unless a hardware JPEG decoder could not take it upright (PNG, CMYK, EXIF-rotated ...) or
-smaller frames are asked for. Marker layout: ITU-T T.81, Annex B; EXIF orientation: Exif 2.3, tag 0x0112.
+smaller frames are asked for. Sizes are looked at before anything is decoded, or a large file read.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import struct
-
-    import numpy as np
-
-import struct
-import zlib
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    import numpy as np
+from cltt.errors import InvalidImage
+from cltt.files.regular import open_regular
+from cltt.source import jpeg, pixels
 
 IMAGE_EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".tif", b".tiff", b".webp")
 UPRIGHT_QUALITY = 95
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
-_END_OF_IMAGE = b"\xff\xd9"
-_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_NO_LENGTH = frozenset([0x01, *range(0xD0, 0xD8), 0xFF])  # markers that stand alone, and the fill byte
-_SEGMENT = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length
-_FRAME_HEADER = struct.Struct(">BHHB").unpack_from  # precision, height, width, components
-_TAKEN_BY_HARDWARE = frozenset([0xC0, 0xC1, 0xC2])  # baseline, extended, progressive Huffman
-
-
-class BrokenPicture(ValueError):
-    """Bytes that are no whole picture; the message is one short phrase."""
-
-
-class JpegFacts(NamedTuple):
-    """From the markers of a JPEG: size in pixels, components, kind of frame header, EXIF orientation (1: upright)."""
-
-    width: int
-    height: int
-    components: int
-    precision: int
-    frame_marker: int
-    orientation: int
+MAX_PIXELS = 178_956_970  # PIL.Image.MAX_IMAGE_PIXELS: a quarter of a gigabyte at three bytes
+MAX_SIDE = 65_500  # pixels; libjpeg's JPEG_MAX_DIMENSION
+MAX_BYTES = (1 << 32) - 1  # of a stored frame: its record has 32 bits
+HEAD = 16  # bytes that tell a format
+LARGE = 64 << 20  # bytes of metadata that any picture may have; the header of a larger file is looked at first ...
+BYTES_A_PIXEL = 8  # ... and it must not have more than this for each pixel besides: RGBA at 16 bits
+_HEADER = 16 << 20  # bytes within which a large JPEG must say its size
+_KINDS = ((jpeg.START, "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"))
 
 
 class Stored(NamedTuple):
-    """The bytes that go into the shard, their size in pixels, and why they are not the source's (empty: they are)."""
+    """The bytes that go into the shard, their size in pixels, and why they are not the source's (empty: they are).
+
+    full_width, full_height: pixels of the upright source, before any shrinking.
+    """
 
     data: bytes
     width: int
     height: int
     reencoded: str
+    full_width: int
+    full_height: int
+
+
+def image_kind(head: bytes) -> str:
+    """The format, by Pillow's name, of a file with these first bytes; empty if it cannot be a frame."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((kind for magic, kind in _KINDS if head.startswith(magic)), "")
 
 
 def is_image(head: bytes) -> bool:
     """Whether the first bytes of a file are those of a picture format that can be a frame."""
-    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    return image_kind(head) != ""
 
 
-def _orientation(segment: bytes) -> int:
-    """EXIF orientation 1..8 in an APP1 segment's payload; 1 where there is none."""
-    tiff = segment[6:]
-    if segment[:6] != b"Exif\0\0" or tiff[:2] not in (b"II", b"MM"):
-        return 1
-    order = "<" if tiff[:2] == b"II" else ">"
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
+# ---- before anything is decoded
 
 
-def jpeg_facts(data: bytes) -> JpegFacts:
-    """Read the markers up to the start of the first scan; BrokenPicture if they don't add up."""
-    position, orientation, frame = 2, 1, None
-    last = len(data) - 4
-    while position <= last:
-        prefix, marker, length = _SEGMENT(data, position)
-        if prefix != 0xFF:
-            raise BrokenPicture("broken JPEG: no marker where one must be")
-        if marker in _NO_LENGTH:
-            position += 1 if marker == 0xFF else 2
-            continue
-        if marker == 0xDA:
-            break
-        if marker in _SOF and position <= last - 6:
-            frame = marker, *_FRAME_HEADER(data, position + 4)
-        elif marker == 0xE1 and orientation == 1:
-            orientation = _orientation(data[position + 4 : position + 2 + length])
-        position += 2 + length
-    if frame is None or position > last or not (frame[2] and frame[3]):
-        raise BrokenPicture("broken JPEG: cut off before the picture")
-    kind, precision, height, width, components = frame
-    return JpegFacts(width, height, components, precision, kind, orientation)
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """InvalidImage for a picture without pixels, or with more than ``max_pixels``."""
+    if not 0 < width * height <= max_pixels:
+        raise InvalidImage(f"more than {max_pixels:,} pixels" if width * height else "no pixels")
 
 
-def _why_not_as_it_is(facts: JpegFacts) -> str:
-    if facts.orientation != 1:
-        return f"EXIF orientation {facts.orientation}"
-    if facts.components not in (1, 3):
-        return f"{facts.components} colour components"
-    if facts.precision != 8 or facts.frame_marker not in _TAKEN_BY_HARDWARE:
-        return "unusual JPEG coding"
-    return ""
+def read_source(path: str | bytes | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> bytes:
+    """All bytes of a source file. InvalidImage, before they are read, if it cannot be a picture by its size."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        check_file(file.fileno(), os.fstat(file.fileno()).st_size, max_pixels)
+        return file.read()
 
 
-def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
-    """Decode a JPEG at an eighth of its size, for which the entropy decoder still reads every bit.
-
-    Raises BrokenPicture for anything libjpeg-turbo complains about, a warning included.
-    """
-    import simplejpeg
-
-    try:
-        simplejpeg.decode_jpeg(data, colours, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
-    except ValueError as error:
-        raise BrokenPicture(f"broken JPEG: {error}") from error
-
-
-def _decode_jpeg(data: bytes, facts: JpegFacts, short: int) -> np.ndarray[Any, Any]:
-    """RGB uint8 [., ., 3] of an upright JPEG, as small as it can be decoded with a short side of at least ``short``.
-
-    BrokenPicture for anything libjpeg-turbo complains about.
-    """
-    from cltt.source import reduced
-
-    height, width = facts.height, facts.width
-    try:
-        return reduced.decode(data, height, width, reduced.largest_reduction(min(height, width) / short))
-    except ValueError as error:
-        raise BrokenPicture(f"broken JPEG: {error}") from error
+def check_file(handle: int, size: int, max_pixels: int) -> None:
+    """InvalidImage for a large open file of ``size`` bytes that is no picture, or too large for the one it begins."""
+    if size <= LARGE:
+        return
+    kind = image_kind(os.pread(handle, HEAD, 0))
+    if not kind:
+        raise InvalidImage("not an image")
+    if kind == "JPEG":
+        info = jpeg.jpeg_info(os.pread(handle, _HEADER, 0))
+        width, height = info.width, info.height
+    else:
+        with os.fdopen(os.dup(handle), "rb") as file:
+            file.seek(0)
+            width, height = pixels.size_of(kind, file)
+            file.seek(0)  # the copy shares its place with ``handle``
+    check_pixels(width, height, max_pixels)
+    if size > LARGE + BYTES_A_PIXEL * width * height:
+        raise InvalidImage("more bytes than a picture of its width and height can have")
 
 
-def _decode_any(data: bytes) -> np.ndarray[Any, Any]:
-    """RGB uint8 [height, width, 3], upright; BrokenPicture if it cannot be decoded."""
-    import cv2
-    import numpy as np
-
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # turns by EXIF, takes 16 bit to 8
-    if pixels is None:
-        raise BrokenPicture("cannot be decoded")
-    return np.ascontiguousarray(pixels[:, :, ::-1])
+# ---- what is stored
 
 
-def _shrink(pixels: np.ndarray[Any, Any], height: int, width: int, short: int) -> np.ndarray[Any, Any]:
-    """A ``height`` x ``width`` frame, decoded to ``pixels``, at a short side of ``short`` by area averaging.
-
-    A frame already that small stays as it is.
-    """
-    import cv2
-
-    scale = short / min(height, width)
-    if scale >= 1:
-        return pixels
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-
-
-def _encode(pixels: np.ndarray[Any, Any], quality: int) -> bytes:
-    import simplejpeg
-
-    return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420"))
-
-
-def as_stored(data: bytes, *, verify: str = "decode", resize_short: int | None = None, quality: int = 90) -> Stored:
+def as_stored(
+    data: bytes,
+    *,
+    verify: str = "decode",
+    resize_short: int | None = None,
+    quality: int = 90,
+    max_pixels: int = MAX_PIXELS,
+) -> Stored:
     """The JPEG a shard keeps for the source bytes ``data``.
 
     ``verify="decode"`` reads every bit of a frame that is copied; ``"header"`` looks at the markers and the end. Raises
-    BrokenPicture for bytes that are no whole picture.
+    InvalidImage, and nothing else, for bytes that are no whole picture, or none that a shard can keep.
     """
-    reason, facts = "", None
     if not data:
-        raise BrokenPicture("empty file")
-    if data[:3] == b"\xff\xd8\xff":
-        facts = jpeg_facts(data)
-        reason = _why_not_as_it_is(facts)
-    else:
-        reason = _other_format(data)
-    if facts is not None and not reason and resize_short is None:
-        if verify == "decode" or not data.endswith(_END_OF_IMAGE):  # cut off, or padded as some cameras do
-            check_every_bit(data)
-        return Stored(data, facts.width, facts.height, "")
-    if facts is None:
-        pixels = _decode_any(data)
-    elif reason:
-        check_every_bit(data, "CMYK" if facts.components == 4 else "GRAY")  # OpenCV fills a hole with grey, silently
-        pixels = _decode_any(data)
-    else:
-        assert resize_short is not None
-        pixels = _decode_jpeg(data, facts, resize_short)
-    if resize_short is not None:
-        height, width = pixels.shape[:2] if facts is None or reason else (facts.height, facts.width)
-        pixels = _shrink(pixels, height, width, resize_short)
-    encoded = _encode(pixels, UPRIGHT_QUALITY if resize_short is None else quality)
-    return Stored(encoded, pixels.shape[1], pixels.shape[0], reason or "resized")
+        raise InvalidImage("empty file")
+    kind = image_kind(data[:HEAD])
+    if not kind:
+        raise InvalidImage("not an image")
+    if kind != "JPEG":
+        check_pixels(*pixels.size_of(kind, data), max_pixels)
+        reason = "PNG" if kind == "PNG" else "not a JPEG"
+        whole = pixels.decode_other(kind, data)
+        full = whole.shape[1], whole.shape[0]
+        return _encoded(_shrunk(whole, resize_short), full, reason, resize_short, quality)
+    info = jpeg.jpeg_info(data)
+    check_pixels(info.width, info.height, max_pixels)
+    jpeg.check_scans(data, info)
+    orientation = pixels.jpeg_orientation(data) if info.has_metadata else 1
+    reason = f"EXIF orientation {orientation}" if orientation != 1 else jpeg.why_not_for_hardware(info)
+    if not reason and resize_short is None:
+        return _copied(data, info, verify)
+    picture = _shrunk(pixels.decode_jpeg(data, info, resize_short), resize_short, info.height, info.width)
+    full = (info.height, info.width) if orientation >= 5 else (info.width, info.height)
+    return _encoded(pixels.turned(picture, orientation), full, reason, resize_short, quality)
 
 
-def _other_format(data: bytes) -> str:
-    if not is_image(data[:16]):
-        raise BrokenPicture("not an image")
-    if data[:4] == b"\x89PNG":
-        _check_png(data)
-        return "PNG"
-    return "not a JPEG"
+def _shrunk(picture: pixels.Pixels, short: int | None, height: int = 0, width: int = 0) -> pixels.Pixels:
+    """A ``height`` x ``width`` picture, which may have been decoded smaller, at a short side of ``short``."""
+    if short is None:
+        return picture
+    return pixels.shrink(picture, height or picture.shape[0], width or picture.shape[1], short)
 
 
-def _check_png(data: bytes) -> None:
-    """Check the CRC of every chunk up to the last (PNG specification, section 5.3); a decoder may let a hole pass."""
-    position, kind = 8, b""
-    while kind != b"IEND":
-        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        if end > len(data):
-            raise BrokenPicture("truncated PNG")
-        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise BrokenPicture("broken PNG: CRC mismatch")
-        position = end
+def _copied(data: bytes, info: jpeg.JpegInfo, verify: str) -> Stored:
+    if verify == "decode" or not data.endswith(jpeg.END):  # cut off, or padded as some cameras do
+        pixels.check_every_bit(data)
+    check_stored(data, info.width, info.height)
+    return Stored(data, info.width, info.height, "", info.width, info.height)
+
+
+def _encoded(
+    picture: pixels.Pixels, full: tuple[int, int], reason: str, resize_short: int | None, quality: int
+) -> Stored:
+    height, width = picture.shape[:2]
+    check_stored(b"", width, height)
+    encoded = pixels.encode(picture, UPRIGHT_QUALITY if resize_short is None else quality)
+    check_stored(encoded, width, height)
+    return Stored(encoded, width, height, reason or "resized", *full)
+
+
+def check_stored(data: bytes, width: int, height: int) -> None:
+    """InvalidImage for what a shard cannot keep, or a loader would not take."""
+    if max(width, height) > MAX_SIDE:
+        raise InvalidImage(f"more than {MAX_SIDE:,} pixels on a side, which no JPEG can have")
+    check_pixels(width, height, MAX_PIXELS)
+    if len(data) > MAX_BYTES:
+        raise InvalidImage(f"more than {MAX_BYTES:,} bytes")

@@ -1,4 +1,4 @@
-"""What a folder of clips holds: which files are frames, in which order, and which folders are clips.
+"""What a folder of clips holds: which files are frames, in which order, which folders are clips, which are videos.
 
 Nothing is opened here but files whose name does not tell that they are pictures, so a scan costs one ``stat`` a frame;
 threads hide the latency of a parallel file system. Names are bytes all through: a file name need not be UTF-8.
@@ -6,6 +6,7 @@ threads hide the latency of a parallel file system. Names are bytes all through:
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -14,37 +15,54 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.patience import Handle, Patience
 from cltt.files.threads import PatientMap
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
+from cltt.source.video.file import HEAD_BYTES, has_video_name, is_video
 
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
 STAT_CHUNK = 16  # files stat'ed by one thread at a time
 _DIGITS = re.compile(rb"(\d+)")
 ROOT_KEY = b"."
+FOUND = b"{}"  # a video that has not been looked into
 DANGLING = -1  # the size of a frame whose symbolic link leads nowhere
 
 
 class SourceFrame(NamedTuple):
-    """One file that should be a frame: name within its folder, and what ``stat`` said when it was found."""
+    """One frame: its name within its clip, and what tells whether it is still the one that was found.
+
+    size: bytes of its file; of a frame of a video what its JPEG will have, roughly. mark: modification time of its file
+    in ns; the name of its packet in a video. entry: where decoding a video begins (``video.times.Timeline``). time:
+    seconds from the clip's first frame, NaN where there are none. begins: it does not follow the frame before it.
+    """
 
     name: bytes
     size: int
-    mtime_ns: int
+    mark: int
+    entry: int = 0
+    time: float = math.nan
+    begins: bool = False
 
 
 class SourceClip(NamedTuple):
-    """A folder's frames in time order; ``key`` is the folder's path relative to the root (``b"."``: the root)."""
+    """Frames in time order; ``key`` is the path of their folder or video relative to the root (``b"."``: the root).
+
+    video: what the frames of a video have in common, as JSON; empty for a folder. A video that has only been found has
+    one frame, without a name: the file itself (``clips.list_clips`` looks into it).
+    """
 
     key: bytes
     frames: list[SourceFrame]
+    video: bytes = b""
 
 
 class Scan:
     """The folders under ``root`` in natural order of their keys, and what was left out (path, reason) so far."""
 
-    def __init__(self, root: bytes, keys: list[bytes]) -> None:
+    def __init__(self, root: bytes, keys: list[bytes], patience: Patience) -> None:
         self.root = root
         self.keys = keys
+        self.patience = patience
         self.skipped: list[tuple[bytes, str]] = []
 
 
@@ -97,32 +115,36 @@ class _Folder(NamedTuple):
     links: list[bytes]
 
 
-def _list_folder(root: bytes, key: bytes) -> _Folder:
+def _list_folder(root: bytes, key: bytes, patience: Patience) -> _Folder:
     """The sub-folders of one folder, real ones and those behind symbolic links."""
     path = os.path.join(root, key)
-    folders: list[bytes] = []
-    links: list[bytes] = []
-    try:
+
+    def list_once() -> _Folder:
+        folders: list[bytes] = []
+        links: list[bytes] = []
         facts = os.stat(path)
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith(b".") or not entry.is_dir():
                     continue
                 (links if entry.is_symlink() else folders).append(join_key(key, entry.name))
+        return _Folder(key, (facts.st_dev, facts.st_ino), folders, links)
+
+    try:
+        return patience.ask(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
-    return _Folder(key, (facts.st_dev, facts.st_ino), folders, links)
 
 
 def _walk(
-    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor
+    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor, patience: Patience
 ) -> tuple[list[bytes], list[bytes]]:
     """(folders, linked folders) reached from ``start`` without following a link; ``seen`` gains their identities."""
     keys, links = [], []
     level = [start]
     listed = PatientMap(pool)
     while level:
-        found = list(listed(lambda key: _list_folder(root, key), iter(level), 4 * SCAN_THREADS))
+        found = list(listed(lambda key: _list_folder(root, key, patience), iter(level), 4 * SCAN_THREADS))
         keys += [folder.key for folder in found]
         links += [link for folder in found for link in folder.links]
         seen.update(folder.identity for folder in found)
@@ -130,19 +152,24 @@ def _walk(
     return keys, links
 
 
-def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
-    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop."""
+def scan_folders(root: bytes, pool: ThreadPoolExecutor, patience: Patience | None = None) -> Scan:
+    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop.
+
+    ``patience`` is for this scan and what :func:`scan_clips` reads.
+    """
+    patience = patience or Patience()
     seen: set[tuple[int, int]] = set()
-    keys, links = _walk(root, ROOT_KEY, seen, pool)
-    scan = Scan(root, keys)
+    keys, links = _walk(root, ROOT_KEY, seen, pool, patience)
+    scan = Scan(root, keys, patience)
     while links:
         links.sort(key=path_order)
         link = links.pop(0)
-        facts = os.stat(os.path.join(root, link))
+        path = os.path.join(root, link)
+        facts = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
         if (facts.st_dev, facts.st_ino) in seen:
             scan.skipped.append((link, "symbolic link to a folder that is already in"))
             continue
-        more, more_links = _walk(root, link, seen, pool)
+        more, more_links = _walk(root, link, seen, pool, patience)
         scan.keys += more
         links += more_links
     scan.keys.sort(key=path_order)
@@ -152,13 +179,17 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
 # ---- frames
 
 
-def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
+def _names(root: bytes, key: bytes, patience: Patience) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
     """(key, file names in natural order, left out) of one folder."""
     names, skipped = [], []
     path = os.path.join(root, key)
-    try:
+
+    def list_once() -> list[bytes]:
         with os.scandir(path) as entries:
-            files = [entry.name for entry in entries if not entry.is_dir()]
+            return [entry.name for entry in entries if not entry.is_dir()]
+
+    try:
+        files = patience.ask(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
     for name in files:
@@ -171,39 +202,49 @@ def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[byte
     return key, names, sorted(skipped)
 
 
-def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> tuple[list[SourceFrame], list[tuple[bytes, str]]]:
-    """(frames, left out) among the files ``names`` of the folder ``key``."""
-    frames, skipped = [], []
+class _Files(NamedTuple):
+    """What the files of one folder are: pictures, videos, and what is left out with the reason."""
+
+    frames: list[SourceFrame]
+    videos: list[SourceFrame]
+    skipped: list[tuple[bytes, str]]
+
+
+def _stat_files(root: bytes, key: bytes, names: list[bytes], patience: Patience) -> _Files:
+    """Sort the files ``names`` of the folder ``key``."""
+    found = _Files([], [], [])
     folder = os.path.join(root, key, b"")
     for name in names:
         path = folder + name
         try:
-            facts = os.stat(path)
+            info = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
         except OSError as error:
             if not os.path.islink(path):
                 raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
-            frames.append(SourceFrame(name, DANGLING, 0))
+            found.frames.append(SourceFrame(name, DANGLING, 0))
             continue
-        if not stat.S_ISREG(facts.st_mode):
-            skipped.append((join_key(key, name), "not a regular file"))
-        elif has_image_name(name) or _starts_like_an_image(path):
-            frames.append(SourceFrame(name, facts.st_size, facts.st_mtime_ns))
+        if not stat.S_ISREG(info.st_mode):
+            found.skipped.append((join_key(key, name), "not a regular file"))
+        elif has_image_name(name) or is_image(head := _first_bytes(path, patience)):
+            found.frames.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
+        elif has_video_name(name) or is_video(head):
+            found.videos.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
         else:
-            skipped.append((join_key(key, name), "not an image"))
-    return frames, skipped
+            found.skipped.append((join_key(key, name), "not an image"))
+    return found
 
 
-def _starts_like_an_image(path: bytes) -> bool:
+def _first_bytes(path: bytes, patience: Patience) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return is_image(file.read(16))
+        with Handle(path) as file:
+            return bytes(patience.ask(path, lambda: file.read(HEAD_BYTES, 0)))
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
 def _chunks(scan: Scan, mapped: PatientMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
     """(key, up to STAT_CHUNK file names, last of its folder) over all folders in order."""
-    listings = mapped(lambda key: _names(scan.root, key), iter(scan.keys), 4 * SCAN_THREADS)
+    listings = mapped(lambda key: _names(scan.root, key, scan.patience), iter(scan.keys), 4 * SCAN_THREADS)
     for key, names, skipped in listings:
         scan.skipped += skipped
         for start in range(0, max(1, len(names)), STAT_CHUNK):
@@ -211,20 +252,25 @@ def _chunks(scan: Scan, mapped: PatientMap) -> Iterator[tuple[bytes, list[bytes]
 
 
 def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
-    """The clips of ``scan`` in order, folders without a frame left out; ``scan.skipped`` grows along the way."""
+    """The clips of ``scan`` in order, folders without a frame left out; ``scan.skipped`` grows along the way.
 
-    def stat_chunk(
-        chunk: tuple[bytes, list[bytes], bool],
-    ) -> tuple[bytes, list[SourceFrame], list[tuple[bytes, str]], bool]:
+    The videos of a folder come behind its frames, not looked into.
+    """
+
+    def stat_chunk(chunk: tuple[bytes, list[bytes], bool]) -> tuple[bytes, _Files, bool]:
         key, names, last = chunk
-        return key, *_stat_files(scan.root, key, names), last
+        return key, _stat_files(scan.root, key, names, scan.patience), last
 
     frames: list[SourceFrame] = []
+    videos: list[SourceFrame] = []
     mapped = PatientMap(pool)
-    for key, found, skipped, last in mapped(stat_chunk, _chunks(scan, mapped), 4 * SCAN_THREADS):
-        frames += found
-        scan.skipped += skipped
+    for key, found, last in mapped(stat_chunk, _chunks(scan, mapped), 4 * SCAN_THREADS):
+        frames += found.frames
+        videos += found.videos
+        scan.skipped += found.skipped
         if last:
             if frames:
                 yield SourceClip(key, frames)
-            frames = []
+            for file in videos:
+                yield SourceClip(join_key(key, file.name), [file._replace(name=b"")], FOUND)
+            frames, videos = [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -11,52 +11,86 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from cltt import checkpoint
-from cltt.build.on_demand import locate_shards
+from cltt import distributed
+from cltt.checkpoint import CheckpointStore
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
-from cltt.distributed import RankFacts
-from cltt.errors import SettingsError
+from cltt.distributed import RankInfo
+from cltt.errors import CLTTError, SettingsError
+from cltt.evaluation import results
 from cltt.evaluation.evaluator import Evaluator
-from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
 from cltt.loss.infonce import TemporalInfoNCE
+from cltt.metrics import History
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
+from cltt.models.sync_batchnorm import synchronise
+from cltt.models.weights import misfit, read_weights
 from cltt.sampling.windows import WindowIndex
+from cltt.sets.locate import locate_shards
 from cltt.shards.dataset import ShardDataset
+from cltt.shards.stage import stage
+from cltt.training.progress import show
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver, Trainer
 
-EVALUATION_FILE = "evaluation.json"
 # torch 2.13 has a new name for "broadcast the buffers before every forward pass"
 _NEW_NAME = "forward_sync_buffers"
 _SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
 
-def open_dataset(data: DataSettings, facts: RankFacts | None = None) -> ShardDataset:
-    """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet."""
-    return ShardDataset(locate_shards(data, facts or RankFacts()))
+def open_dataset(
+    data: DataSettings,
+    info: RankInfo | None = None,
+    *,
+    fingerprint: str | None = None,
+    on_located: Callable[[Path], None] = lambda shards: None,
+) -> ShardDataset:
+    """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet.
+
+    A collective. DataError on every rank if they do not open the same shards.
+
+    Args:
+        data: which shards, and whether they are copied to the node's disk first.
+        info: who this process is; None: alone.
+        fingerprint: of the shards that a resumed run began with.
+        on_located: told the folder of the shards, before they are copied.
+    """
+    shards = locate_shards(data, fingerprint=fingerprint)
+    on_located(shards)
+    if data.stage_to is not None:
+        shards = stage(shards, Path(data.stage_to), info or RankInfo(), data.io_patience)
+    dataset = ShardDataset(shards, io_patience=data.io_patience)
+    dataset.patience.meanwhile = distributed.waiting
+    distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
+    return dataset
 
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
-    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all."""
+    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
     w = settings.windows
-    split, clips = dataset.training_clips(settings.data.split)
+    split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
         window_size=w.window_size,
         frame_step=w.frame_step,
         window_stride=w.window_stride,
         max_windows_per_clip=w.max_windows_per_clip,
+        clips=None if split == "all" and settings.data.clips is None else clips,
         short_clip_windows=w.short_clip_windows,
-        clips=None if split == "all" else clips,
     )
 
 
+def data_identity(dataset: Any, settings: TrainSettings) -> dict[str, str | None]:
+    """What must be equal of the data when a run is resumed: the shards, and the clips that a list picks of them."""
+    clips = None
+    if settings.data.clips is not None:
+        clips = hashlib.sha256(dataset.listed_clips(settings.data.clips).astype("<i8").tobytes()).hexdigest()[:32]
+    return {"fingerprint": dataset.fingerprint, "clips": clips}
+
+
 def build_loader(
-    dataset: ShardDataset, index: WindowIndex, settings: TrainSettings, device: torch.device, facts: RankFacts
+    dataset: ShardDataset, index: WindowIndex, settings: TrainSettings, device: torch.device, info: RankInfo
 ) -> WindowLoader:
     """Batches of this rank, in the type the model computes in."""
     data = settings.data
@@ -74,12 +108,13 @@ def build_loader(
         min_gap=data.min_gap,
         depth=data.depth,
         run=data.run,
-        rank=facts.rank,
-        world_size=facts.world_size,
+        rank=info.rank,
+        world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
         num_threads=data.num_workers,
         channels_last=device.type == "cuda",
         max_bad_frames=data.max_bad_frames,
+        io_patience=data.io_patience,
     )
 
 
@@ -89,25 +124,22 @@ def build_model(settings: ModelSettings) -> ContrastiveModel:
     return ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, settings.proj_dim))
 
 
-def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, facts: RankFacts) -> nn.Module:
+def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, info: RankInfo) -> nn.Module:
     """Put the model on its device, compile it if asked to, and tie it to the other ranks.
 
-    Rows of a rank come from few runs of neighbouring windows, so statistics of one rank alone would be biased:
-    BatchNorm is synchronised over ranks on CUDA. SyncBatchNorm refuses CPU tensors; gloo runs keep local BatchNorm and
-    say so.
+    BatchNorm takes its statistics from the batch of all ranks: rows of a rank come from few runs of neighbouring
+    windows, so its own would be biased, and a run on several ranks would not be the run on one.
     """
-    if facts.world_size > 1 and device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    elif facts.is_main and facts.world_size > 1 and any("BatchNorm" in type(m).__name__ for m in model.modules()):
-        print("several ranks on the CPU: each has BatchNorm statistics of its own (SyncBatchNorm needs CUDA)")
+    if info.world_size > 1:
+        synchronise(model)
     model = model.to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     if run.compile:
         model.compile()
-    if facts.world_size == 1:
+    if info.world_size == 1:
         return model
-    # Buffers are the running statistics: equal on all ranks if synchronised, and unused in training anyway.
+    # Buffers are the running statistics: equal on all ranks, and unused in training anyway.
     options: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, **options)
 
@@ -130,63 +162,96 @@ def build_trainer(
     settings: TrainSettings,
     loader: WindowLoader,
     device: torch.device,
-    facts: RankFacts,
+    info: RankInfo,
     *,
     stop: StopSignals,
+    store: CheckpointStore | None = None,
     evaluator: Evaluator | None = None,
     weights: str | None = None,
+    **listeners: Any,
 ) -> Trainer:
     """Model, loss, optimizer and schedule around ``loader``; ``weights``: a checkpoint whose weights to start from.
 
-    Its saver has no store yet.
+    ``store`` and ``evaluator`` are rank 0's. ``listeners``: the trainer's ``history``, ``on_step`` and ``on_epoch``.
     """
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model)
     if weights is not None:
-        load_weights(model, Path(weights))
-        if facts.is_main:
-            print(f"starting from the weights of {checkpoint.resolve(Path(weights))}", flush=True)
-    wrapped = prepare_model(model, settings.run, device, facts)
+        loaded = load_weights(model, Path(weights))
+        if info.is_main:
+            print(f"starting from the weights of {loaded}", flush=True)
+    wrapped = prepare_model(model, settings.run, device, info)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
-    facts_saved = {"settings": settings.to_dict(), "fingerprint": loader.dataset.fingerprint}
+    identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
     return Trainer(
         model=wrapped,
         loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
         optimizer=optimizer,
         scheduler=scheduler,
         loader=loader,
-        saver=Saver(None, minutes=settings.checkpoint.checkpoint_minutes, extra=facts_saved),
+        saver=Saver(store, minutes=settings.checkpoint.checkpoint_minutes, extra=identity),
         stop=stop,
         device=device,
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
         mask_overlaps=settings.model.mask_overlaps,
-        evaluate=None if evaluator is None else _evaluation(settings, model.encoder, evaluator),
+        evaluate=None
+        if settings.log.eval_data is None
+        else _evaluation(settings, model.encoder, evaluator, listeners.get("history")),
         eval_every=settings.log.eval_every,
+        **listeners,
     )
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load the weights of the checkpoint at ``path`` (a file, or a run's folder: its newest) into ``model``."""
-    state = checkpoint.load(checkpoint.resolve(path))
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        was = state["settings"]["model"]
+def load_weights(model: ContrastiveModel, path: Path) -> str:
+    """Load the weights in ``path`` into ``model``; returns what was loaded.
+
+    ``path`` is what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as a whole. Of other
+    files the encoder must; a head that is not there, or is of another kind, is left as it is in ``model``, and said.
+    Raises SettingsError, naming tensors, for what does not fit.
+    """
+    weights = read_weights(path)
+    wrong = misfit(model.encoder.state_dict(), weights.encoder)
+    head_wrong = misfit(model.head.state_dict(), weights.head or {})
+    if wrong or (head_wrong and weights.origin == "run"):
+        proj_dim = weights.saved["settings"]["model"]["proj_dim"] if weights.saved else None
+        of = f" with proj_dim {proj_dim}" if proj_dim else ""
         raise SettingsError(
-            f"the weights in {path} are of backbone {was['backbone']} with proj_dim {was['proj_dim']}; give the same "
-            f"--backbone and --proj-dim ({str(error).splitlines()[0]})"
-        ) from error
+            f"the weights in {path} are of backbone {weights.backbone}{of}; give the same --backbone and --proj-dim "
+            f"({wrong or head_wrong})"
+        )
+    model.encoder.load_state_dict(weights.encoder)
+    if not head_wrong and weights.head is not None:
+        model.head.load_state_dict(weights.head)
+        return str(weights.path)
+    why = f"its head is of another kind ({head_wrong})" if weights.head else "it has no projection head"
+    return f"{weights.path}: its encoder; {why}, so the head starts anew"
 
 
-def _evaluation(settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator) -> Callable[[], dict[str, float]]:
-    """Evaluates ``encoder`` and returns the row for the CSV."""
+def _evaluation(
+    settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None, history: History | None
+) -> Callable[[], dict[str, float]]:
+    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
+
+    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}.
+    """
 
     def evaluate() -> dict[str, float]:
-        result = evaluator(encoder)
-        replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
-        tqdm.write(result.describe())  # leaves the progress bar whole
+        assert evaluator is not None and history is not None  # rank 0 has both
+        try:
+            result = evaluator(encoder)
+            show(result.describe())
+        except Exception as error:
+            show(f"warning: no evaluation this time: {error}; training goes on")
+            return {}
+        name = f"in training, epoch {history.epoch}"
+        try:
+            results.add_json(
+                settings.run_dir, {"checkpoint": name, "epoch": history.epoch, "step": 0, **result.to_dict()}
+            )
+        except (OSError, CLTTError) as error:
+            show(f"warning: cannot write {settings.run_dir / results.JSON_FILE}: {error}")
         return result.row()
 
-    return evaluate
+    return lambda: distributed.from_main(evaluate)

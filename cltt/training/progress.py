@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cltt.text import never_failing_log
+
 LINE_SECONDS = 60.0
 BAR = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"  # fits 80 columns on the CPU
 
@@ -67,10 +69,7 @@ class Progress:
 
     def write(self, line: str) -> None:
         """Print a line without tearing the bar."""
-        if self._terminal:
-            self._bar.write(line)
-        else:
-            print(line, flush=True)
+        show(line)
 
     def close(self) -> None:
         self._bar.close()
@@ -80,6 +79,13 @@ class Progress:
         if self._device.type == "cuda":
             facts += f" mem {torch.cuda.max_memory_allocated(self._device) / 1e9:.1f} GB"
         return facts
+
+
+def show(line: str) -> None:
+    """Print a line at once, whatever bars are on the terminal; may be lost as that of :func:`cltt.text.say`."""
+    with never_failing_log():
+        tqdm.write(line)
+        sys.stdout.flush()
 
 
 def _size() -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +15,57 @@ from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
+from cltt.metrics import History
+from cltt.text import say
+from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
-from cltt.training.trainer import Trainer
 from cltt.visualize.curves import plot_run
 
 SETTINGS_FILE = "settings.json"
+COMPLETE_FILE = "complete"
 PLOT_FILE = "plots.png"
 TENSORBOARD_STEPS = 10
 
 
 class Records:
-    """Listens to a trainer; made once its history is that of the checkpoint it goes on from."""
+    """Listens to a trainer that fills ``history``.
 
-    def __init__(self, settings: TrainSettings, trainer: Trainer, loader: WindowLoader, device: torch.device) -> None:
+    Writes from ``with`` on, when the history is that of the checkpoint that the run goes on from. ``outputs`` writes
+    the files that the run must leave; the picture and TensorBoard's are a convenience.
+    """
+
+    progress: Progress
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        history: History,
+        loader: WindowLoader,
+        device: torch.device,
+        outputs: Outputs,
+    ) -> None:
         self.settings = settings
-        self.trainer = trainer
+        self.history = history
         self.loader = loader
-        done = trainer.history.total_steps
-        self._board = _open_board(settings.run_dir, done) if settings.log.tensorboard else None
-        replace_file(settings.run_dir / SETTINGS_FILE, json.dumps(settings.to_dict(), indent=1).encode())
+        self.device = device
+        self.outputs = outputs
+        self._board: Board | None = None
+
+    def __enter__(self) -> Records:
+        settings, done = self.settings, self.history.total_steps
+        if settings.log.tensorboard:
+            self._board = Board(settings.run_dir / "tensorboard", done)
+        self.outputs.write(settings.run_dir / SETTINGS_FILE, json.dumps(settings.to_dict(), indent=1).encode())
         self._write_csv()
-        steps = trainer.steps_per_epoch
+        steps = settings.optim.steps_per_epoch(len(self.loader))
         self.progress = Progress(
             total_steps=steps * settings.optim.epochs,
             done_steps=done,
             steps_per_epoch=steps,
             batch_size=settings.data.batch_size,
-            wait_share=lambda: loader.stats()["wait_share"],
-            device=device,
+            wait_share=lambda: self.loader.stats()["wait_share"],
+            device=self.device,
         )
-
-    def __enter__(self) -> Records:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,13 +75,14 @@ class Records:
 
     def on_step(self, loss: float) -> None:
         self.progress.step(loss)
-        steps = self.trainer.history.total_steps
+        self.outputs.look()
+        steps = self.history.total_steps
         if self._board is not None and steps % TENSORBOARD_STEPS == 0:
-            self._board.add_scalar("loss", loss, steps)
+            self._board.add({"loss": loss}, steps)
 
     def on_epoch(self) -> None:
         self._write_csv()
-        history = self.trainer.history
+        history = self.history
         row = history.train[-1]
         line = f"epoch {history.epoch}/{self.settings.optim.epochs} loss {row['loss']:.4f} "
         line += f"lr {row['learning_rate']:.2e} {self.progress.windows_per_second:.1f} windows/s "
@@ -69,48 +92,86 @@ class Records:
         self.progress.write(line)
         if self._board is not None:
             rows = {**row, **(history.evaluation[-1] if history.evaluation else {})}
-            for name in rows.keys() - {"epoch"}:
-                self._board.add_scalar(f"epoch/{name}", rows[name], history.total_steps)
+            self._board.add({f"epoch/{name}": rows[name] for name in rows.keys() - {"epoch"}}, history.total_steps)
+
+    def note_end(self, done: bool) -> None:
+        """Leave the file that says that the run is complete: what started it cannot tell by the exit status alone."""
+        if done:
+            self.outputs.write(self.settings.run_dir / COMPLETE_FILE, f"epoch {self.history.epoch}\n".encode())
 
     def summarise(self, done: bool) -> None:
         """Say how the run ended and, at its end, draw its curves into the run's folder."""
         self.progress.close()  # the lines to come stand below the bar
-        history, run_dir = self.trainer.history, self.settings.run_dir
+        history, run_dir = self.history, self.settings.run_dir
         where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:
-            print(f"stopped on request at {where}; the same command with --resume goes on from {run_dir}", flush=True)
+            say(f"stopped on request at {where}; the same command with --resume goes on from {run_dir}")
             return
         loss = f"{history.train[-1]['loss']:.4f}"
         evaluation = _accuracies(history.evaluation[-1]) if history.evaluation else ""
         bad = int(self.loader.stats()["frames_bad"])
         rate = f"{self.progress.windows_per_second:.1f} windows/s"
-        print(f"complete: {where}, loss {loss}{evaluation}, {rate}, bad frames {bad}; run in {run_dir}", flush=True)
+        say(f"complete: {where}, loss {loss}{evaluation}, {rate}, bad frames {bad}; run in {run_dir}")
         self._plot(run_dir)
 
     def _write_csv(self) -> None:
         if self.settings.log.csv_log:
-            self.trainer.history.write_csv(self.settings.csv_path, self.settings.eval_csv_path)
+            train, evaluation = self.history.csv()
+            self.outputs.write(self.settings.csv_path, train)
+            self.outputs.write(self.settings.eval_csv_path, evaluation)
 
     def _plot(self, run_dir: Path) -> None:
         """Draw the history, whether CSV files were asked for or not; a plot that fails must not fail the run."""
         try:
             with tempfile.TemporaryDirectory() as folder:
                 files = Path(folder) / (run_dir.resolve().name or "run")
-                self.trainer.history.write_csv(files / "metrics.csv", files / "metrics_eval.csv")
-                plot_run(files, run_dir / PLOT_FILE)
+                files.mkdir()
+                for name, rows in zip(("metrics.csv", "metrics_eval.csv"), self.history.csv(), strict=True):
+                    (files / name).write_bytes(rows)
+                plot_run(files, files / PLOT_FILE)
+                replace_file(run_dir / PLOT_FILE, (files / PLOT_FILE).read_bytes())
         except Exception as error:
-            print(f"no {PLOT_FILE}: {error}", flush=True)
+            say(f"no {PLOT_FILE}: {error}")
         else:
-            print(f"curves: {run_dir / PLOT_FILE}", flush=True)
+            say(f"curves: {run_dir / PLOT_FILE}")
+
+
+class Board:
+    """TensorBoard's files. Trouble with them is said once and never ends a run: the next epoch's rows try again."""
+
+    def __init__(self, folder: Path, done_steps: int) -> None:
+        self._folder = folder
+        self._done_steps = done_steps
+        self._writer: Any = None
+        self._said = False
+
+    def add(self, values: dict[str, float], steps: int) -> None:
+        """Write scalars by name, with the number of finished steps."""
+        with self._never_failing():
+            if self._writer is None:  # what a killed run wrote beyond its last checkpoint is not shown twice
+                self._writer = summary_writer()(str(self._folder), purge_step=self._done_steps + 1)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, steps)
+            self._done_steps = steps
+
+    def close(self) -> None:
+        with self._never_failing():
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _never_failing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._writer = None
+            if not self._said:
+                say(f"warning: TensorBoard's files in {self._folder} cannot be written ({error}); training goes on")
+            self._said = True
 
 
 def _accuracies(row: dict[str, float]) -> str:
     return "".join(f" {part} acc {row[f'{part}_acc']:.3f}" for part in ("train", "val", "test") if f"{part}_acc" in row)
-
-
-def _open_board(run_dir: Path, done_steps: int) -> Any:
-    """TensorBoard's writer; what a killed run wrote beyond ``done_steps`` is not shown twice."""
-    return summary_writer()(str(run_dir / "tensorboard"), purge_step=done_steps + 1)
 
 
 def summary_writer() -> Any:

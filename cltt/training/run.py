@@ -4,79 +4,130 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cltt import checkpoint, distributed
+from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import RunSettings, TrainSettings, differences
-from cltt.distributed import RankFacts
-from cltt.errors import DataError, SettingsError
+from cltt.distributed import RankInfo
+from cltt.errors import BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
 from cltt.evaluation.evaluator import Evaluator
+from cltt.evaluation.parts import seen_in_training
 from cltt.files import atomic
 from cltt.files.locks import locked
+from cltt.metrics import History, is_ours_to_replace
+from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
-from cltt.training.factory import build_index, build_loader, build_trainer, open_dataset
+from cltt.text import say
+from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset
+from cltt.training.host_memory import memory_line
+from cltt.training.outputs import Outputs, finish_writing
+from cltt.training.progress import show
 from cltt.training.records import Records, summary_writer
-from cltt.training.signals import StopSignals
+from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import Trainer
 
 STOP_NOTICE = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
 LOCK_PATIENCE = 120.0  # seconds
+EXIT_STATUS = {Request.NOTHING: 0, Request.STOP: cli.EXIT_REQUEUE, Request.INTERRUPT: cli.EXIT_INTERRUPTED}
 
 
-def train(settings: TrainSettings, *, on_step: Callable[[float], None] | None = None) -> int:
+def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[[float], None] | None = None) -> int:
     """Train from scratch, from weights or from where the run stopped -> exit status: 0, or 85 or 130 if asked to stop.
 
-    ``on_step`` is called with the loss after every step. Raises SettingsError and DataError for what the user can mend.
+    ``on_step`` is called with the loss after every step. Raises SettingsError and DataError for what the user can mend,
+    and OutOfMemoryError; but a failure on one of several ranks ends the processes of all, saying it once as ``prog``.
     """
-    facts = distributed.rank_facts()
-    stop = StopSignals(STOP_NOTICE if facts.is_main else "")
-    try:
-        device = distributed.pick_device(settings.run.device, facts)
-        distributed.start(facts, device)
-        if facts.is_main:
-            print(f"training on {distributed.described(device, facts)}", flush=True)
-        return _train(settings, facts, device, stop, on_step)
-    finally:
-        distributed.stop()
-        stop.restore()
+    info = distributed.rank_info()
+    stop = StopSignals(STOP_NOTICE if info.is_main else "", cli.EXIT_REQUEUE)
+    with ExitStack() as stack:
+        stack.callback(stop.restore)
+        distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
+        with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
+            ended = _train(settings, info, stack, stop, on_step)
+            distributed.stop()
+    return EXIT_STATUS[ended]
 
 
 def _train(
     settings: TrainSettings,
-    facts: RankFacts,
-    device: torch.device,
+    info: RankInfo,
+    stack: ExitStack,
     stop: StopSignals,
     on_step: Callable[[float], None] | None,
-) -> int:
+) -> Request:
+    """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
+    device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
-    start_from = distributed.from_main(lambda: _find_start(settings))
+    start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))
     evaluator = _open_evaluator(settings, device)
-    dataset = open_dataset(settings.data, facts)
-    index = build_index(dataset, settings)
+
+    def hold(shards: Path) -> None:
+        if info.is_main:
+            stack.enter_context(in_use(shards, settings.run_dir))
+
+    dataset = open_dataset(settings.data, info, fingerprint=fingerprint, on_located=hold)
+    if evaluator is not None:
+        _warn_of_known_clips(evaluator, dataset, settings)
+    loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
+    stack.enter_context(loader)
+    weights = settings.checkpoint.checkpoint_path if start_from is None else None
+    store, records, listeners = None, None, {}
+    if info.is_main:
+        store = _open_store(settings)
+        records = Records(settings, History(), loader, device, Outputs(show))
+        listeners = _listeners(records, on_step)
+    trainer = build_trainer(
+        settings, loader, device, info, stop=stop, store=store, evaluator=evaluator, weights=weights, **listeners
+    )
+    if start_from is not None:
+        _resume(trainer, start_from, settings, dataset)
+    distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
+    if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
+        stack.enter_context(store)
+        stack.enter_context(records)
+        say(memory_line(trainer.model, loader))
+    ended = trainer.run()
+    if store is not None and records is not None:
+        records.note_end(done=ended is Request.NOTHING)
+        finish_writing([store, records.outputs], settings.data.io_patience)
+    distributed.wait_for_all()  # what rank 0 saves must be on disk before any rank ends the run
+    if trainer.failure is not None:
+        raise StorageError(f"{trainer.failure}; the run is saved, and goes on with --resume")
+    if records is not None:
+        records.summarise(done=ended is Request.NOTHING)
+    return ended
+
+
+def _take_device(settings: TrainSettings, info: RankInfo) -> torch.device:
+    device = distributed.pick_device(settings.run.device, info)
+    distributed.agreed(device.type, "the device")
+    if info.is_main:
+        print(f"training on {distributed.described(device, info)}", flush=True)
     _prepare_torch(settings.run, device)
-    with ExitStack() as stack:
-        loader = stack.enter_context(build_loader(dataset, index, settings, device, facts))
-        weights = settings.checkpoint.checkpoint_path if start_from is None else None
-        trainer = build_trainer(settings, loader, device, facts, stop=stop, evaluator=evaluator, weights=weights)
-        if start_from is not None:
-            _resume(trainer, start_from, settings, dataset)
-        distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
-        if not facts.is_main:
-            return 0 if trainer.run() else stop.status
-        trainer.saver.store = stack.enter_context(
-            _open_store(settings)
-        )  # makes the run's folder: nothing is refused now
-        records = stack.enter_context(Records(settings, trainer, loader, device))
-        trainer.on_step = records.on_step if on_step is None else _both(records.on_step, on_step)
-        trainer.on_epoch = records.on_epoch
-        done = trainer.run()
-        records.summarise(done)
-    return 0 if done else stop.status
+    return device
+
+
+@contextmanager
+def _saying_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        first_line = (str(error).splitlines() or ["the machine's memory is used up"])[0]
+        raise OutOfMemoryError(
+            f"out of memory: {first_line}; give --sub-batch-size, a smaller --batch-size or --cache-gb"
+        ) from error
+
+
+def _listeners(records: Records, on_step: Callable[[float], None] | None) -> dict[str, Any]:
+    steps = records.on_step if on_step is None else _both(records.on_step, on_step)
+    return {"history": records.history, "on_step": steps, "on_epoch": records.on_epoch}
 
 
 def _check_outputs(settings: TrainSettings) -> None:
@@ -86,13 +137,20 @@ def _check_outputs(settings: TrainSettings) -> None:
         for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
             if path.is_dir():
                 raise SettingsError(f"{path} is a folder; {flag} names a file")
+            if not is_ours_to_replace(path):
+                raise SettingsError(
+                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
+                )
             atomic.check_writable(path.parent, f"give another {flag}")
     if settings.log.tensorboard:
         summary_writer()
 
 
-def _find_start(settings: TrainSettings) -> Path | None:
-    """The checkpoint to go on from; None: a fresh start. Without --resume, a folder that holds a run is refused."""
+def _find_start(settings: TrainSettings) -> tuple[Path | None, str | None]:
+    """The checkpoint to go on from, and the fingerprint of its data; None: a fresh start.
+
+    Without --resume, a folder that holds a run is refused.
+    """
     _check_outputs(settings)
     run_dir = settings.run_dir
     if not settings.checkpoint.resume:
@@ -100,26 +158,43 @@ def _find_start(settings: TrainSettings) -> Path | None:
             raise SettingsError(
                 f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
             )
-        return None
+        return None, None
     path, warnings = checkpoint.find_latest(run_dir)
     for warning in warnings:
-        print(f"warning: {warning}", flush=True)
-    print(f"resuming from {path}" if path else f"no checkpoint in {run_dir}: starting fresh", flush=True)
-    return path
+        say(f"warning: {warning}")
+    if path is None:
+        say(f"no checkpoint in {run_dir}: starting fresh")
+        return None, None
+    return path, checkpoint.load(path).get("fingerprint")
 
 
 def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: ShardDataset) -> None:
     """Put the trainer where ``path`` was saved. SettingsError, naming each difference, for other data or settings."""
     state = checkpoint.load(path)
-    differ = differences(state["settings"], settings.to_dict())
-    if state["fingerprint"] != dataset.fingerprint:
-        differ.append(f"the shards' fingerprint is {dataset.fingerprint} and was {state['fingerprint']}")
+    parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
+    checkpoint.require_parts(path, state, fingerprint=str, **parts)
+    saved = checkpoint.settings_of(path, state)
+    differ = differences(saved, settings.to_dict())
+    now = data_identity(dataset, settings)
+    if state["fingerprint"] != now["fingerprint"]:
+        differ.append(f"the shards' fingerprint is {now['fingerprint']} and was {state['fingerprint']}")
+    elif state.get("clips") != now["clips"]:
+        differ.append(f"clips picks others ({settings.data.clips} by its contents)")
     if differ:
         raise SettingsError(
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
             "with, or another --checkpoint-dir"
         )
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except CLTTError:
+        raise
+    except Exception as error:  # what torch's parts raise for a state that is not theirs
+        words = " ".join(str(error).split())[:200]
+        raise DataError(f"checkpoint {path} cannot be gone on from: {words or type(error).__name__}") from error
+    if distributed.world().is_main:
+        say(f"resuming from {path}")
+        _say_changes(saved, settings)
 
 
 def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:
@@ -130,14 +205,18 @@ def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[
     """
     folder = settings.run_dir
     deadline = time.monotonic() + (LOCK_PATIENCE if settings.checkpoint.resume else 0)
+    said = False
     while True:
         try:
             lock = locked(folder / ".lock", held=f"{folder} is written to", otherwise="give another --checkpoint-dir")
             stack.enter_context(lock)
             break
-        except DataError:
+        except BusyError as error:
             if time.monotonic() >= deadline:
                 raise
+            if not said:
+                say(f"waiting for up to {LOCK_PATIENCE:.0f} s: {error}")
+            said = True
             time.sleep(1)
     if checkpoint.list_checkpoints(folder) != saved_before:
         raise DataError(f"another run has saved in {folder} meanwhile; start this one again, or elsewhere")
@@ -145,7 +224,7 @@ def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[
 
 def _open_store(settings: TrainSettings) -> CheckpointStore:
     kept = settings.checkpoint
-    return CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every)
+    return CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every, say=show)
 
 
 def _prepare_torch(run: RunSettings, device: torch.device) -> None:
@@ -177,4 +256,21 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
                 Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
             )
         )
+    for note in opened[0].data.notes if opened else ():
+        say(f"note: evaluation data: {note}")
     return opened[0] if opened else None
+
+
+def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: TrainSettings) -> None:
+    """A line where --eval-data asks about clips that are trained on."""
+    _, clips = dataset.training_clips(settings.data.split, settings.data.clips)
+    warning = seen_in_training(evaluator.data.parts, dataset.fingerprint, clips)
+    if warning:
+        say(f"warning: {warning}")
+
+
+def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
+    """A line for what a resumed run may change, but what its records then are no longer all of."""
+    was, now = before.get("log", {}).get("eval_data"), settings.log.eval_data
+    if was != now:
+        say(f"note: --eval-data is {now} and was {was}: earlier evaluations of this run are of that")

@@ -6,35 +6,45 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from types import FrameType
 
-from cltt.cli import EXIT_INTERRUPTED, EXIT_REQUEUE
+STOPPED_EARLY = "stopped on request before the first step, so there is nothing new to save\n"
+
+
+class Request(IntEnum):
+    """What is asked of the loop after a step; of several ranks the largest is done."""
+
+    NOTHING = 0
+    SAVE = 1  # and go on
+    STOP = 2  # save and stop: the batch system asked
+    INTERRUPT = 3  # save and stop: Ctrl-C
+
+    @property
+    def stops(self) -> bool:
+        return self >= Request.STOP
 
 
 class StopSignals:
     """SIGUSR1, SIGTERM and Ctrl-C (SIGINT) ask the run to save and stop.
 
-    Outside :meth:`deferred` nothing is there to save, so the process ends at once, with EXIT_REQUEUE (Ctrl-C:
+    Outside :meth:`deferred` nothing is there to save, so the process ends at once, by SystemExit (Ctrl-C:
     KeyboardInterrupt); inside, the signal is remembered and the loop acts on it after the step (several ranks: at the
     latest after the next one, which is the same for all). Further signals change nothing, but that a second Ctrl-C
     ends the process at once.
 
     Args:
         notice: said on the terminal at the first Ctrl-C ("": nothing).
+        exit_status: of the SystemExit.
     """
 
-    def __init__(self, notice: str = "") -> None:
-        self.requested = False
-        self._interrupted = False
+    def __init__(self, notice: str = "", exit_status: int = 1) -> None:
+        self.request = Request.NOTHING
         self._deferred = False
         self._notice = notice
+        self._exit_status = exit_status
         numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)]
         self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
-
-    @property
-    def status(self) -> int:
-        """Exit status of a run that was stopped."""
-        return EXIT_INTERRUPTED if self._interrupted else EXIT_REQUEUE
 
     def restore(self) -> None:
         """Give the signals back to those who had them before."""
@@ -50,11 +60,13 @@ class StopSignals:
             self._deferred = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        if number == signal.SIGINT:
-            if self._interrupted or not self._deferred:
-                raise KeyboardInterrupt
-            self._interrupted = True
-            os.write(2, self._notice.encode())  # not print(), which may be halfway through a line
-        elif not self._deferred:
-            raise SystemExit(EXIT_REQUEUE)
+        if number != signal.SIGINT:
+            self.request = max(self.request, Request.STOP)
+            if not self._deferred:
+                os.write(2, STOPPED_EARLY.encode())
+                raise SystemExit(self._exit_status)
+            return
+        if self.request is Request.INTERRUPT or not self._deferred:
+            raise KeyboardInterrupt
+        self.request = Request.INTERRUPT
+        os.write(2, self._notice.encode())  # not print(), which may be halfway through a line

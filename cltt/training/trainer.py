@@ -4,8 +4,11 @@ Every step is a function of the state that a checkpoint holds (weights, optimize
 random states, history), so a run that is killed and resumed makes the same steps as an unbroken one.
 
 The loss is checked before it can do harm, without leaving the GPU idle: its copy to the host starts right after the
-forward pass, the backward pass is queued behind it, and only then does the host wait for the copy. What the ranks must
-agree on (save now, stop now) travels in the same copy.
+forward pass, the backward pass is queued behind it, and only then does the host wait for the copy.
+
+What the ranks must agree on (save now, stop now) is agreed before each step, when each has its batch or knows that it
+gets none: a rank whose data cannot be read must not leave the others waiting in the middle of a step. It goes through
+gloo on the host, while the GPU still works on the step before.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,13 +26,13 @@ from torch import nn
 from cltt import distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
-from cltt.errors import CLTTError
+from cltt.errors import CLTTError, StorageError
 from cltt.files.atomic import replace_file
+from cltt.loader.prefetch import GaveUp
 from cltt.metrics import History
 from cltt.training.grad_cache import cached_backward, random_state, set_random_state
-from cltt.training.signals import StopSignals
-
-_GO_ON, _SAVE, _STOP = 0, 1, 2  # what a rank asks for; the largest of all ranks is done
+from cltt.training.outputs import RETRY_SECONDS
+from cltt.training.signals import Request, StopSignals
 
 
 class NonFiniteLossError(CLTTError):
@@ -47,7 +49,12 @@ class Batch(Protocol):
 
 
 class Loader(Protocol):
-    """What the loop needs of a loader: an iterable over the rest of an epoch, with a state."""
+    """What the loop needs of a loader: an iterable over the rest of an epoch, with a state.
+
+    ``give_up`` is asked while the loop waits for a batch; once it is true, GaveUp is raised.
+    """
+
+    give_up: Callable[[], bool]
 
     def __iter__(self) -> Iterator[Any]: ...
     def __len__(self) -> int: ...
@@ -57,27 +64,28 @@ class Loader(Protocol):
 
 
 class HostCopy:
-    """Device scalars on their way to the host.
+    """A device scalar on its way to the host.
 
     On CUDA the copy is queued when this object is made, and :meth:`read` waits for that copy alone, not for the work
     queued behind it.
     """
 
-    def __init__(self, *scalars: torch.Tensor) -> None:
-        values = torch.stack([scalar.detach().float() for scalar in scalars])
+    def __init__(self, scalar: torch.Tensor) -> None:
+        exact = torch.float32 if scalar.device.type == "mps" else torch.float64  # MPS has no float64
+        value = scalar.detach().to(exact)
         self._event: torch.cuda.Event | None = None
-        if values.is_cuda:
-            self._values = torch.empty(len(scalars), dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
+        if value.is_cuda:
+            self._value = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
         else:
-            self._values = values
+            self._value = value
 
-    def read(self) -> list[float]:
+    def read(self) -> float:
         if self._event is not None:
             self._event.synchronize()
-        return self._values.tolist()
+        return float(self._value)
 
 
 class Saver:
@@ -87,20 +95,28 @@ class Saver:
         store: where checkpoints go (None on other ranks than 0).
         minutes: also save within an epoch after this many minutes (0: at epoch ends only).
         extra: saved with every checkpoint: settings, fingerprint of the data.
+
+    Attributes:
+        saved_at: (epoch, step) of the last save, or of where the run began: there is nothing to save there.
     """
 
     def __init__(self, store: CheckpointStore | None, *, minutes: float, extra: dict[str, Any]) -> None:
         self.store = store
         self.minutes = minutes
         self.extra = extra
+        self.saved_at = 0, 0
         self._last = time.monotonic()
 
     @property
     def due(self) -> bool:
-        """Rank 0's clock says it is time."""
-        return self.store is not None and 0 < 60 * self.minutes <= time.monotonic() - self._last
+        """Rank 0's clock says it is time, or time to try again what could not be saved."""
+        if self.store is None:
+            return False
+        now, failed_at = time.monotonic(), self.store.failed_at
+        return 0 < 60 * self.minutes <= now - self._last or (failed_at is not None and now - failed_at >= RETRY_SECONDS)
 
     def save(self, state: dict[str, Any], *, epoch: int, step: int) -> None:
+        self.saved_at = epoch, step
         self._last = time.monotonic()
         if self.store is not None:
             self.store.save({**self.extra, **state}, epoch=epoch, step=step)
@@ -119,15 +135,20 @@ class Trainer:
         optimizer, scheduler: the scheduler steps once an epoch.
         loader: batches of this rank.
         saver: where checkpoints go.
-        stop: asked after every step.
+        stop: what is asked of the run, looked at before every step and while it waits for a batch.
         device: where the model is.
         optim: epochs, batches an epoch, clipping, sub-batches.
         autocast: type of the model's autocast (None: off).
         mask_overlaps: give the loss the ids of the frames.
-        evaluate: ``() -> row`` of an evaluation, called on rank 0 after every ``eval_every``-th epoch and the last.
+        history: of the run so far; filled as it goes on.
+        evaluate: ``() -> row`` of an evaluation ({}: it failed), called on every rank after every ``eval_every``-th
+            epoch and the last.
         on_step: called with the loss after every step.
         on_epoch: called on every rank after every epoch, when its rows are in the history.
         run_dir: folder for ``nonfinite.json``.
+
+    Attributes:
+        failure: why this rank could get no more data, if the run stopped for that.
     """
 
     def __init__(
@@ -145,6 +166,7 @@ class Trainer:
         run_dir: Path,
         autocast: torch.dtype | None = None,
         mask_overlaps: bool = False,
+        history: History | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         eval_every: int = 1,
         on_step: Callable[[float], None] = lambda loss: None,
@@ -166,31 +188,38 @@ class Trainer:
         self.eval_every = eval_every
         self.on_step = on_step
         self.on_epoch = on_epoch
-        self.history = History()
+        self.history = History() if history is None else history
+        self.failure: StorageError | None = None
         self._norm: HostCopy | None = None
+        loader.give_up = lambda: self.stop.request.stops
 
     @property
     def steps_per_epoch(self) -> int:
-        return min(len(self.loader), self.optim.max_batches_per_epoch or len(self.loader))
+        return self.optim.steps_per_epoch(len(self.loader))
 
-    def run(self) -> bool:
-        """Train to the last epoch -> True, or until a stop was asked for and the state is saved -> False."""
+    def run(self) -> Request:
+        """Train to the last epoch -> NOTHING, or until a stop was asked for and the state is saved -> that request.
+
+        A rank whose data cannot be read any more asks for a stop, too; its ``failure`` says why.
+        """
         self.model.train()
+        asked = Request.NOTHING
         with self.stop.deferred():
-            while self.history.epoch < self.optim.epochs:
-                stopped = not self._run_epoch()
-                if stopped and self.history.epoch < self.optim.epochs:
-                    break
+            while self.history.epoch < self.optim.epochs and not asked.stops:
+                asked = self._run_epoch()
             self.saver.wait()
-        return self.history.epoch == self.optim.epochs
+        return asked
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on; a collective: all ranks call it together."""
+    def state_dict(self, place: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Everything the next step depends on; a collective: all ranks call it together.
+
+        ``place``: the loader's state, if it has gone on to a batch that no step was made with yet.
+        """
         return {
             "model": self._bare_model().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "loader": self.loader.state_dict(),
+            "loader": place or self.loader.state_dict(),
             "history": self.history.state_dict(),
             "random": distributed.all_gather_objects(random_state(self.device)),
         }
@@ -202,51 +231,68 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
         self.loader.load_state_dict(state["loader"])
         self.history.load_state_dict(state["history"])
+        self.saver.saved_at = self.history.epoch, self.history.step
         rank = distributed.world().rank
         set_random_state(state["random"][rank if rank < len(state["random"]) else 0], self.device)
 
-    def _run_epoch(self) -> bool:
-        """Make the steps left in this epoch and close it; False if the run is to stop."""
-        asked = _GO_ON
-        for batch in islice(self.loader, self.steps_per_epoch - self.history.step):
-            loss, asked = self._step(batch)
+    def _run_epoch(self) -> Request:
+        """Make the steps left in this epoch and close it -> NOTHING, or the request to stop that came before."""
+        batches = iter(self.loader)
+        for _ in range(self.history.step, self.steps_per_epoch):
+            place = self.loader.state_dict()
+            batch = self._next(batches)
+            asked = self._agree(batch)
+            if asked is not Request.NOTHING:
+                self._save(place)
+            if batch is None or asked.stops:
+                return asked
+            loss = self._step(batch)
             self.history.add_step(loss)
             self.on_step(loss)
-            if asked != _GO_ON and self.history.step < self.steps_per_epoch:  # else the epoch's end saves
-                self._save()
-                if asked == _STOP:
-                    return False
+            distributed.made_progress()
         self._end_epoch()
-        return asked != _STOP
+        return Request.NOTHING
 
-    def _step(self, batch: Batch) -> tuple[float, int]:
-        """One update of the weights -> its loss, and what the ranks agreed to do after it."""
-        asked = distributed.all_max(self._wish(), self.device)
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """The next batch; None if there is no time, or no way, to get it."""
+        if self.stop.request.stops:
+            return None
+        try:
+            return next(batches)
+        except GaveUp:
+            return None
+        except StorageError as error:
+            self.failure = error
+            return None
+
+    def _agree(self, batch: Batch | None) -> Request:
+        """What is done before the step with ``batch``: the most that any rank asks for."""
+        asked = max(self.stop.request, Request.SAVE if self.saver.due else Request.NOTHING)
+        if batch is None:
+            asked = max(asked, Request.STOP)
+        return Request(max(asked for (asked,) in distributed.all_gather_integers([asked])))
+
+    def _step(self, batch: Batch) -> float:
+        """One update of the weights -> its loss."""
         self.optimizer.zero_grad(set_to_none=True)
         if 0 < self.optim.sub_batch_size < len(batch.frames):
-            copy = HostCopy(self._backward_cached(batch), asked)
+            copy = HostCopy(self._backward_cached(batch))
         else:
             loss = self._loss(self._embed(self.model, batch.frames), batch)
-            copy = HostCopy(loss, asked)
+            copy = HostCopy(loss)
             loss.backward()
-        value, agreed = copy.read()
+        value = copy.read()
         self._check_norm()
         self._check("loss", value, batch)
         self._clip(batch)
         self.optimizer.step()
-        alone = distributed.world().world_size == 1
-        return value, self._wish() if alone else int(agreed)  # several ranks act on what they asked for before the step
-
-    def _wish(self) -> int:
-        if self.stop.requested:
-            return _STOP
-        return _SAVE if self.saver.due else _GO_ON
+        return value
 
     def _embed(self, model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
-        """frames [n, T, C, H, W] -> z [n, T, D] float32."""
+        """frames [n, T, C, H, W] -> z [n, T, D] float32 (of a model in float64: float64)."""
         with self._autocast():
             z = model(frames)
-        return z.float()
+        return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss of the batch; autocast tells it in which type its products may be. The ids stay on the CPU."""
@@ -280,7 +326,7 @@ class Trainer:
     def _check_norm(self) -> None:
         norm, self._norm = self._norm, None
         if norm is not None:
-            self._check("gradient norm", norm.read()[0], self._norm_batch)
+            self._check("gradient norm", norm.read(), self._norm_batch)
 
     def _check(self, what: str, value: float, batch: Batch) -> None:
         """Raise NonFiniteLossError, with the batch written out, unless ``value``, equal on all ranks, is finite."""
@@ -288,12 +334,12 @@ class Trainer:
             return
         ids = [i for part in distributed.all_gather_objects(batch.window_ids.tolist()) for i in part]
         path = self.run_dir / "nonfinite.json"
-        facts = {"epoch": self.history.epoch + 1, "step": self.history.step + 1, "value": str(value), "what": what}
+        found = {"epoch": self.history.epoch + 1, "step": self.history.step + 1, "value": str(value), "what": what}
         if distributed.world().is_main:
-            replace_file(path, json.dumps({**facts, "window_ids": ids}, indent=1).encode())
+            replace_file(path, json.dumps({**found, "window_ids": ids}, indent=1).encode())
         shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
         raise NonFiniteLossError(
-            f"{what} is {value} at epoch {facts['epoch']}, step {facts['step']} of it; training stopped before the "
+            f"{what} is {value} at epoch {found['epoch']}, step {found['step']} of it; training stopped before the "
             f"update. Windows of the batch: {shown} (all in {path}). Start a new run with a lower --lr or --amp off, "
             "from scratch or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
         )
@@ -304,14 +350,18 @@ class Trainer:
         self.loader.set_epoch(self.history.epoch)
         last = self.history.epoch == self.optim.epochs
         if self.evaluate is not None and (last or self.history.epoch % self.eval_every == 0):
-            self.history.add_evaluation(self.evaluate())
+            if row := self.evaluate():
+                self.history.add_evaluation(row)
             self.model.train()
         self._save()
         self.on_epoch()
 
-    def _save(self) -> None:
+    def _save(self, place: dict[str, Any] | None = None) -> None:
+        """Save, unless it is saved here already."""
         self._check_norm()
-        self.saver.save(self.state_dict(), epoch=self.history.epoch, step=self.history.step)
+        epoch, step = self.history.epoch, self.history.step
+        if self.saver.saved_at != (epoch, step):
+            self.saver.save(self.state_dict(place), epoch=epoch, step=step)
 
     def _bare_model(self) -> nn.Module:
         return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model

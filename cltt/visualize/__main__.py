@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cltt.cli import Parser, run
-from cltt.metrics import read_run
+from cltt.errors import DataError
+from cltt.metrics import RunMetrics, read_run
+from cltt.text import say
 from cltt.visualize.curves import draw_curves, name_runs
 from cltt.visualize.figures import (
     check_save_path,
@@ -44,13 +46,29 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _draw(runs: list[Path], save_path: Path | None) -> int:
     if save_path is not None:
         check_save_path(save_path)
-    figure = draw_curves({name: read_run(path) for name, path in name_runs(runs).items()})
+    figure = draw_curves(_read_runs(runs))
     if save_path is None:
         show_figure(figure)
         return 0
     save_figure(figure, save_path)
     print(f"wrote {save_path}")
     return 0
+
+
+def _read_runs(paths: list[Path]) -> dict[str, RunMetrics]:
+    """The runs that have metrics, by name; a line for each that has none. DataError if none has."""
+    found: dict[str, RunMetrics] = {}
+    problems: list[DataError] = []
+    for name, path in name_runs(paths).items():
+        try:
+            found[name] = read_run(path)
+        except DataError as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    for problem in problems:
+        say(f"left out: {problem}")
+    return found
 
 
 if __name__ == "__main__":

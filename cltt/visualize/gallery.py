@@ -1,7 +1,8 @@
 """A static gallery of a data set: a page that opens from disk, with filmstrips of clips and the windows of one batch.
 
 ``index.html`` holds the page and the facts of every clip; ``strips/`` one sprite sheet a clip, ``batch/`` one picture a
-window. The page loads a sheet only when it is scrolled into view, so thousands of clips stay usable.
+window, ``neighbours/`` one script a clip with the frames of other clips that lie nearest. The page loads a sheet only
+when it is scrolled into view, and a script when a frame is clicked, so thousands of clips stay usable.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from tqdm import tqdm
 
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
+from cltt.files.regular import is_regular
 from cltt.shards.folder import Dataset
 from cltt.text import printable
+from cltt.visualize.embeddings import Embeddings, neighbours_of_frames
 from cltt.visualize.figures import check_writable, writing
 from cltt.visualize.views import Ids, Pixels, WindowView, clip_name
 
@@ -33,22 +36,35 @@ BATCH_SIDE = 112  # pixels, side of a frame on the batch pages
 JPEG_QUALITY = 75
 FOLDER_SIZE = 1000  # sheets a folder
 MARKER = "cltt gallery"
+NEIGHBOURS = 8  # shown of a frame
+BANK = 20_000  # frames among which they are looked for: half a minute for the budget of thumbs
+FOLDERS = ("strips", "batch", "neighbours")
 THREADS = 4
 
 
 def write_gallery(
-    dataset: Dataset, out: Path, settings: WindowSettings, clips: Ids, batch: WindowView | None, batch_title: str
+    dataset: Dataset,
+    out: Path,
+    settings: WindowSettings,
+    clips: Ids,
+    batch: WindowView | None,
+    batch_title: str,
+    embeddings: Embeddings | None = None,
 ) -> Path:
     """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
 
-    Raises SettingsError if ``out`` holds anything else or cannot be written.
+    With ``embeddings`` a click on a frame shows the nearest ones of other clips.
+
+    Raises SettingsError if ``out`` holds anything else or cannot be written, or the embeddings are of other clips.
     """
     check_gallery_folder(out)
+    scripts = [] if embeddings is None else _neighbour_scripts(dataset, clips, embeddings)
     facts = {
         "columns": COLUMNS,
         "settings": asdict(settings),
         "labels": dataset.label_names,
         "clips": _clip_facts(dataset, clips),
+        "neighbours": embeddings is not None,
         "batch": None if batch is None else {"title": batch_title, "rows": _batch_facts(batch)},
     }
     with writing(out, "--out"):
@@ -56,6 +72,10 @@ def write_gallery(
         _write_strips(dataset, clips, out / "strips")
         if batch is not None:
             _write_batch(batch, out / "batch")
+        for number, script in enumerate(scripts):
+            path = out / neighbours_path(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(script, encoding="utf-8")
         return _write_page(out, facts)
 
 
@@ -74,18 +94,24 @@ def check_gallery_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file; give a folder")
     with writing(out, "--out"):
+        links = [name for name in (*FOLDERS, "index.html") if (out / name).is_symlink()]
+        if links:
+            raise SettingsError(f"--out {out} holds a symbolic link named {links[0]}; give a new or empty folder")
         if out.is_dir() and any(out.iterdir()) and not _holds_gallery(out):
             raise SettingsError(f"--out {out} holds other files; give a new or empty folder")
 
 
 def _holds_gallery(out: Path) -> bool:
     index = out / "index.html"
-    return index.is_file() and MARKER in index.read_text(encoding="utf-8", errors="replace")[:300]
+    if not is_regular(index):
+        return False
+    with index.open("rb") as file:
+        return MARKER.encode() in file.read(300)
 
 
 def _clear(out: Path) -> None:
     """Make the folder ``out``, or delete what an earlier gallery wrote into it."""
-    for folder in ("strips", "batch"):
+    for folder in FOLDERS:
         shutil.rmtree(out / folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -99,6 +125,28 @@ def thumb_times(length: int, clips: int) -> Ids:
 def strip_path(number: int) -> str:
     """Path of the sheet of the ``number``-th clip shown, relative to the gallery."""
     return f"strips/{number // FOLDER_SIZE:03d}/{number:06d}.jpg"
+
+
+def neighbours_path(number: int) -> str:
+    """Path of the script with the neighbours of the ``number``-th clip's frames, relative to the gallery."""
+    return f"neighbours/{number // FOLDER_SIZE:03d}/{number:06d}.js"
+
+
+def _neighbour_scripts(dataset: Dataset, clips: Ids, embeddings: Embeddings) -> list[str]:
+    """One a clip: ``neighbours(clip, [[[clip, thumb, cosine], ...] a thumb])``; a page from disk may load no other."""
+    lengths = dataset.clip_lengths[clips]
+    times = [thumb_times(int(length), len(clips)) for length in lengths]
+    names = [clip_name(dataset, clip) for clip in clips.tolist()]
+    spacing = [length / len(chosen) for length, chosen in zip(lengths.tolist(), times, strict=True)]
+    found = neighbours_of_frames(embeddings, names, times, spacing, k=NEIGHBOURS, bank=BANK)
+    scripts = []
+    for number, (near_clips, places, cosines) in enumerate(found):
+        rows = [
+            [[clip, place, round(cosine, 3)] for clip, place, cosine in zip(*columns, strict=True) if clip >= 0]
+            for columns in zip(near_clips.tolist(), places.tolist(), cosines.tolist(), strict=True)
+        ]
+        scripts.append(f"neighbours({number}, {json.dumps(rows, separators=(',', ':'))});\n")
+    return scripts
 
 
 def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
@@ -118,7 +166,11 @@ def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
 
 
 def _batch_facts(batch: WindowView) -> list[dict[str, Any]]:
-    rows = zip(batch.window_ids.tolist(), batch.clip_names, batch.times.tolist(), batch.frame_names, strict=True)
+    times = batch.times.tolist()
+    if batch.seconds is not None:
+        both = zip(batch.seconds.tolist(), times, strict=True)
+        times = [[n if s != s else f"{s:.2f} s" for s, n in zip(*row, strict=True)] for row in both]
+    rows = zip(batch.window_ids.tolist(), batch.clip_names, times, batch.frame_names, strict=True)
     return [
         {"window": window, "clip": printable(clip), "times": times, "names": [printable(name) for name in names]}
         for window, clip, times, names in rows
@@ -161,7 +213,7 @@ def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
         if not isinstance(data, FrameError):
             try:
                 thumbs[place] = thumbnail(data, THUMB)
-            except ValueError:
+            except (ValueError, MemoryError):
                 continue
     return thumbs
 
@@ -172,6 +224,9 @@ def thumbnail(data: bytes, side: int) -> Pixels:
     import cv2
     import simplejpeg
 
+    from cltt.frames.decode_cpu import frame_size
+
+    frame_size(data)  # refuses what would take too much memory
     picture = simplejpeg.decode_jpeg(data, "RGB", fastdct=True, min_height=side, min_width=side)
     height, width = picture.shape[:2]
     short = min(height, width)

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cltt.cli import Parser, add_settings, settings_from
-from cltt.config import SPLITS, DataSettings, WindowSettings, require, require_not_negative, require_positive, setting
+from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
 from cltt.shards import damage
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.text import counted, printable_lines
-from cltt.visualize import figures, gallery, stats, stats_page, views, windows
+from cltt.visualize import embeddings, figures, gallery, stats, stats_page, views, windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOOK_MODES = ("sample", "batch", "stats", "verify", "html")
 BATCH_SAMPLINGS = ("contiguous", "random", "plan")
-HERE_OTHERWISE = ("root_dir",)  # train.py builds shards of it
+HERE_OTHERWISE = ("root_dir", "fps")  # train.py builds shards of it
 ONLY_TRAINING = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "max_bad_frames")
 NAMED = 10  # files named where there may be thousands
 
@@ -43,18 +43,24 @@ class LookSettings:
         type=str,
     )
     out: str | None = setting(None, "folder for the gallery (html)", type=str)
+    embeddings: str | None = setting(
+        None,
+        "features of these clips, as cltt evaluate --embeddings writes them: a click on a frame lists the nearest ones "
+        "of other clips (html)",
+        type=str,
+    )
     json: bool = setting(False, "print JSON instead of lines to read")
-    sample_idx: int = setting(0, "window to show (sample)")
+    sample_idx: int = setting(0, "window to show (sample)", within=(0, MANY * MANY))
     batch_sampling: str = setting(
         "random",
         "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step (with --root-dir, "
         "plan and --mode stats first read every file: clips end at a broken one)",
         choices=BATCH_SAMPLINGS,
     )
-    batch_idx: int = setting(0, "which batch (contiguous, random)")
-    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0")
-    step: int = setting(0, "step of the epoch (plan); the first is 0")
-    seed: int = setting(0, "seed of random batches, the plan and the augmentation")
+    batch_idx: int = setting(0, "which batch (contiguous, random)", within=(0, MANY * MANY))
+    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0", within=(0, MANY))
+    step: int = setting(0, "step of the epoch (plan); the first is 0", within=(0, MANY))
+    seed: int = setting(0, "seed of random batches, the plan and the augmentation", within=(0, MAX_SEED))
     split: str | None = setting(
         None,
         "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
@@ -62,7 +68,12 @@ class LookSettings:
         choices=SPLITS,
     )
     difference: bool = setting(False, "add rows of differences between neighbouring frames")
-    fps: float | None = setting(None, "frames a second of the clips: gives times in seconds", type=float)
+    fps: float | None = setting(
+        None,
+        "frames a second of the clips: gives times in seconds, and is taken of videos under --root-dir",
+        type=float,
+        within=(1e-3, 1e6),
+    )
     decode: bool = setting(False, "decode every frame as well (verify)")
 
     @property
@@ -71,11 +82,9 @@ class LookSettings:
         return self.mode == "stats" or (self.mode in ("batch", "html") and self.batch_sampling == "plan")
 
     def __post_init__(self) -> None:
-        for name in ("epoch", "seed", "batch_idx"):
-            require_not_negative(name, getattr(self, name))
-        if self.fps is not None:
-            require_positive("fps", self.fps)
+        check_fields(self)
         require(self.mode != "html" or self.out is not None, "mode html needs --out, the folder for the gallery")
+        require(self.mode == "html" or self.embeddings is None, "embeddings go into the gallery; give --mode html")
 
 
 class Inspection:
@@ -83,7 +92,9 @@ class Inspection:
 
     def __init__(self, argv: list[str] | None, prog: str) -> None:
         parser = Parser(prog=prog, description="Look at what the network will see.")
-        parser.add_argument("--root-dir", help="folder of clip folders, looked at as it is: nothing is built")
+        parser.add_argument(
+            "--root-dir", help="folder of clip folders and videos, looked at as it is: nothing is built"
+        )
         add_settings(parser, LookSettings)
         add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
@@ -95,15 +106,15 @@ class Inspection:
             figures.check_save_path(Path(self.look.save_path))
         if self.look.mode == "html" and self.look.out is not None:
             gallery.check_gallery_folder(Path(self.look.out))
-        self.dataset = open_dataset(self.data, check=self.look.counts_windows)
+        self.dataset = open_dataset(self.data, check=self.look.counts_windows, fps=self.look.fps)
 
     def clips(self, split: str) -> np.ndarray:
         """Ids of the clips of a split, or of all; SettingsError if there are none."""
-        return self.dataset.training_clips(split)[1]
+        return self.dataset.training_clips(split, self.data.clips)[1]
 
     def index(self) -> tuple[WindowIndex, str]:
         """The windows that training would take, and the name of their split."""
-        split, clips = self.dataset.training_clips(self.look.split)
+        split, clips = self.dataset.training_clips(self.look.split, self.data.clips)
         return WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=clips), split
 
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
@@ -150,7 +161,7 @@ class Inspection:
         }
 
 
-def open_dataset(settings: DataSettings, *, check: bool) -> ShardDataset | FolderDataset:
+def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = None) -> ShardDataset | FolderDataset:
     """The shards, or the folder of clips as it lies there; with ``check``, cut at broken files as its shards would be.
 
     A line on stderr says what was left out.
@@ -158,9 +169,9 @@ def open_dataset(settings: DataSettings, *, check: bool) -> ShardDataset | Folde
     if settings.root_dir is None:
         assert settings.shards is not None  # DataSettings wants one of the two
         return ShardDataset(settings.shards)
-    dataset = FolderDataset(settings.root_dir, check=check)
-    if dataset.broken:
-        print(f"note: {broken_text(dataset.broken)}", file=sys.stderr)
+    dataset = FolderDataset(settings.root_dir, check=check, fps=fps)
+    if dataset.invalid:
+        print(f"note: {broken_text(dataset.invalid)}", file=sys.stderr)
     return dataset
 
 
@@ -183,7 +194,8 @@ def show_windows(made: Inspection) -> int:
     else:
         ids, name = made.batch_ids(index)
     view = views.view_windows(made.dataset, index, ids, image_size=data.image_size)
-    facts = {**made.size_facts(split), "windows": len(index), "showing": name, **view.facts()}
+    facts = {**made.size_facts(split), "windows": len(index), "showing": name, "normalise": data.normalise}
+    facts |= view.facts()
     emit(facts, views.windows_text(facts), look.json)
     if look.json and look.save_path is None:
         return 0
@@ -222,7 +234,8 @@ def write_html(made: Inspection) -> int:
     index, _ = made.index()
     ids, title = made.batch_ids(index)
     view = views.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
-    page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title)
+    features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
+    page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title, features)
     text = [*views.damaged_lines(view.facts()), f"wrote {page}: open it in a browser"]
     emit({**made.size_facts(split), "page": str(page)}, "\n".join(text), made.look.json)
     return 0

@@ -34,6 +34,7 @@ class WindowView:
         frames: uint8 [b, T, S, S, 3], RGB; a frame that cannot be read or decoded is grey.
         clip_names: [b], the clip's folder, with its part where a damaged frame cut the clip in two.
         frame_names: [b][T], source files relative to the root folder.
+        seconds: float64 [b, T], times in the source; NaN, or None for all, where it has none.
         damaged: one sentence for each frame id that cannot be shown.
         in_training: what training does about those.
     """
@@ -46,6 +47,7 @@ class WindowView:
     clip_names: list[str]
     frame_names: list[list[str]]
     damaged: dict[int, str]
+    seconds: Pixels | None = None
     in_training: str = IN_PLACE
 
     @property
@@ -69,6 +71,7 @@ class WindowView:
             "clips_shown": self.clip_names,
             "frame_ids": self.frame_ids.tolist(),
             "times": self.times.tolist(),
+            **({} if self.seconds is None else {"seconds": _with_none(self.seconds)}),
             "frame_names": self.frame_names,
             "shape": list(channels_first),
             "distinct_frames": self.distinct_frames,
@@ -95,8 +98,19 @@ def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image
         clip_names=[clip_name(dataset, int(clip)) for clip in clips],
         frame_names=[[names[place] for place in row] for row in position.reshape(frame_ids.shape)],
         damaged=damaged,
+        seconds=dataset.frame_time(frame_ids),
         in_training=IN_PLACE if isinstance(dataset, ShardDataset) else CUT,
     )
+
+
+def _with_none(seconds: Pixels) -> list[list[float | None]]:
+    """As lists, with None where there is no time: JSON has no NaN."""
+    return [[None if np.isnan(second) else second for second in row] for row in seconds.tolist()]
+
+
+def seconds_text(seconds: float) -> str:
+    """``t = 12.4 s``: a time in the source, to a hundredth."""
+    return f"t = {seconds:.2f}".rstrip("0").rstrip(".") + " s"
 
 
 def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pixels, dict[int, str]]:

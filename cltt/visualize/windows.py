@@ -24,6 +24,7 @@ from cltt.visualize.figures import (
 from cltt.visualize.views import (
     Pixels,
     WindowView,
+    seconds_text,
 )
 
 if TYPE_CHECKING:
@@ -163,18 +164,30 @@ def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames
     write(axes, MARGIN, top + 28, shorten(view.clip_names[row], wide), size=11, color=GREY)
     bottom = top + layout.rows * (layout.cell + GAP) - GAP
     for column in range(layout.columns):
-        name = shorten(Path(view.frame_names[row][column]).stem, int(layout.cell / LETTER))
+        name = shorten(_short_name(view.frame_names[row][column]), int(layout.cell / LETTER))
         middle = layout.left(column) + layout.cell / 2
         write(axes, middle, bottom + 9, name, size=11, ha="center")
         write(
             axes,
             middle,
             bottom + 22,
-            time_text(int(view.times[row, column]), frames_per_second),
+            _time_text(view, row, column, frames_per_second),
             size=10,
             color=GREY,
             ha="center",
         )
+
+
+def _short_name(name: str) -> str:
+    """A file's name without its ending; of a frame of a video the video's name."""
+    path, of_video, _ = Path(name).name.rpartition("#t=")
+    return path if of_video else Path(name).stem
+
+
+def _time_text(view: WindowView, row: int, column: int, frames_per_second: float | None) -> str:
+    if view.seconds is not None and not np.isnan(view.seconds[row, column]):
+        return seconds_text(float(view.seconds[row, column]))
+    return time_text(int(view.times[row, column]), frames_per_second)
 
 
 def time_text(number: int, frames_per_second: float | None) -> str:

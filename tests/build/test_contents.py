@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from cltt import ShardDataset, build_shards
+from cltt.errors import InvalidImage
 from cltt.shards import format
 from cltt.shards.folder import FolderDataset
-from cltt.source.image import BrokenPicture, as_stored
+from cltt.source.image import as_stored
 from tests.helpers import data
 
 
@@ -104,14 +105,14 @@ def test_every_exif_orientation_is_turned_as_pillow_turns_it(orientation: int) -
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_pictures_are_found(name: str) -> None:
-    with pytest.raises(BrokenPicture):
+    with pytest.raises(InvalidImage):
         as_stored(BROKEN[name], verify="decode")
 
 
 def test_a_jpeg_cut_anywhere_is_found() -> None:
     whole = _jpeg()
     for length in [*range(0, len(whole) - 1, 37), len(whole) - 2, len(whole) - 1]:
-        with pytest.raises(BrokenPicture):
+        with pytest.raises(InvalidImage):
             as_stored(whole[:length], verify="header")
 
 
@@ -135,7 +136,7 @@ def test_broken_frames_cut_the_clip_and_are_reported(tmp_path: Path) -> None:
     assert all({0, 1} <= set(ids) or not {0, 1} & set(ids) for ids in map(dataset.split_clips, dataset.split_names))
     reasons = {file["file"]: file["reason"] for file in format.read_report(tmp_path / "out")["files"]}
     assert reasons["p/a/frame_000000.jpg"] == "empty file"
-    assert reasons["p/a/frame_000004.jpg"] == "broken JPEG: Premature end of JPEG file"
+    assert reasons["p/a/frame_000004.jpg"] == "invalid JPEG: Premature end of JPEG file"
     assert reasons["p/a/frame_000005.jpg"] == "not an image"
     assert reasons["p/a/frame_000009.jpg"] == "symbolic link that leads nowhere"
     assert reasons["p/b/readme"] == reasons["notes.txt"] == "not an image"

@@ -15,7 +15,7 @@ import pytest
 
 from cltt import build_shards
 from cltt.errors import DataError, SettingsError
-from cltt.files.locks import locked
+from cltt.files.locks import locked_in
 from cltt.shards import format
 from tests.helpers import data
 from tests.helpers.folders import assert_same
@@ -137,7 +137,7 @@ def test_a_disk_that_fills_while_planning(root: Path, tmp_path: Path, monkeypatc
 
 def test_a_second_build_refuses_while_the_first_runs(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with locked(out / format.BUILD / "build.lock"):
+    with locked_in(out / format.BUILD, "build.lock"):
         second = _cli("--root-dir", str(root), "--out", str(out))
         assert second.returncode == 2
         assert f"is being built by process {os.getpid()} on {os.uname().nodename}; wait" in second.stderr
@@ -149,7 +149,8 @@ def test_a_second_build_refuses_while_the_first_runs(root: Path, tmp_path: Path)
 
 def test_tasks_share_the_folder_but_no_task_runs_twice(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with locked(out / format.BUILD / "build.lock", shared=True), locked(out / format.BUILD / "task-0-of-2.lock"):
+    working = out / format.BUILD
+    with locked_in(working, "build.lock", shared=True), locked_in(working, "task-0-of-2.lock"):
         _build(root, out, task="1/2")
         with pytest.raises(DataError, match="is being built by"):
             _build(root, out, task="0/2")

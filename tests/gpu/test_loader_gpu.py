@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
+from cltt.frames.decoders import DaliDecoder
+from cltt.frames.gather import gather, gather_plain
+from cltt.frames.geometry import Framing
+from cltt.frames.store import FrameStore
 from tests.helpers import data
 
 pytestmark = pytest.mark.gpu
@@ -43,16 +47,68 @@ def test_batches_are_those_of_the_cpu(dataset: ShardDataset, augment: str, cache
                 assert difference.mean() < 2 and difference.max() < 6
 
 
-def test_slots_are_not_written_before_they_are_gathered(dataset: ShardDataset) -> None:
-    """The consumer's stream is kept busy, so that gathers run long after the loader went on."""
-    with make(dataset, "cuda") as calm:
+@pytest.mark.parametrize("stride", [1, 7])
+def test_slots_are_not_written_before_they_are_gathered(dataset: ShardDataset, stride: int) -> None:
+    """Work is queued before each batch is asked for, so that gathers run long after the loader has gone on.
+
+    The cache holds one step: each slot is wanted again at once, and only the wait for its last read keeps it.
+    """
+    with make(dataset, "cuda", stride) as calm:
         expected = [batch.frames.clone() for batch in calm]
     busy = torch.randn(4096, 4096, device="cuda")
-    with make(dataset, "cuda", cache_bytes=1) as loader:
-        for batch, want in zip(loader, expected, strict=True):
+    found = []
+    with make(dataset, "cuda", stride, cache_bytes=1) as loader:
+        batches = iter(loader)
+        for _ in expected:
             for _ in range(10):
                 busy = (busy @ busy).clamp(-1, 1)
-            assert (batch.frames.int() - want.int()).abs().max() <= 1
+            found.append(next(batches).frames.clone())  # queued, too: nothing here waits for the device
+    for ours, want in zip(found, expected, strict=True):
+        assert torch.equal(ours, want)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop"])
+def test_taking_a_batch_never_waits_for_the_device(dataset: ShardDataset, augment: str) -> None:
+    """With work queued on the consumer's stream; augmented batches are begun in a thread, on a stream of its own."""
+    with make(dataset, "cuda", augment=augment, dtype=torch.bfloat16) as loader:
+        batches = iter(loader)
+        next(batches)  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):
+                next(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("normalise", ["imagenet", "none"])
+@pytest.mark.parametrize("image_size", [33, 224])
+def test_the_gathering_kernel_is_its_plain_twin(
+    image_size: int, normalise: str, dtype: torch.dtype, channels_last: bool
+) -> None:
+    rows = torch.randint(0, 256, (50, image_size * image_size * 3 + 7), dtype=torch.uint8, device="cuda")
+    slots = torch.randint(0, 50, (91,), device="cuda")
+    ours, twin = (
+        function(rows, slots, image_size, dtype, normalise, channels_last=channels_last)
+        for function in (gather, gather_plain)
+    )
+    assert ours.stride() == twin.stride() and torch.equal(ours, twin)
+
+
+def test_the_pixels_do_not_depend_on_how_jobs_are_cut(dataset: ShardDataset) -> None:
+    """To the last bit, with a JPEG engine or without: what a resumed run sees is what the first one would have seen."""
+    framing, device = Framing(image_size=64), torch.device("cuda", torch.cuda.current_device())
+    jpegs = dataset.read(range(100))
+    found = []
+    for job in (1, 7, 100):
+        decoder, store = DaliDecoder(framing, device, 2), FrameStore(100, framing, device)
+        for first in range(0, 100, job):
+            part = slice(first, first + job)
+            assert not decoder.decode(jpegs[part], list(range(100))[part], store)
+        found.append(store.rows().clone())
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

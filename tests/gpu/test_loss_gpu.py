@@ -68,3 +68,14 @@ def test_nan_in_nan_out() -> None:
     for temperature in (0.01, 0.5):
         loss, accuracy, _ = evaluate(z, temperature, "triton")
         assert loss.isnan() and accuracy.isnan()
+
+
+def test_passes_give_the_same_bits_and_autocast_halves_the_products() -> None:
+    z = make_case(2053, 5, 128).z.float().cuda()
+    first, second = (evaluate(z, 0.5, "triton") for _ in range(2))
+    assert all(a.equal(b) for a, b in zip(first, second, strict=True))
+    with torch.autocast("cuda", torch.bfloat16):
+        half = evaluate(z, 0.5, "triton")
+    assert half[2].dtype == torch.float32 and not half[2].equal(first[2])
+    assert abs(half[0] - first[0]) <= 0.01 / 0.5
+    assert (half[2] - first[2]).abs().max() <= 0.01 * first[2].abs().max()

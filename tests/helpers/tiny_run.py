@@ -1,8 +1,8 @@
 """``train.py`` with a tiny model in place of a ResNet, and the loss of every step written to the file LOSSES.
 
-    LOSSES=file [TINY_NORM=1] python -m tests.helpers.tiny_run FLAGS OF train.py
+    LOSSES=file [TINY_NORM=1] [MODEL=real] [MODEL_TYPE=float64] python -m tests.helpers.tiny_run FLAGS OF train.py
 
-Run in processes of its own by tests that kill it, signal it, or start several ranks.
+MODEL: that of train.py. Run in processes of its own by tests that kill it, signal it, or start several ranks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cltt import cli
 from cltt.commands import train
 from cltt.config import ModelSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
+from cltt.models.encoders import build_encoder
 from cltt.training import factory, run
 
 FEATURES = 16
@@ -46,6 +47,15 @@ def tiny_model(settings: ModelSettings) -> ContrastiveModel:
     return ContrastiveModel(TinyEncoder(), head)
 
 
+def real_model(settings: ModelSettings) -> ContrastiveModel:
+    """The model of train.py, in the type that MODEL_TYPE names."""
+    dtype = getattr(torch, os.environ.get("MODEL_TYPE", "float32"))
+    encoder = build_encoder(settings.backbone)
+    model = ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, settings.proj_dim)).to(dtype)
+    model.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(dtype),))
+    return model
+
+
 class LossLog:
     """Appends ``step loss`` a step, the loss in hexadecimal: exact, and on disk before the next step."""
 
@@ -63,7 +73,7 @@ def read_losses(path: Path) -> list[float]:
 
 def main() -> int:
     torch.set_num_threads(1)
-    factory.build_model = tiny_model  # type: ignore[assignment]
+    factory.build_model = real_model if "MODEL" in os.environ else tiny_model  # type: ignore[assignment]
     return run.train(train.parse(sys.argv[1:]), on_step=LossLog(Path(os.environ["LOSSES"])))
 
 

@@ -107,6 +107,16 @@ def test_far_windows_of_a_clip_meet_as_often_as_any(num_clips: int, window: tupl
     assert 0.8 <= order_figures.far_pairs_rate(plan) <= 1.2
 
 
+@pytest.mark.parametrize("window", [(5, 2, 1), (5, 10, 1)], ids=str)
+@pytest.mark.parametrize("num_clips", [6, 12])
+def test_far_windows_meet_as_often_where_a_block_holds_whole_clips(
+    num_clips: int, window: tuple[int, int, int]
+) -> None:
+    index = WindowIndex([500] * num_clips, *window)
+    rates = [order_figures.far_pairs_rate(EpochPlan(index, 64, epoch=epoch)) for epoch in range(4)]
+    assert 0.8 <= np.mean(rates) <= 1.2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [(5, 2, 1), (5, 10, 1), (5, 90, 1)], ids=str)
 @pytest.mark.parametrize("num_clips", [200, 2000])
@@ -117,7 +127,7 @@ def test_far_windows_of_a_clip_meet_as_often_as_any_in_many_clips(num_clips: int
 
 def test_few_windows_overlap_with_the_batch_before() -> None:
     plan = EpochPlan(WindowIndex([9000] * 100), 64)
-    assert order_figures.overlap_with_batch_before(plan) <= 0.13
+    assert order_figures.overlap_with_batch_before(plan.index, epoch_batches(plan)) <= 0.13
 
 
 def test_windows_that_cannot_meet_share_batches_freely() -> None:

@@ -242,7 +242,7 @@ def test_a_checked_folder_has_the_clips_of_its_shards(broken_root: Path, tmp_pat
         assert np.array_equal(plain.frame_facts(frames)[name], packed.frame_facts(frames)[name])
     report = json.loads((tmp_path / "s" / "report.json").read_text())["files"]
     left_out = {file["file"]: file["reason"] for file in report if file["what"] == "skipped"}
-    assert plain.broken.items() <= left_out.items() and len(plain.broken) == 8
+    assert plain.invalid.items() <= left_out.items() and len(plain.invalid) == 8
 
 
 def test_windows_of_a_checked_folder_are_those_of_its_shards(broken_root: Path, tmp_path: Path) -> None:

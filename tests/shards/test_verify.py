@@ -130,7 +130,7 @@ def test_the_source_is_compared(shards: Path, root: Path, tmp_path: Path) -> Non
     assert problems == {
         "a/frame_000001.jpg": "no source file: No such file or directory",
         "a/frame_000002.jpg": "not what the source file gives",
-        "b/z.png": "the source file is broken now: not an image",
+        "b/z.png": "the source file is no picture now: not an image",
         "b/new.jpg": "in the source, not in the shards",
     }
 
@@ -155,5 +155,5 @@ def test_decode_finds_what_a_header_check_lets_through(tmp_path: Path) -> None:
     build_shards(root, tmp_path / "out", verify="header")
     assert verify_shards(tmp_path / "out") == []
     (damage,) = verify_shards(tmp_path / "out", decode=True)
-    assert damage.name == "a/frame_000001.jpg" and "broken JPEG" in damage.problem
+    assert damage.name == "a/frame_000001.jpg" and "invalid JPEG" in damage.problem
     assert build_shards(root, tmp_path / "out2").skipped == {damage.problem: 1}

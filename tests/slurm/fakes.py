@@ -29,8 +29,9 @@ os.execv(sys.argv[k], sys.argv[k:])""",
     "hostname": "print('10.0.0.7 192.168.1.7')",
     "sbatch": "print('77;cluster' if '--parsable' in sys.argv else 'Submitted batch job 77')",
     "nvidia-smi": "sys.exit(1)",
+    "sinfo": "print(os.environ.get('FAKE_FAILED_NODES', ''), end='')",
 }
-# Writes down how it was started; STEPS says what it does then: "exit N", "save NAME", "wait" (for SIGUSR1).
+# Writes down how it was started; STEPS says what it does then: "exit N", "save NAME", "wait" (for SIGUSR1), "vanish".
 TRAIN = f"""
 import json, os, runpy, signal, sys, time
 
@@ -42,7 +43,11 @@ def take_steps():
     for step in os.environ.get("STEPS", "exit 0").split(","):
         action, _, value = step.strip().partition(" ")
         if action == "exit":
+            if value == "0":
+                open(folder + "/complete", "w").close()
             sys.exit(int(value))
+        if action == "vanish":  # with its node
+            sys.exit(0)
         if action == "save":
             open(folder + "/latest", "w").write(value + "\\n")
         if action == "wait":

@@ -57,6 +57,38 @@ def test_a_cancelled_or_requeued_job_is_left_alone(bench: Bench, state: str) -> 
     assert "nothing to do" in output
 
 
+def test_a_run_that_ended_without_saying_complete_is_not_called_that(bench: Bench) -> None:
+    """srun can end with 0 when a node is lost."""
+    status, output = bench.train(STEPS="save epoch-0001.pt, vanish", FAKE_FAILED_NODES="node2")
+    assert status == 1 and bench.requeued() == ["41"]
+    assert "complete" not in output and "node failure: node2" in output
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("exit 85", "stopped, before there was a checkpoint"),
+        ("save epoch-0001.pt, exit 85", "stopped, with epoch-0001"),
+    ],
+)
+def test_a_checkpoint_is_named_only_where_there_is_one(bench: Bench, steps: str, words: str) -> None:
+    assert words in bench.train(STEPS=steps)[1]
+
+
+def test_a_refused_start_leaves_no_folder(bench: Bench) -> None:
+    bench.train(STEPS="exit 2")
+    assert not (bench.home / "checkpoints/ws5_fs10_wstr1").exists()
+    bench.train(STEPS="save epoch-0001.pt, exit 0")
+    bench.train(STEPS="exit 2")
+    assert (bench.home / "checkpoints/ws5_fs10_wstr1/latest").is_file()
+
+
+def test_a_folder_that_cannot_be_written_now_does_not_end_the_run(bench: Bench) -> None:
+    (bench.home / "checkpoints/ws5_fs10_wstr1/requeues.tmp").mkdir(parents=True)  # no file can be written there
+    status, output = bench.train(SLURM_RESTART_COUNT="1")
+    assert status == 0 and "this start is not counted" in output and "complete" in output
+
+
 # --- the limit on requeues --------------------------------------------------------------------
 
 
@@ -307,6 +339,7 @@ def test_build_submits_an_array_and_a_merge_after_it(bench: Bench) -> None:
     array, merge = bench.calls("sbatch")
     assert array == ["--parsable", "--array=0-4", *tail]
     assert merge[:3] == ["--parsable", "--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
+    assert "--output=logs/%x-%j.out" in merge  # a job that is no array has no task's number to be named by
     assert merge[-len(tail) :] == tail
     assert (bench.home / "logs").is_dir()
 
@@ -330,6 +363,30 @@ def test_one_failed_part_can_be_built_again(bench: Bench) -> None:
 def test_a_bad_build_is_refused(bench: Bench, args: list[str]) -> None:
     assert bench.run("submit_build.sh", *args)[0] == 2
     assert bench.calls("sbatch") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--resize-shrt", "256"], "--resize-shrt"),
+        (["--quality", "80"], "quality is 80, but frames are stored as they are"),
+        (["--splits", "train=0.5"], "train=0.5"),
+        (["--label-from", "regex:("], "regular expression"),
+    ],
+)
+def test_flags_that_every_task_would_refuse_are_refused_first(bench: Bench, flags: list[str], words: str) -> None:
+    status, output = bench.run("submit_build.sh", str(bench.home), "out", "5", *flags)
+    assert (status, bench.calls("sbatch")) == (2, []) and words in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("script", ["submit_build.sh", "submit_sweep.sh"])
+@pytest.mark.parametrize("option", [["--partition", "main"], ["-p", "main"]])
+def test_an_option_whose_value_stands_apart_is_named(bench: Bench, script: str, option: list[str]) -> None:
+    (bench.home / "t.txt").write_text("window-size\n5\n")
+    status, output = bench.run(script, *option, "t.txt", "out")
+    assert (status, bench.calls("sbatch")) == (2, [])
+    assert f"{option[0]} stands alone before" in output and "--name=value" in output
+    assert bench.run("submit_sweep.sh", "--hold", "--partition=main", "t.txt")[0] == 0
 
 
 def test_sweep_submits_as_many_tasks_as_lines(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.training.grad_cache import cached_backward
-from cltt.training.signals import StopSignals
+from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import NonFiniteLossError, Saver, Trainer
 from tests.helpers.tiny_run import FEATURES, TinyEncoder
 
@@ -119,7 +119,7 @@ def test_steps_are_those_of_a_loop_written_out(tmp_path: Path) -> None:
     """Adam, clipping, cosine over epochs, mean loss an epoch: against a plain loop."""
     losses: list[float] = []
     trainer = make_trainer(tmp_path, on_step=losses.append)
-    assert trainer.run()
+    assert trainer.run() is Request.NOTHING
 
     model, loader, loss_fn = plain_model(), TensorLoader(), TemporalInfoNCE(0.5, backend="reference")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -149,7 +149,7 @@ def test_max_batches_per_epoch_ends_epochs_early(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path, loader=loader, on_step=losses.append, optim=OptimSettings(epochs=3, max_batches_per_epoch=2)
     )
-    assert trainer.run()
+    assert trainer.run() is Request.NOTHING
     assert len(losses) == 6
     assert (loader.epoch, loader.step) == (3, 0)
 
@@ -178,7 +178,8 @@ def test_evaluation_comes_every_nth_epoch_and_after_the_last(tmp_path: Path) -> 
     )
     trainer.run()
     assert [row["epoch"] for row in trainer.history.evaluation] == [2, 4, 5]
-    trainer.history.write_csv(tmp_path / "m.csv", tmp_path / "e.csv")
+    for name, rows in zip(("m.csv", "e.csv"), trainer.history.csv(), strict=True):
+        (tmp_path / name).write_bytes(rows)
     assert (tmp_path / "e.csv").read_text().splitlines()[:2] == [
         "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc",
         "2,1.0,0.5,,,,",
@@ -251,7 +252,7 @@ def test_ctrl_c_asks_first_and_insists_when_repeated(capfd: pytest.CaptureFixtur
         assert capfd.readouterr().err == ""
         with stop.deferred():
             signal.raise_signal(signal.SIGINT)
-            assert stop.requested and stop.status == 130
+            assert stop.request is Request.INTERRUPT
             assert capfd.readouterr().err == "saving\n"
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
@@ -334,6 +335,6 @@ def test_a_restored_trainer_makes_the_same_steps_from_every_step_on(tmp_path: Pa
         rest: list[float] = []
         again = make_trainer(tmp_path, on_step=rest.append, optim=OptimSettings(epochs=3), model=plain_model(seed=99))
         again.load_state_dict(checkpoint.load(path))
-        assert again.run()
+        assert again.run() is Request.NOTHING
         assert rest == losses[done:]
         assert again.history.state_dict() == final["history"]

@@ -123,7 +123,9 @@ def test_curves_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "both.svg").read_text().startswith("<?xml")
     command[-1] = str(tmp_path / "both.png")
-    missing = subprocess.run([*command[:-2], "nowhere", *command[-2:]], capture_output=True, text=True)
+    some = subprocess.run([*command[:-2], "nowhere", *command[-2:]], capture_output=True, text=True)
+    assert some.returncode == 0 and "left out: nowhere" in some.stdout
+    missing = subprocess.run([*command[:4], "nowhere", *command[-2:]], capture_output=True, text=True)
     assert missing.returncode == 2
     assert missing.stderr.count("\n") == 1 and "nowhere does not exist" in missing.stderr
 
@@ -146,3 +148,19 @@ def test_equal_runs_do_not_hide_each_other(tmp_path: Path) -> None:
         below, above = axes.lines
         assert below.get_linewidth() > 1.5 * above.get_linewidth()
         assert below.get_markersize() > above.get_markersize()
+
+
+def test_runs_without_metrics_are_named_and_the_others_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cltt.errors import DataError
+    from cltt.visualize.__main__ import curves
+
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "metrics.csv").write_text("epoch,loss,learning_rate,decay_rate\n1,0.5,0.001,1.0\n")
+    (tmp_path / "refused").mkdir()
+    arguments = [str(tmp_path / "good"), str(tmp_path / "refused"), "--save-path", str(tmp_path / "c.png")]
+    assert curves(arguments, "cltt curves") == 0 and (tmp_path / "c.png").stat().st_size > 0
+    assert f"left out: {tmp_path / 'refused' / 'metrics.csv'} does not exist" in capsys.readouterr().out
+    with pytest.raises(DataError, match="does not exist"):
+        curves([str(tmp_path / "refused")], "cltt curves")

@@ -114,7 +114,7 @@ def test_decoding_finds_what_a_crc_cannot(folder: Path, tmp_path: Path, capsys: 
     argv = ["--shards", str(tmp_path / "s"), "--mode", "verify"]
     assert inspect.main(argv) == 0
     assert inspect.main([*argv, "--decode"]) == 1
-    assert "frame 5 (a/frame_000005.jpg): cannot be decoded" in capsys.readouterr().out
+    assert "frame 5 (a/frame_000005.jpg): invalid JPEG" in capsys.readouterr().out
 
 
 def test_a_damaged_frame_is_shown_grey_and_named(

@@ -30,12 +30,12 @@ from tests.helpers.inspecting import (
     ("argv", "says"),
     [
         (["--sample-idx", "47"], "--sample-idx is 47; these settings give windows 0 to 46"),
-        (["--sample-idx", "-1"], "windows 0 to 46"),
+        (["--sample-idx", "-1"], "sample_idx is -1; it must be from 0"),
         (
             ["--mode", "batch", "--batch-size", "8", "--batch-sampling", "contiguous", "--batch-idx", "6"],
             "batches 0 to 4",
         ),
-        (["--mode", "batch", "--batch-size", "8", "--batch-idx", "-1"], "batch_idx is -1; it must be 0 or more"),
+        (["--mode", "batch", "--batch-size", "8", "--batch-idx", "-1"], "batch_idx is -1; it must be from 0"),
         (["--mode", "batch", "--batch-size", "8", "--batch-sampling", "plan", "--step", "5"], "steps 0 to 4"),
         (["--mode", "batch", "--batch-size", "48"], "the clips give only 47 windows"),
         (["--mode", "batch", "--seed", "-1"], "seed is -1"),

@@ -37,11 +37,9 @@ class GpuBatchMaker:
         self._threads = threads
         self._graph: AugmentGraph | None = None
 
-    def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
-        """As :meth:`cltt.frames.batch.BatchMaker.make`, on the current stream; without ``numbers`` nothing waits."""
+    def gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
+        """Slots [b, T] -> [b, T, 3, S, S], queued on the current stream; nothing waits."""
         flat = slots.reshape(-1)
-        if numbers is not None:
-            return self.lay_out(self._augmented(store, flat, numbers), slots.shape)
         frames = self._laid_out(store.rows(), on_device(flat, self.device))
         store.mark_read(flat)
         return frames.view(*slots.shape, *frames.shape[1:])
@@ -59,8 +57,8 @@ class GpuBatchMaker:
         frames = rows[:, : size * size * 3].index_select(0, slots).view(-1, size, size, 3).permute(0, 3, 1, 2)
         return frames if self.channels_last else frames.contiguous()
 
-    def _augmented(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray]) -> torch.Tensor:
-        """uint8 [n, S*S*3]; when this returns the slots have been read."""
+    def augmented(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray]) -> torch.Tensor:
+        """Slots [n] -> uint8 [n, S*S*3]; returns when it is done, on a stream of the thread's own."""
         flat = {name: values.reshape(-1) for name, values in numbers.items()}
         params = sample_params(self.augment, flat, store.sizes[slots])
         if self._graph is None:
@@ -69,6 +67,4 @@ class GpuBatchMaker:
             size = self.framing.image_size
             self._graph = AugmentGraph(size, blur_window(size), len(slots), self._threads, self.device.index or 0)
         with own_stream(self.device):
-            out = self._graph.augment([store.frame(slot) for slot in slots.tolist()], params).clone()
-        out.record_stream(torch.cuda.current_stream(self.device))
-        return out.flatten(1)
+            return self._graph.augment([store.frame(slot) for slot in slots.tolist()], params).clone().flatten(1)

@@ -19,6 +19,7 @@ import nvidia.dali.fn as fn
 import nvidia.dali.types
 import torch
 from nvidia.dali import Pipeline
+from nvidia.dali.tensors import TensorCPU
 
 from cltt.frames.augment import LUMA, Augmentation
 
@@ -86,7 +87,7 @@ class DecodeGraph(Graph):
         """
         corners = boxes[:, :2]
         output = self.run(
-            jpegs=[np.frombuffer(jpeg, np.uint8) for jpeg in jpegs],
+            jpegs=[TensorCPU(jpeg, "") for jpeg in jpegs],  # what feed_input makes of an array, at half the cost
             start=corners.astype(np.float32),
             end=(corners + boxes[:, 2:]).astype(np.float32),
             size=sizes.astype(np.float32),

@@ -1,0 +1,27 @@
+"""The face of :mod:`cltt.sets.prune`: ``cltt prune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cltt.cli import Parser
+from cltt.sets.locate import SHARDS_HOME
+from cltt.sets.prune import chosen, list_sets, remove_sets
+
+
+def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
+    """List the sets of shards that were built on first use; with ``--remove``, remove those that nothing needs."""
+    parser = Parser(prog=prog, description="Remove sets of shards that a newer one has replaced and no run needs.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="sets to remove, needed by unfinished runs or not")
+    parser.add_argument("--remove", action="store_true", help="remove; without it the sets are only listed")
+    parser.add_argument("--home", type=Path, default=SHARDS_HOME, help="folder of the sets")
+    args = parser.parse_args(argv)
+    sets = list_sets(args.home)
+    picked = chosen(sets, args.names) if args.names else [kept for kept in sets if not kept.needed]
+    for kept in sets:
+        stays = f"stays: {kept.needed}" if kept not in picked else "is removed" if args.remove else "can go: --remove"
+        print(f"{kept.path}  {kept.frames:,} frames  {kept.bytes / 1e9:,.3g} GB  {stays}")
+    removed = list(remove_sets(picked)) if args.remove else []
+    if args.remove:
+        print(f"removed {len(removed)} of {len(sets)}, {sum(kept.bytes for kept in removed) / 1e9:,.3g} GB")
+    return 0

@@ -1,0 +1,224 @@
+"""Which errors of storage pass by themselves, and how long one waits for them: the one place that knows.
+
+A parallel file system that fails over, a server that restarts, a stalled mount: reads fail for seconds or minutes, with
+the errors of PASSING or fewer bytes than the file has, and then work again. NVIDIA's catalogue of failed jobs
+(nvidia-resiliency-ext, pull request 411) has Lustre's among them: errno 5 (EIO) and 121 (EREMOTEIO). They are tried
+again, on a fresh handle and after growing pauses. All other errors (a missing file, a refused permission, a full disk)
+are said at once. Writes are not waited for here: what training writes has an owner of its own (cltt.training.outputs).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from cltt.errors import StorageError
+from cltt.files.regular import AnyPath, open_regular
+
+log = logging.getLogger(__name__)
+
+_NAMES = ("EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN", "EREMOTEIO")  # macOS lacks the last
+PASSING = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
+IO_PATIENCE, MAX_PATIENCE = 600.0, 1e6  # seconds
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 15.0  # seconds between two tries; each pause is twice the one before
+PIECE = 1 << 20
+T = TypeVar("T")
+
+
+class ShortRead(OSError):
+    """Fewer bytes came than the file has."""
+
+    def __init__(self, path: AnyPath) -> None:
+        super().__init__(errno.EIO, "Short read", os.fsdecode(path))
+
+
+def passes(error: OSError) -> bool:
+    """Whether ``error`` is of the kind that goes away by itself."""
+    return error.errno in PASSING
+
+
+class Patience:
+    """Tries reads again for ``seconds``; any number of threads may share one.
+
+    One line is said when the first thread begins to wait, and one when none waits any longer.
+
+    Attributes:
+        seconds: how long.
+        meanwhile: makes a context that each thread enters while it waits.
+    """
+
+    def __init__(self, seconds: float = IO_PATIENCE, say: Callable[[str], None] = log.warning) -> None:
+        self.seconds = seconds
+        self.meanwhile: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self._say = say
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._since = 0.0
+
+    def ask(self, path: AnyPath, attempt: Callable[[], T]) -> T:
+        """What ``attempt`` returns, made again while it raises an error that passes.
+
+        ``attempt`` opens its file anew each time. Raises StorageError, naming ``path``, when patience ends; any other
+        error at once.
+        """
+        try:
+            return attempt()
+        except OSError as error:
+            if not passes(error):
+                raise
+            return self._ask_again(os.fsdecode(path), attempt, error)
+
+    def read_bytes(self, path: AnyPath, *, follow: bool = True) -> bytes:
+        """The whole contents of a file; ``follow`` as in :func:`open_regular`."""
+        return self.ask(path, lambda: _read_whole(path, follow))
+
+    def pieces(self, path: AnyPath, size: int = PIECE, *, follow: bool = True) -> Iterator[bytes]:
+        """The contents of a file, ``size`` bytes at a time; ``follow`` as in :func:`open_regular`."""
+        with Handle(path, follow=follow) as file:
+            offset = 0
+            while piece := self.ask(path, lambda: file.read(size, offset)):  # noqa: B023  # called at once
+                yield piece
+                offset += len(piece)
+
+    def _ask_again(self, path: str, attempt: Callable[[], T], error: OSError) -> T:
+        deadline = time.monotonic() + self.seconds
+        pause = FIRST_PAUSE
+        with self._waits(path, error), self.meanwhile():
+            while (left := deadline - time.monotonic()) > 0:
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+                try:
+                    return attempt()
+                except OSError as again:
+                    if not passes(again):
+                        raise
+                    error = again
+            raise StorageError(
+                f"{path} could not be read for {self.seconds:g} s ({error.strerror}; --io-patience); start again when "
+                "the storage answers"
+            ) from error
+
+    @contextlib.contextmanager
+    def _waits(self, path: str, error: OSError) -> Iterator[None]:
+        with self._lock:
+            self._waiting += 1
+            if self._waiting == 1:
+                self._since = time.monotonic()
+                self._say(f"{path}: {error.strerror}; reading is tried again for up to {self.seconds:g} s")
+        answered = False
+        try:
+            yield
+            answered = True
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if answered and not self._waiting:
+                    self._say(f"{path}: can be read again, after {time.monotonic() - self._since:.1f} s")
+
+
+class Handle:
+    """An open file that is opened anew after an error; for one thread."""
+
+    def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
+        self._path, self._follow = path, follow
+        self._handle = -1
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file; ShortRead where there is more."""
+        try:
+            if self._handle < 0:
+                self._handle = open_regular(self._path, follow=self._follow)
+            return pread_all(self._handle, size, offset, self._path)
+        except OSError:
+            self._close()
+            raise
+
+    def read_uncached(self, size: int, offset: int) -> bytes:
+        """As :meth:`read`, but not what the system remembers of an earlier read, where it can be told to forget."""
+        if self._handle < 0:
+            self._handle = open_regular(self._path, follow=self._follow)
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._handle, offset, size, os.POSIX_FADV_DONTNEED)
+        return self.read(size, offset)
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            with contextlib.suppress(OSError):  # what failed to read may fail to close
+                os.close(self._handle)
+        self._handle = -1
+
+
+class SharedFile:
+    """An open file that any number of threads read by ``pread``; opened when first read."""
+
+    def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
+        self.path, self._follow = path, follow
+        self._handle = -1
+        self._retired: list[int] = []  # another thread may be reading by them still, so they are closed at the end
+        self._lock = threading.Lock()
+
+    def handle(self) -> int:
+        with self._lock:
+            if self._handle < 0:
+                self._handle = open_regular(self.path, follow=self._follow)
+            return self._handle
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file; ShortRead where there is more."""
+        handle = self.handle()
+        try:
+            return pread_all(handle, size, offset, self.path)
+        except OSError:
+            self.renew(handle)
+            raise
+
+    def renew(self, handle: int) -> None:
+        """Have the file opened anew by the next reader, unless another thread has seen to it: ``handle`` failed."""
+        with self._lock:
+            if self._handle == handle:
+                self._retired.append(handle)
+                self._handle = -1
+
+    def close(self) -> None:
+        """Close it; no thread may be reading."""
+        for handle in [*self._retired, self._handle]:
+            if handle >= 0:
+                with contextlib.suppress(OSError):  # what failed to read may fail to close
+                    os.close(handle)
+        self._retired, self._handle = [], -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def pread_all(handle: int, size: int, offset: int, path: AnyPath) -> bytes:
+    """``size`` bytes at ``offset``, fewer only where the file ends; ShortRead where it has more."""
+    data = os.pread(handle, size, offset)
+    while len(data) < size and (more := os.pread(handle, size - len(data), offset + len(data))):
+        data += more
+    if len(data) < size and offset + len(data) < os.fstat(handle).st_size:
+        raise ShortRead(path)
+    return data
+
+
+def _read_whole(path: AnyPath, follow: bool) -> bytes:
+    with Handle(path, follow=follow) as file:
+        size = os.stat(path).st_size
+        data = file.read(size + 1, 0)  # a byte more: also files that have no size, such as those of /proc
+        while size < len(data) and (more := file.read(PIECE, len(data))):
+            data += more
+        return data

@@ -1,0 +1,67 @@
+"""Files from other people: opened only if they are regular files, so that no FIFO or device is waited for or read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from cltt.errors import SettingsError
+from cltt.text import shorten
+
+AnyPath = str | bytes | os.PathLike[str]
+_LONGEST_NAME = os.pathconf("/", "PC_NAME_MAX")  # bytes
+
+
+def open_regular(path: AnyPath, *, follow: bool = True) -> int:
+    """Descriptor to read ``path``; OSError unless it is a regular file, and no link where ``follow`` is false.
+
+    It is looked at before it is opened, as opening alone can move a device or wait for a FIFO, and again after.
+    """
+    _require_regular(os.stat(path, follow_symlinks=follow), path)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    try:
+        _require_regular(os.fstat(handle), path)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _require_regular(status: os.stat_result, path: AnyPath) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
+        raise OSError(errno.EINVAL, what, os.fsdecode(path))
+
+
+def read_regular(path: AnyPath, limit: int, *, follow: bool = True) -> bytes:
+    """All of a small file; OSError as :func:`open_regular` raises it, or if it has more than ``limit`` bytes."""
+    with os.fdopen(open_regular(path, follow=follow), "rb") as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"more than {limit:,} bytes", os.fsdecode(path))
+        return file.read()
+
+
+def is_regular(path: Path) -> bool:
+    """Whether ``path`` is a regular file itself, not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def check_path(path: AnyPath, what: str) -> None:
+    """SettingsError, naming ``what``, for a path that is empty or that the system cannot look at; it need not exist."""
+    shown = shorten(os.fsdecode(path), 80)
+    if not os.fspath(path):
+        raise SettingsError(f"{what} is empty; give a path (the current folder is .)")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if any(len(part) > _LONGEST_NAME for part in os.fsencode(path).split(b"/")):  # of a folder that is to be made
+            raise SettingsError(f"{what} {shown!r} cannot be used: File name too long") from None
+    except OSError as error:
+        raise SettingsError(f"{what} {shown!r} cannot be used: {error.strerror}") from error
+    except ValueError as error:  # a NUL within
+        raise SettingsError(f"{what} {shown!r} cannot be used: {error}") from error

@@ -1,0 +1,231 @@
+"""BatchNorm whose statistics are those of the batch on all ranks together.
+
+One process's ``nn.BatchNorm`` on the joined batch, by one collective in the forward pass and one in the backward pass.
+As torch's ``SyncBatchNorm``, but on any device, without a wait of the host for the device, and opaque to
+``torch.compile``, so that no graph breaks at a norm. The collectives are those of the default process group; without
+one a rank is alone.
+
+How it is computed: each rank takes mean and variance of its own rows; these, and the number of rows, are gathered and
+combined (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979),
+which does not cancel as sums of squares do. The gradient needs the sums of dy and of dy * (x - mean) over all ranks
+(Ioffe and Szegedy, arXiv:1502.03167). On CUDA torch's own kernels do both passes.
+
+Letters: n rows, C channels, M values a channel on this rank, W ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cltt import distributed
+
+Forward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # y, mean, invstd, var, counts
+Backward = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # dx, dweight, dbias
+
+
+class _SyncMixin(_BatchNorm):
+    """The forward pass in training; in evaluation that of the parent class."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        y, mean, _, unbiased_var, _ = _sync_batch_norm(input, self.weight, self.bias, self.eps)
+        if self.track_running_stats and self.running_mean is not None:
+            self._update_running(mean, unbiased_var)
+        return y
+
+    @torch.no_grad()
+    def _update_running(self, mean: torch.Tensor, unbiased_var: torch.Tensor) -> None:
+        """As torch's: an exponential average or, where momentum is None, the mean over all batches."""
+        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
+        self.num_batches_tracked.add_(1)
+        for running, of_batch in ((self.running_mean, mean), (self.running_var, unbiased_var)):
+            share = self.momentum if self.momentum is not None else (1 / self.num_batches_tracked).to(running.dtype)
+            running.lerp_(of_batch.to(running.dtype), share)
+
+
+class SyncBatchNorm1d(_SyncMixin, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` over all ranks: [n, C] or [n, C, L] of any n >= 1 a rank; same parameters and buffers."""
+
+
+class SyncBatchNorm2d(_SyncMixin, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` over all ranks: [n, C, H, W] of any n >= 1 a rank; same parameters and buffers."""
+
+
+def synchronise(model: nn.Module) -> nn.Module:
+    """Make every BatchNorm1d and BatchNorm2d of ``model`` one over all ranks, in place; parameters and buffers stay."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm1d:
+            module.__class__ = SyncBatchNorm1d
+        elif type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
+    return model
+
+
+@torch.library.custom_op("cltt::sync_batch_norm", mutates_args=())
+def _sync_batch_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x [n, C, ...] -> y like x; mean, 1/std and unbiased variance [C] and values a channel [W], over all ranks.
+
+    Statistics are float32, of float64 input float64. Raises ValueError for no rows, or for one value a channel in all.
+    """
+    own = x.numel() // max(1, x.shape[1])
+    if own == 0 or own * distributed.world().world_size == 1:
+        raise ValueError(f"BatchNorm in training needs rows on every rank and 2 values a channel; got {tuple(x.shape)}")
+    forward = _forward_cuda if x.is_cuda else _forward_cpu
+    return forward(x.contiguous(memory_format=_layout(x)), weight, bias, eps)
+
+
+@_sync_batch_norm.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
+    mean, invstd, unbiased_var = (x.new_empty(x.shape[1], dtype=_statistics_type(x)) for _ in range(3))
+    counts = mean.new_empty(distributed.world().world_size)
+    return torch.empty_like(x, memory_format=_layout(x)), mean, invstd, unbiased_var, counts
+
+
+def _forward_cpu(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
+    wide = x.to(_statistics_type(x))
+    means, variances, counts = _gathered(*torch.batch_norm_update_stats(wide, None, None, 0.0), x)
+    total = counts.sum()
+    shares = (counts / total)[:, None]
+    mean = (shares * means).sum(0)
+    var = (shares * (variances + (means - mean) ** 2)).sum(0)
+    y = _normalised(wide, mean, var, weight, bias, eps)
+    return y.to(x.dtype), mean, torch.rsqrt(var + eps), var * (total / (total - 1)), counts
+
+
+def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
+    """By torch's kernels; the one that combines moves running statistics: at momentum 1 it leaves the batch's there."""
+    means, invstds, counts = _gathered(*torch.batch_norm_stats(x, eps), x)
+    moved_mean, unbiased_var = torch.zeros_like(means[0]), torch.zeros_like(means[0])
+    mean, invstd = torch.batch_norm_gather_stats_with_counts(
+        x, means, invstds, moved_mean, unbiased_var, 1.0, eps, counts
+    )
+    return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps), mean, invstd, unbiased_var, counts
+
+
+def _gathered(mean: torch.Tensor, spread: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Two vectors [C] and the values a channel of each rank -> [W, C], [W, C], [W]: the forward pass's collective."""
+    count = torch.full((1,), x.numel() // x.shape[1], dtype=mean.dtype, device=mean.device)
+    rows = distributed.all_gather_rows(torch.cat([mean, spread, count])[None])
+    means, spreads, counts = rows.split([len(mean), len(mean), 1], dim=1)
+    return means, spreads, counts.flatten().clone()  # an output of an operator may not be a view
+
+
+@torch.library.custom_op("cltt::sync_batch_norm_backward", mutates_args=())
+def _sync_batch_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    counts: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """-> dx like x; this rank's share of d weight [C] and of d bias [C] (summed over the ranks, the gradients)."""
+    x = x.contiguous(memory_format=_layout(x))
+    dy = dy.contiguous(memory_format=_layout(x))
+    weight = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
+    return (_backward_cuda if x.is_cuda else _backward_cpu)(dy, x, weight, mean, invstd, counts)
+
+
+@_sync_batch_norm_backward.register_fake
+def _(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    counts: torch.Tensor,
+) -> Backward:
+    return torch.empty_like(x, memory_format=_layout(x)), torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _backward_cpu(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    counts: torch.Tensor,
+) -> Backward:
+    """dx = weight/std * (dy - mean of dy - (x - mean)/var * mean of dy*(x - mean)), means over all ranks."""
+    wide, dy = x.to(mean.dtype), dy.to(mean.dtype)
+    _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+        dy, wide, weight, None, None, mean, invstd, True, 0.0, [False, True, True]
+    )
+    mean_dyx, mean_dy = (_all_summed(dweight, dbias) / counts.sum()).chunk(2)
+    scale = weight * invstd
+    dx = _normalised(wide, mean, invstd**-2, -scale * mean_dyx, -scale * mean_dy, 0.0)
+    return dx.addcmul_(dy, scale.view(1, -1, *[1] * (x.dim() - 2))).to(x.dtype), dweight, dbias
+
+
+def _backward_cuda(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    invstd: torch.Tensor,
+    counts: torch.Tensor,
+) -> Backward:
+    sum_dy, sum_dyx, dweight, dbias = torch.batch_norm_backward_reduce(dy, x, mean, invstd, weight, True, True, True)
+    sum_dy, sum_dyx = _all_summed(sum_dy, sum_dyx).chunk(2)
+    dx = torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dyx, counts.to(torch.int32))
+    return dx, dweight, dbias
+
+
+def _all_summed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Two vectors [C] summed over the ranks, joined: the collective of the backward pass."""
+    return distributed.all_sum(torch.cat([first, second]))
+
+
+def _normalised(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, in one pass."""
+    weight, bias = (None if values is None else values.to(mean.dtype) for values in (weight, bias))
+    return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    x, weight, bias, _ = inputs
+    _, mean, invstd, _, counts = output
+    ctx.set_materialize_grads(False)
+    ctx.bias_type = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, weight, mean, invstd, counts)
+
+
+def _backward(ctx: Any, dy: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
+    x, weight, mean, invstd, counts = ctx.saved_tensors
+    if dy is None:  # y is unused here, but the other ranks wait for this one's sums
+        dy = torch.zeros_like(x)
+    dx, dweight, dbias = _sync_batch_norm_backward(dy, x, weight, mean, invstd, counts)
+    return (
+        dx,
+        None if weight is None else dweight.to(weight.dtype),
+        None if ctx.bias_type is None else dbias.to(ctx.bias_type),
+        None,
+    )
+
+
+_sync_batch_norm.register_autograd(_backward, setup_context=_save)
+
+
+def _statistics_type(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _layout(x: torch.Tensor) -> torch.memory_format:
+    """Channels-last where ``x`` is, else contiguous."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format

@@ -1,0 +1,238 @@
+"""Which set of shards a run reads: built on first use, by one process while others wait, and kept while runs need it.
+
+shards/NAME             of a folder of clips, built when it was first used
+shards/NAME@1a2b3c4d    of the same folder, since it has changed: eight digits of the digest of its files
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from cltt import distributed
+from cltt.build.builder import LOCK, build_shards, discard_unfinished
+from cltt.build.plan import PLAN, Plan
+from cltt.build.report import BuildReport
+from cltt.build.settings import BuildSettings
+from cltt.config import DataSettings
+from cltt.errors import BusyError, SettingsError
+from cltt.files.atomic import check_writable, replace_file
+from cltt.files.locks import holder
+from cltt.files.patience import Patience
+from cltt.sets.record import Source, describe, differences, read_source, to_json
+from cltt.shards import checks, format
+from cltt.source.scan import check_root
+from cltt.text import counted, say
+
+SHARDS_HOME = Path("shards")
+# What makes the name beside the folder's path; a setting that came after 0.1.0 does only if it is not at its default.
+_NAMING = {"verify", "resize_short", "quality", "shard_size", "splits", "split_by", "split_seed", "label_from"}
+_NAMING |= {"split_gaps"}
+MEMBER_BYTES = 1024 + 24  # a frame's header, padding and record, about
+POLL_SECONDS = 1.0
+TELL_SECONDS = 60.0
+
+
+def locate_shards(data: DataSettings, *, fingerprint: str | None = None) -> Path:
+    """The folder of shards that ``data`` asks for, built if need be; says what it does. A collective.
+
+    Rank 0 looks and builds, and all take what it found: to one node alone a folder may look changed.
+
+    Args:
+        data: with ``root_dir``, shards under ``shards/`` are looked for, or built.
+        fingerprint: of the shards that a run began with, which it goes on with as long as they are there.
+
+    Raises SettingsError if the folder of frames cannot be used, or the disk lacks the room; with ``no_wait`` BusyError
+    if another process is building them.
+    """
+    if data.shards is not None:
+        return Path(data.shards)
+    return distributed.from_main(lambda: _shards_of_root(data, fingerprint))
+
+
+def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
+    assert data.root_dir is not None
+    patience = Patience(data.io_patience)
+    root = os.path.realpath(os.fsdecode(check_root(data.root_dir)))
+    first = SHARDS_HOME / shards_name(root, BuildSettings(fps=data.fps))
+    sets = complete_sets(first)
+    for shards in sets:
+        if fingerprint is not None and checks.read_index(shards, patience)["fingerprint"] == fingerprint:
+            return _kept(shards, root, describe(root, files=data.rescan, patience=patience))
+    now = describe(root, files=data.rescan or not sets, patience=patience)
+    found = _of_source(sets, now)
+    if found is None and now.digest is None:
+        now = describe(root, files=True, patience=patience)
+        found = _of_source(sets, now)
+    if found is not None:
+        say(f"using the shards in {found}: {root} is as it was when they were built")
+        return found
+    return _build(first, sets, root, now, data)
+
+
+def shards_name(root: str, settings: BuildSettings) -> str:
+    """Folder name for the shards of ``root``: readable, and another one for another path or other build settings."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(root).name).strip("-").lower()[:40] or "root"
+    defaults = asdict(BuildSettings())
+    named = {name: value for name, value in asdict(settings).items() if name in _NAMING or value != defaults[name]}
+    identity = json.dumps([root, named], sort_keys=True)
+    return f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+
+def complete_sets(first: Path) -> list[Path]:
+    """The complete sets of one folder, the newest last: ``first`` and those named after it."""
+    found = [path for path in (first, *first.parent.glob(f"{first.name}@????????")) if (path / format.INDEX).is_file()]
+    return sorted(found, key=lambda path: (path / format.INDEX).stat().st_mtime_ns)
+
+
+def record_path(shards: Path) -> Path:
+    return shards.with_name(f"{shards.name}.source.json")
+
+
+def _building_path(shards: Path) -> Path:
+    return shards.with_name(f"{shards.name}.building.json")
+
+
+def _record_of(shards: Path) -> Source | None:
+    """The record of a complete set; that of a build that was killed in its last moment is put in its place."""
+    if not record_path(shards).is_file() and _building_path(shards).is_file():
+        os.replace(_building_path(shards), record_path(shards))
+    return read_source(record_path(shards))
+
+
+def _of_source(sets: list[Path], now: Source) -> Path | None:
+    """The newest set that was built of the folder as it is ``now``, as far as that was looked at.
+
+    Shards built by hand have no record: the folder as it is now becomes theirs, if that can be written.
+    """
+    for shards in reversed(sets):
+        before = _record_of(shards)
+        same_folders = before is not None and before.folders == now.folders
+        if before is None or (now.digest is None and same_folders) or (now.digest is not None and _same(before, now)):
+            if before is None or not same_folders:
+                _remember(shards, now)
+            return shards
+    return None
+
+
+def _same(before: Source, now: Source) -> bool:
+    """Whether the files are the same; a record without a digest knows only of the folders."""
+    return before.digest == now.digest if before.digest is not None else before.folders == now.folders
+
+
+def _remember(shards: Path, now: Source) -> None:
+    with contextlib.suppress(OSError):  # a folder that may only be read: all is looked at again the next time
+        replace_file(record_path(shards), to_json(now))
+
+
+def _kept(shards: Path, root: str, now: Source) -> Path:
+    """The set that a run began with, whatever has become of the folder."""
+    before = _record_of(shards)
+    changed = differences(shards, root, before, now) if before is not None else ""
+    if changed:
+        say(f"going on with the shards in {shards}, which this run began with; since then in {root}: {changed}")
+    else:
+        say(f"using the shards in {shards}, which this run began with")
+    return shards
+
+
+# ---- building
+
+
+def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSettings) -> Path:
+    """Build the set of the folder as it is ``now``: beside those that runs may be reading, or as the first."""
+    assert now.digest is not None
+    out = first if first not in sets and not _is_built_otherwise(first, now) else _named_by(first, now.digest)
+    check_writable(
+        SHARDS_HOME,
+        "build the shards elsewhere (tools/build_shards.py) and give --shards, or start in another working folder",
+    )
+    SHARDS_HOME.mkdir(parents=True, exist_ok=True)
+    why = ""
+    if sets:
+        before = _record_of(sets[-1])
+        why = differences(sets[-1], root, before, now) if before is not None else ""
+        why = f", beside {sets[-1]}, which stays for the runs that use it (`cltt prune` removes it). Since then: {why}"
+    say(f"shards of {root}: {out}{why}")
+    report = _build_or_wait(out, root, now, data)
+    if _building_path(out).is_file():
+        os.replace(_building_path(out), record_path(out))
+    say(f"built {report}; left out: {counted(sum(report.skipped.values()), 'file')}")
+    return out
+
+
+def _named_by(first: Path, digest: str) -> Path:
+    return first.with_name(f"{first.name}@{digest[:8]}")
+
+
+def _is_built_otherwise(out: Path, now: Source) -> bool:
+    """Whether another process is building ``out`` now, of the folder as it was before it changed."""
+    building = read_source(_building_path(out))
+    return building is not None and building.digest != now.digest and holder(out / format.BUILD / LOCK) is not None
+
+
+def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> BuildReport:
+    """Build, or wait while another process does, and take over if it ends before its work is done."""
+    began = last_told = time.monotonic()
+    waited = False
+    while True:
+        try:
+            if not (out / format.INDEX).is_file():
+                if waited and holder(out / format.BUILD / LOCK) is None:
+                    say(f"{out}: its builder has gone before it was ready; taking over")
+                _prepare(out, now)
+            return build_shards(root, out, io_patience=data.io_patience, **asdict(BuildSettings(fps=data.fps)))
+        except BusyError as error:
+            if data.no_wait:
+                raise
+            if not waited:
+                say(f"waiting: {str(error).partition(';')[0]} ({_state(out)})")
+            elif time.monotonic() - last_told >= TELL_SECONDS:
+                last_told = time.monotonic()
+                say(f"still waiting for {out}, since {(last_told - began) / 60:.0f} min ({_state(out)})")
+            waited = True
+        time.sleep(POLL_SECONDS)
+
+
+def _prepare(out: Path, now: Source) -> None:
+    """Make ``out`` ready to be built of the folder as it is ``now``. BusyError if another process is at it."""
+    before = read_source(_building_path(out))
+    if before is None or before.digest != now.digest:
+        if out.exists():
+            discard_unfinished(out)  # its plan may be of other files
+        replace_file(_building_path(out), to_json(now))
+    _check_room(out, now)
+
+
+def _check_room(out: Path, now: Source) -> None:
+    """SettingsError if the disk lacks the bytes that are still to be written; says how many that is."""
+    needed = now.size + now.files * MEMBER_BYTES
+    there = sum(path.stat().st_size for path in out.glob("shard-*.tar"))
+    free = shutil.disk_usage(SHARDS_HOME).free
+    if needed - there > free:
+        raise SettingsError(
+            f"{out} needs about {_gb(needed - there)} GB, and {SHARDS_HOME.resolve()} has {_gb(free)} GB free: make "
+            "room (`cltt prune` removes old shards), or build them elsewhere (tools/build_shards.py) and give --shards"
+        )
+    say(f"building {counted(now.files, 'file')}, about {_gb(needed - there)} GB ({_gb(free)} GB are free)")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.3g}"
+
+
+def _state(out: Path) -> str:
+    """How far a build has come."""
+    building = out / format.BUILD
+    try:
+        done = len(list(building.glob("part-*")))
+        return f"{done} of {counted(Plan(building / PLAN).num_shards, 'shard')} done"
+    except (OSError, ValueError, KeyError):
+        return "it is being planned"

@@ -1,0 +1,100 @@
+"""Removing the sets of shards that nothing needs: superseded by a newer set, in use by no run, awaited by none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cltt.checkpoint import checkpoint_name
+from cltt.errors import SettingsError
+from cltt.files import owned
+from cltt.files.regular import is_regular
+from cltt.sets.locate import complete_sets, record_path
+from cltt.sets.use import runs_of, runs_path, unused
+from cltt.shards import checks, format
+
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class KeptSet:
+    """A complete set under the folder of shards.
+
+    Attributes:
+        needed: why it stays ("": it may go).
+    """
+
+    path: Path
+    bytes: int
+    frames: int
+    needed: str
+
+
+def list_sets(home: Path) -> list[KeptSet]:
+    """The sets in ``home`` that were built on first use, those of one folder together, the newest of each last."""
+    names = {record.name.removesuffix(".source.json").partition("@")[0] for record in home.glob("*.source.json")}
+    groups = [complete_sets(home / name) for name in sorted(names)]
+    return [_describe(path, newest=path == sets[-1]) for sets in groups for path in sets]
+
+
+def _describe(path: Path, *, newest: bool) -> KeptSet:
+    index = checks.read_index(path)
+    files = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return KeptSet(path, files, index["counts"]["frames"], _why_needed(path, newest))
+
+
+def _why_needed(path: Path, newest: bool) -> str:
+    with unused(path) as free:
+        if not free:
+            return "a run uses it"
+    if newest:
+        return "the newest of its folder"
+    waiting = [str(run) for run in runs_of(path) if _is_unfinished(run)]
+    return f"unfinished: {', '.join(waiting)}" if waiting else ""
+
+
+def _is_unfinished(run_dir: Path) -> bool:
+    """Whether the run in ``run_dir`` is there, and has not made its last epoch."""
+    try:
+        epochs = int(json.loads((run_dir / SETTINGS_FILE).read_bytes())["optim"]["epochs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return not (run_dir / checkpoint_name(epochs)).is_file()
+
+
+def remove_sets(sets: list[KeptSet]) -> Iterator[KeptSet]:
+    """Remove each of ``sets`` that no run uses at that moment; yields those that are gone."""
+    for kept in sets:
+        with unused(kept.path) as free:
+            if free:
+                _remove(kept.path)
+                yield kept
+
+
+def _remove(path: Path) -> None:
+    """The index first: what is half removed is no set. What no build wrote stays, and its folder with it."""
+    (path / format.INDEX).unlink(missing_ok=True)
+    for file in list(path.iterdir()):
+        if format.is_our_file(file.name) and is_regular(file):
+            file.unlink()
+    if owned.is_owned(path / format.BUILD):
+        owned.remove(path / format.BUILD)
+    with contextlib.suppress(OSError):
+        path.rmdir()
+    for beside in (record_path(path), runs_path(path)):
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+
+
+def chosen(sets: list[KeptSet], names: list[str]) -> list[KeptSet]:
+    """Those of ``sets`` that have one of ``names``. SettingsError for a name that is not there, or is needed."""
+    by_name = {kept.path.name: kept for kept in sets}
+    for name in names:
+        if name not in by_name:
+            raise SettingsError(f"there is no set {name!r}; there are: {', '.join(by_name) or 'none'}")
+        if by_name[name].needed == "a run uses it":
+            raise SettingsError(f"{by_name[name].path} stays: a run uses it now")
+    return [by_name[name] for name in names]

@@ -1,0 +1,150 @@
+"""What a folder of clips looked like when its shards were built, and what has changed since.
+
+Beside the set ``shards/NAME`` lie ``NAME.source.json``, the record (``NAME.building.json`` until the set is complete),
+and ``NAME.runs``, the folders of the runs that used it (:mod:`cltt.sets.use`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cltt.errors import CLTTError
+from cltt.files.patience import Patience
+from cltt.shards import format
+from cltt.shards.dataset import ShardDataset
+from cltt.source.scan import DANGLING, ROOT_KEY, SourceClip, scan_clips, scan_folders
+from cltt.text import counted
+
+_THREADS = 16
+_NAMED = 3  # clips and files that a sentence names
+
+
+class ClipFacts(NamedTuple):
+    """A clip's files: how many, their bytes, and a digest of their names, sizes and times."""
+
+    files: int
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of clips at one time.
+
+    Attributes:
+        folders: every folder under the root, with its modification time in nanoseconds.
+        clips: what each clip holds; None: only the folders were looked at (or 0.1.0 wrote the record).
+        digest: of all names, sizes and times; None: only the folders were looked at.
+    """
+
+    folders: dict[str, int]
+    clips: dict[str, ClipFacts] | None = None
+    digest: str | None = None
+
+    @property
+    def files(self) -> int:
+        return sum(clip.files for clip in (self.clips or {}).values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of the frames' files."""
+        return sum(clip.size for clip in (self.clips or {}).values())
+
+
+def describe(root: str, *, files: bool, patience: Patience) -> Source:
+    """The folder as it is now; with ``files`` every file is looked at, not only the folders."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        scan = scan_folders(os.fsencode(root), pool, patience)
+        paths = [os.fsdecode(key) for key in scan.keys]
+
+        def changed_at(path: str) -> int:
+            return patience.ask(os.path.join(root, path), lambda: os.stat(os.path.join(root, path)).st_mtime_ns)
+
+        folders = dict(zip(paths, pool.map(changed_at, paths), strict=True))
+        if not files:
+            return Source(folders)
+        digest, clips = hashlib.sha256(), {}
+        for clip in scan_clips(scan, pool):
+            text = repr([clip.key, *((f.name, f.size, f.mark) for f in clip.frames)]).encode()
+            digest.update(text)
+            clips[os.fsdecode(clip.key)] = _clip_facts(clip, text)
+    return Source(folders, clips, digest.hexdigest())
+
+
+def _clip_facts(clip: SourceClip, text: bytes) -> ClipFacts:
+    sizes = [frame.size for frame in clip.frames if frame.size != DANGLING]
+    return ClipFacts(len(clip.frames), sum(sizes), hashlib.sha256(text).hexdigest()[:16])
+
+
+def to_json(source: Source) -> bytes:
+    return json.dumps({name: value for name, value in asdict(source).items() if value is not None}).encode()
+
+
+def read_source(path: Path) -> Source | None:
+    """The record at ``path``, None if there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+        clips = found.get("clips")
+        clips = None if clips is None else {key: ClipFacts(*facts) for key, facts in clips.items()}
+        return Source(dict(found["folders"]), clips, found.get("digest"))
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None
+
+
+# ---- what has changed
+
+
+def differences(shards: Path, root: str, before: Source, now: Source) -> str:
+    """What came, went or changed since ``shards`` were built, in words; "" if nothing did that was looked at."""
+    if before.digest is not None and before.digest == now.digest:
+        return ""
+    if before.clips is None or now.clips is None:
+        return _folder_differences(before.folders, now.folders)
+    came, went = sorted(now.clips.keys() - before.clips.keys()), sorted(before.clips.keys() - now.clips.keys())
+    changed = sorted(key for key in before.clips.keys() & now.clips.keys() if before.clips[key] != now.clips[key])
+    parts = [_counted(came, "came"), _counted(went, "went")]
+    if changed:
+        parts.append(_counted(changed, "changed") + _file_differences(shards, root, changed[0]))
+    return "; ".join(part for part in parts if part)
+
+
+def _folder_differences(before: dict[str, int], now: dict[str, int]) -> str:
+    came, went = now.keys() - before.keys(), before.keys() - now.keys()
+    around = {str(Path(path).parent) for path in (*came, *went)}  # they came, went or changed for that
+    changed = {path for path in before.keys() & now.keys() if before[path] != now[path]}
+    sides = (("came", came), ("went", went), ("changed", changed))
+    return "; ".join(part for what, paths in sides if (part := _counted(sorted(paths - around), what, "folder")))
+
+
+def _counted(keys: list[str], what: str, noun: str = "clip") -> str:
+    return f"{counted(len(keys), noun)} {what} ({_some(keys)})" if keys else ""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _file_differences(shards: Path, root: str, key: str) -> str:
+    """The files of one clip that came or went, by what its shards and their report name."""
+    try:
+        dataset = ShardDataset(shards)
+        clips = [clip for clip in range(dataset.num_clips) if dataset.clip_key(clip) == key]
+        ids = [i for clip in clips for i in range(dataset.clip_offsets[clip], dataset.clip_offsets[clip + 1])]
+        before = {dataset.frame_name(i) for i in ids} | {file["file"] for file in format.read_report(shards)["files"]}
+        folder = root if key == os.fsdecode(ROOT_KEY) else os.path.join(root, key)
+        now = {os.path.relpath(entry.path, root) for entry in os.scandir(folder) if entry.is_file()}
+    except (CLTTError, OSError):  # the words are not worth a failure
+        return ""
+    in_clip = {name for name in before if os.path.dirname(name) == ("" if folder == root else key)}
+    came, went = (
+        sorted(os.path.basename(name) for name in now - in_clip),
+        sorted(os.path.basename(name) for name in in_clip - now),
+    )
+    words = [f"{_some(names)} {what}" for names, what in ((came, "came"), (went, "went")) if names]
+    return f": in {key} " + (", ".join(words) if words else "files have other sizes or times")

@@ -1,0 +1,275 @@
+"""What must hold of a set of shards before it is used: shards pass from hand to hand, so nothing is taken on trust.
+
+All of it is checked when a set is opened, as far as that costs no pass over the frames: the index, the type, shape and
+size of each array, the clips. A frame's record is checked when it is read (:func:`records_within`), and all of them by
+the verifier (:func:`records_in_order`). Names in the index must be the ones that a build writes, so no path is ever
+made from what a stranger wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cltt.errors import DataError
+from cltt.files.patience import Patience
+from cltt.text import shorten
+
+if TYPE_CHECKING:
+    import numpy as np
+import stat
+
+import numpy as np
+
+from cltt.files.npy import NpyRows, read_array
+from cltt.shards import format, tar
+from cltt.shards.format import BUILD, FORMAT, INDEX, VERSION, read_json
+
+Array = np.ndarray[Any, Any]
+MAX_INT = (1 << 63) - 1
+MAX_SECONDS = 1e9  # of a video: thirty years
+MAX_CLIPS = 1 << 25  # clips.npy is read whole, and has 48 bytes for each
+_HEX = {"fingerprint": re.compile(r"[0-9a-f]{32}"), "sha256": re.compile(r"[0-9a-f]{64}")}
+
+
+class Untrue(Exception):
+    """Something that no build writes; the message is a phrase."""
+
+
+def check_index(path: Path, index: Mapping[str, Any]) -> None:
+    """DataError if ``index`` (``index.json`` of the set at ``path``) is not as a build writes it."""
+    try:
+        _check_index(index)
+    except Untrue as error:
+        raise DataError(
+            f"{path / format.INDEX}: {error}; copy it again or build the shards again in a new folder"
+        ) from None
+
+
+def _check_index(index: Mapping[str, Any]) -> None:
+    _hex(index, "fingerprint")
+    _text(index, "root_dir")
+    _check_settings(_mapping(index, "settings"))
+    for name in ("label_names", "split_names"):
+        names = _list(index, name)
+        if not all(isinstance(item, str) for item in names) or len(set(names)) != len(names):
+            raise Untrue(f"{name} are not names, each once")
+    counts, shards, files = _mapping(index, "counts"), _list(index, "shards"), _mapping(index, "files")
+    if not shards:
+        raise Untrue("it names no shards")
+    for number, shard in enumerate(shards):
+        _check_shard(number, shard)
+    parts = format.parts_of(files) if index["version"] >= 2 else []
+    for name in (*format.INDEX_FILES, *parts, format.REPORT):
+        _number(_mapping(files, name), "size")
+        _hex(files[name], "sha256")
+    if strange := sorted(set(files) - {*format.INDEX_FILES, *parts, format.REPORT}):
+        raise Untrue(f"files names {strange[0]!r} too, which no build of this version writes")
+    _number(counts, "frames", 1)
+    _number(counts, "clips", 1, MAX_CLIPS)
+    if _number(counts, "bytes") != sum(shard["size"] for shard in shards):
+        raise Untrue("bytes is not the sum of the shards' sizes")
+    for what in ("skipped", "reencoded", *({"cut"} & set(counts))):
+        for reason in _mapping(counts, what):
+            _number(counts[what], reason)
+    if index["fingerprint"] != format.fingerprint(files):
+        raise Untrue("the fingerprint is not that of its files")
+
+
+def _check_shard(number: int, shard: Any) -> None:
+    if not isinstance(shard, Mapping) or shard.get("name") != format.shard_name(number):
+        raise Untrue(f"shard {number} is not named {format.shard_name(number)}")
+    _number(shard, "size", len(tar.END_OF_ARCHIVE))
+    _number(shard, "crc", 0, (1 << 32) - 1)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """What is used of them: the verifier makes frames from their source again."""
+    if settings.get("resize_short") is not None:
+        _number(settings, "resize_short", 1, 1 << 16)
+    _number(settings, "quality", 1, 100)
+    for name in ("fps", "max_gap"):
+        if (value := settings.get(name)) is not None and not (type(value) in (int, float) and 0 < value < 1e9):
+            raise Untrue(f"{name} is no number above 0")
+
+
+def _number(values: Mapping[str, Any], name: str, low: int = 0, high: int = MAX_INT) -> int:
+    value = values.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise Untrue(f"{name} is not a whole number from {low} to {high}")
+    return value
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    if not isinstance(value := values.get(name), str):
+        raise Untrue(f"{name} is not text")
+    return value
+
+
+def _hex(values: Mapping[str, Any], name: str) -> None:
+    if not _HEX[name].fullmatch(_text(values, name)):
+        raise Untrue(f"{name} is not of hexadecimal digits")
+
+
+def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if not isinstance(value := values.get(name), Mapping):
+        raise Untrue(f"{name} is not a table")
+    return value
+
+
+def _list(values: Mapping[str, Any], name: str) -> list[Any]:
+    if not isinstance(value := values.get(name), list):
+        raise Untrue(f"{name} is not a list")
+    return value
+
+
+# ---- arrays
+
+
+def open_parts(path: Path, index: Mapping[str, Any], patience: Patience) -> dict[str, NpyRows]:
+    """The optional parts of the set at ``path`` by their file names; DataError as :func:`open_arrays`."""
+    types = {format.TIMES: np.dtype("<f8"), format.BOXES: np.dtype(format.BOX_FIELDS)}
+    parts = format.parts_of(index["files"])
+    for name in parts:
+        _check_file(path / name, index["files"][name]["size"], patience)
+    return {name: NpyRows(path / name, patience, types[name], index["counts"]["frames"]) for name in parts}
+
+
+def open_arrays(path: Path, index: Mapping[str, Any], patience: Patience) -> tuple[NpyRows, Array, NpyRows]:
+    """(frames, clips, key offsets) of the set at ``path``, held to ``index`` and to each other.
+
+    DataError if a file is missing, of another type, shape or size, or if the clips are not a partition of the frames.
+    """
+    counts, sizes = index["counts"], {name: index["files"][name]["size"] for name in format.INDEX_FILES}
+    for name, size in sizes.items():
+        _check_file(path / name, size, patience)
+    int64 = np.dtype("<i8")
+    frames = NpyRows(path / format.FRAMES, patience, format.FRAME_DTYPE, counts["frames"])
+    clips = read_array(path / format.CLIPS, patience, int64, (format.CLIP_ROWS, counts["clips"]))
+    key_offsets = NpyRows(path / format.KEY_OFFSETS, patience, int64)
+    try:
+        _check_clips(clips, counts["frames"], len(index["label_names"]), len(index["split_names"]))
+        _check_keys(clips, key_offsets, sizes[format.KEYS])
+    except Untrue as error:
+        raise DataError(f"{path / format.CLIPS}: {error}; copy the set again, or build it again") from None
+    return frames, clips, key_offsets
+
+
+def _check_file(file: Path, size: int, patience: Patience) -> None:
+    try:
+        status = patience.ask(file, file.lstat)
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing; build the shards again with --overwrite") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{file} is not a regular file; a set of shards has no links")
+    if status.st_size != size:
+        raise DataError(
+            f"{file} has {status.st_size} bytes, {size} were written; "
+            "copy it again or build the shards again with --overwrite"
+        )
+
+
+def _check_clips(clips: Array, frames: int, labels: int, splits: int) -> None:
+    """Untrue unless the clips lie end to end over all frames, with keys and parts counted up, and names that exist."""
+    first, length = clips[format.CLIP_FIRST], clips[format.CLIP_LENGTH]
+    if first[0] != 0 or length.min() < 1 or length.max() > frames or first.min() < 0 or first.max() >= frames:
+        raise Untrue("a clip lies outside the frames")
+    if (np.diff(first) != length[:-1]).any() or first[-1] + length[-1] != frames:
+        raise Untrue("the clips are not the frames cut in pieces")
+    key, part = clips[format.CLIP_KEY], clips[format.CLIP_PART]
+    if key[0] != 0 or key.min() < 0 or key.max() >= len(key) or not np.isin(steps := np.diff(key), (0, 1)).all():
+        raise Untrue("the keys are not counted up")
+    if part[0] != 0 or part.min() < 0 or part.max() >= len(part):
+        raise Untrue("the parts are not counted up")
+    if (part[1:] != np.where(steps == 1, 0, part[:-1] + 1)).any():
+        raise Untrue("the parts are not counted up")
+    for name, row, count in (("label", format.CLIP_LABEL, labels), ("split", format.CLIP_SPLIT, splits)):
+        if clips[row].min() < -1 or clips[row].max() >= count:
+            raise Untrue(f"a clip has a {name} that has no name")
+
+
+def _check_keys(clips: Array, key_offsets: NpyRows, size: int) -> None:
+    if len(key_offsets) != int(clips[format.CLIP_KEY, -1]) + 2:
+        raise Untrue("the keys are not those of the clips")
+    offsets = key_offsets.read(0, len(key_offsets))
+    if (
+        offsets[0] != 0
+        or offsets[-1] != size
+        or offsets.min() < 0
+        or offsets.max() > size
+        or (np.diff(offsets) < 1).any()
+    ):
+        raise Untrue("the keys do not lie one behind the other")
+
+
+# ---- frames
+
+
+def records_within(records: Array, shard_sizes: Array) -> Array:
+    """bool [n]: which of ``records`` (``format.FRAME_DTYPE``) lie within the shard that they name."""
+    shard = records["shard"].astype(np.int64)
+    known = shard < len(shard_sizes)
+    end = shard_sizes[np.where(known, shard, 0)] - len(tar.END_OF_ARCHIVE)
+    size, offset = records["size"].astype(np.int64), records["offset"]
+    return known & (size > 0) & (offset >= tar.BLOCK) & (offset <= end - size)
+
+
+def records_in_order(records: Array, shard_sizes: Array) -> bool:
+    """Whether ``records`` are those of frames that lie one behind the other, each with a header before it."""
+    if not records_within(records, shard_sizes).all():
+        return False
+    shard, offset = records["shard"].astype(np.int64), records["offset"]
+    gap = np.diff(offset) - records["size"][:-1].astype(np.int64)
+    step = np.diff(shard)
+    return bool(((step > 0) | ((step == 0) & (gap >= tar.BLOCK))).all())
+
+
+def times_fit(times: Array) -> bool:
+    """Whether ``times`` float64 [n] are seconds from a first frame, or NaN."""
+    return bool((np.isnan(times) | ((times >= 0) & (times < MAX_SECONDS))).all())
+
+
+def boxes_fit(boxes: Array) -> bool:
+    """Whether ``boxes`` float32 [n, 4] are x1, y1, x2, y2 within their frames, or NaN all four."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    within = (low >= 0) & (low <= high) & (high <= 1)
+    return bool((within.all(1) | np.isnan(boxes).all(1)).all())
+
+
+def check_member(member: bytes) -> None:
+    """DataError if a member's name, or a clip's key, is not a plain path below the folder it is relative to."""
+    if b"\0" in member or any(part in (b"", b".", b"..") for part in member.split(b"/")):
+        raise DataError(f"{member[:80]!r} is not a path below the root folder")
+
+
+def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
+    """The contents of ``index.json``, checked; DataError if the shards are not there, not complete, of another version.
+
+    Whoever reads the rest of the set takes its names, sizes and counts from here: see :mod:`cltt.shards.checks`.
+    """
+    try:
+        index = read_json(path / INDEX, patience)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(_why_no_index(path)) from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f"{path / INDEX} is not the index of a set of shards")
+    version = index.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise DataError(
+            f"{path / INDEX} has format version {shorten(repr(version), 20)}, this program reads 1 to {VERSION}; "
+            "build the shards again with --overwrite, or use the program that wrote them"
+        )
+    check_index(path, index)
+    return index
+
+
+def _why_no_index(path: Path) -> str:
+    if not path.is_dir():
+        return f"there is no folder {path}; build shards into it with tools/build_shards.py"
+    if (path / BUILD).is_dir():
+        return (
+            f"{path} holds an unfinished build; start tools/build_shards.py again with the same settings to finish it"
+        )
+    return f"{path} holds no {INDEX}, so no complete shards; build them with tools/build_shards.py"

@@ -1,0 +1,235 @@
+"""Videos as clips: which frames a video gives, and these frames as a shard keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from cltt.errors import DataError, InvalidImage, SettingsError
+from cltt.files.patience import Patience, passes
+from cltt.source import image, pixels
+from cltt.source.scan import SourceClip, SourceFrame
+from cltt.source.video.file import BrokenVideo, file_identity, moving_streams, opened, reason_of
+
+if TYPE_CHECKING:
+    import av.video.stream
+
+    from cltt.source.video.times import Samples, Timeline
+
+AGAIN = "put it back and start again, or make a new plan with --overwrite"
+OTHER_STREAM = "another video stream; the first is taken"
+NO_FRAMES = "a video without frames"
+# Bytes a pixel of a JPEG in 4:2:0 by its quality, roughly (320x256 frames of the street and of rooms).
+_BYTES_A_PIXEL = ((100, 0.8), (95, 0.36), (90, 0.25), (75, 0.14), (0, 0.08))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames a video gives, and how they will be stored (for the size that is planned with).
+
+    fps: frames a second, None: all; max_gap: seconds without a frame that cut the clip, None: by ``fps``.
+    """
+
+    fps: float | None = None
+    max_gap: float | None = None
+    resize_short: int | None = None
+    quality: int = 90
+
+
+def sampling_of(settings: Mapping[str, Any]) -> Sampling:
+    """How frames of videos are chosen and stored by the settings of a build, old ones too."""
+    given = {field.name: settings.get(field.name, field.default) for field in fields(Sampling)}
+    return Sampling(**given)
+
+
+def need_av() -> None:
+    """SettingsError that names the extra, where PyAV is not installed."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            f"there are videos, and they need PyAV, which cannot be imported ({error}); pip install 'cltt[video]'"
+        ) from error
+
+
+def member_name(k: int) -> bytes:
+    """The name within its clip of the sampled frame ``k``."""
+    return b"%08d.jpg" % k
+
+
+def moment(key: bytes, time: float | None) -> bytes:
+    """What names a frame of a video to people: ``talk.mp4#t=12.400``; the video itself without a time."""
+    return key if time is None else key + b"#t=%.3f" % time
+
+
+# ---- listing
+
+
+def list_frames(
+    root: bytes, found: SourceClip, sampling: Sampling, patience: Patience
+) -> tuple[SourceClip, list[tuple[bytes, str, str]]]:
+    """The clip of a video that was ``found``, with its frames, and (path, "skipped" or "cut", reason) of the rest.
+
+    Raises DataError if the file cannot be read, or changes meanwhile.
+    """
+    path = os.path.join(root, found.key)
+    identity = (found.frames[0].size, found.frames[0].mark)
+    try:
+        line, samples, size, others = patience.ask(path, lambda: _look(path, sampling))
+    except BrokenVideo as error:
+        return found._replace(frames=[]), [(found.key, "skipped", str(error))]
+    except OSError as error:
+        raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
+    _check_unchanged(path, identity)
+    frames = [
+        SourceFrame(member_name(k), size, int(line.ids[at]), int(line.entries[at]), float(line.times[at]), begins)
+        for k, (at, begins) in enumerate(zip(samples.frames.tolist(), samples.begins.tolist(), strict=True))
+    ]
+    notes: list[tuple[bytes, str, str]] = [(found.key, "skipped", OTHER_STREAM)] * others
+    notes += [(moment(found.key, note.time), note.what, note.reason) for note in [*line.notes, *samples.notes]]
+    if not frames:
+        notes.append((found.key, "skipped", NO_FRAMES))
+    facts = json.dumps({"size": identity[0], "mtime_ns": identity[1], "timing": line.timing})
+    return SourceClip(found.key, frames, facts.encode()), notes
+
+
+def list_one(root: bytes, key: bytes, sampling: Sampling, patience: Patience) -> SourceClip:
+    """The clip of the video ``key`` as it lies there now; DataError if it cannot be read."""
+    path = os.path.join(root, key)
+    need_av()
+    try:
+        size, mtime_ns = file_identity(path)
+    except OSError as error:
+        raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
+    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling, patience)[0]
+
+
+def _look(path: bytes, sampling: Sampling) -> tuple[Timeline, Samples, int, int]:
+    """(timeline, samples, bytes that a frame will have, number of other video streams) of a file."""
+    from cltt.source.video.times import read_timeline, sample
+
+    with opened(path) as (container, stream):
+        size = _stored_size(stream, sampling)
+        others = len(moving_streams(container)) - 1
+        line = read_timeline(container, stream)
+    return line, sample(line, sampling.fps, sampling.max_gap), size, others
+
+
+def _stored_size(stream: av.video.stream.VideoStream, sampling: Sampling) -> int:
+    from cltt.source.video.pixels import shrunk_size, square_size
+
+    square = square_size(stream.width, stream.height, stream.sample_aspect_ratio)
+    width, height = shrunk_size(*square, sampling.resize_short)
+    return 1 + int(width * height * next(share for least, share in _BYTES_A_PIXEL if sampling.quality >= least))
+
+
+def _check_unchanged(path: bytes, identity: tuple[int, int]) -> None:
+    try:
+        now = file_identity(path)
+    except OSError as error:
+        raise DataError(
+            f"{os.fsdecode(path)!r} has disappeared since the plan was made ({error.strerror}); {AGAIN}"
+        ) from error
+    if now != identity:
+        raise DataError(f"{os.fsdecode(path)!r} has changed since the plan was made; {AGAIN}")
+
+
+# ---- reading
+
+
+def read_frames(
+    root: bytes,
+    key: bytes,
+    video: bytes,
+    wanted: Sequence[tuple[int, int]],
+    patience: Patience,
+    *,
+    resize_short: int | None = None,
+    quality: int = 90,
+    max_pixels: int = image.MAX_PIXELS,
+) -> Generator[image.Stored | InvalidImage, None, None]:
+    """Frames of the video ``key``, one for each of ``wanted`` ((mark, entry), in the order of time).
+
+    ``video`` is what :func:`list_frames` said of it. Raises DataError if the file is gone, cannot be read or is not the
+    one that was listed.
+    """
+    facts = json.loads(video)
+    path = os.path.join(root, key)
+    identity = (facts["size"], facts["mtime_ns"])
+    _check_unchanged(path, identity)
+
+    def decode(rest: Sequence[tuple[int, int]]) -> Iterator[image.Stored | InvalidImage]:
+        return _decode(path, facts["timing"], rest, (resize_short, quality, max_pixels))
+
+    given = 0
+    try:
+        while given < len(wanted):
+            try:
+                for one in decode(wanted[given:]):
+                    yield one
+                    given += 1
+            except OSError as error:
+                if not passes(error):
+                    raise
+                rest = wanted[given:]
+                yield patience.ask(path, lambda: next(decode(rest)))  # noqa: B023  # called at once
+                given += 1
+    except OSError as error:
+        raise DataError(f"{os.fsdecode(path)!r} cannot be read ({error.strerror}); {AGAIN}") from error
+    _check_unchanged(path, identity)
+
+
+def _decode(
+    path: bytes, timing: str, wanted: Sequence[tuple[int, int]], options: tuple[int | None, int, int]
+) -> Iterator[image.Stored | InvalidImage]:
+    """As :func:`read_frames`, with the system's own errors."""
+    from cltt.source.video.frames import VideoReader, Wanted
+
+    given = 0
+    try:
+        with VideoReader(path, timing, max_pixels=options[2]) as reader:
+            store = _Store(reader.stream, *options)
+            for frame in reader.frames([Wanted(*one) for one in wanted]):
+                yield InvalidImage(frame) if isinstance(frame, str) else store(frame)
+                given += 1
+    except BrokenVideo as error:
+        for _ in wanted[given:]:
+            yield InvalidImage(str(error))
+
+
+class _Store:
+    """Makes the JPEG of a decoded frame; of one that comes twice in a row once."""
+
+    def __init__(
+        self, stream: av.video.stream.VideoStream, resize_short: int | None, quality: int, max_pixels: int
+    ) -> None:
+        from cltt.source.video.pixels import Upright
+
+        self._upright = Upright(stream.sample_aspect_ratio, resize_short)
+        self._quality = quality
+        self._max_pixels = max_pixels
+        self._last: tuple[Any, image.Stored | InvalidImage] = (None, InvalidImage(""))
+
+    def __call__(self, frame: Any) -> image.Stored | InvalidImage:
+        if self._last[0] is not frame:
+            self._last = frame, self._make(frame)
+        return self._last[1]
+
+    def _make(self, frame: Any) -> image.Stored | InvalidImage:
+        import av
+
+        try:
+            image.check_pixels(frame.width, frame.height, self._max_pixels)
+            picture, full = self._upright.rgb(frame)
+            height, width = picture.shape[:2]
+            image.check_stored(data := pixels.encode(picture, self._quality), width, height)
+        except InvalidImage as error:
+            return error
+        except MemoryError:
+            return InvalidImage("cannot be turned into RGB: it takes more memory than there is")
+        except av.FFmpegError as error:
+            return InvalidImage(f"cannot be turned into RGB: {reason_of(error)}")
+        return image.Stored(data, width, height, "", *full)

@@ -1,0 +1,122 @@
+"""Who a rank is, devices and the collectives: in one process, and over two gloo processes with different data."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cltt import distributed
+from cltt.distributed import RankInfo, pick_device, rank_info
+from cltt.errors import DataError, FrameError, SettingsError
+from tests.helpers import training
+
+
+def test_rank_info_comes_from_torchrun_or_slurm() -> None:
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+    assert rank_info({}) == RankInfo(0, 1, 0)
+    assert rank_info(torchrun) == RankInfo(3, 8, 1)
+    assert rank_info({**slurm, "SLURM_STEP_ID": "0"}) == RankInfo(2, 4, 0)
+    assert rank_info({**slurm, **torchrun, "SLURM_STEP_ID": "0"}) == RankInfo(3, 8, 1)
+    assert rank_info(slurm) == RankInfo(0, 1, 0)  # a batch script, not a task
+    with pytest.raises(SettingsError, match="RANK=8"):
+        rank_info({**torchrun, "RANK": "8"})
+
+
+def test_start_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match="MASTER_ADDR and MASTER_PORT not set"):
+        distributed.start(RankInfo(0, 2, 0), cuda=False)
+
+
+def test_pick_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu", RankInfo()) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto", RankInfo()) == torch.device("cpu")
+    with pytest.raises(SettingsError, match="cuda asked for, but torch finds only: cpu"):
+        pick_device("cuda", RankInfo())
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto", RankInfo()) == torch.device("mps")
+    with pytest.raises(SettingsError, match="several ranks"):
+        pick_device("mps", RankInfo(1, 2, 1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SettingsError, match="local rank 1 has no GPU"):
+        pick_device("auto", RankInfo(1, 2, 1))
+
+
+@pytest.mark.parametrize("error", [SettingsError("a"), DataError("b"), FrameError(3, "clip/f.jpg", "CRC mismatch")])
+def test_errors_travel_between_ranks(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error) and str(copy) == str(error) and vars(copy) == vars(error)
+
+
+def test_one_process_needs_no_group() -> None:
+    x = torch.arange(3)
+    assert distributed.all_gather_rows(x) is x
+    assert distributed.all_gather_objects("a") == ["a"]
+    assert distributed.from_main(lambda: 5) == 5
+    assert distributed.agreed("x", "it") == "x"
+    distributed.wait_for_all()
+    distributed.stop()
+
+
+TWO_RANKS = """
+import torch
+from cltt import distributed
+from cltt.errors import DataError, SettingsError
+info = distributed.rank_info()
+cpu = torch.device("cpu")
+distributed.start(info, cuda=False)
+rank = info.rank
+assert distributed.world().rank == rank and distributed.world().world_size == 2
+rows = distributed.all_gather_rows(torch.full((2, 3), float(rank)))
+assert rows[:, 0].tolist() == [0, 0, 1, 1], rows
+assert distributed.all_gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+assert distributed.from_main(lambda: f"of {rank}") == "of 0"
+
+def fail():
+    raise SettingsError(f"from {rank}")
+
+try:
+    distributed.from_main(fail)
+except SettingsError as error:
+    assert str(error) == "from 0"
+else:
+    raise AssertionError("rank 0's error must reach every rank")
+assert distributed.agreed(rank // 2, "their half") == 0
+try:
+    distributed.agreed(rank, "their number")
+except DataError as error:
+    assert "do not agree on their number: rank 0 0, rank 1 1" in str(error)
+else:
+    raise AssertionError("ranks that differ must not go on")
+distributed.wait_for_all()
+distributed.stop()
+print("fine")
+"""
+
+
+def test_collectives_over_two_processes() -> None:
+    port = training.free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_RANKS],
+            cwd=training.ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **training.rank_environment(rank, 2, port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert all("fine" in output for output in outputs)

@@ -1,0 +1,171 @@
+"""Which errors of storage are waited out, for how long, and what is said of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cltt.errors import StorageError
+from cltt.files import patience as module
+from cltt.files.npy import NpyRows
+from cltt.files.patience import PASSING, Patience, SharedFile
+
+CONTENT = bytes(range(256)) * 5000  # more than one piece
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a file"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def failing(times: int, number: int) -> Callable[[], str]:
+    """Raises the error ``number`` so many times, then answers."""
+    left = [times]
+
+    def attempt() -> str:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return "answer"
+
+    return attempt
+
+
+@pytest.mark.parametrize("number", sorted(PASSING))
+def test_what_passes_is_waited_out_and_said_twice(number: int) -> None:
+    lines: list[str] = []
+    assert Patience(5, lines.append).ask("place", failing(4, number)) == "answer"
+    assert len(lines) == 2 and lines[1].startswith("place: can be read again, after 0.")
+    assert lines[0] == f"place: {os.strerror(number)}; reading is tried again for up to 5 s"
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ENOSPC, errno.EISDIR, errno.EMFILE])
+def test_other_errors_are_raised_at_once(number: int) -> None:
+    lines: list[str] = []
+    with pytest.raises(OSError) as raised:
+        Patience(5, lines.append).ask("place", failing(1, number))
+    assert raised.value.errno == number and lines == []
+
+
+def test_an_error_of_another_kind_ends_the_wait() -> None:
+    errors = [OSError(errno.EIO, "x"), OSError(errno.EIO, "x"), FileNotFoundError(errno.ENOENT, "gone")]
+
+    def attempt() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(FileNotFoundError):
+        Patience(5, lambda line: None).ask("place", attempt)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_patience_ends_with_a_sentence_and_a_status_that_asks_for_another_start(seconds: float) -> None:
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=rf"place could not be read for {seconds:g} s \(.*--io-patience\)") as raised:
+        Patience(seconds, lambda line: None).ask("place", failing(10**9, errno.EIO))
+    assert raised.value.exit_status == 85 and time.monotonic() - began < seconds + 1
+
+
+def test_many_threads_that_wait_are_one_trouble() -> None:
+    lines: list[str] = []
+    patience = Patience(5, lines.append)
+    gate = threading.Barrier(8)
+    broken = [True]
+
+    def attempt() -> str:
+        if broken[0]:
+            raise OSError(errno.EIO, "Input/output error")
+        return "answer"
+
+    def read() -> None:
+        gate.wait()
+        assert patience.ask("place", attempt) == "answer"
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    broken[0] = False
+    for thread in threads:
+        thread.join()
+    assert len(lines) == 2
+
+
+class FaultyReads:
+    """os.pread that fails, or gives half, on the calls it is told to; every handle it saw."""
+
+    def __init__(self, faults: dict[int, str]) -> None:
+        self.faults, self.calls, self.handles = faults, 0, []
+        self.real = os.pread
+
+    def __call__(self, handle: int, size: int, offset: int) -> bytes:
+        fault = self.faults.get(self.calls)
+        self.calls += 1
+        self.handles.append(handle)
+        if fault == "error":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if fault == "end":
+            return b""
+        return self.real(handle, size // 2 + 1 if fault == "half" else size, offset)
+
+
+@pytest.mark.parametrize("fault", ["error", "end", "half"])
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_a_file_is_read_whole_through_errors_and_short_reads(
+    file: Path, fault: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.os, "pread", FaultyReads({call: fault}))
+    patience = Patience(5, lambda line: None)
+    assert patience.read_bytes(file) == CONTENT
+    monkeypatch.setattr(module.os, "pread", FaultyReads({call: fault, call + 1: fault}))
+    assert b"".join(patience.pieces(file, 300_000)) == CONTENT
+
+
+def test_each_try_has_a_fresh_handle_and_none_is_left_open(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    opened: list[int] = []
+    real = os.open
+    monkeypatch.setattr(module.os, "open", lambda *a: opened.append(real(*a)) or opened[-1])
+    monkeypatch.setattr(module.os, "pread", FaultyReads({0: "error", 1: "error"}))
+    shared = SharedFile(file)
+    assert Patience(5, lambda line: None).ask(file, lambda: shared.read(10, 256)) == CONTENT[:10]
+    assert len(opened) == 3
+    shared.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_grew_short_is_no_fault_that_passes(file: Path) -> None:
+    file.write_bytes(CONTENT[:100])
+    assert SharedFile(file).read(200, 0) == CONTENT[:100]
+
+
+def test_rows_are_those_of_numpy_in_any_order_and_through_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    dtype = np.dtype([("a", "<i8"), ("b", "<u2")])
+    array = np.zeros(5000, dtype)
+    array["a"], array["b"] = np.arange(5000) * 7, np.arange(5000) % 99
+    np.save(tmp_path / "rows.npy", array)
+    rows = NpyRows(tmp_path / "rows.npy", Patience(5, lambda line: None))
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(module.os, "pread", FaultyReads({0: "error", 3: "end", 7: "half"}))
+    for count in (0, 1, 2, 40, 5000):
+        ids = rng.integers(0, 5000, count)
+        assert np.array_equal(rows[ids], array[ids])
+    assert len(rows) == 5000 and rows[17] == array[17]
+    assert np.array_equal(rows.read(4990, 5000), array[4990:])

@@ -1,0 +1,81 @@
+"""Logs and demos replace what they wrote, and leave alone what they did not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cltt.commands import train
+from cltt.demo.__main__ import DemoSettings, render_clips
+from cltt.errors import SettingsError
+from cltt.metrics import History, is_ours_to_replace
+from cltt.training import run
+from tests.helpers import hostile
+
+
+def _check(folder: Path, *flags: str) -> None:
+    argv = ["--shards", "x", "--checkpoint-dir", str(folder / "run"), "--csv-log", *flags]
+    run._check_outputs(train.parse(argv))
+
+
+@pytest.mark.parametrize("flag", ["--csv-log-path", "--eval-csv-log-path"])
+@pytest.mark.parametrize("there", ["picture", "fifo", "link", "table", "folder"])
+def test_a_log_does_not_replace_what_is_not_one(tmp_path: Path, flag: str, there: str) -> None:
+    path, precious = tmp_path / "holiday.png", tmp_path / "precious"
+    precious.write_bytes(hostile.odd_pictures()["png"])
+    if there == "picture":
+        path.write_bytes(precious.read_bytes())
+    elif there == "fifo":
+        os.mkfifo(path)
+    elif there == "link":
+        path.symlink_to(precious)
+    elif there == "table":
+        path.write_text("epoch,my own notes\n1,good\n")
+    else:
+        path.mkdir()
+    before = path.lstat()
+    with pytest.raises(SettingsError, match=r"holiday\.png is (there and no metrics file|a folder)"):
+        _check(tmp_path, flag, str(path))
+    assert path.lstat() == before or there == "folder"
+    assert precious.read_bytes() == hostile.odd_pictures()["png"]
+
+
+def test_a_log_replaces_its_own(tmp_path: Path) -> None:
+    train_log, eval_log = tmp_path / "metrics.csv", tmp_path / "metrics_eval.csv"
+    for path, content in zip((train_log, eval_log), History().csv(), strict=True):
+        path.write_bytes(content)
+    assert is_ours_to_replace(train_log) and is_ours_to_replace(eval_log)
+    (tmp_path / "empty.csv").touch()
+    assert is_ours_to_replace(tmp_path / "empty.csv") and is_ours_to_replace(tmp_path / "new.csv")
+    _check(tmp_path, "--csv-log-path", str(train_log))
+
+
+@pytest.mark.parametrize("name", ["clips", "shards", "run"])
+@pytest.mark.parametrize("stamp", [None, "[", "{}"])
+def test_a_demo_deletes_no_folder_of_others(tmp_path: Path, name: str, stamp: str | None) -> None:
+    precious = tmp_path / name / "precious"
+    precious.parent.mkdir()
+    precious.write_text("dear")
+    settings = DemoSettings(out=str(tmp_path), objects=2, frames=12)
+    if stamp is None:
+        with pytest.raises(SettingsError, match="not of a demo, so it is left alone"):
+            render_clips(settings)
+        assert precious.read_text() == "dear"
+        return
+    (tmp_path / "rendered.json").write_text(stamp)  # of a demo, though not of these settings, or spoilt
+    render_clips(settings)
+    assert not precious.exists()
+
+
+def test_a_demo_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("dear")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "rendered.json").write_text("{}")
+    (out / "clips").symlink_to(tmp_path / "precious")
+    with pytest.raises(SettingsError, match="left alone"):
+        render_clips(DemoSettings(out=str(out), objects=2, frames=12))
+    assert (tmp_path / "precious" / "file").read_text() == "dear"
