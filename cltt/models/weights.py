@@ -68,7 +68,8 @@ class Weights:
 
     def build_head(self) -> ProjectionHead:
         """The projection head with these weights; DataError if there are none, or they are of another kind of head."""
-        biases = [value for value in (self.head or {}).values() if value.dim() == 1]
+        found = (self.head or {}).values()
+        biases = [value for value in found if isinstance(value, torch.Tensor) and value.dim() == 1]
         if self.head is None or not biases:
             raise DataError(f"{self.path} holds no projection head")
         head = ProjectionHead(empty_encoder(self.backbone).feature_dim, len(biases[-1]))
