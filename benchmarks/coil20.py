@@ -37,8 +37,8 @@ from cltt.config import (
 )
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import open_labelled
-from cltt.evaluation.evaluator import extract_features
-from cltt.evaluation.probe import few_shot_accuracy
+from cltt.evaluation.features import extract_features
+from cltt.evaluation.probe import few_shot_accuracies
 from cltt.training.factory import build_model, load_weights
 from cltt.training.run import train
 from tests.helpers.data import SHARED
@@ -68,7 +68,7 @@ def few_view_accuracy(encoder: nn.Module, data: Path, image_size: int) -> dict[s
     cpu = torch.device("cpu")
     features = torch.cat([extract_features(encoder, part, image_size=image_size, device=cpu) for part in parts])
     labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
-    return {f"{shots}_view": few_shot_accuracy(features, labels, shots) for shots in (1, 4)}
+    return {f"{shots}_view": float(few_shot_accuracies(features, labels, shots).mean()) for shots in (1, 4)}
 
 
 def run_seed(data: Path, seed: int, epochs: int, **order: int | None) -> Row:

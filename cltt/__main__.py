@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": Command("cltt.visualize.inspect", "main", "look at what the network will see (inspect_windows.py)"),
     "train": Command("cltt.commands.train", "main", "train an encoder, or go on with a run (train.py)"),
     "evaluate": Command("cltt.evaluation.__main__", "main", "how good the encoders of a run are"),
+    "export": Command("cltt.export.__main__", "main", "write a trained encoder for other programs"),
     "curves": Command("cltt.visualize.__main__", "curves", "draw runs over each other"),
     "prune": Command("cltt.commands.prune", "main", "remove old sets of shards that no run needs"),
     "doctor": Command("cltt.doctor", "main", "what this machine can do, and what to do about it"),

@@ -32,6 +32,7 @@ from cltt.text import shorten
 T = TypeVar("T")
 VERSION = 1
 LATEST = "latest"
+_OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save began with
 _MAX_VALUES = 10_000_000  # in a checkpoint
 _SHARED = 4  # so many tensors may stand on the same bytes
 _LEFTOVER = re.compile(r"\.(epoch-.*|latest|complete|.*\.(csv|json|png))\.\d+\.tmp")  # of replace_file and write
@@ -99,13 +100,8 @@ class _Watched:
 
 
 def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; DataError if it is missing, damaged, or of another version.
-
-    A read that fails in a way that passes does not make it a damaged one: it is tried again, by ``patience``.
-    """
-    if not path.is_file():
-        raise DataError(f"no checkpoint at {path}")
-    state = (patience or Patience()).ask(path, lambda: _load_once(path))
+    """Read a checkpoint onto the CPU; DataError if it is missing, damaged, or of another version."""
+    state = read(path, patience)
     version = state.get("version") if isinstance(state, dict) else None
     if type(version) is not int or version != VERSION:
         found = shorten(str(version), 30)
@@ -113,9 +109,21 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     return dict(state)
 
 
-def _load_once(path: Path) -> Any:
+def read(path: Path, patience: Patience | None = None) -> Any:
+    """What any program saved with torch, onto the CPU: tensors and plain values; DataError if there is nothing intact.
+
+    Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes is tried
+    again, by ``patience``.
+    """
+    if not path.is_file():
+        raise DataError(f"no checkpoint at {path}")
+    return (patience or Patience()).ask(path, lambda: _read_once(path))
+
+
+def _read_once(path: Path) -> Any:
     try:
-        _check_archive(path)
+        if not _is_old_format(path):
+            _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         _check_tensors(path, state)
         return state
@@ -126,6 +134,11 @@ def _load_once(path: Path) -> Any:
             raise
         words = shorten(" ".join(str(error).split()), 200) or type(error).__name__
         raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({words})") from error
+
+
+def _is_old_format(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_OLD_FORMAT)) == _OLD_FORMAT
 
 
 def _check_archive(path: Path) -> None:

@@ -122,7 +122,10 @@ class DataSettings:
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
     normalise: str = setting(
-        "imagenet", "pixels by ImageNet's mean and deviation, or (none) from 0 to 1", choices=NORMALISATIONS
+        "imagenet",
+        "pixels by ImageNet's mean and deviation, or (none) from 0 to 1 (with --checkpoint-path: as those weights were "
+        "trained)",
+        choices=NORMALISATIONS,
     )
     min_gap: int = setting(
         0, "frames that must lie between two windows of one clip in a batch, at least", within=(0, MANY)
@@ -238,7 +241,10 @@ class CheckpointSettings:
     )
     resume: bool = setting(False, "go on from the latest checkpoint in --checkpoint-dir; start fresh if there is none")
     checkpoint_path: str | None = setting(
-        None, "start a new run from the weights of this checkpoint (or of the newest in a run's folder)", type=str
+        None,
+        "start a new run from these weights: a checkpoint, the newest in a run's folder, a file of the older script, "
+        "or a ResNet's state dict under torchvision's names (its encoder)",
+        type=str,
     )
     checkpoint_minutes: float = setting(
         30.0, "save within an epoch after this many minutes (0: at epoch ends only)", within=(0, 1e6)

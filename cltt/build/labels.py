@@ -22,6 +22,7 @@ from cltt.files.regular import read_regular
 from cltt.source import scan
 from cltt.text import shorten
 
+Rule = Callable[[str], str | None]
 NONE = -1  # no label, no split
 MAX_TABLE = 1 << 30  # bytes
 # Rules that may name a table, and what tells its contents.
@@ -100,7 +101,7 @@ def table_of(rule: str | None) -> str | None:
 def read_table(path: str, rule: str, column: str) -> dict[str, str]:
     """Clip key -> ``column`` from a CSV file of two columns (a first row clip,``column`` is a header)."""
     found: dict[str, str] = {}
-    for line, row in _table_rows(path, rule, [["clip", column]]):
+    for line, row in table_rows(path, rule, [["clip", column]]):
         if len(row) != 2:
             raise SettingsError(
                 f"{rule}: {path!r} must have two columns, clip key and {column}; line {line} has {len(row)}"
@@ -113,15 +114,18 @@ def read_table(path: str, rule: str, column: str) -> dict[str, str]:
     return found
 
 
-def _table_rows(path: str, rule: str, headers: list[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of the rows of a table, without a header and empty lines."""
+def table_rows(
+    path: str, rule: str, headers: list[list[str]], *, tabs: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the rows of a table, without a header and empty lines; ``tabs``: it may be one of tabs."""
     try:
         text = read_regular(path, MAX_TABLE).decode(errors="surrogateescape").lstrip("\ufeff")
     except OSError as error:
         raise SettingsError(f"{rule}: cannot read {path!r}: {error.strerror}") from error
     if "\0" in text:
         raise SettingsError(f"{rule}: {path!r} holds NUL bytes; save it as plain text in UTF-8")
-    reader = csv.reader(io.StringIO(text, newline=""))
+    delimiter = "\t" if tabs and "\t" in text.partition("\n")[0] else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         for number, row in enumerate(row for row in reader if row):
             if number or row not in headers:
@@ -130,22 +134,29 @@ def _table_rows(path: str, rule: str, headers: list[list[str]]) -> Iterator[tupl
         raise SettingsError(f"{rule}: {path!r}, line {reader.line_num}: {error}") from error
 
 
-def labeller(label_from: str | None) -> Callable[[str], str | None]:
-    """A function from clip key to label (None: none). SettingsError for a rule that cannot work."""
+def _key_table(path: str) -> Rule:
+    return read_table(path, "label_from", "label").get
+
+
+def labeller(label_from: str | None, flag: str = "label_from", table: Callable[[str], Rule] = _key_table) -> Rule:
+    """A function from clip key to label (None: none). SettingsError, naming ``flag``, for a rule that cannot work.
+
+    ``table`` makes one of a CSV file.
+    """
     kind, _, rest = (label_from or "none").partition(":")
     if label_from is None:
         return lambda key: None
     if label_from == "parent":
         return parent_of
     if kind == "csv" and rest:
-        return read_table(rest, "label_from", "label").get
+        return table(rest)
     if kind == "regex" and rest:
         try:
             pattern = re.compile(rest)
         except (re.error, RecursionError, OverflowError) as error:
-            raise SettingsError(f"label_from: {shorten(rest, 60)!r} is not a regular expression: {error}") from error
+            raise SettingsError(f"{flag}: {shorten(rest, 60)!r} is not a regular expression: {error}") from error
         return lambda key: match.group(pattern.groups and 1) if (match := pattern.search(key)) else None
-    raise SettingsError(f"label_from is {shorten(label_from, 60)!r}; it must be parent, regex:PATTERN or csv:FILE")
+    raise SettingsError(f"{flag} is {shorten(label_from, 60)!r}; it must be parent, regex:PATTERN or csv:FILE")
 
 
 def label_clips(keys: list[str], settings: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[str]]:
@@ -203,7 +214,7 @@ def read_boxes(boxes: str | None) -> dict[str, Box]:
     if (path := table_of(boxes)) is None:
         raise SettingsError(f"boxes is {boxes!r}; it must be csv:FILE")
     found: dict[str, Box] = {}
-    for line, row in _table_rows(path, "boxes", [["frame", "x1", "y1", "x2", "y2"], ["frame", "x", "y"]]):
+    for line, row in table_rows(path, "boxes", [["frame", "x1", "y1", "x2", "y2"], ["frame", "x", "y"]]):
         if row[0] in found:
             raise SettingsError(f"boxes: {path!r} names {shorten(row[0], 60)!r} twice, the second time in line {line}")
         found[row[0]] = _box(row, f"boxes: line {line} of {path!r}")

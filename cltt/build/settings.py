@@ -38,7 +38,11 @@ class BuildSettings:
     )
     split_by: str = setting("clip", "what stays together in a split", choices=["clip", "parent"])
     split_seed: int = setting(0, "another seed, another split", within=(-MAX_SEED, MAX_SEED))
-    label_from: str | None = setting(None, "a clip's label: parent, regex:PATTERN or csv:FILE", type=str)
+    label_from: str | None = setting(
+        None,
+        "a clip's label: parent, regex:PATTERN or csv:FILE, asked about the clip's key, its folder's path",
+        type=str,
+    )
     boxes: str | None = setting(
         None,
         "where to look in each frame: csv:FILE (frame,x1,y1,x2,y2 or frame,x,y in pixels of the upright source)",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,8 +21,23 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
     for name, settings in TrainSettings.groups().items():
         cli.add_settings(parser.add_argument_group(name), settings)
     args = parser.parse_args(argv)
+    if args.checkpoint_path and not _is_given(parser, argv, "normalise"):
+        args.normalise = _normalise_of(args.checkpoint_path)
     made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
     return TrainSettings(**made)
+
+
+def _is_given(parser: argparse.ArgumentParser, argv: list[str] | None, name: str) -> bool:
+    """Whether the flag stands on the command line, be it with its default."""
+    silent = argparse.Namespace(**{name: argparse.SUPPRESS})
+    return getattr(parser.parse_args(argv, silent), name) is not argparse.SUPPRESS
+
+
+def _normalise_of(weights: str) -> str:
+    """How pixels entered the network whose weights a run starts from."""
+    from cltt.models.weights import read_weights  # imports torch, see main
+
+    return read_weights(Path(weights)).normalise
 
 
 def leave_when_asked() -> None:

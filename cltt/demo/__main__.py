@@ -190,10 +190,7 @@ def evaluate(encoder: nn.Module, training: TrainSettings) -> Accuracy:
     device = distributed.pick_device(training.run.device, distributed.RankInfo())
     assert training.data.shards is not None
     data = open_labelled(training.data.shards)
-    parts = {
-        name: replace(images, ids=images.ids[EVALUATED], labels=images.labels[EVALUATED])
-        for name, images in data.parts.items()
-    }
+    parts = {name: images.take(EVALUATED) for name, images in data.parts.items()}
     evaluator = Evaluator(replace(data, parts=parts), image_size=training.data.image_size, device=device)
     result = evaluator(encoder.to(device))
     return {ONE_SHOT: result.nearest["1"], PROBE: result.accuracy["test"]}

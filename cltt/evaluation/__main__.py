@@ -1,103 +1,275 @@
-"""``python -m cltt.evaluation``: how good the encoders of a run are, as a table and a picture."""
+"""``python -m cltt.evaluation``: how good the encoders of a run are, as a table and a picture, and what they see."""
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import dataclass
+import logging
+import os
+from argparse import BooleanOptionalAction
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
 
 from cltt import checkpoint, cli, config, distributed
-from cltt.config import DEVICES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields
+from cltt.config import DEVICES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, NORMALISATIONS, DataSettings, check_fields
 from cltt.distributed import RankInfo
-from cltt.errors import SettingsError
-from cltt.evaluation.datasets import open_labelled
+from cltt.errors import CLTTError, SettingsError
+from cltt.evaluation import results
+from cltt.evaluation.datasets import LabelledData, LabelledSettings, open_labelled
+from cltt.evaluation.evaluator import Evaluator, Features
+from cltt.evaluation.features import extract_features
+from cltt.evaluation.images import Images, joined
+from cltt.evaluation.parts import seen_in_training
+from cltt.evaluation.plots import UNTRAINED, draw_map, draw_neighbours
+from cltt.evaluation.probe import ProbeSettings
 from cltt.files import atomic
-from cltt.files.atomic import replace_file
+from cltt.files.atomic import file_sha256
+from cltt.models.encoders import build_encoder
+from cltt.models.weights import Weights, read_weights
+from cltt.shards.dataset import ShardDataset
+from cltt.visualize.embeddings import Embeddings, check_npz
+from cltt.visualize.figures import check_save_path, save_figure
 
-if TYPE_CHECKING:
-    pass
-from cltt.evaluation.evaluator import Evaluator, load_encoder
-from cltt.evaluation.plots import draw_accuracies
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """Flags of ``python -m cltt.evaluation``."""
+    """Which encoders are evaluated, on what, and what is written."""
 
-    checkpoint: str = config.setting("", "a checkpoint, or a run's folder: all of its checkpoints", required=True)
+    checkpoint: str = config.setting(
+        "",
+        "a run's folder: all of its checkpoints; or a file: a checkpoint, one of the older script, or a ResNet's state "
+        "dict under torchvision's names (.pth, .safetensors)",
+        required=True,
+    )
     data: str = config.setting(
         "",
         "labelled images: a folder a class, flat COIL files, CIFAR, or shards. Folders train, val and test in it, and "
-        "the splits of shards, are kept; images without such parts are split at random, 60/20/20 a class: of a video, "
-        "neighbouring frames then lie on both sides, which flatters the result",
+        "the splits of shards, are kept; data without such parts is split at random, 60/20/20 a class: images of one "
+        "video need --group-from then, or neighbouring frames lie on both sides, which flatters the result",
         required=True,
     )
-    clips: str | None = config.setting(
-        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)", type=str
-    )
     out: str | None = config.setting(
-        None, "folder for evaluation.csv, .json and .png (default: the run's folder)", type=str
+        None, "folder for evaluation.csv, .json and .png, to which rows are added (default: the run's folder)", type=str
+    )
+    baseline: bool = config.setting(
+        True, "also evaluate the encoder as it was before training", action=BooleanOptionalAction
+    )
+    embeddings: str | None = config.setting(
+        None, "file (.npz) for the features of all images, of the last checkpoint, with what is known of each", type=str
+    )
+    neighbours: str | None = config.setting(
+        None, "picture of some frames beside the nearest ones of other clips, by the last checkpoint", type=str
+    )
+    map: str | None = config.setting(
+        None, "picture of all frames in two dimensions, by the last checkpoint (extra: map)", type=str
     )
     image_size: int | None = config.setting(
         None, "side of the frames, in pixels (default: as trained)", type=int, within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
+    )
+    normalise: str | None = config.setting(
+        None,
+        "how pixels enter the network: less ImageNet's mean, over its deviation, or (none) from 0 to 1 (default: as "
+        "trained; the older script's files: none)",
+        type=str,
+        choices=NORMALISATIONS,
     )
     device: str = config.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
-
-def evaluate_checkpoints(settings: EvaluationSettings) -> list[dict[str, Any]]:
-    """Evaluate each checkpoint asked for; one dictionary each, with its file, epoch and step."""
-    source = Path(settings.checkpoint)
-    paths = checkpoint.list_checkpoints(source) if source.is_dir() else [source]
-    if not paths:
-        raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt)")
-    device = distributed.pick_device(settings.device, RankInfo())
-    data = open_labelled(settings.data, settings.clips)
-    rows = []
-    for path in paths:
-        encoder, trained = load_encoder(path)
-        image_size = settings.image_size or trained["data"]["image_size"]
-        normalise = trained["data"].get("normalise", "imagenet")  # which 0.1.0 did not save
-        evaluate = Evaluator(data, image_size=image_size, device=device, normalise=normalise)
-        result = evaluate(encoder.to(device))
-        epoch, step = checkpoint.position(path) if path.name.startswith("epoch-") else (0, 0)
-        print(f"{path.name}: {result.describe()}", flush=True)
-        rows.append({"checkpoint": str(path), "epoch": epoch, "step": step, **result.to_dict(), "row": result.row()})
-    return rows
+    @property
+    def shows_frames(self) -> bool:
+        return (self.embeddings or self.neighbours or self.map) is not None
 
 
-def write_results(rows: list[dict[str, Any]], out: Path) -> None:
-    """Write ``evaluation.csv``, ``evaluation.json`` and ``evaluation.png`` into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "evaluation.json", json.dumps(rows, indent=1).encode())
-    flat = [
-        {"epoch": r["epoch"], "step": r["step"], **r["row"], **{f"nn_{k}": v for k, v in r["nearest"].items()}}
-        for r in rows
-    ]
-    with open(out / "evaluation.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, flat[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-    draw_accuracies(flat).savefig(out / "evaluation.png", dpi=150)
+class Evaluation:
+    """One call of the command: its settings, and what it has opened."""
+
+    def __init__(self, settings: EvaluationSettings, labelled: LabelledSettings, probe: ProbeSettings) -> None:
+        self.settings, self.probe = settings, probe
+        source = Path(settings.checkpoint)
+        if not source.exists():
+            raise SettingsError(f"no checkpoint at {source}")
+        self.out = Path(settings.out) if settings.out else (source if source.is_dir() else source.parent)
+        _check_outputs(settings, self.out)
+        self.paths = checkpoint.list_checkpoints(source) if source.is_dir() else [source]
+        if not self.paths:
+            raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt)")
+        self.device = distributed.pick_device(settings.device, RankInfo())
+        self.data = open_labelled(settings.data, labelled, unlabelled=settings.shows_frames)
+        given = {name: value for name, value in asdict(labelled).items() if value is not None}
+        self.rules = " ".join(f"{name}={value}" for name, value in given.items() if name != "max_images")
+        for note in self.data.notes:
+            print(f"note: {note}", flush=True)
+
+    def run(self) -> None:
+        """Evaluate the untrained encoder and every checkpoint, add the rows, and show the last one's frames."""
+        rows: list[results.Row] = []
+        flat: list[results.Row] = []
+        last, features = read_weights(self.paths[-1]), {}
+        if self.settings.baseline and self.data.label_names:
+            self._add(rows, flat, UNTRAINED, last, self._features(_untrained(last), last))
+        self._warn_of_known_clips(last)
+        for path in self.paths:
+            weights = last if path == self.paths[-1] else read_weights(path)
+            features = self._features(weights.build_encoder(), weights)
+            if self.data.label_names:
+                self._add(rows, flat, self._name(path), weights, features)
+        if rows:
+            results.add_rows(self.out, rows, flat)
+            print(f"written: {self.out / 'evaluation.csv'}, evaluation.json, evaluation.png")
+        if self.settings.shows_frames:
+            self._show(last, features)
+
+    def _features(self, encoder: torch.nn.Module, weights: Weights) -> Features:
+        size, normalise = self._image_size(weights), self._normalise(weights)
+        encoder = encoder.to(self.device)
+        return {
+            part: extract_features(encoder, images, image_size=size, device=self.device, normalise=normalise)
+            for part, images in self.data.parts.items()
+        }
+
+    def _add(
+        self, rows: list[results.Row], flat: list[results.Row], name: str, weights: Weights, features: Features
+    ) -> None:
+        size, normalise = self._image_size(weights), self._normalise(weights)
+        evaluator = Evaluator(self.data, image_size=size, device=self.device, normalise=normalise, probe=self.probe)
+        result = evaluator.evaluate(features)
+        print(f"{name}: {result.describe()}", flush=True)
+        epoch, step = (0, 0) if name == UNTRAINED else (weights.epoch, weights.step)
+        data = os.path.abspath(self.settings.data)
+        identity = {
+            "checkpoint": name,
+            "backbone": weights.backbone,
+            "data": data,
+            "rules": self.rules,
+            "image_size": size,
+            "normalise": normalise,
+        }
+        rows.append({"epoch": epoch, "step": step, **identity, **result.to_dict(), "row": result.row()})
+        flat.append({"epoch": epoch, "step": step, **result.columns(), **identity})
+
+    def _name(self, path: Path) -> str:
+        """The checkpoint's name in the table: that of its file in ``out``, else its whole path."""
+        return path.name if path.parent.resolve() == self.out.resolve() else os.path.abspath(path)
+
+    def _image_size(self, weights: Weights) -> int:
+        return self.settings.image_size or weights.image_size or DataSettings.image_size
+
+    def _normalise(self, weights: Weights) -> str:
+        return self.settings.normalise or weights.normalise
+
+    def _warn_of_known_clips(self, weights: Weights) -> None:
+        """A line where the encoder was trained on the clips that it is asked about."""
+        if not weights.saved:
+            return
+        trained = _trained_clips(weights, self.settings.data)
+        warning = "" if trained is None else seen_in_training(self.data.parts, weights.saved["fingerprint"], trained)
+        if warning:
+            log.warning("%s", warning)
+
+    def _show(self, weights: Weights, features: Features) -> None:
+        """What ``--embeddings``, ``--neighbours`` and ``--map`` ask for."""
+        images = joined(list(self.data.parts.values()))
+        together = torch.cat([features[part] for part in self.data.parts]).cpu().numpy()
+        embeddings = embed(images, together, self.data, self._identity(weights))
+        settings = self.settings
+        if settings.embeddings:
+            embeddings.save(Path(settings.embeddings))
+            print(f"written: {settings.embeddings} ({len(embeddings):,} frames)")
+        for path, draw in ((settings.neighbours, draw_neighbours), (settings.map, draw_map)):
+            if path:
+                save_figure(draw(embeddings, _Pictures(images)), Path(path))
+                print(f"written: {path}")
+
+    def _identity(self, weights: Weights) -> dict[str, Any]:
+        return {
+            "file": str(weights.path),
+            "sha256": file_sha256(weights.path),
+            "backbone": weights.backbone,
+            "epoch": weights.epoch,
+            "step": weights.step,
+            "fingerprint": weights.saved.get("fingerprint"),
+            "image_size": self._image_size(weights),
+            "normalise": self._normalise(weights),
+            "data": os.path.abspath(self.settings.data),
+        }
+
+
+class _Pictures:
+    """Pixels of some of ``images``: (rows [m], side) -> uint8 [m, side, side, 3]."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __call__(self, rows: np.ndarray, side: int) -> np.ndarray:
+        batch = self.images.take(rows).batch(0, len(rows), side)
+        return batch.permute(0, 2, 3, 1).numpy()
+
+
+def embed(images: Images, features: np.ndarray, data: LabelledData, identity: dict[str, Any]) -> Embeddings:
+    """Features float32 [n, F] of ``images`` with what is known of each."""
+    places = images.source.places(images.ids)
+    clip_names, clip = np.unique(np.array(places.clip, np.str_), return_inverse=True)
+    return Embeddings(
+        features=features,
+        label=images.labels,
+        clip=clip.astype(np.int64),
+        frame=places.frame,
+        time=places.time,
+        path=np.array(places.path, np.str_),
+        clip_names=clip_names,
+        label_names=np.array(data.label_names, np.str_),
+        checkpoint=identity,
+    )
+
+
+def _untrained(weights: Weights) -> torch.nn.Module:
+    """The encoder that the run started from; of files that are not a run's, one of seed 0."""
+    seed = weights.saved["settings"].get("run", {}).get("seed", 0) if weights.saved else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_encoder(weights.backbone)
+
+
+def _trained_clips(weights: Weights, data: str) -> np.ndarray | None:
+    """Ids of the clips that a run was trained on; None where its shards are not here to say it."""
+    trained = weights.saved["settings"]["data"]
+    shards = trained.get("shards")
+    try:
+        dataset = ShardDataset(shards if shards and Path(shards).is_dir() else data)
+        return dataset.training_clips(trained.get("split") if shards else "all")[1]
+    except CLTTError:
+        return None
+
+
+def _check_outputs(settings: EvaluationSettings, out: Path) -> None:
+    """SettingsError or DataError, before any work, for what could not be written."""
+    atomic.check_writable(out, "give another --out")
+    results.check(out)
+    if settings.embeddings:
+        check_npz(Path(settings.embeddings), "--embeddings")
+    for path, flag in ((settings.neighbours, "--neighbours"), (settings.map, "--map")):
+        if path:
+            check_save_path(Path(path), flag)
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m cltt.evaluation") -> int:
     """``python -m cltt.evaluation``."""
     parser = cli.Parser(prog=prog, description="Evaluate the encoder of one or all checkpoints.")
-    cli.add_settings(parser, EvaluationSettings)
-    settings = cli.settings_from(parser.parse_args(argv), EvaluationSettings)
-    source = Path(settings.checkpoint)
-    if not source.exists():
-        raise SettingsError(f"no checkpoint at {source}")
-    out = Path(settings.out) if settings.out else (source if source.is_dir() else source.parent)
-    atomic.check_writable(out, "give another --out")
-    rows = evaluate_checkpoints(settings)
-    write_results(rows, out)
-    print(f"written: {out / 'evaluation.csv'}, evaluation.json, evaluation.png")
+    for group in (EvaluationSettings, LabelledSettings, ProbeSettings):
+        cli.add_settings(parser, group)
+    args = parser.parse_args(argv)
+    Evaluation(
+        cli.settings_from(args, EvaluationSettings),
+        cli.settings_from(args, LabelledSettings),
+        cli.settings_from(args, ProbeSettings),
+    ).run()
     return 0
 
 

@@ -1,115 +1,374 @@
-"""Labelled images to evaluate an encoder on: class folders, flat COIL names, CIFAR archives, or labelled shards.
+"""Labelled images to evaluate an encoder on: folders of images, CIFAR archives, or labelled shards, in parts.
 
-Where the data has no train, val and test parts of its own, they are made per class by a fixed permutation: 60%, 20% and
-20% (clips stay whole where every class has at least three). With a test part but no val part, val is 10% of train.
+Labels come from the folders' names, from the data, or by a rule on the paths. Parts come from the data, or are made of
+whole groups: 60%, 20% and 20%. With a test part but no val part, val is a tenth of train, cut by group as well.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
-import torch
 
-from cltt.errors import DataError, InvalidImage, SettingsError
+from cltt.build.labels import Rule
+from cltt.config import MANY, check_fields, require, setting
+from cltt.errors import SettingsError
 from cltt.evaluation import cifar
-from cltt.files.patience import Patience
-from cltt.frames.decode_cpu import FrameDecoder
-from cltt.frames.geometry import Framing
+from cltt.evaluation.images import ArraySource, FileSource, Images, ShardSource, Source
+from cltt.evaluation.parts import PARTS, by_part, first_of, held_out, path_rule, split_all, thin
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
-from cltt.source import image, jpeg, pixels
+from cltt.source.scan import path_order
+from cltt.text import counted, printable, shorten
 
-PARTS = ("train", "val", "test")
-SPLIT_SHARES = (0.6, 0.2, 0.2)
-VAL_SHARE = 0.1
-SPLIT_SEED = 20
-MAX_IMAGES = 50_000  # a part larger than this is thinned out evenly: accuracies to 0.5% do not need more
-READ_THREADS, READ_TOGETHER = 8, 16
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 _COIL_NAME = re.compile(r"(obj\d+)__\d+", re.IGNORECASE)
+_PATH = "the file's path relative to the data (of shards: the clip's key)"
 
 log = logging.getLogger(__name__)
 
-Reader = Callable[[np.ndarray, FrameDecoder], list[np.ndarray]]
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledSettings:
+    """Which labels the images have, and which of them are train, val and test."""
 
-@dataclass(frozen=True)
-class Images:
-    """Images with labels; ``read(ids, decoder)`` gives RGB uint8 [h, w, 3] arrays, framed by the decoder.
+    label_from: tuple[str, ...] | None = setting(
+        None,
+        f"an image's label: parent, regex:PATTERN or csv:FILE, asked about {_PATH}; of several rules the first that "
+        "fits. parent is the folder that holds it, below train, val or test (default: the first folder there, flat "
+        "COIL names, or the labels of shards and archives)",
+        type=str,
+        nargs="+",
+        metavar="RULE",
+    )
+    group_from: str | None = setting(
+        None, f"images that stay on one side: regex:PATTERN or csv:FILE, asked about {_PATH}", type=str, metavar="RULE"
+    )
+    test_groups: str | None = setting(
+        None, "groups that are the test part, as in s3,s7,s10 (default: a fifth)", type=str
+    )
+    val_groups: str | None = setting(None, "groups that are the val part (default: a tenth of train)", type=str)
+    clips: str | None = setting(
+        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)", type=str
+    )
+    max_images: int = setting(
+        50_000,
+        "at most so many images of a part, evenly spread (0: all); more hardly make accuracies more exact",
+        within=(0, MANY),
+    )
 
-    Attributes:
-        ids: int64 [n], what ``read`` is called with.
-        labels: int64 [n], 0..classes-1.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    read: Reader
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, start: int, stop: int, image_size: int) -> torch.Tensor:
-        """Images ``start`` to ``stop``, framed as in training -> uint8 [stop - start, 3, S, S]."""
-        ids, decoder = self.ids[start:stop], FrameDecoder(Framing(image_size=image_size))
-        pieces = np.split(ids, range(READ_TOGETHER, len(ids), READ_TOGETHER))
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            framed = pool.map(lambda piece: self.read(piece, decoder), pieces)
-            batch = np.stack([picture for pictures in framed for picture in pictures])
-        return torch.from_numpy(batch).permute(0, 3, 1, 2)
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            self.group_from is not None or (self.test_groups or self.val_groups) is None,
+            "test_groups and val_groups name groups; give group_from, which makes them",
+        )
+        require(
+            self.val_groups is None or self.test_groups is not None,
+            "val_groups are cut out of what test_groups leaves; give those, too",
+        )
 
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Parts ``train``, ``val``, ``test`` (those there are) of labelled images, and how they came about."""
+    """Labelled images in parts.
+
+    Attributes:
+        parts: ``train``, ``val`` and ``test``, those there are; images without any labels are all in ``all``.
+        label_names: of the classes.
+        split_by: how the parts came about, in a word.
+        notes: what a reader of the results should know, a sentence each.
+    """
 
     parts: dict[str, Images]
     label_names: list[str]
     split_by: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> Source:
+        return next(iter(self.parts.values())).source
 
 
-def open_labelled(path: str | Path, clips: str | None = None) -> LabelledData:
-    """Find out what ``path`` is and open it. SettingsError if it is none of the four kinds, or has no labels.
+@dataclass(frozen=True)
+class _Found:
+    """All images of some data before they are split; what is known of them is known of units: files, or clips.
 
-    ``clips``: of shards, only the clips that this file lists (``ShardDataset.listed_clips``).
-    Warns, on the log, of classes that are in val or test but not in train.
+    Attributes:
+        source: where they are read from.
+        unit: int64 [n], the unit of each image.
+        unit_name: what a unit is called.
+        keys: what rules are asked about, one a unit.
+        labels: of each unit; None: none.
+        part: int64 [units], place in PARTS as the data has it, -1: in none; None: the data has no parts.
+        groups: the group of each unit by ``--group-from``; None: each unit is one.
+        label_names: of the classes, where the data has them in order.
     """
-    data = _open(Path(path), clips)
+
+    source: Source
+    unit: np.ndarray
+    unit_name: str
+    keys: Sequence[str]
+    labels: Sequence[str | None]
+    part: np.ndarray | None
+    groups: Sequence[str] | None
+    label_names: list[str] | None = None
+
+    @property
+    def group_name(self) -> str:
+        return self.unit_name if self.groups is None else "group"
+
+    def images(self, labels: np.ndarray) -> Images:
+        """All of them, with ``labels`` int64 [units]."""
+        numbers = np.arange(len(self.keys)) if self.groups is None else _numbered(self.groups)
+        return Images(np.arange(len(self.unit)), labels[self.unit], numbers[self.unit], self.source)
+
+
+def open_labelled(
+    path: str | Path, settings: LabelledSettings | None = None, *, unlabelled: bool = False
+) -> LabelledData:
+    """Find out what ``path`` is and open it; ``unlabelled``: shards without labels will do.
+
+    Raises SettingsError if it is of no known kind, or has no labels, or the settings do not fit it. Warns, on the log,
+    of classes that are in val or test but not in train.
+    """
+    settings = settings or LabelledSettings()
+    path = Path(path)
+    if not path.is_dir():
+        raise SettingsError(f"evaluation data {str(path)!r} is not a folder")
+    found = _find(path, settings)
+    if unlabelled and not any(label is not None for label in found.labels):
+        everything = {"all": found.images(np.full(len(found.keys), -1))}
+        return _finished(everything, [], "none", ["without labels: no accuracies"], settings)
+    data = _split(path, found, settings)
     if "train" in data.parts:
         _warn_of_unknown_classes(data)
     return data
 
 
-def _open(path: Path, clips: str | None) -> LabelledData:
-    if not path.is_dir():
-        raise SettingsError(f"evaluation data {str(path)!r} is not a folder")
+def _find(path: Path, settings: LabelledSettings) -> _Found:
     if (path / format.INDEX).is_file():
-        return _open_shards(path, clips)
-    if clips is not None:
+        return _find_in_shards(path, settings)
+    if settings.clips is not None:
         raise SettingsError(f"--clips picks clips of shards, but {str(path)!r} holds none; leave it out")
     for folder in (path, path / "cifar-10-batches-py", path / "cifar-100-python"):
         if (folder / "data_batch_1").is_file() or ((folder / "meta").is_file() and (folder / "train").is_file()):
-            return _open_cifar(folder)
-    if (path / "train").is_dir() and any((path / part).is_dir() for part in ("val", "test")):
-        return _open_part_folders(path)
-    files = _class_folder_files(path) or _coil_files(path)
-    if not files:
+            if settings.label_from or settings.group_from:
+                raise SettingsError(f"{folder} is an archive without paths; leave out --label-from and --group-from")
+            return _find_in_cifar(folder)
+    return _find_files(path, settings)
+
+
+# ---- files
+
+
+def _find_files(root: Path, settings: LabelledSettings) -> _Found:
+    """Image files at any depth, in natural order."""
+    paths = sorted(_image_files(root), key=lambda path: path_order(os.fsencode(path)))
+    has_parts = (root / "train").is_dir() and any((root / name).is_dir() for name in ("val", "test"))
+    inside = [path.split("/", 1)[1] if has_parts and path.startswith(_PART_FOLDERS) else path for path in paths]
+    rule = _label_rule(settings.label_from, dict(zip(paths, inside, strict=True)))
+    labels = list(map(_class_of if rule is None else rule, inside if rule is None else paths))
+    if rule is None and not any(labels):
         raise SettingsError(
-            f"no labelled images in {str(path)!r}: expected a folder a class, COIL files (obj3__45.png), CIFAR's "
-            "python archives, or labelled shards"
+            f"no labelled images in {str(root)!r}: expected a folder a class, COIL files (obj3__45.png), CIFAR's "
+            "python archives, or labelled shards; for other names give --label-from"
         )
-    names = sorted({label for _, label in files})
-    labels = np.array([names.index(label) for _, label in files])
-    return _split(_thin(_file_images([file for file, _ in files], labels)), names, "image")
+    groups = _named_groups(paths, settings.group_from)
+    part = np.array([_part_of(path) for path in paths], np.int64) if has_parts else None
+    source = FileSource(root, paths, groups)
+    return _Found(source, np.arange(len(paths)), "image", paths, labels, part, groups)
+
+
+_PART_FOLDERS = tuple(f"{part}/" for part in PARTS)
+
+
+def _part_of(path: str) -> int:
+    first = path.split("/", 1)[0]
+    return PARTS.index(first) if first in PARTS else -1
+
+
+def _class_of(path: str) -> str | None:
+    """The first folder of a path, or the object in a flat COIL name."""
+    folder, slash, _ = path.partition("/")
+    if slash:
+        return folder
+    match = _COIL_NAME.fullmatch(path.rpartition(".")[0])
+    return match[1].lower() if match else None
+
+
+def _image_files(root: Path) -> Iterable[str]:
+    """Paths of image files relative to ``root``; nothing whose name, or whose folder's, begins with a dot."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(folder, root)
+        prefix = "" if below == "." else below.replace(os.sep, "/") + "/"
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield prefix + name
+
+
+def _label_rule(rules: Sequence[str] | None, inside: dict[str, str]) -> Rule | None:
+    """``--label-from`` as one rule; ``parent`` is asked about the path inside its part."""
+    if rules is None:
+        return None
+    made = [(rule, path_rule(rule, "--label-from")) for rule in rules]
+    return first_of([_about(inside, asked) if rule == "parent" else asked for rule, asked in made])
+
+
+def _about(inside: dict[str, str], rule: Rule) -> Rule:
+    return lambda path: rule(inside[path])
+
+
+def _named_groups(keys: Sequence[str], rule: str | None) -> list[str] | None:
+    """The group of each key by ``--group-from``; a key without one is a group of its own."""
+    if rule is None:
+        return None
+    asked = path_rule(rule, "--group-from")
+    found = list(map(asked, keys))
+    if not any(group is not None for group in found):
+        raise SettingsError(f"--group-from {rule!r} gives nothing a group; it must fit paths such as {keys[0]!r}")
+    return [key if group is None else group for key, group in zip(keys, found, strict=True)]
+
+
+def _numbered(names: Sequence[str]) -> np.ndarray:
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], np.int64)
+
+
+# ---- archives and shards
+
+
+def _find_in_cifar(folder: Path) -> _Found:
+    """CIFAR-10 (``data_batch_1..5``, ``test_batch``) or CIFAR-100 (``train``, ``test``; fine labels)."""
+    ten = (folder / "data_batch_1").is_file()
+    train = sorted(folder.glob("data_batch_?")) if ten else [folder / "train"]
+    test = folder / ("test_batch" if ten else "test")
+    label_key, name_key = (b"labels", b"label_names") if ten else (b"fine_labels", b"fine_label_names")
+    names = cifar.read_names(folder / ("batches.meta" if ten else "meta"), name_key)
+    paths = [*train, *([test] if test.is_file() else [])]
+    archives = [cifar.read_archive(path, label_key, len(names)) for path in paths]
+    pictures = np.concatenate([archive.pixels for archive in archives])
+    labels = np.concatenate([archive.labels for archive in archives])
+    part = None
+    if test.is_file():
+        part = np.where(np.arange(len(labels)) < len(labels) - len(archives[-1].labels), 0, 2)
+    images = np.arange(len(labels))
+    named = [names[label] for label in labels.tolist()]
+    keys = list(map(str, images))
+    return _Found(ArraySource(folder.name, pictures), images, "image", keys, named, part, None, names)
+
+
+def _find_in_shards(path: Path, settings: LabelledSettings) -> _Found:
+    """All frames, each with its clip's label; rules are asked about the clip's key."""
+    dataset = ShardDataset(path)
+    keys = [dataset.clip_key(clip) for clip in range(dataset.num_clips)]
+    rule = _label_rule(settings.label_from, {key: key for key in keys})
+    own = [dataset.label_names[label] if label >= 0 else None for label in dataset.labels.tolist()]
+    labels = own if rule is None else list(map(rule, keys))
+    if settings.clips is not None:
+        picked = set(dataset.listed_clips(settings.clips).tolist())
+        labels = [label if clip in picked else None for clip, label in enumerate(labels)]
+    part = None
+    if dataset.split_names:
+        part = np.full(dataset.num_clips, -1)
+        for number, name in enumerate(PARTS):
+            if name in dataset.split_names:
+                part[dataset.split_clips(name)] = number
+    return _Found(
+        ShardSource(dataset),
+        np.repeat(np.arange(dataset.num_clips), dataset.clip_lengths),
+        "clip",
+        keys,
+        labels,
+        part,
+        _named_groups(keys, settings.group_from),
+        dataset.label_names if rule is None else None,
+    )
+
+
+# ---- parts
+
+
+def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledData:
+    labels, names = _label_numbers(path, found, settings)
+    images = found.images(labels)
+    labelled = images.labels >= 0
+    notes = []
+    if not labelled.all():
+        first = printable(shorten(found.keys[int(np.argmin(labels))], 80))
+        notes.append(f"{counted(int((~labelled).sum()), 'image')} without a label left out ({first} is the first)")
+    images, group = images.take(labelled), found.group_name
+    part = found.part if settings.test_groups is None else _parts_by_group(found, settings)
+    if part is not None:
+        parts = by_part(images, part[found.unit][labelled])
+        where = f"split of the shards in {path}" if found.unit_name == "clip" else f"part of {path}"
+        none = f"the train {where} has no labelled {found.unit_name}s; take others, or give --test-groups"
+        require("train" in parts, none)
+    else:
+        if group == "clip" and _few_clips(images):
+            notes.append("a class has fewer than three clips: parts are cut through clips, which flatters the result")
+            images, group = replace(images, groups=np.arange(len(images))), "image"
+        parts = split_all(images)
+        if "test" not in parts and found.groups is not None:
+            few = counted(len(set(found.groups)), "group")
+            raise SettingsError(f"{few} are too few; give --test-groups, or a --group-from that makes three a class")
+    if part is not found.part and found.part is not None:
+        notes.append("the data's own train, val and test are not used: --test-groups says what is tested")
+    if "test" in parts and "val" not in parts and (in_val := held_out(parts["train"])) is not None:
+        train = parts["train"]
+        parts = {"train": train.take(~in_val), "val": train.take(in_val), "test": parts["test"]}
+        notes.append(f"val is a tenth of train, cut by {group}")
+    return _finished(parts, names, "data" if part is found.part and part is not None else group, notes, settings)
+
+
+def _finished(
+    parts: dict[str, Images], names: list[str], split_by: str, notes: list[str], settings: LabelledSettings
+) -> LabelledData:
+    """The data with no part larger than ``--max-images``."""
+    most = settings.max_images
+    for name, images in parts.items():
+        if most and len(images) > most:
+            notes.append(f"of the {len(images):,} {name} images {most:,} are used, evenly spread (--max-images)")
+    return LabelledData({name: thin(images, most) for name, images in parts.items()}, names, split_by, tuple(notes))
+
+
+def _label_numbers(path: Path, found: _Found, settings: LabelledSettings) -> tuple[np.ndarray, list[str]]:
+    """The class of each unit (-1: none), and the names of the classes."""
+    named = {label for label in found.labels if label is not None}
+    if not named and settings.label_from is None:
+        raise SettingsError(f"the shards in {path} have no labels; build them with --label-from, or give it here")
+    if not named:
+        given, shown = " ".join(settings.label_from or ()), found.keys[0] if found.keys else "none: there are no images"
+        raise SettingsError(f"--label-from {given!r} gives nothing a label; it must fit paths such as {shown!r}")
+    names = found.label_names or sorted(named)
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([-1 if label is None else number[label] for label in found.labels], np.int64), names
+
+
+def _parts_by_group(found: _Found, settings: LabelledSettings) -> np.ndarray:
+    """int64 [units]: place in PARTS as ``--test-groups`` and ``--val-groups`` have it."""
+    assert found.groups is not None  # LabelledSettings wants --group-from with them
+    there = dict.fromkeys(found.groups)
+    part_of = {}
+    for number, flag, given in ((1, "--val-groups", settings.val_groups), (2, "--test-groups", settings.test_groups)):
+        for name in filter(None, (given or "").split(",")):
+            if name not in there:
+                groups = shorten(", ".join(there), 120)
+                raise SettingsError(f"{flag} names {name!r}, which is no group; the groups are {groups}")
+            part_of[name] = number
+    return np.array([part_of.get(group, 0) for group in found.groups], np.int64)
+
+
+def _few_clips(images: Images) -> bool:
+    """Whether a class has fewer clips than there are parts."""
+    clips, first = np.unique(images.groups, return_index=True)
+    return len(clips) > 0 and np.unique(images.labels[first], return_counts=True)[1].min() < len(PARTS)
 
 
 def _warn_of_unknown_classes(data: LabelledData) -> None:
@@ -126,190 +385,3 @@ def _warn_of_unknown_classes(data: LabelledData) -> None:
                 "as wrong whatever the encoder; split so that every class is in train (shards: not --split-by parent)",
                 *(len(unknown), len(np.unique(labels)), part, named, lost.sum(), len(labels)),
             )
-
-
-# ---- files
-
-
-def _class_folder_files(path: Path) -> list[tuple[Path, str]]:
-    """(file, class) of a folder with one folder a class, at any depth below it, in a fixed order."""
-    classes = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    return [(file, folder.name) for folder in classes for file in _image_files(folder.rglob("*"))]
-
-
-def _coil_files(path: Path) -> list[tuple[Path, str]]:
-    matches = [(file, _COIL_NAME.fullmatch(file.stem)) for file in _image_files(path.iterdir())]
-    return [(file, match[1].lower()) for file, match in matches if match]
-
-
-def _image_files(paths: Any) -> list[Path]:
-    return sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
-
-
-def _file_images(files: Sequence[Path], labels: np.ndarray) -> Images:
-    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
-        return [_decode(_read(files[i]), str(files[i]), decoder) for i in ids]
-
-    return Images(np.arange(len(files)), labels, read)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return Patience().ask(file, lambda: image.read_source(file))
-    except InvalidImage as error:
-        raise DataError(f"{file} cannot be decoded as an image ({error})") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror})") from error
-
-
-def _decode(data: bytes, name: str, decoder: FrameDecoder) -> np.ndarray:
-    """A file of any format, turned upright and framed; DataError if it cannot be decoded."""
-    try:
-        kind = "PPM" if data[:2] in (b"P5", b"P6") else image.image_kind(data[: image.HEAD])
-        if kind == "JPEG":
-            return _decode_jpeg(data, decoder)
-        if kind:
-            image.check_pixels(*pixels.size_of(kind, data), image.MAX_PIXELS)
-            return decoder.fit(pixels.decode_other(kind, data))
-        raise InvalidImage("not an image")
-    except (InvalidImage, MemoryError, cv2.error) as error:
-        raise DataError(
-            f"{name} cannot be decoded as an image ({error or 'it takes more memory than there is'})"
-        ) from error
-
-
-def _decode_jpeg(data: bytes, decoder: FrameDecoder) -> np.ndarray:
-    info = jpeg.jpeg_info(data)
-    image.check_pixels(info.width, info.height, image.MAX_PIXELS)
-    jpeg.check_scans(data, info)
-    orientation = pixels.jpeg_orientation(data) if info.has_metadata else 1
-    if orientation == 1:
-        with contextlib.suppress(ValueError):  # OpenCV takes what libjpeg-turbo only warns of, and CMYK
-            return decoder.frame(data)
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if found is None:
-        raise InvalidImage("invalid JPEG")
-    return decoder.fit(pixels.turned(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), orientation))
-
-
-def _open_part_folders(path: Path) -> LabelledData:
-    found = {part: _class_folder_files(path / part) for part in PARTS if (path / part).is_dir()}
-    names = sorted({label for files in found.values() for _, label in files})
-    parts = {
-        part: _thin(_file_images([file for file, _ in files], np.array([names.index(label) for _, label in files])))
-        for part, files in found.items()
-    }
-    return LabelledData(_with_val(parts), names, "folder")
-
-
-# ---- CIFAR
-
-
-def _open_cifar(folder: Path) -> LabelledData:
-    """CIFAR-10 (``data_batch_1..5``, ``test_batch``) or CIFAR-100 (``train``, ``test``; fine labels)."""
-    ten = (folder / "data_batch_1").is_file()
-    train = sorted(folder.glob("data_batch_?")) if ten else [folder / "train"]
-    test = folder / ("test_batch" if ten else "test")
-    label_key, name_key = (b"labels", b"label_names") if ten else (b"fine_labels", b"fine_label_names")
-    meta = folder / ("batches.meta" if ten else "meta")
-    names = cifar.read_names(meta, name_key)
-    parts = {"train": _cifar_images(train, label_key, len(names))}
-    if test.is_file():
-        parts["test"] = _cifar_images([test], label_key, len(names))
-    return LabelledData(_with_val(parts), names, "archive")
-
-
-def _cifar_images(paths: list[Path], label_key: bytes, classes: int) -> Images:
-    archives = [cifar.read_archive(path, label_key, classes) for path in paths]
-    pictures = np.concatenate([archive.pixels for archive in archives])
-    labels = np.concatenate([archive.labels for archive in archives])
-
-    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
-        return [decoder.fit(picture) for picture in pictures[ids]]
-
-    return Images(np.arange(len(labels)), labels, read)
-
-
-# ---- shards
-
-
-def _open_shards(path: Path, listed: str | None) -> LabelledData:
-    dataset = ShardDataset(path)
-    labels = np.full(dataset.num_clips, -1)
-    picked = dataset.listed_clips(listed)
-    labels[picked] = dataset.labels[picked]
-    if not (labels >= 0).any():
-        raise SettingsError(f"the shards in {path} have no labels; build them with --label-from")
-    if dataset.split_names:
-        clips = {part: np.asarray(dataset.split_clips(part)) for part in PARTS if part in dataset.split_names}
-        parts = {part: _clip_images(dataset, ids[labels[ids] >= 0]) for part, ids in clips.items()}
-        if not len(parts.get("train", ())):
-            raise SettingsError(
-                f"the train split of the shards in {path} has no labelled clips; build them with others"
-            )
-        return LabelledData(
-            _with_val({part: images for part, images in parts.items() if len(images)}), dataset.label_names, "split"
-        )
-    labelled = np.flatnonzero(labels >= 0)
-    if np.unique(labels[labelled], return_counts=True)[1].min() >= len(PARTS):
-        pieces = _stratified(labels[labelled])
-        parts = {part: _clip_images(dataset, labelled[rows]) for part, rows in pieces.items()}
-        return LabelledData(parts, dataset.label_names, "clip")
-    return _split(_clip_images(dataset, labelled), dataset.label_names, "image")
-
-
-def _clip_images(dataset: ShardDataset, clips: np.ndarray) -> Images:
-    """All frames of ``clips``, each with its clip's label."""
-    spans = [np.arange(dataset.clip_offsets[clip], dataset.clip_offsets[clip + 1]) for clip in clips]
-    labels = np.repeat(np.asarray(dataset.labels)[clips], [len(span) for span in spans])
-    ids = np.concatenate(spans) if spans else np.empty(0, np.int64)
-
-    def read(ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
-        return [_decode(jpeg, f"frame {i}", decoder) for i, jpeg in zip(ids, dataset.read(ids), strict=True)]
-
-    return _thin(Images(ids, labels, read))
-
-
-# ---- parts
-
-
-def _thin(images: Images) -> Images:
-    """At most MAX_IMAGES of ``images``, evenly spread."""
-    if len(images) <= MAX_IMAGES:
-        return images
-    kept = np.linspace(0, len(images) - 1, MAX_IMAGES).astype(np.int64)
-    return Images(images.ids[kept], images.labels[kept], images.read)
-
-
-def _take(images: Images, rows: np.ndarray) -> Images:
-    return Images(images.ids[rows], images.labels[rows], images.read)
-
-
-def _stratified(labels: np.ndarray, shares: tuple[float, ...] = SPLIT_SHARES) -> dict[str, np.ndarray]:
-    """Rows of each part: in every class a fixed permutation cut by ``shares``, rounded; train takes what is left."""
-    pieces: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        rows = rows[np.argsort(np.random.SeedSequence([SPLIT_SEED, int(label)]).generate_state(len(rows), np.uint64))]
-        val, test = (max(round(share * len(rows)), share > 0) if len(rows) >= len(PARTS) else 0 for share in shares[1:])
-        cuts = np.split(rows, [len(rows) - val - test, len(rows) - test])
-        for part, piece in zip(PARTS, cuts, strict=True):
-            pieces[part].append(piece)
-    return {part: np.sort(np.concatenate(found)) for part, found in pieces.items()}
-
-
-def _split(images: Images, names: list[str], split_by: str) -> LabelledData:
-    parts = {part: _take(images, rows) for part, rows in _stratified(images.labels).items()}
-    return LabelledData({part: piece for part, piece in parts.items() if len(piece)}, names, split_by)
-
-
-def _with_val(parts: dict[str, Images]) -> dict[str, Images]:
-    """``parts``, with val cut out of train where there is a test part but no val."""
-    if "val" in parts or "test" not in parts:
-        return parts
-    rows = _stratified(parts["train"].labels, (1 - VAL_SHARE, VAL_SHARE, 0.0))
-    return {
-        "train": _take(parts["train"], rows["train"]),
-        "val": _take(parts["train"], rows["val"]),
-        "test": parts["test"],
-    }

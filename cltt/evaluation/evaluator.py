@@ -1,35 +1,41 @@
-"""Evaluation of a frozen encoder: a linear probe and nearest neighbours on its features.
+"""Evaluation of a frozen encoder, as papers report it, on labelled images.
 
     python -m cltt.evaluation --checkpoint checkpoints/run --data LABELLED      every checkpoint of a run
     python -m cltt.evaluation --checkpoint checkpoints/run/epoch-0010.pt --data LABELLED
 
-Features are computed once, by the encoder in evaluation mode, from centre crops. The probe is a logistic regression
-fitted on the train part by L-BFGS; its loss and accuracy are given for every part. Nearest neighbours, by cosine, take
-1 or 4 labelled images a class (mean of ten drawings) or all of the train part, and classify the test part.
+Features are computed once, by the encoder in evaluation mode, from centre crops. A linear classifier is fitted on the
+train part; its loss and accuracy are given for every part. Nearest neighbours, by cosine, take 1 or 4 labelled images a
+class (ten drawings) or all of the train part, and classify the test part; so does the weighted vote of 20.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from cltt import checkpoint
-from cltt.errors import DataError, SettingsError
-from cltt.evaluation.datasets import PARTS, Images, LabelledData, open_labelled
-from cltt.evaluation.probe import few_shot_accuracy, fit_linear_probe, nearest_accuracy
-from cltt.frames.gather import statistics
-from cltt.models.encoders import build_encoder
-
-if TYPE_CHECKING:
-    pass
-
+from cltt.errors import SettingsError
+from cltt.evaluation.datasets import LabelledData, open_labelled
+from cltt.evaluation.features import extract_features, spread
+from cltt.evaluation.parts import PARTS, held_out
+from cltt.evaluation.probe import (
+    NEIGHBOURS,
+    LinearProbe,
+    ProbeSettings,
+    choose_linear_probe,
+    few_shot_accuracies,
+    fit_linear_probe,
+    fit_sgd_probe,
+    knn_accuracy,
+)
 
 SHOTS = (1, 4)
+Features = dict[str, torch.Tensor]
+Labelled = tuple[torch.Tensor, torch.Tensor]  # features [n, F], labels int64 [n]
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,13 @@ class EvaluationResult:
     """What one encoder reaches.
 
     Attributes:
-        loss, accuracy: of the linear probe, by part.
+        loss, accuracy, top5: of the linear probe, by part; top5 is empty where there are not more than five classes.
         nearest: accuracy of nearest neighbours, by the number of labelled images a class ("1", "4", "all").
+        nearest_std: standard deviation of that over drawings, of those that are drawn.
+        knn: accuracy of the weighted vote of 20 neighbours: "top1" and, of more than five classes, "top5".
+        effective_rank, alignment, uniformity: of the features of the test part, see :class:`features.Spread`.
+        probe: how the linear probe was fitted: "closed" or "sgd".
+        strength: of the closed probe, chosen on val (scikit-learn's C); None: by SGD.
         images: number of images, by part.
         classes: number of classes.
         split_by: how the parts came about.
@@ -46,17 +57,40 @@ class EvaluationResult:
 
     loss: dict[str, float]
     accuracy: dict[str, float]
+    top5: dict[str, float]
     nearest: dict[str, float]
+    nearest_std: dict[str, float]
+    knn: dict[str, float]
+    effective_rank: float
+    alignment: float | None
+    uniformity: float
+    probe: str
+    strength: float | None
     images: dict[str, int]
     classes: int
     split_by: str
 
     def row(self) -> dict[str, float]:
-        """``train_loss``, ``train_acc`` ... for the evaluation CSV."""
+        """``train_loss``, ``train_acc`` ... for the evaluation CSV of training."""
         return {
             f"{part}_{name}": values[part]
             for part in self.loss
             for name, values in (("loss", self.loss), ("acc", self.accuracy))
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """All of it in flat columns, for ``evaluation.csv``."""
+        return {
+            **self.row(),
+            **{f"{part}_top5": value for part, value in self.top5.items()},
+            **{f"nn_{shots}": value for shots, value in self.nearest.items()},
+            **{f"nn_{shots}_std": value for shots, value in self.nearest_std.items()},
+            **{f"knn{NEIGHBOURS}_{name}": value for name, value in self.knn.items()},
+            "effective_rank": self.effective_rank,
+            "alignment": self.alignment,
+            "uniformity": self.uniformity,
+            "probe": self.probe,
+            "strength": self.strength,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,34 +99,13 @@ class EvaluationResult:
     def describe(self) -> str:
         """One line for the console."""
         probe = ", ".join(f"{part} {accuracy:.3f}" for part, accuracy in self.accuracy.items())
-        nearest = ", ".join(f"{shots} {accuracy:.3f}" for shots, accuracy in self.nearest.items())
-        return f"linear probe: {probe}; nearest neighbour by labels a class: {nearest}"
-
-
-@torch.inference_mode()
-def extract_features(
-    encoder: nn.Module,
-    images: Images,
-    *,
-    image_size: int,
-    device: torch.device,
-    batch_size: int = 256,
-    normalise: str = "imagenet",
-) -> torch.Tensor:
-    """Features of ``images`` in their order -> float32 [n, F] on the CPU; ``normalise`` as the encoder was trained.
-
-    The encoder computes in evaluation mode and is left in the mode it was in; nothing random is drawn.
-    """
-    was_training = encoder.training
-    encoder.eval()
-    offset, scale = (values.to(device).view(3, 1, 1) for values in statistics(normalise))
-    features = []
-    starts = range(0, len(images), batch_size)
-    for start in tqdm(starts, desc="features", unit="batch", disable=None, leave=False):
-        pixels = images.batch(start, min(start + batch_size, len(images)), image_size).to(device)
-        features.append(encoder((pixels - offset) * scale).float().cpu())
-    encoder.train(was_training)
-    return torch.cat(features)
+        nearest = ", ".join(
+            f"{shots} {accuracy:.3f}" + (f"±{self.nearest_std[shots]:.3f}" if shots in self.nearest_std else "")
+            for shots, accuracy in self.nearest.items()
+        )
+        knn = f"; vote of {NEIGHBOURS} {self.knn['top1']:.3f}" if self.knn else ""
+        rank = f"; effective rank {self.effective_rank:.1f}"
+        return f"linear probe: {probe}; nearest neighbour by labels a class: {nearest}{knn}{rank}"
 
 
 class Evaluator:
@@ -103,10 +116,17 @@ class Evaluator:
         image_size: side of the frames the encoder sees.
         device: where the encoder is.
         normalise: of the pixels, as the encoder was trained.
+        probe: how the linear classifier is fitted.
     """
 
     def __init__(
-        self, data: str | Path | LabelledData, *, image_size: int, device: torch.device, normalise: str = "imagenet"
+        self,
+        data: str | Path | LabelledData,
+        *,
+        image_size: int,
+        device: torch.device,
+        normalise: str = "imagenet",
+        probe: ProbeSettings | None = None,
     ) -> None:
         self.data = data if isinstance(data, LabelledData) else open_labelled(data)
         if "train" not in self.data.parts:
@@ -114,62 +134,67 @@ class Evaluator:
         self.image_size = image_size
         self.device = device
         self.normalise = normalise
+        self.probe = probe or ProbeSettings()
 
     def __call__(self, encoder: nn.Module) -> EvaluationResult:
-        parts = {part: self.data.parts[part] for part in PARTS if part in self.data.parts}
-        features = {
-            part: extract_features(
-                encoder, images, image_size=self.image_size, device=self.device, normalise=self.normalise
-            )
-            for part, images in parts.items()
-        }
-        labels = {part: torch.from_numpy(images.labels) for part, images in parts.items()}
-        classes = len(self.data.label_names)
-        on_gpu = self.device if self.device.type == "cuda" else torch.device("cpu")
-        probe = fit_linear_probe(features["train"].to(on_gpu), labels["train"], classes)
-        scores = {part: probe.score(features[part], labels[part]) for part in parts}
+        return self.evaluate(self.features(encoder))
+
+    def features(self, encoder: nn.Module) -> Features:
+        """Of every part, float32 [n, F] on the device."""
+        extract = partial(
+            extract_features, encoder, image_size=self.image_size, device=self.device, normalise=self.normalise
+        )
+        return {part: extract(self.data.parts[part]) for part in PARTS if part in self.data.parts}
+
+    def evaluate(self, features: Features) -> EvaluationResult:
+        """Of features as :meth:`features` gives them."""
+        if self.device.type not in ("cpu", "cuda"):  # elsewhere torch lacks double precision, or an operation
+            features = {part: values.cpu() for part, values in features.items()}
+        parts = {part: (features[part], torch.from_numpy(self.data.parts[part].labels)) for part in features}
+        probe = self._fit(parts)
+        scores = {part: probe.score(*labelled) for part, labelled in parts.items()}
+        asked = next(part for part in ("test", "val", "train") if part in parts)
+        nearest, nearest_std, knn = _neighbours(parts["train"], parts[asked]) if asked != "train" else ({}, {}, {})
         return EvaluationResult(
-            loss={part: loss for part, (loss, _) in scores.items()},
-            accuracy={part: accuracy for part, (_, accuracy) in scores.items()},
-            nearest=_nearest(features, labels),
-            images={part: len(images) for part, images in parts.items()},
-            classes=classes,
+            loss={part: score.loss for part, score in scores.items()},
+            accuracy={part: score.top1 for part, score in scores.items()},
+            top5={part: score.top5 for part, score in scores.items() if score.top5 is not None},
+            nearest=nearest,
+            nearest_std=nearest_std,
+            knn=knn,
+            **asdict(spread(*parts[asked])),
+            probe=self.probe.probe,
+            strength=probe.strength,
+            images={part: len(values) for part, values in features.items()},
+            classes=len(self.data.label_names),
             split_by=self.data.split_by,
         )
 
-
-def _nearest(features: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Accuracy on the test part (else val) by labelled images a class; numbers that a class lacks are left out."""
-    asked = next((part for part in ("test", "val") if part in features), None)
-    if asked is None:
-        return {}
-    gallery, queries = (features["train"], labels["train"]), (features[asked], labels[asked])
-    smallest = int(torch.unique(gallery[1], return_counts=True)[1].min())
-    found = {
-        str(shots): few_shot_accuracy(*gallery, shots, queries=queries[0], query_labels=queries[1])
-        for shots in SHOTS
-        if shots <= smallest
-    }
-    return {**found, "all": nearest_accuracy(*gallery, *queries)}
-
-
-def load_encoder(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The encoder in the checkpoint at ``path``, on the CPU, and the settings it was trained with."""
-    state = checkpoint.load(path)
-    checkpoint.require_parts(path, state, model=dict)
-    settings = checkpoint.settings_of(path, state)
-    encoder = build_encoder(settings["model"]["backbone"])
-    prefix = "encoder."
-    named = {str(name): value for name, value in state["model"].items()}
-    weights = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-    try:
-        encoder.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        words = str(error).splitlines()[0]
-        raise DataError(
-            f"the weights in {path} are not those of a {settings['model']['backbone']} ({words})"
-        ) from error
-    return encoder, settings
+    def _fit(self, parts: dict[str, Labelled]) -> LinearProbe:
+        """The strength is chosen on val; where that is what is asked, on a tenth of train, held out for it."""
+        classes = len(self.data.label_names)
+        features, labels = parts["train"]
+        if self.probe.probe == "sgd":
+            return fit_sgd_probe(features, labels, classes, self.probe)
+        if "test" in parts:
+            return choose_linear_probe((features, labels), parts.get("val"), classes)
+        rows = held_out(self.data.parts["train"])
+        if rows is None:
+            return fit_linear_probe(features, labels, classes)
+        out = torch.from_numpy(rows)
+        chosen = choose_linear_probe((features[~out], labels[~out]), (features[out], labels[out]), classes)
+        return fit_linear_probe(features, labels, classes, strength=chosen.strength or 1.0)
 
 
-# ---- python -m cltt.evaluation
+def _neighbours(bank: Labelled, queries: Labelled) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """``nearest``, ``nearest_std`` and ``knn``; numbers of labels that a class lacks are left out."""
+    smallest = int(torch.unique(bank[1], return_counts=True)[1].min())
+    few_shot = partial(few_shot_accuracies, *bank, queries=queries[0], query_labels=queries[1])
+    draws = {shots: few_shot(shots) for shots in SHOTS if shots <= smallest}
+    nearest = {str(shots): float(found.mean()) for shots, found in draws.items()}
+    top1, top5 = knn_accuracy(*bank, *queries, k=NEIGHBOURS)
+    return (
+        {**nearest, "all": knn_accuracy(*bank, *queries)[0]},
+        {str(shots): float(found.std(ddof=1)) for shots, found in draws.items()},
+        {"top1": top1, **({} if top5 is None else {"top5": top5})},
+    )

@@ -1,55 +1,268 @@
-"""Accuracies of a run's checkpoints as a picture."""
+"""Pictures of an evaluation: accuracies over checkpoints, neighbours of some frames, a map of all."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cltt.errors import SettingsError
+from cltt.text import printable, shorten
+from cltt.visualize.embeddings import Embeddings, nearest_elsewhere, unit
+from cltt.visualize.figures import GREY, INK, PALETTE, pixel_figure, plain_axes, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Row = dict[str, Any]
+Pictures = Callable[[np.ndarray, int], np.ndarray]  # rows [m], side -> uint8 [m, side, side, 3]
+CHECKPOINTS_NAMED = 10
+UNTRAINED = "untrained"
 PART_STYLES = {"train": (":", "v"), "val": ("--", "s"), "test": ("-", "o")}
-COLORS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito's, told apart by colour-blind readers
-INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
+NEAREST = {
+    "nn_1": "1 label a class",
+    "nn_4": "4 labels a class",
+    "nn_all": "all labels",
+    "knn20_top1": "all labels, vote of 20",
+}
+
+# ---- accuracies
 
 
-def draw_accuracies(rows: list[dict[str, Any]]) -> Figure:
-    """Accuracies over checkpoints, from the rows of ``evaluation.csv``; of equal curves each still shows."""
+def draw_evaluations(rows: Sequence[Row]) -> Figure:
+    """Accuracies and the spread of the features over checkpoints, from rows of ``evaluation.csv``.
+
+    The untrained encoder's values stand apart, at the left; of equal curves each still shows.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.8), facecolor="white", layout="constrained")
-    probe, nearest = figure.subplots(1, 2)
+    rows = sorted(rows, key=lambda row: (row["checkpoint"] != UNTRAINED, float(row["epoch"]), float(row["step"])))
+    figure = Figure(figsize=(11.5, 7), facecolor="white", layout="constrained")
+    (probe, nearest), (rank, spread) = figure.subplots(2, 2)
     for number, (part, (style, marker)) in enumerate(PART_STYLES.items()):
-        _draw(
-            probe, rows, f"{part}_acc", part, linestyle=style, marker=marker, color=COLORS[number], linewidth=3 - number
-        )
-    shots = [name for name in rows[0] if name.startswith("nn_")]
-    for number, (name, color) in enumerate(zip(shots, COLORS, strict=False)):
-        label = f"{name.removeprefix('nn_')} labelled a class"
-        _draw(nearest, rows, name, label, linestyle="-", marker="osv"[number], color=color, linewidth=3 - number)
-    _dress(probe, "Linear probe", rows)
-    _dress(nearest, "Nearest neighbour", rows)
+        look = {"linestyle": style, "marker": marker, "linewidth": 3 - 0.8 * number}
+        _draw(probe, rows, f"{part}_acc", part, color=PALETTE[number], **look)
+    for number, (name, label) in enumerate(NEAREST.items()):
+        _draw(nearest, rows, name, label, color=PALETTE[number], marker="osv^"[number], linewidth=3 - 0.6 * number)
+    _draw(rank, rows, "effective_rank", "effective rank", color=PALETTE[0], marker="o", linewidth=2)
+    for number, name in enumerate(("alignment", "uniformity")):
+        _draw(spread, rows, name, name, color=PALETTE[number], marker="os"[number], linewidth=2)
+    for axes, title, unit_name in (
+        (probe, "Linear probe", "accuracy"),
+        (nearest, "Nearest neighbours", "accuracy"),
+        (rank, "Effective rank of the features (1: collapsed)", "rank"),
+        (spread, "Alignment (lower: closer classes), uniformity (0: collapsed)", ""),
+    ):
+        _name_checkpoints(axes, rows, title, unit_name)
+    for axes in (probe, nearest):
+        axes.set_ylim(-0.02, 1.02)
+    rank.set_ylim(bottom=0)
     return figure
 
 
-def _draw(axes: Axes, rows: list[dict[str, Any]], name: str, label: str, **look: Any) -> None:
-    if name in rows[0]:
-        axes.plot(
-            range(len(rows)), [row[name] for row in rows], label=label, markersize=2 + 2 * look["linewidth"], **look
-        )
+def _draw(axes: Axes, rows: Sequence[Row], name: str, label: str, *, color: str, **look: Any) -> None:
+    """One curve, with bars of its deviation over drawings where there is one."""
+    values = [float(row.get(name) or math.nan) for row in rows]
+    if all(map(math.isnan, values)):
+        return
+    bars = [float(row.get(f"{name}_std") or 0) for row in rows]
+    places = np.arange(len(rows))
+    trained = np.array([row["checkpoint"] != UNTRAINED for row in rows])
+    size = 3 + 2 * look["linewidth"]
+    for shown, options in (
+        (trained, {"label": label, **look}),
+        (~trained, {**look, "linestyle": "none", "mfc": "white"}),
+    ):
+        if shown.any():
+            axes.errorbar(
+                places[shown],
+                np.array(values)[shown],
+                yerr=np.array(bars)[shown] if any(bars) else None,
+                color=color,
+                markersize=size,
+                capsize=3 if any(bars) else 0,
+                elinewidth=1,
+                **options,
+            )
 
 
-def _dress(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
-    """Title, axes named, no more lines than needed; at most ten checkpoints named."""
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
-    labels = [f"{row['epoch']}" + (f"+{row['step']}" if row["step"] else "") for row in rows]
-    every = -(-len(rows) // 10)
-    axes.set_xticks(range(0, len(rows), every), labels[::every])
-    axes.set_xlabel("epoch", color=GREY)
-    axes.set_ylabel("accuracy", color=GREY)
-    axes.set_ylim(-0.02, 1.02)
-    axes.tick_params(colors=GREY)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=PALE, linewidth=0.6)
-    if axes.lines:
+def _name_checkpoints(axes: Axes, rows: Sequence[Row], title: str, unit_name: str) -> None:
+    """At most ten checkpoints are named, the untrained one always."""
+    plain_axes(axes, title, "epoch", unit_name)
+    labels = [_checkpoint_name(row) for row in rows]
+    first = sum(label == UNTRAINED for label in labels)
+    every = -(-(len(rows) - first) // CHECKPOINTS_NAMED) or 1
+    shown = [*range(first), *range(first, len(rows), every)]
+    axes.set_xticks(shown, [labels[place] for place in shown])
+    axes.margins(x=0.06)
+    axes.set_xlim(-0.5, max(len(rows) - 0.5, 0.5))
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _checkpoint_name(row: Row) -> str:
+    if row["checkpoint"] == UNTRAINED:
+        return UNTRAINED
+    return f"{int(float(row['epoch']))}" + (f"+{row['step']}" if float(row["step"]) else "")
+
+
+# ---- neighbours
+
+QUERIES, SHOWN = 8, 8  # rows and columns
+SIDE, GAP = 112, 10  # pixels
+TITLE, CAPTION = 56, 34
+
+
+def draw_neighbours(embeddings: Embeddings, pictures: Pictures) -> Figure:
+    """Some frames, each with the nearest frames of other clips; green and red: of the same label or another."""
+    queries = _spread_queries(embeddings, QUERIES)
+    rows, cosines = nearest_elsewhere(
+        embeddings.features[queries], embeddings.clip[queries], embeddings.features, embeddings.clip, SHOWN
+    )
+    if not (rows >= 0).any():
+        raise SettingsError("there is one clip alone, so no frame has a neighbour in another")
+    width = (SHOWN + 1) * (SIDE + GAP) + 3 * GAP
+    height = TITLE + len(queries) * (SIDE + CAPTION + GAP)
+    figure, axes = pixel_figure(width, height)
+    write(axes, GAP, TITLE / 3, "Frames, and the nearest of other clips by cosine", size=17, weight="bold")
+    write(axes, GAP, TITLE * 0.75, _encoder_name(embeddings), size=12, color=GREY)
+    for number, query in enumerate(queries.tolist()):
+        top = TITLE + number * (SIDE + CAPTION + GAP)
+        _draw_frame(axes, embeddings, pictures, query, GAP, top, INK, _caption(embeddings, query))
+        for place, (row, cosine) in enumerate(zip(rows[number].tolist(), cosines[number].tolist(), strict=True)):
+            if row >= 0:
+                left = 3 * GAP + (place + 1) * (SIDE + GAP)
+                color = _same_label(embeddings, query, row)
+                _draw_frame(
+                    axes, embeddings, pictures, row, left, top, color, f"{cosine:.2f} {_caption(embeddings, row)}"
+                )
+    return figure
+
+
+def _spread_queries(embeddings: Embeddings, count: int) -> np.ndarray:
+    """Frames of as many labels, then of as many clips, as there are: one from the middle of each."""
+    kind = embeddings.label if (embeddings.label >= 0).any() and embeddings.label.max() > 0 else embeddings.clip
+    kinds = np.unique(kind)
+    kinds = kinds[np.unique(np.linspace(0, len(kinds) - 1, count).round().astype(int))]
+    members = [np.flatnonzero(kind == value) for value in kinds]
+    return np.array([rows[len(rows) // 2] for rows in members])
+
+
+def _same_label(embeddings: Embeddings, query: int, row: int) -> str:
+    if embeddings.label[query] < 0 or embeddings.label[row] < 0:
+        return GREY
+    return PALETTE[2] if embeddings.label[query] == embeddings.label[row] else PALETTE[1]
+
+
+def _draw_frame(
+    axes: Axes, embeddings: Embeddings, pictures: Pictures, row: int, left: int, top: int, color: str, caption: str
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    (picture,) = pictures(np.array([row]), SIDE)
+    axes.imshow(picture, extent=(left, left + SIDE, top + SIDE, top), aspect="auto", interpolation="nearest")
+    axes.add_patch(Rectangle((left, top), SIDE, SIDE, fill=False, edgecolor=color, linewidth=2.5))
+    for line, text in enumerate(caption.split("\n")):
+        write(axes, left, top + SIDE + 9 + 14 * line, text, size=11, color=color if line == 0 else GREY)
+
+
+def _caption(embeddings: Embeddings, row: int) -> str:
+    label = embeddings.label[row]
+    name = embeddings.label_names[label] if label >= 0 else f"frame {embeddings.frame[row]}"
+    clip = embeddings.clip_names[embeddings.clip[row]]
+    return f"{printable(shorten(str(name), 12))}\n{printable(shorten(str(clip), 17))}"
+
+
+def _encoder_name(embeddings: Embeddings) -> str:
+    known = embeddings.checkpoint
+    return printable(shorten(f"{known.get('backbone')}, {known.get('file')}", 120))
+
+
+# ---- a map
+
+MAP_POINTS = 5000
+MAP_PICTURES = 60
+MAP_SIDE, MAP_THUMB = 1100, 44
+PCA_AXES = 50
+LEGEND = 20  # labels named
+
+
+def draw_map(embeddings: Embeddings, pictures: Pictures) -> Figure:
+    """Features in two dimensions, PCA to 50 and t-SNE from there, coloured by label, with pictures at some points."""
+    rows = np.unique(np.linspace(0, len(embeddings) - 1, min(len(embeddings), MAP_POINTS)).round().astype(int))
+    places = two_dimensional(embeddings.features[rows])
+    margin, title = 40, 64
+    legend = 230 if len(embeddings.label_names) else 0
+    low, high = places.min(0), places.max(0)
+    places = (places - low) / np.maximum(high - low, 1e-9)
+    xy = np.stack(
+        [margin + places[:, 0] * (MAP_SIDE - 2 * margin), title + margin + places[:, 1] * (MAP_SIDE - 2 * margin)], 1
+    )
+    figure, axes = pixel_figure(MAP_SIDE + legend, MAP_SIDE + title)
+    write(axes, margin / 2, 22, f"{len(rows):,} frames by t-SNE of their features", size=18, weight="bold")
+    write(axes, margin / 2, 48, _encoder_name(embeddings), size=12, color=GREY)
+    colors = label_colors(len(embeddings.label_names))
+    labels = embeddings.label[rows]
+    axes.scatter(xy[:, 0], xy[:, 1], s=9, c=[colors[k] if k >= 0 else GREY for k in labels], linewidths=0)
+    _draw_thumbs(axes, xy, rows, labels, colors, pictures)
+    for number, name in enumerate(embeddings.label_names[:LEGEND]):
+        y = title + 30 + 26 * number
+        axes.scatter([MAP_SIDE + 12], [y], s=60, c=[colors[number]], linewidths=0)
+        write(axes, MAP_SIDE + 28, y, shorten(printable(str(name)), 24), size=14)
+    if len(embeddings.label_names) > LEGEND:
+        write(
+            axes, MAP_SIDE + 28, title + 30 + 26 * LEGEND, f"and {len(embeddings.label_names) - LEGEND} more", size=14
+        )
+    return figure
+
+
+def two_dimensional(features: np.ndarray) -> np.ndarray:
+    """float32 [n, F] -> float64 [n, 2]: unit features, PCA, then t-SNE (van der Maaten and Hinton 2008).
+
+    The same features give the same map. SettingsError without scikit-learn, or for fewer than three frames.
+    """
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise SettingsError("--map needs scikit-learn: pip install 'cltt[map]'") from None
+    if len(features) < 3:
+        raise SettingsError(f"--map needs three frames or more; there are {len(features)}")
+    axes = min(PCA_AXES, *features.shape)
+    flat = PCA(axes, random_state=0).fit_transform(unit(features).astype(np.float64))
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return np.asarray(TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(flat), np.float64)
+
+
+def label_colors(count: int) -> list[Any]:
+    """A colour a label: those that colour-blind readers tell apart, or, of more labels, turns of a wheel."""
+    if count <= len(PALETTE):
+        return list(PALETTE)
+    from matplotlib import colormaps
+
+    return [colormaps["hsv"](number / count) for number in range(count)]
+
+
+def _draw_thumbs(
+    axes: Axes, xy: np.ndarray, rows: np.ndarray, labels: np.ndarray, colors: list[Any], pictures: Pictures
+) -> None:
+    """Pictures that do not cover each other, of points spread over the map."""
+    from matplotlib.patches import Rectangle
+
+    chosen: list[int] = []
+    for place in np.random.default_rng(0).permutation(len(xy)).tolist():
+        if all(np.abs(xy[place] - xy[other]).max() > 1.6 * MAP_THUMB for other in chosen):
+            chosen.append(place)
+        if len(chosen) == MAP_PICTURES:
+            break
+    half = MAP_THUMB / 2
+    for place, picture in zip(chosen, pictures(rows[chosen], MAP_THUMB), strict=True):
+        x, y = xy[place]
+        axes.imshow(picture, extent=(x - half, x + half, y + half, y - half), aspect="auto", zorder=3)
+        color = colors[labels[place]] if labels[place] >= 0 else GREY
+        axes.add_patch(
+            Rectangle((x - half, y - half), MAP_THUMB, MAP_THUMB, fill=False, edgecolor=color, linewidth=2, zorder=4)
+        )

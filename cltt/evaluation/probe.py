@@ -1,16 +1,51 @@
-"""Classifiers on frozen features: logistic regression and nearest neighbours. Both give the same result every time."""
+"""Classifiers on frozen features: linear and nearest neighbours. All give the same result every time.
+
+Letters: n images, F features, C classes; top-5 is None where there are not more than five classes.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cltt.config import MANY, check_fields, setting
 from cltt.errors import SettingsError
 
+PROBES = ("closed", "sgd")
+# Inverse strengths of the penalty, as scikit-learn's C: from one extreme to the other in steps of ten.
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # of Wu et al. 2018 (arXiv:1805.01978) and, for k, of DINO (arXiv:2104.14294)
 _ROWS = 1024  # similarities of so many queries are held at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """How the linear classifier is fitted."""
+
+    probe: str = setting(
+        "closed",
+        "linear classifier: logistic regression to convergence, its penalty chosen on val; or sgd as papers do",
+        choices=PROBES,
+    )
+    probe_epochs: int = setting(100, "epochs of --probe sgd", within=(1, MANY))
+    probe_lr: float = setting(0.1, "learning rate of --probe sgd for 256 images, on a cosine", within=(1e-9, 1e9))
+    probe_batch_size: int = setting(256, "images a step of --probe sgd", within=(1, MANY))
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class Score(NamedTuple):
+    """Mean cross-entropy, and the share whose label is the first, or among the first five."""
+
+    loss: float
+    top1: float
+    top5: float | None
 
 
 @dataclass(frozen=True)
@@ -19,63 +54,154 @@ class LinearProbe:
 
     Attributes:
         mean, scale: [F], of the features it was fitted on.
-        weight: [classes, F]. bias: [classes].
+        weight: [C, F]. bias: [C].
+        strength: C, the inverse of the penalty; None: fitted by SGD, without one.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor
+    strength: float | None
 
-    def score(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy on ``features`` [n, F] with ``labels`` int64 [n]."""
+    def score(self, features: torch.Tensor, labels: torch.Tensor) -> Score:
+        """On ``features`` [n, F] with ``labels`` int64 [n]."""
         logits = ((features.to(self.mean) - self.mean) / self.scale) @ self.weight.T + self.bias
         labels = labels.to(logits.device)
-        return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
+        top1 = (logits.argmax(1) == labels).double().mean().item()
+        return Score(F.cross_entropy(logits, labels).item(), top1, _top5(logits, labels))
+
+
+def _top5(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
+    """Share of rows whose label has one of the five best ``scores`` [n, C], and one above nothing."""
+    if scores.shape[1] <= 5:
+        return None
+    best = scores.topk(5, dim=1)
+    hits = (best.indices == labels[:, None]) & (best.values > -math.inf)
+    return hits.any(1).double().mean().item()
+
+
+def choose_linear_probe(
+    train: tuple[torch.Tensor, torch.Tensor], val: tuple[torch.Tensor, torch.Tensor] | None, classes: int
+) -> LinearProbe:
+    """The probe fitted on ``train`` (features [n, F], labels [n]) whose strength does best on ``val``; C=1 without.
+
+    Of equal accuracies the smaller loss decides. Each strength goes on from the weights of the one before.
+    """
+    if val is None:
+        return fit_linear_probe(*train, classes)
+    fitted: list[LinearProbe] = []
+    for strength in STRENGTHS:
+        fitted.append(fit_linear_probe(*train, classes, strength=strength, start=fitted[-1] if fitted else None))
+    scores = [probe.score(*val) for probe in fitted]
+    best = max(range(len(fitted)), key=lambda k: (scores[k].top1, -scores[k].loss))
+    return fitted[best]
 
 
 def fit_linear_probe(
-    features: torch.Tensor, labels: torch.Tensor, classes: int, *, max_iterations: int = 200
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    *,
+    strength: float = 1.0,
+    start: LinearProbe | None = None,
+    max_iterations: int = 200,
 ) -> LinearProbe:
-    """Fit by L-BFGS, from zero, to convergence or ``max_iterations``.
+    """Fit by L-BFGS, from zero or from ``start``, to convergence or ``max_iterations``.
 
-    The objective is that of scikit-learn's ``LogisticRegression(C=1)``: summed cross-entropy + |weight|^2 / 2. On the
-    CPU it is computed in double precision, on a GPU in single.
+    The objective is that of scikit-learn's ``LogisticRegression(C=strength)``: summed cross-entropy + |weight|^2 / 2C.
+    On the CPU it is computed in double precision, on a GPU in single.
     """
     x = features.double() if features.device.type == "cpu" else features.float()
-    mean, scale = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
-    x = (x - mean) / scale
+    x, mean, scale = _standardised(x)
     labels = labels.to(x.device)
-    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
+    weight, bias = _zeros(classes, x)
+    if start is not None:
+        weight.data.copy_(start.weight)
+        bias.data.copy_(start.bias)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=max_iterations, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight.T + bias, labels) + weight.square().sum() / (2 * len(x))
+        penalty = weight.square().sum() / (2 * strength * len(x))
+        loss = F.cross_entropy(x @ weight.T + bias, labels) + penalty
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return LinearProbe(mean, scale, weight.detach(), bias.detach())
+    return LinearProbe(mean, scale, weight.detach(), bias.detach(), strength)
 
 
-def nearest_accuracy(
-    gallery: torch.Tensor, gallery_labels: torch.Tensor, queries: torch.Tensor, query_labels: torch.Tensor
-) -> float:
-    """Share of ``queries`` [m, F] whose nearest row of ``gallery`` [n, F], by cosine, has their label."""
-    gallery = F.normalize(gallery.float(), dim=1)
-    hits = 0
+def fit_sgd_probe(features: torch.Tensor, labels: torch.Tensor, classes: int, settings: ProbeSettings) -> LinearProbe:
+    """A linear layer on standardised features by SGD with momentum 0.9, without augmentation or weight decay.
+
+    Batches are drawn anew each epoch; the rate, ``probe_lr * probe_batch_size / 256``, falls to 0 on a cosine, step by
+    step (as in linear probing of MAE, arXiv:2111.06377, whose BatchNorm before the layer standardises as well).
+    """
+    x, mean, scale = _standardised(features.float())
+    labels = labels.to(x.device)
+    weight, bias = _zeros(classes, x)
+    size = settings.probe_batch_size
+    optimizer = torch.optim.SGD([weight, bias], lr=settings.probe_lr * size / 256, momentum=0.9)
+    steps = settings.probe_epochs * -(-len(x) // size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    order = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        for _ in range(settings.probe_epochs):
+            for rows in torch.randperm(len(x), generator=order).to(x.device).split(size):
+                optimizer.zero_grad()
+                F.cross_entropy(x[rows] @ weight.T + bias, labels[rows]).backward()
+                optimizer.step()
+                schedule.step()
+    return LinearProbe(mean, scale, weight.detach(), bias.detach(), None)
+
+
+def _standardised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``x`` [n, F] less its mean, over its deviation; mean, deviation [F]."""
+    mean, scale = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
+    return (x - mean) / scale, mean, scale
+
+
+def _zeros(classes: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [C, F] and bias [C] to be fitted, of the type of ``x`` [n, F]."""
+    weight, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)
+    return weight.requires_grad_(True), bias.requires_grad_(True)
+
+
+# ---- nearest neighbours
+
+
+def knn_accuracy(
+    bank: torch.Tensor,
+    bank_labels: torch.Tensor,
+    queries: torch.Tensor,
+    query_labels: torch.Tensor,
+    *,
+    k: int = 1,
+    temperature: float = TEMPERATURE,
+) -> tuple[float, float | None]:
+    """Top-1 and top-5 accuracy of ``queries`` [m, F] by their ``k`` nearest rows of ``bank`` [n, F], by cosine.
+
+    Each neighbour votes for its label with the weight exp(cosine / temperature) (Wu et al. 2018, arXiv:1805.01978,
+    section 3.4); a class without a vote is never among the five.
+    """
+    bank = F.normalize(bank.float(), dim=1)
+    bank_labels, query_labels = bank_labels.to(bank.device), query_labels.to(bank.device)
+    classes = int(max(bank_labels.max(), query_labels.max())) + 1
+    hits, hits5 = 0.0, 0.0
     for rows, labels in zip(F.normalize(queries.float(), dim=1).split(_ROWS), query_labels.split(_ROWS), strict=True):
-        nearest = gallery_labels[(rows @ gallery.T).argmax(1).to(gallery_labels.device)]
-        hits += int((nearest == labels).sum())
-    return hits / len(query_labels)
+        near = (rows.to(bank.device) @ bank.T).topk(min(k, len(bank)), dim=1)
+        weights = ((near.values - near.values[:, :1]) / temperature).exp()
+        votes = weights.new_zeros(len(rows), classes).scatter_add_(1, bank_labels[near.indices], weights)
+        hits += (votes.argmax(1) == labels).sum().item()
+        hits5 += (_top5(votes.log(), labels) or 0) * len(rows)
+    return hits / len(query_labels), hits5 / len(query_labels) if classes > 5 else None
 
 
-def few_shot_accuracy(
+def few_shot_accuracies(
     features: torch.Tensor,
     labels: torch.Tensor,
     shots: int,
@@ -84,8 +210,8 @@ def few_shot_accuracy(
     *,
     queries: torch.Tensor | None = None,
     query_labels: torch.Tensor | None = None,
-) -> float:
-    """Nearest-neighbour accuracy by cosine with ``shots`` labelled rows a class, the mean over ``draws`` drawings.
+) -> np.ndarray:
+    """Nearest-neighbour accuracy by cosine with ``shots`` labelled rows a class -> float64 [draws].
 
     Args:
         features: [n, F], rows to draw the labelled ones from.
@@ -111,5 +237,5 @@ def few_shot_accuracy(
             asked, answers = features[rest], labels[rest]
         else:
             asked, answers = queries, query_labels
-        accuracies.append(nearest_accuracy(features[drawn], labels[drawn], asked, answers))
-    return float(np.mean(accuracies))
+        accuracies.append(knn_accuracy(features[drawn], labels[drawn], asked, answers)[0])
+    return np.array(accuracies)

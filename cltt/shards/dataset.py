@@ -42,7 +42,7 @@ class ShardDataset(_ClipTable):
     def __init__(self, path: str | os.PathLike[str], *, io_patience: float = IO_PATIENCE) -> None:
         self.path = Path(path)
         self.patience = Patience(io_patience)
-        index = format.read_index(self.path, self.patience)
+        index = checks.read_index(self.path, self.patience)
         self.num_frames: int = index["counts"]["frames"]
         self.num_clips: int = index["counts"]["clips"]
         self.fingerprint: str = index["fingerprint"]

@@ -71,7 +71,7 @@ def verify_shards(
     """
     folder = Path(path)
     root = None if source_dir is None else scan.check_root(source_dir)
-    index = format.read_index(folder)
+    index = checks.read_index(folder)
     damages = list(_index_damages(folder, index))
     if any(damage.name in format.INDEX_FILES for damage in damages):
         return damages  # without the index there is no telling what a frame should be

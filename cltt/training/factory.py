@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -13,18 +12,20 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cltt import checkpoint, distributed
+from cltt import distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 from cltt.distributed import RankInfo
-from cltt.errors import SettingsError
+from cltt.errors import CLTTError, SettingsError
+from cltt.evaluation import results
 from cltt.evaluation.evaluator import Evaluator
-from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
 from cltt.loss.infonce import TemporalInfoNCE
+from cltt.metrics import History
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import synchronise
+from cltt.models.weights import misfit, read_weights
 from cltt.sampling.windows import WindowIndex
 from cltt.sets.locate import locate_shards
 from cltt.shards.dataset import ShardDataset
@@ -33,7 +34,6 @@ from cltt.training.progress import show
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver, Trainer
 
-EVALUATION_FILE = "evaluation.json"
 # torch 2.13 has a new name for "broadcast the buffers before every forward pass"
 _NEW_NAME = "forward_sync_buffers"
 _SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
@@ -177,9 +177,9 @@ def build_trainer(
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model)
     if weights is not None:
-        load_weights(model, Path(weights))
+        loaded = load_weights(model, Path(weights))
         if info.is_main:
-            print(f"starting from the weights of {checkpoint.resolve(Path(weights))}", flush=True)
+            print(f"starting from the weights of {loaded}", flush=True)
     wrapped = prepare_model(model, settings.run, device, info)
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
     identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
@@ -196,29 +196,41 @@ def build_trainer(
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
         mask_overlaps=settings.model.mask_overlaps,
-        evaluate=None if settings.log.eval_data is None else _evaluation(settings, model.encoder, evaluator),
+        evaluate=None
+        if settings.log.eval_data is None
+        else _evaluation(settings, model.encoder, evaluator, listeners.get("history")),
         eval_every=settings.log.eval_every,
         **listeners,
     )
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load the weights of the checkpoint at ``path`` (a file, or a run's folder: its newest) into ``model``."""
-    file = checkpoint.resolve(path)
-    state = checkpoint.load(file)
-    checkpoint.require_parts(file, state, model=dict)
-    try:
-        model.load_state_dict(state["model"])
-    except (RuntimeError, TypeError, AttributeError) as error:  # the last two: what is there is no tensor, or no name
-        was = checkpoint.settings_of(file, state)["model"]
+def load_weights(model: ContrastiveModel, path: Path) -> str:
+    """Load the weights in ``path`` into ``model``; returns what was loaded.
+
+    ``path`` is what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as a whole. Of other
+    files the encoder must; a head that is not there, or is of another kind, is left as it is in ``model``, and said.
+    Raises SettingsError, naming tensors, for what does not fit.
+    """
+    weights = read_weights(path)
+    wrong = misfit(model.encoder.state_dict(), weights.encoder)
+    head_wrong = misfit(model.head.state_dict(), weights.head or {})
+    if wrong or (head_wrong and weights.origin == "run"):
+        proj_dim = weights.saved["settings"]["model"]["proj_dim"] if weights.saved else None
+        of = f" with proj_dim {proj_dim}" if proj_dim else ""
         raise SettingsError(
-            f"the weights in {path} are of backbone {was['backbone']} with proj_dim {was['proj_dim']}; give the same "
-            f"--backbone and --proj-dim ({str(error).splitlines()[0]})"
-        ) from error
+            f"the weights in {path} are of backbone {weights.backbone}{of}; give the same --backbone and --proj-dim "
+            f"({wrong or head_wrong})"
+        )
+    model.encoder.load_state_dict(weights.encoder)
+    if not head_wrong and weights.head is not None:
+        model.head.load_state_dict(weights.head)
+        return str(weights.path)
+    why = f"its head is of another kind ({head_wrong})" if weights.head else "it has no projection head"
+    return f"{weights.path}: its encoder; {why}, so the head starts anew"
 
 
 def _evaluation(
-    settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None
+    settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None, history: History | None
 ) -> Callable[[], dict[str, float]]:
     """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
 
@@ -226,17 +238,20 @@ def _evaluation(
     """
 
     def evaluate() -> dict[str, float]:
-        assert evaluator is not None
+        assert evaluator is not None and history is not None  # rank 0 has both
         try:
             result = evaluator(encoder)
             show(result.describe())
         except Exception as error:
             show(f"warning: no evaluation this time: {error}; training goes on")
             return {}
+        name = f"in training, epoch {history.epoch}"
         try:
-            replace_file(settings.run_dir / EVALUATION_FILE, json.dumps(result.to_dict(), indent=1).encode())
-        except OSError as error:
-            show(f"warning: cannot write {settings.run_dir / EVALUATION_FILE}: {error.strerror}")
+            results.add_json(
+                settings.run_dir, {"checkpoint": name, "epoch": history.epoch, "step": 0, **result.to_dict()}
+            )
+        except (OSError, CLTTError) as error:
+            show(f"warning: cannot write {settings.run_dir / results.JSON_FILE}: {error}")
         return result.row()
 
     return lambda: distributed.from_main(evaluate)

@@ -18,6 +18,7 @@ from cltt.config import RunSettings, TrainSettings, differences
 from cltt.distributed import RankInfo
 from cltt.errors import BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
 from cltt.evaluation.evaluator import Evaluator
+from cltt.evaluation.parts import seen_in_training
 from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.metrics import History, is_ours_to_replace
@@ -72,6 +73,8 @@ def _train(
             stack.enter_context(in_use(shards, settings.run_dir))
 
     dataset = open_dataset(settings.data, info, fingerprint=fingerprint, on_located=hold)
+    if evaluator is not None:
+        _warn_of_known_clips(evaluator, dataset, settings)
     loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
     stack.enter_context(loader)
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
@@ -170,7 +173,8 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
     state = checkpoint.load(path)
     parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
     checkpoint.require_parts(path, state, fingerprint=str, **parts)
-    differ = differences(checkpoint.settings_of(path, state), settings.to_dict())
+    saved = checkpoint.settings_of(path, state)
+    differ = differences(saved, settings.to_dict())
     now = data_identity(dataset, settings)
     if state["fingerprint"] != now["fingerprint"]:
         differ.append(f"the shards' fingerprint is {now['fingerprint']} and was {state['fingerprint']}")
@@ -190,6 +194,7 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
         raise DataError(f"checkpoint {path} cannot be gone on from: {words or type(error).__name__}") from error
     if distributed.world().is_main:
         say(f"resuming from {path}")
+        _say_changes(saved, settings)
 
 
 def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:
@@ -251,4 +256,21 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
                 Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
             )
         )
+    for note in opened[0].data.notes if opened else ():
+        say(f"note: evaluation data: {note}")
     return opened[0] if opened else None
+
+
+def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: TrainSettings) -> None:
+    """A line where --eval-data asks about clips that are trained on."""
+    _, clips = dataset.training_clips(settings.data.split, settings.data.clips)
+    warning = seen_in_training(evaluator.data.parts, dataset.fingerprint, clips)
+    if warning:
+        say(f"warning: {warning}")
+
+
+def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
+    """A line for what a resumed run may change, but what its records then are no longer all of."""
+    was, now = before.get("log", {}).get("eval_data"), settings.log.eval_data
+    if was != now:
+        say(f"note: --eval-data is {now} and was {was}: earlier evaluations of this run are of that")

@@ -79,11 +79,11 @@ def check_writable(path: Path, flag: str) -> None:
             raise PermissionError(errno.EACCES, f"no permission to write to {existing}")
 
 
-def check_save_path(path: Path) -> None:
-    """Raise SettingsError before any work if a picture cannot be saved as ``path``."""
+def check_save_path(path: Path, flag: str = "--save-path") -> None:
+    """Raise SettingsError before any work if a picture cannot be saved as ``path``, which ``flag`` asks for."""
     if path.suffix.lower() not in SUFFIXES:
         raise SettingsError(f"cannot save a picture as {path.name!r}; its ending must be one of {', '.join(SUFFIXES)}")
-    check_writable(path, "--save-path")
+    check_writable(path, flag)
     if path.is_dir():
         raise SettingsError(f"{path} is a folder; give the file name of the picture")
 

@@ -1,7 +1,8 @@
 """A static gallery of a data set: a page that opens from disk, with filmstrips of clips and the windows of one batch.
 
 ``index.html`` holds the page and the facts of every clip; ``strips/`` one sprite sheet a clip, ``batch/`` one picture a
-window. The page loads a sheet only when it is scrolled into view, so thousands of clips stay usable.
+window, ``neighbours/`` one script a clip with the frames of other clips that lie nearest. The page loads a sheet only
+when it is scrolled into view, and a script when a frame is clicked, so thousands of clips stay usable.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cltt.errors import FrameError, SettingsError
 from cltt.files.regular import is_regular
 from cltt.shards.folder import Dataset
 from cltt.text import printable
+from cltt.visualize.embeddings import Embeddings, neighbours_of_frames
 from cltt.visualize.figures import check_writable, writing
 from cltt.visualize.views import Ids, Pixels, WindowView, clip_name
 
@@ -34,23 +36,35 @@ BATCH_SIDE = 112  # pixels, side of a frame on the batch pages
 JPEG_QUALITY = 75
 FOLDER_SIZE = 1000  # sheets a folder
 MARKER = "cltt gallery"
-FOLDERS = ("strips", "batch")
+NEIGHBOURS = 8  # shown of a frame
+BANK = 20_000  # frames among which they are looked for: half a minute for the budget of thumbs
+FOLDERS = ("strips", "batch", "neighbours")
 THREADS = 4
 
 
 def write_gallery(
-    dataset: Dataset, out: Path, settings: WindowSettings, clips: Ids, batch: WindowView | None, batch_title: str
+    dataset: Dataset,
+    out: Path,
+    settings: WindowSettings,
+    clips: Ids,
+    batch: WindowView | None,
+    batch_title: str,
+    embeddings: Embeddings | None = None,
 ) -> Path:
     """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
 
-    Raises SettingsError if ``out`` holds anything else or cannot be written.
+    With ``embeddings`` a click on a frame shows the nearest ones of other clips.
+
+    Raises SettingsError if ``out`` holds anything else or cannot be written, or the embeddings are of other clips.
     """
     check_gallery_folder(out)
+    scripts = [] if embeddings is None else _neighbour_scripts(dataset, clips, embeddings)
     facts = {
         "columns": COLUMNS,
         "settings": asdict(settings),
         "labels": dataset.label_names,
         "clips": _clip_facts(dataset, clips),
+        "neighbours": embeddings is not None,
         "batch": None if batch is None else {"title": batch_title, "rows": _batch_facts(batch)},
     }
     with writing(out, "--out"):
@@ -58,6 +72,10 @@ def write_gallery(
         _write_strips(dataset, clips, out / "strips")
         if batch is not None:
             _write_batch(batch, out / "batch")
+        for number, script in enumerate(scripts):
+            path = out / neighbours_path(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(script, encoding="utf-8")
         return _write_page(out, facts)
 
 
@@ -107,6 +125,28 @@ def thumb_times(length: int, clips: int) -> Ids:
 def strip_path(number: int) -> str:
     """Path of the sheet of the ``number``-th clip shown, relative to the gallery."""
     return f"strips/{number // FOLDER_SIZE:03d}/{number:06d}.jpg"
+
+
+def neighbours_path(number: int) -> str:
+    """Path of the script with the neighbours of the ``number``-th clip's frames, relative to the gallery."""
+    return f"neighbours/{number // FOLDER_SIZE:03d}/{number:06d}.js"
+
+
+def _neighbour_scripts(dataset: Dataset, clips: Ids, embeddings: Embeddings) -> list[str]:
+    """One a clip: ``neighbours(clip, [[[clip, thumb, cosine], ...] a thumb])``; a page from disk may load no other."""
+    lengths = dataset.clip_lengths[clips]
+    times = [thumb_times(int(length), len(clips)) for length in lengths]
+    names = [clip_name(dataset, clip) for clip in clips.tolist()]
+    spacing = [length / len(chosen) for length, chosen in zip(lengths.tolist(), times, strict=True)]
+    found = neighbours_of_frames(embeddings, names, times, spacing, k=NEIGHBOURS, bank=BANK)
+    scripts = []
+    for number, (near_clips, places, cosines) in enumerate(found):
+        rows = [
+            [[clip, place, round(cosine, 3)] for clip, place, cosine in zip(*columns, strict=True) if clip >= 0]
+            for columns in zip(near_clips.tolist(), places.tolist(), cosines.tolist(), strict=True)
+        ]
+        scripts.append(f"neighbours({number}, {json.dumps(rows, separators=(',', ':'))});\n")
+    return scripts
 
 
 def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:

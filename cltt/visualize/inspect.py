@@ -20,7 +20,7 @@ from cltt.shards import damage
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.text import counted, printable_lines
-from cltt.visualize import figures, gallery, stats, stats_page, views, windows
+from cltt.visualize import embeddings, figures, gallery, stats, stats_page, views, windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +43,12 @@ class LookSettings:
         type=str,
     )
     out: str | None = setting(None, "folder for the gallery (html)", type=str)
+    embeddings: str | None = setting(
+        None,
+        "features of these clips, as cltt evaluate --embeddings writes them: a click on a frame lists the nearest ones "
+        "of other clips (html)",
+        type=str,
+    )
     json: bool = setting(False, "print JSON instead of lines to read")
     sample_idx: int = setting(0, "window to show (sample)", within=(0, MANY * MANY))
     batch_sampling: str = setting(
@@ -78,6 +84,7 @@ class LookSettings:
     def __post_init__(self) -> None:
         check_fields(self)
         require(self.mode != "html" or self.out is not None, "mode html needs --out, the folder for the gallery")
+        require(self.mode == "html" or self.embeddings is None, "embeddings go into the gallery; give --mode html")
 
 
 class Inspection:
@@ -227,7 +234,8 @@ def write_html(made: Inspection) -> int:
     index, _ = made.index()
     ids, title = made.batch_ids(index)
     view = views.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
-    page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title)
+    features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
+    page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title, features)
     text = [*views.damaged_lines(view.facts()), f"wrote {page}: open it in a browser"]
     emit({**made.size_facts(split), "page": str(page)}, "\n".join(text), made.look.json)
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cltt import ShardDataset, build_shards
-from cltt.distributed import RankInfo
+from cltt.distributed.identity import RankInfo
 from cltt.errors import FrameError
 from cltt.evaluation.datasets import open_labelled
 from cltt.shards import format

@@ -117,11 +117,12 @@ def test_inspecting_a_list_of_clips(shards: Path, tmp_path: Path, capsys: pytest
 
 def test_evaluation_takes_the_clips_of_a_list(shards: Path, tmp_path: Path) -> None:
     from cltt.errors import SettingsError
-    from cltt.evaluation.datasets import open_labelled
+    from cltt.evaluation.datasets import LabelledSettings, open_labelled
 
     (tmp_path / "list.txt").write_text("a\nb/two\n")
+    listed = LabelledSettings(clips=str(tmp_path / "list.txt"))
     everything = sum(len(part.labels) for part in open_labelled(shards).parts.values())
-    picked = sum(len(part.labels) for part in open_labelled(shards, str(tmp_path / "list.txt")).parts.values())
+    picked = sum(len(part.labels) for part in open_labelled(shards, listed).parts.values())
     assert everything == 152 and picked == 101
     with pytest.raises(SettingsError, match="--clips picks clips of shards"):
-        open_labelled(tmp_path, str(tmp_path / "list.txt"))
+        open_labelled(tmp_path, listed)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +25,8 @@ from cltt.shards.folder import FolderDataset
 from cltt.visualize import gallery as gallery_module
 from cltt.visualize import views
 from tests.helpers import data
+from tests.helpers.browser import browse, needs_browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (chromium, chromium-browser, google-chrome)")
 LENGTHS = {"a/one": 20, "b/<i>two</i> & more": 33, "c/short": 3, **{f"d/{k:02d}": 10 for k in range(20)}}
 WINDOWS = {"window_size": 3, "frame_step": 4, "window_stride": 2}
 
@@ -152,54 +148,6 @@ def test_a_damaged_frame_leaves_a_grey_thumb(folder: Path, tmp_path: Path) -> No
 
 
 # ---- in a browser
-
-
-class Page(HTMLParser):
-    """Marked frames by clip, and the rest of what the tests look for, out of a dumped page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.frames: dict[int, list[int]] = {}
-        self.boxes: dict[int, list[list[float]]] = {}
-        self.windows: list[int] = []
-        self.images: list[str] = []
-        self.text: dict[str, str] = {}
-        self._clip, self._id = -1, ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        values = {name: value or "" for name, value in attributes}
-        self._id = values.get("id", "")
-        if "data-clip" in values:
-            self._clip = int(values["data-clip"])
-            self.frames[self._clip], self.boxes[self._clip] = [], []
-        if "data-frame" in values:
-            self.frames[self._clip].append(int(values["data-frame"]))
-            self.boxes[self._clip].append([float(part) for part in re.findall(r"[\d.]+(?=%)", values["style"])])
-        if "data-window" in values:
-            self.windows.append(int(values["data-window"]))
-        if tag == "img":
-            self.images.append(values["src"])
-
-    def handle_data(self, data: str) -> None:
-        if self._id:
-            self.text[self._id] = self.text.get(self._id, "") + data
-
-    def handle_endtag(self, tag: str) -> None:
-        self._id = ""
-
-
-def browse(tmp_path: Path, page: Path, address: str = "", events: str = "") -> Page:
-    """The page as Chromium has it after running ``events`` (JavaScript at the page's end)."""
-    if events:
-        page.with_name("test.html").write_text(page.read_text().replace("</body>", f"<script>{events}</script></body>"))
-        page = page.with_name("test.html")
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom"]
-    done = subprocess.run([*command, page.as_uri() + address], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return Page(done.stdout)
 
 
 def move(name: str, value: int | str) -> str:

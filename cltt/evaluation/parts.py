@@ -1,0 +1,136 @@
+"""Which images are train, val and test: whole groups of them, so that neighbouring frames never lie on both sides.
+
+A group is a clip of shards, what ``--group-from`` makes of a path (a session, an object), or an image by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cltt.build.labels import Rule, labeller, table_rows
+from cltt.errors import SettingsError
+from cltt.evaluation.images import Images, ShardSource
+from cltt.text import shorten
+
+PARTS = ("train", "val", "test")
+SPLIT_SHARES = (0.6, 0.2, 0.2)
+VAL_SHARE = 0.1
+SPLIT_SEED = 20
+
+
+# ---- labels and groups by path
+
+
+def path_rule(rule: str, flag: str) -> Rule:
+    """A function from a path to its label or group (None: none), by a rule as the build of shards takes it.
+
+    ``csv:FILE`` may also be a table of tabs, hold more than two columns, and give file names without their folders.
+    SettingsError, naming ``flag``, for a rule that cannot work.
+    """
+    return labeller(rule, flag, lambda table: _path_table(table, flag))
+
+
+def first_of(rules: Sequence[Rule]) -> Rule:
+    """What the first rule that fits a path makes of it."""
+    return lambda path: next((found for rule in rules if (found := rule(path)) is not None), None)
+
+
+def _path_table(table: str, flag: str) -> Rule:
+    names: dict[str, str] = {}
+    for line, row in table_rows(table, flag, [["path", "label"], ["path", "group"]], tabs=True):
+        if len(row) < 2:
+            raise SettingsError(f"{flag}: {table!r} must have two columns, path and name; line {line} has {len(row)}")
+        if names.setdefault(row[0].strip("/"), row[1]) != row[1]:
+            raise SettingsError(f"{flag}: {table!r}, line {line}: {shorten(row[0], 60)!r} has another name above")
+    return lambda path: names.get(path, names.get(path.rpartition("/")[2]))
+
+
+# ---- parts
+
+
+def split_all(images: Images) -> dict[str, Images]:
+    """Train, val and test, 60, 20 and 20% of the groups of each class.
+
+    Where groups hold images of several classes, of all groups. A class, or the whole, of fewer than three groups goes
+    to train.
+    """
+    groups = _Groups(images)
+    part = np.zeros(len(groups.strata), np.int64)
+    for members in groups.shuffled():
+        if len(members) >= len(PARTS):
+            val, test = (max(round(share * len(members)), 1) for share in SPLIT_SHARES[1:])
+            part[members[-val - test : -test]], part[members[-test:]] = 1, 2
+    return by_part(images, part[groups.of_image])
+
+
+def by_part(images: Images, part: np.ndarray) -> dict[str, Images]:
+    """The images of each part that has any; ``part`` int64 [n] counts PARTS, -1: none."""
+    found = {name: images.take(part == number) for number, name in enumerate(PARTS)}
+    return {name: piece for name, piece in found.items() if len(piece)}
+
+
+def held_out(train: Images) -> np.ndarray | None:
+    """Which of ``train`` are to be its val part, bool [n]: a tenth of the groups, spread evenly over the classes.
+
+    No class loses its last group; None where so there is nothing to hold out.
+    """
+    groups = _Groups(train)
+    classes = groups.shuffled()
+    quota = np.array([VAL_SHARE * len(members) for members in classes])
+    taken = np.minimum(quota.astype(int), [len(members) - 1 for members in classes])
+    wanted = max(1, round(VAL_SHARE * len(groups.strata)))
+    for place in np.argsort(taken - quota, kind="stable"):
+        if taken.sum() < wanted and taken[place] < len(classes[place]) - 1:
+            taken[place] += 1
+    if not taken.any():
+        return None
+    chosen = np.concatenate([members[:count] for members, count in zip(classes, taken, strict=True)])
+    return np.isin(groups.of_image, chosen)
+
+
+class _Groups:
+    """The groups of some images, in order of their numbers.
+
+    Attributes:
+        of_image: int64 [n], place of each image's group.
+        strata: int64 [groups], the class of each group; 0 for all if a group holds images of several.
+    """
+
+    def __init__(self, images: Images) -> None:
+        _, first, self.of_image = np.unique(images.groups, return_index=True, return_inverse=True)
+        strata = images.labels[first]
+        pure = (strata[self.of_image] == images.labels).all()
+        self.strata = strata if pure else np.zeros_like(strata)
+
+    def shuffled(self) -> list[np.ndarray]:
+        """The groups of each stratum, by a fixed permutation."""
+        found = []
+        for stratum in np.unique(self.strata):
+            members = np.flatnonzero(self.strata == stratum)
+            state = np.random.SeedSequence([SPLIT_SEED, int(stratum)]).generate_state(len(members), np.uint64)
+            found.append(members[np.argsort(state)])
+        return found
+
+
+def thin(images: Images, most: int) -> Images:
+    """At most ``most`` of ``images``, evenly spread (0: all)."""
+    if most == 0 or len(images) <= most:
+        return images
+    return images.take(np.linspace(0, len(images) - 1, most).astype(np.int64))
+
+
+def seen_in_training(parts: dict[str, Images], fingerprint: object, clips: np.ndarray) -> str:
+    """What to warn of where test images lie in ``clips`` (ids) of shards of ``fingerprint``; empty if they do not."""
+    asked = next((part for part in ("test", "val") if part in parts), None)
+    source = next(iter(parts.values())).source
+    if asked is None or not isinstance(source, ShardSource) or source.dataset.fingerprint != fingerprint:
+        return ""
+    seen = int(np.isin(source.dataset.clip_of(parts[asked].ids), clips).sum())
+    if not seen:
+        return ""
+    return (
+        f"{seen:,} of the {len(parts[asked]):,} {asked} images are of clips that the encoder is trained on, so this "
+        "is no test of new clips; build the shards with --splits, and train on train"
+    )

@@ -1,0 +1,147 @@
+"""``cltt export CHECKPOINT OUT``: a trained encoder for other programs, with a card that says what it is.
+
+OUT ends in .pth (a state dict for ``torch.load``) or .safetensors. Its names are torchvision's, so that it loads with
+``strict=True`` into ``torchvision.models.resnet18()``, say, once that model's ``fc`` (of a Swin: ``head``) is an
+``Identity``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cltt import cli
+from cltt.errors import SettingsError
+from cltt.files.atomic import check_writable, file_sha256, replace_file
+from cltt.files.regular import check_path
+from cltt.models.weights import EXTRA, SAFETENSORS, State, Weights, empty_encoder, read_weights
+from cltt.text import printable
+
+SUFFIXES = (".pth", SAFETENSORS)
+
+
+def export(checkpoint: Path, out: Path, *, head: bool = False) -> list[Path]:
+    """Write the encoder in ``checkpoint`` (or the newest of a run's folder) to ``out``, and a card beside it.
+
+    With ``head`` the projection head goes to a file of its own, NAME.head.pth beside NAME.pth, under the names of its
+    layers (``0.weight`` ...). Returns the files written.
+
+    Raises SettingsError for an ``out`` of another ending or that cannot be written, and what :func:`read_weights` does.
+    """
+    if out.suffix not in SUFFIXES:
+        raise SettingsError(f"cannot export to {out.name!r}; its ending must be {' or '.join(SUFFIXES)}")
+    check_path(out, "OUT")
+    if out.is_dir():
+        raise SettingsError(f"{out} is a folder; give the name of the file")
+    check_writable(out.parent, "give another place to export to")
+    weights = read_weights(checkpoint)
+    files: dict[Path, Mapping[str, torch.Tensor]] = {out: weights.build_encoder().state_dict()}
+    if head:
+        files[out.with_suffix(f".head{out.suffix}")] = weights.build_head().state_dict()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, state in files.items():
+        replace_file(path, _serialised(state, path.suffix, weights))
+    card = out.with_suffix(".md")
+    replace_file(card, model_card(weights, list(files)).encode())
+    return [*files, card]
+
+
+def _serialised(state: Mapping[str, torch.Tensor], suffix: str, weights: Weights) -> bytes:
+    own: State = {name: value.detach().clone().contiguous() for name, value in state.items()}
+    if suffix == SAFETENSORS:
+        try:
+            from safetensors.torch import save
+        except ImportError:
+            raise SettingsError(f"writing {SAFETENSORS} needs the package safetensors: {EXTRA}") from None
+        return bytes(save(own, {"backbone": weights.backbone, "normalise": weights.normalise}))
+    data = BytesIO()
+    torch.save(own, data)
+    return data.getvalue()
+
+
+# ---- the card
+
+
+def model_card(weights: Weights, files: list[Path]) -> str:
+    """Markdown: what the encoder is, how to load it, how it was trained, on what, and how far."""
+    lines = [f"# {weights.backbone}, from {printable(weights.path.name)}", ""]
+    lines += [f"- `{printable(path.name)}`: SHA-256 `{file_sha256(path)}`" for path in files]
+    features = empty_encoder(weights.backbone).feature_dim
+    size = f" [n, 3, {weights.image_size}, {weights.image_size}]" if weights.image_size else " [n, 3, S, S]"
+    lines += [f"- takes RGB{size}, {_PIXELS[weights.normalise]}; gives {features} features a frame"]
+    lines += [
+        f"- from a checkpoint of SHA-256 `{file_sha256(weights.path)}`",
+        "",
+        "```python",
+        *_loading(weights, files[0]),
+    ]
+    lines += ["```", ""]
+    saved = weights.saved
+    if not saved:
+        return "\n".join([*lines, f"Not trained here ({weights.origin}): its settings are not known.", ""])
+    lines += _training(saved["history"], weights) if isinstance(saved.get("history"), dict) else []
+    lines += [f"Data: shards of the fingerprint `{printable(str(saved.get('fingerprint')))}`.", ""]
+    lines += ["| setting | |", "|---|---|"]
+    for group in saved["settings"].values():
+        lines += [f"| {name} | {_cell(value)} |" for name, value in group.items()]
+    return "\n".join([*lines, ""])
+
+
+_PIXELS = {
+    "imagenet": "pixels from 0 to 1 less ImageNet's mean (0.485, 0.456, 0.406), over its deviation "
+    "(0.229, 0.224, 0.225)",
+    "none": "pixels from 0 to 1",
+}
+
+
+def _loading(weights: Weights, file: Path) -> list[str]:
+    read = f'safetensors.torch.load_file("{file.name}")' if file.suffix == SAFETENSORS else f'torch.load("{file.name}")'
+    return [
+        f"encoder = torchvision.models.{weights.backbone}()",
+        f"encoder.{'fc' if weights.backbone.startswith('resnet') else 'head'} = torch.nn.Identity()",
+        f"encoder.load_state_dict({read}, strict=True)",
+    ]
+
+
+def _training(history: Mapping[str, Any], weights: Weights) -> list[str]:
+    """Where the curves ended."""
+    lines = [
+        f"Trained for {history.get('epoch')} epochs and {history.get('step')} steps, "
+        f"{history.get('total_steps')} steps in all."
+    ]
+    for name, rows in (("training", history.get("train")), ("evaluation", history.get("evaluation"))):
+        if isinstance(rows, list) and rows:
+            lines.append(
+                f"Last {name}: " + ", ".join(f"{key} {_number(value)}" for key, value in rows[-1].items()) + "."
+            )
+    return [*lines, ""]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: Any) -> str:
+    return printable(str(value)).replace("|", "\\|")
+
+
+def main(argv: list[str] | None = None, prog: str = "python -m cltt.export") -> int:
+    """``python -m cltt.export`` and ``cltt export``."""
+    parser = cli.Parser(prog=prog, description="Write a trained encoder for other programs, and a card beside it.")
+    parser.add_argument("checkpoint", help="a checkpoint, or a run's folder: its newest", metavar="CHECKPOINT")
+    parser.add_argument("out", help="file to write: NAME.pth or NAME.safetensors (extra: safetensors)", metavar="OUT")
+    parser.add_argument("--head", action="store_true", help="also write the projection head, to NAME.head.pth")
+    args = parser.parse_args(argv)
+    for name in ("checkpoint", "out"):
+        check_path(getattr(args, name), name.upper())
+    for path in export(Path(args.checkpoint), Path(args.out), head=args.head):
+        print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, "python -m cltt.export")
