@@ -182,7 +182,10 @@ def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
 
 def test_no_wait_raises_what_says_who_builds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path("shards") / shards_name(str(folder.resolve() / "frames"), BuildSettings())
-    with locked(out / format.BUILD / "build.lock", make_folder=claim), pytest.raises(BusyError, match="is being built by process"):
+    with (
+        locked(out / format.BUILD / "build.lock", make_folder=claim),
+        pytest.raises(BusyError, match="is being built by process"),
+    ):
         located(capsys, no_wait=True)
 
 
