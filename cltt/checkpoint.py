@@ -112,8 +112,8 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
 def read(path: Path, patience: Patience | None = None) -> Any:
     """What any program saved with torch, onto the CPU: tensors and plain values; DataError if there is nothing intact.
 
-    Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes does not make
-    it a damaged one: it is tried again, by ``patience``.
+    Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes does not
+    make it a damaged one: it is tried again, by ``patience``.
     """
     if not path.is_file():
         raise DataError(f"no checkpoint at {path}")
