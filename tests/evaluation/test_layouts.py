@@ -40,9 +40,8 @@ def test_coil(data: str, objects: int, tmp_path: Path, monkeypatch: pytest.Monke
             write_image(tmp_path / data / f"obj{number}__{angle}.png")
     found = opened(data, tmp_path, monkeypatch)
     assert set(found.label_names) == {f"obj{k}" for k in range(1, objects + 1)}
-    assert {part: len(images) for part, images in found.parts.items()} == dict(
-        train=3 * objects, val=objects, test=objects
-    )
+    sizes = {part: len(images) for part, images in found.parts.items()}
+    assert sizes == {"train": 3 * objects, "val": objects, "test": objects}
 
 
 def test_core50_by_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
