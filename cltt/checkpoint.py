@@ -104,7 +104,7 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     state = read(path, patience)
     version = state.get("version") if isinstance(state, dict) else None
     if type(version) is not int or version != VERSION:
-        found = shorten(str(version), 30)
+        found = shorten(repr(version).partition("\n")[0], 30)
         raise DataError(f"checkpoint {path} has version {found}; this program reads version {VERSION}")
     return dict(state)
 
@@ -112,8 +112,8 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
 def read(path: Path, patience: Patience | None = None) -> Any:
     """What any program saved with torch, onto the CPU: tensors and plain values; DataError if there is nothing intact.
 
-    Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes does not
-    make it a damaged one: it is tried again, by ``patience``.
+    Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes is tried
+    again, by ``patience``.
     """
     if not path.is_file():
         raise DataError(f"no checkpoint at {path}")
@@ -244,9 +244,10 @@ class CheckpointStore:
         """Save ``state`` as the newest checkpoint; returns its path at once, the file appears when it is whole."""
         copy = to_cpu(state)
         self.wait()
-        self._newest = self.folder / checkpoint_name(epoch, step), copy
+        path = self.folder / checkpoint_name(epoch, step)
+        self._newest = path, copy
         self._start_writing()
-        return self._newest[0]
+        return path
 
     def wait(self) -> None:
         """Return when the last ``save`` is on disk, or has failed."""

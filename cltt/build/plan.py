@@ -57,7 +57,7 @@ class Plan:
 
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:
-        """One ``_planning.PLAN_DTYPE`` record a frame and one behind the last; memory-mapped."""
+        """One ``plan_writer.PLAN_DTYPE`` record a frame and one behind the last; memory-mapped."""
         import numpy as np
 
         return np.load(self.folder / format.FRAMES, mmap_mode="r")

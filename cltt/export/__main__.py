@@ -1,7 +1,8 @@
 """``cltt export CHECKPOINT OUT``: a trained encoder for other programs, with a card that says what it is.
 
-OUT ends in .pth (a state dict for ``torch.load``) or .safetensors. Its names are torchvision's: it loads with
-``strict=True`` into ``torchvision.models.resnet18()`` once that model's ``fc`` (a Swin's ``head``) is an ``Identity``.
+OUT ends in .pth (a state dict for ``torch.load``) or .safetensors. Its names are torchvision's, so that it loads with
+``strict=True`` into ``torchvision.models.resnet18()``, say, once that model's ``fc`` (of a Swin: ``head``) is an
+``Identity``.
 """
 
 from __future__ import annotations
