@@ -13,8 +13,9 @@ from torch import nn
 
 from cltt import checkpoint
 from cltt.config import DataSettings, ModelSettings
-from cltt.evaluation.evaluator import load_encoder
 from cltt.metrics import History
+from cltt.models.contrastive import ContrastiveModel
+from cltt.models.weights import read_weights
 from cltt.training.factory import load_weights
 from tests.fuzz.contract import Rng, attempt, demand, spoil, spoil_tree
 
@@ -25,7 +26,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
         self._run = folder / "run"
-        self._model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self._model = ContrastiveModel(nn.Linear(3, 4), nn.BatchNorm1d(4))
         settings = {
             "model": dataclasses.asdict(ModelSettings()),
             "data": dataclasses.asdict(DataSettings(shards="x")),
@@ -72,7 +73,7 @@ class Checkpoints:
         attempt(lambda: load_weights(self._model, path))
         attempt(lambda: load_weights(self._model, self._run))
         if rng.random() < BUILDS_AN_ENCODER:
-            attempt(lambda: load_encoder(path))
+            attempt(lambda: read_weights(path).build_encoder())
         if state is not None:
             attempt(lambda: checkpoint.require_parts(path, state, history=dict))
             if isinstance(state.get("history"), dict):
