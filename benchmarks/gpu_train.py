@@ -18,7 +18,7 @@ from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
 
 if TYPE_CHECKING:
-    from benchmarks.gpu import Bench
+    from benchmarks.gpu_record import Bench
 
 Figure = tuple[str, Any, str]
 LOSS_FRAMES = 10_240

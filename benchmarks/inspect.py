@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import harness
 from cltt import build_shards, cli
-from cltt.shards import format
+from cltt.shards import checks, format
 from tests.helpers import data
 
 FRAMES, CLIP_LENGTH = 10_000_000, 250
@@ -58,7 +58,7 @@ def clip_rows(clips: int) -> np.ndarray:
 
 def publish_index(out: Path, frames: int, clips: int) -> None:
     """Bring counts and sizes in ``index.json`` up to what the files now hold."""
-    index = format.read_index(out)
+    index = checks.read_index(out)
     index["counts"].update(frames=frames, clips=clips)
     for name in format.INDEX_FILES:
         index["files"][name]["size"] = (out / name).stat().st_size

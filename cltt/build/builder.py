@@ -34,7 +34,7 @@ from cltt.files import atomic, owned
 from cltt.files.locks import locked_in
 from cltt.files.patience import IO_PATIENCE, MAX_PATIENCE, Patience
 from cltt.files.regular import check_path, is_regular
-from cltt.shards import format
+from cltt.shards import checks, format
 from cltt.source.image import MAX_PIXELS
 from cltt.text import counted, say, shorten
 
@@ -162,6 +162,8 @@ def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
 def _settings(**given: Any) -> dict[str, Any]:
     """The checked settings as they are kept with the shards; tables count by their contents."""
     settings = dataclasses.asdict(BuildSettings(**given))
+    for name in ("fps", "max_gap"):
+        settings[name] = None if settings[name] is None else float(settings[name])  # 5 and 5.0 are one setting
     labels.check_rules(settings)
     for name, digest in labels.TABLES.items():
         kind, _, file = (settings[name] or "").partition(":")
@@ -205,7 +207,7 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
     """The report of the complete set in ``out``, None if there is none; SettingsError if it is of another kind."""
     if not (out / format.INDEX).exists():
         return None
-    index = format.read_index(out)
+    index = checks.read_index(out)
     if differences := _differences(settings, root, index["settings"], index["root_dir"]):
         raise SettingsError(f"{out} holds other shards ({differences}); use --overwrite or another folder")
     return dataclasses.replace(built_report(out, index), already_complete=True)

@@ -27,7 +27,7 @@ from cltt.files.atomic import check_writable, replace_file
 from cltt.files.locks import holder
 from cltt.files.patience import Patience
 from cltt.sets.record import Source, describe, differences, read_source, to_json
-from cltt.shards import format
+from cltt.shards import checks, format
 from cltt.source.scan import check_root
 from cltt.text import counted, say
 
@@ -64,7 +64,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     first = SHARDS_HOME / shards_name(root, BuildSettings(fps=data.fps))
     sets = complete_sets(first)
     for shards in sets:
-        if fingerprint is not None and format.read_index(shards, patience)["fingerprint"] == fingerprint:
+        if fingerprint is not None and checks.read_index(shards, patience)["fingerprint"] == fingerprint:
             return _kept(shards, root, describe(root, files=data.rescan, patience=patience))
     now = describe(root, files=data.rescan or not sets, patience=patience)
     found = _of_source(sets, now)

@@ -14,7 +14,7 @@ from cltt.files import owned
 from cltt.files.regular import is_regular
 from cltt.sets.locate import complete_sets, record_path
 from cltt.sets.use import runs_of, runs_path, unused
-from cltt.shards import format
+from cltt.shards import checks, format
 
 SETTINGS_FILE = "settings.json"
 
@@ -41,7 +41,7 @@ def list_sets(home: Path) -> list[KeptSet]:
 
 
 def _describe(path: Path, *, newest: bool) -> KeptSet:
-    index = format.read_index(path)
+    index = checks.read_index(path)
     files = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return KeptSet(path, files, index["counts"]["frames"], _why_needed(path, newest))
 

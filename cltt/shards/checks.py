@@ -9,20 +9,27 @@ made from what a stranger wrote.
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cltt.errors import DataError
+from cltt.files.patience import Patience
+from cltt.text import shorten
+
+if TYPE_CHECKING:
+    import numpy as np
+import stat
 
 import numpy as np
 
-from cltt.errors import DataError
 from cltt.files.npy import NpyRows, read_array
-from cltt.files.patience import Patience
 from cltt.shards import format, tar
+from cltt.shards.format import BUILD, FORMAT, INDEX, VERSION, read_json
 
 Array = np.ndarray[Any, Any]
 MAX_INT = (1 << 63) - 1
+MAX_SECONDS = 1e9  # of a video: thirty years
 MAX_CLIPS = 1 << 25  # clips.npy is read whole, and has 48 bytes for each
 _HEX = {"fingerprint": re.compile(r"[0-9a-f]{32}"), "sha256": re.compile(r"[0-9a-f]{64}")}
 
@@ -219,7 +226,50 @@ def records_in_order(records: Array, shard_sizes: Array) -> bool:
     return bool(((step > 0) | ((step == 0) & (gap >= tar.BLOCK))).all())
 
 
+def times_fit(times: Array) -> bool:
+    """Whether ``times`` float64 [n] are seconds from a first frame, or NaN."""
+    return bool((np.isnan(times) | ((times >= 0) & (times < MAX_SECONDS))).all())
+
+
+def boxes_fit(boxes: Array) -> bool:
+    """Whether ``boxes`` float32 [n, 4] are x1, y1, x2, y2 within their frames, or NaN all four."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    within = (low >= 0) & (low <= high) & (high <= 1)
+    return bool((within.all(1) | np.isnan(boxes).all(1)).all())
+
+
 def check_member(member: bytes) -> None:
     """DataError if a member's name, or a clip's key, is not a plain path below the folder it is relative to."""
     if b"\0" in member or any(part in (b"", b".", b"..") for part in member.split(b"/")):
         raise DataError(f"{member[:80]!r} is not a path below the root folder")
+
+
+def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
+    """The contents of ``index.json``, checked; DataError if the shards are not there, not complete, of another version.
+
+    Whoever reads the rest of the set takes its names, sizes and counts from here: see :mod:`cltt.shards.checks`.
+    """
+    try:
+        index = read_json(path / INDEX, patience)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(_why_no_index(path)) from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f"{path / INDEX} is not the index of a set of shards")
+    version = index.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise DataError(
+            f"{path / INDEX} has format version {shorten(repr(version), 20)}, this program reads 1 to {VERSION}; "
+            "build the shards again with --overwrite, or use the program that wrote them"
+        )
+    check_index(path, index)
+    return index
+
+
+def _why_no_index(path: Path) -> str:
+    if not path.is_dir():
+        return f"there is no folder {path}; build shards into it with tools/build_shards.py"
+    if (path / BUILD).is_dir():
+        return (
+            f"{path} holds an unfinished build; start tools/build_shards.py again with the same settings to finish it"
+        )
+    return f"{path} holds no {INDEX}, so no complete shards; build them with tools/build_shards.py"

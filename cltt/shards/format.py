@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from cltt.errors import DataError
 from cltt.files.patience import Patience
 from cltt.files.regular import open_regular, read_regular
-from cltt.text import shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,29 +95,6 @@ def read_json(path: Path, patience: Patience | None = None, limit: int = MAX_JSO
         raise DataError(f"{path} cannot be read ({why}); build the shards again with --overwrite") from error
 
 
-def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
-    """The contents of ``index.json``, checked; DataError if the shards are not there, not complete, of another version.
-
-    Whoever reads the rest of the set takes its names, sizes and counts from here: see :mod:`cltt.shards.checks`.
-    """
-    from cltt.shards.checks import check_index  # with numpy, which packing processes start without
-
-    try:
-        index = read_json(path / INDEX, patience)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(_why_no_index(path)) from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{path / INDEX} is not the index of a set of shards")
-    version = index.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise DataError(
-            f"{path / INDEX} has format version {shorten(str(version), 20)}, this program reads 1 to {VERSION}; "
-            "build the shards again with --overwrite, or use the program that wrote them"
-        )
-    check_index(path, index)
-    return index
-
-
 def is_set_of_ours(path: Path) -> bool:
     """Whether a build, of any version, has written into the folder ``path``: its index says so, or its records do."""
     try:
@@ -162,13 +138,3 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def _is_note(file: dict[str, Any]) -> bool:
     return all(isinstance(file.get(name), str) for name in ("file", "what", "reason"))
-
-
-def _why_no_index(path: Path) -> str:
-    if not path.is_dir():
-        return f"there is no folder {path}; build shards into it with tools/build_shards.py"
-    if (path / BUILD).is_dir():
-        return (
-            f"{path} holds an unfinished build; start tools/build_shards.py again with the same settings to finish it"
-        )
-    return f"{path} holds no {INDEX}, so no complete shards; build them with tools/build_shards.py"

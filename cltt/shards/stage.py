@@ -10,14 +10,14 @@ from typing import Any
 from tqdm import tqdm
 
 from cltt import distributed
-from cltt.distributed import RankInfo
+from cltt.distributed.identity import RankInfo
 from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
 from cltt.files.atomic import check_writable, replace_file
 from cltt.files.locks import locked
 from cltt.files.patience import IO_PATIENCE, Patience
 from cltt.files.regular import is_regular
-from cltt.shards import format
+from cltt.shards import checks, format
 
 COPY_BYTES = 8 << 20  # read and written at a time
 
@@ -32,7 +32,7 @@ def stage(shards: Path, target: Path, info: RankInfo, io_patience: float = IO_PA
     if ``target`` cannot be written, DataError if a file cannot be copied whole.
     """
     patience = Patience(io_patience)
-    index = format.read_index(shards, patience)
+    index = checks.read_index(shards, patience)
     copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
     if info.local_rank == 0:
         check_writable(target, "give another --stage-to")

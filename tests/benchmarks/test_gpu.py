@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,12 +36,12 @@ def test_the_whole_road_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_a_failing_section_is_recorded_and_the_rest_is_kept(tmp_path: Path) -> None:
-    bench = gpu.Bench(torch.device("cpu"), True, tmp_path, tmp_path, time.monotonic() + 60)
+    bench = gpu_record.Bench(torch.device("cpu"), True, tmp_path, tmp_path, time.monotonic() + 60)
 
-    def good(bench: gpu.Bench) -> None:
+    def good(bench: gpu_record.Bench) -> None:
         bench.record("good", "case", "speed", [1.0, 2.0, 3.0], "1/s")
 
-    def bad(bench: gpu.Bench) -> None:
+    def bad(bench: gpu_record.Bench) -> None:
         raise RuntimeError("out of memory")
 
     assert [gpu.run_section(bench, section) for section in (good, bad, good)] == [True, False, True]
@@ -51,6 +51,6 @@ def test_a_failing_section_is_recorded_and_the_rest_is_kept(tmp_path: Path) -> N
 
 
 def test_past_its_time_it_starts_nothing(tmp_path: Path) -> None:
-    bench = gpu.Bench(torch.device("cpu"), True, tmp_path, tmp_path, time.monotonic() - 1)
+    bench = gpu_record.Bench(torch.device("cpu"), True, tmp_path, tmp_path, time.monotonic() - 1)
     assert not gpu.run_section(bench, lambda bench: pytest.fail("started"))
     assert [row["metric"] for row in bench.records] == ["skipped"]

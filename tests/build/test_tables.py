@@ -10,7 +10,7 @@ import pytest
 
 from cltt import ShardDataset, build_shards
 from cltt.errors import SettingsError
-from cltt.shards import format
+from cltt.shards import checks
 from tests.helpers import data, video
 
 
@@ -50,7 +50,7 @@ def test_a_table_of_splits_counts_by_its_contents(root: Path, tmp_path: Path) ->
     ("text", "message"),
     [
         ("nobody,train\n", "names no clip and no folder"),
-        ("a,b,c\n", "two columns, clip and split"),
+        ("a,b,c\n", "two columns, clip key and split"),
         ("", "two columns"),
     ],
 )
@@ -76,7 +76,7 @@ def test_boxes_are_kept_relative_to_the_source(root: Path, tmp_path: Path) -> No
     assert boxes[names.index("ada/m01/a/frame_000001.jpg")].tolist() == [0.25, 0.25, 0.75, 0.75]
     assert boxes[names.index("ben/m01/a/frame_000003.jpg")].tolist() == [0, 0, 1, 1], "within the frame"
     assert np.isnan(boxes).all(-1).sum() == 16
-    assert format.read_index(tmp_path / "out")["version"] == 2
+    assert checks.read_index(tmp_path / "out")["version"] == 2
 
 
 def test_gaze_points_are_boxes_without_extent(root: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cltt.errors import DataError
 from cltt.files import atomic, npy
-from cltt.shards import format
+from cltt.shards import checks, format
 from cltt.shards import tar as tar_module
 
 # File names made of the pieces that could confuse the escape.
@@ -119,15 +119,15 @@ def test_what_is_no_index_says_so(tmp_path: Path, text: str | None, message: str
     if text is not None:
         (tmp_path / format.INDEX).write_text(text)
     with pytest.raises(DataError, match=message):
-        format.read_index(tmp_path)
+        checks.read_index(tmp_path)
 
 
 def test_an_unfinished_build_says_so(tmp_path: Path) -> None:
     (tmp_path / format.BUILD).mkdir()
     with pytest.raises(DataError, match="unfinished build"):
-        format.read_index(tmp_path)
+        checks.read_index(tmp_path)
     with pytest.raises(DataError, match="no folder"):
-        format.read_index(tmp_path / "nowhere")
+        checks.read_index(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

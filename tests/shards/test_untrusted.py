@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cltt import ShardDataset, build_shards
-from cltt.distributed import RankInfo
+from cltt.distributed.identity import RankInfo
 from cltt.errors import DataError, FrameError
 from cltt.shards import format
 from cltt.shards.stage import stage
