@@ -12,7 +12,9 @@ from cltt.sets.prune import chosen, list_sets, remove_sets
 def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
     """List the sets of shards that were built on first use; with ``--remove``, remove those that nothing needs."""
     parser = Parser(prog=prog, description="Remove sets of shards that a newer one has replaced and no run needs.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="sets to remove, needed by unfinished runs or not")
+    parser.add_argument(
+        "names", nargs="*", default=(), metavar="NAME", help="sets to remove, needed by unfinished runs or not"
+    )
     parser.add_argument("--remove", action="store_true", help="remove; without it the sets are only listed")
     parser.add_argument("--home", type=Path, default=SHARDS_HOME, help="folder of the sets")
     args = parser.parse_args(argv)

@@ -15,7 +15,9 @@ from torch import nn
 from cltt import checkpoint
 from cltt.config import DataSettings, ModelSettings
 from cltt.metrics import History
+from cltt.models.contrastive import ContrastiveModel
 from cltt.models.weights import read_weights
+from cltt.training.factory import load_weights
 from tests.fuzz.contract import Rng, attempt, demand, spoil, spoil_tree
 
 BUILDS_AN_ENCODER = 0.02  # of the cases: it takes a tenth of a second
@@ -25,7 +27,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
         self._run = folder / "run"
-        self._model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self._model = ContrastiveModel(nn.Linear(3, 4), nn.BatchNorm1d(4))
         settings = {
             "model": dataclasses.asdict(ModelSettings()),
             "data": dataclasses.asdict(DataSettings(shards="x")),
@@ -69,6 +71,8 @@ class Checkpoints:
 
     def _use(self, rng: Rng, path: Path) -> str:
         state, refused = attempt(lambda: checkpoint.load(path))
+        attempt(lambda: load_weights(self._model, path))
+        attempt(lambda: load_weights(self._model, self._run))
         weights, _ = attempt(lambda: read_weights(path))
         if weights is not None:
             attempt(weights.build_head)

@@ -16,6 +16,7 @@ from cltt.build.settings import BuildSettings
 from cltt.config import DataSettings
 from cltt.errors import BusyError, SettingsError
 from cltt.files.locks import locked
+from cltt.files.owned import claim
 from cltt.sets import locate
 from cltt.sets.locate import locate_shards, shards_name
 from cltt.sets.prune import list_sets
@@ -63,7 +64,7 @@ def test_a_set_is_reused_until_the_folder_changes_and_kept_then(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, said = located(capsys)
-    assert ShardDataset(first).num_frames == 55 and "building 55 frames, about" in said and "GB are free" in said
+    assert ShardDataset(first).num_frames == 55 and "building 55 files, about" in said and "GB are free" in said
     assert "using the shards" in located(capsys)[1]
     change_without_trace(folder)
     assert located(capsys)[0] == first  # folders alone are compared
@@ -163,7 +164,7 @@ def test_three_at_once_build_once(folder: Path) -> None:
 
 def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
     out = Path("shards") / shards_name(str(folder.resolve() / "frames"), BuildSettings())
-    with locked(out / format.BUILD / "build.lock"):
+    with locked(out / format.BUILD / "build.lock", make_folder=claim):
         waiting = start(folder)
         assert waiting.stdout is not None
         assert str(out) in waiting.stdout.readline()
@@ -181,7 +182,10 @@ def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
 
 def test_no_wait_raises_what_says_who_builds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path("shards") / shards_name(str(folder.resolve() / "frames"), BuildSettings())
-    with locked(out / format.BUILD / "build.lock"), pytest.raises(BusyError, match="is being built by process"):
+    with (
+        locked(out / format.BUILD / "build.lock", make_folder=claim),
+        pytest.raises(BusyError, match="is being built by process"),
+    ):
         located(capsys, no_wait=True)
 
 

@@ -369,7 +369,7 @@ def test_a_bad_build_is_refused(bench: Bench, args: list[str]) -> None:
     ("flags", "words"),
     [
         (["--resize-shrt", "256"], "--resize-shrt"),
-        (["--quality", "80"], "quality is 80, but frames are stored as they are"),
+        (["--quality", "101"], "quality is 101"),
         (["--splits", "train=0.5"], "train=0.5"),
         (["--label-from", "regex:("], "regular expression"),
     ],
