@@ -29,8 +29,8 @@ from cltt.frames.gather import IMAGENET_MEAN, IMAGENET_STD
 
 S = 224
 SHUFFLE_WINDOWS = 500
-_SCALE = (1 / (np.array(IMAGENET_STD) * 255)).astype(np.float32).reshape(3, 1, 1)
-_OFFSET = (np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32).reshape(3, 1, 1)
+_SCALE = (1 / (np.array(IMAGENET_STD) * 255)).astype(np.float32)
+_OFFSET = (np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ def square(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image[top : top + side, left : left + side], (S, S), interpolation=cv2.INTER_LINEAR)
 
 
-def normalised(frame: np.ndarray) -> np.ndarray:
-    """uint8 [S, S, 3] -> float32 [3, S, S]."""
-    out = np.multiply(frame.transpose(2, 0, 1), _SCALE, dtype=np.float32, order="C")
-    out -= _OFFSET
+def normalise(frame: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """uint8 [S, S, 3] -> ``out`` float32 [3, S, S]."""
+    for channel, plane in enumerate(cv2.split(frame)):
+        np.multiply(plane, _SCALE[channel], out=out[channel])
+        out[channel] -= _OFFSET[channel]
     return out
 
 
@@ -98,7 +99,12 @@ class WindowFiles(Dataset[torch.Tensor]):
 
     def __getitem__(self, i: int) -> torch.Tensor:
         frames = [self._load(self._wanted.files[frame]) for frame in self._wanted.index.frames(i).tolist()]
-        return torch.from_numpy(np.stack([normalised(frame) for frame in frames] if self._wanted.floats else frames))
+        if not self._wanted.floats:
+            return torch.from_numpy(np.stack(frames))
+        window = np.empty((len(frames), 3, S, S), np.float32)
+        for frame, out in zip(frames, window, strict=True):
+            normalise(frame, out)
+        return torch.from_numpy(window)
 
 
 def file_batches(wanted: Wanted, how: str) -> Iterator[torch.Tensor]:
@@ -190,7 +196,7 @@ class Streamed(IterableDataset[torch.Tensor]):
         if slot[1] is None:
             halved = {"min_factor": 2, "min_height": S, "min_width": S} if self._wanted.halve else {}
             frame = square(simplejpeg.decode_jpeg(slot[0], "RGB", **halved))
-            slot[1] = normalised(frame) if self._wanted.floats else frame
+            slot[1] = normalise(frame, np.empty((3, S, S), np.float32)) if self._wanted.floats else frame
         return slot[1]
 
 

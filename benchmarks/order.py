@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks import harness, order_figures
 from benchmarks.order_figures import clip_lengths
+from benchmarks.report import read_rows
 from cltt import EpochPlan, WindowIndex
 
 Window = tuple[int, int, int]
@@ -185,33 +186,31 @@ def scale_of(window: Window, rounds: int) -> list[Row]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- plot
-def plot(runs: list[Row], mixed: list[Row]) -> None:
+def plot() -> None:
+    """Draw order.png from the CSV files as they stand."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    runs = [row for row in runs if row["T/step/stride"] == "5/10/1" and row["run"] != "uniform"]
-    lengths = [str(row["run"]) for row in runs]
-    left.plot(lengths, [row["decodes a window"] for row in runs], marker="o", color="#0072B2", label="decodes a window")
-    left.plot(
-        lengths,
-        [row["far pairs"] for row in runs],
-        marker="s",
-        color="#D55E00",
-        label="far pairs of a clip, times uniform",
-    )
+    runs = [row for row in read_rows("order_runs") if row["T/step/stride"] == "5/10/1" and row["run"] != "uniform"]
+    lengths = [row["run"] for row in runs]
+    for name, colour, mark in (("decodes a window", "#0072B2", "o"), ("far pairs", "#D55E00", "s")):
+        left.plot(lengths, [float(row[name]) for row in runs], marker=mark, color=colour, label=name)
     left.axhline(1, color="black", linewidth=0.8, linestyle="--")
     left.set(xlabel="windows a run (5, 10, 1; 200 clips)", ylim=(0, None), title="What the length of a run does")
     left.legend()
     for window, colour in zip(MIXED, ("#0072B2", "#D55E00", "#009E73"), strict=True):
-        rows = [row for row in mixed if row["T/step/stride"] == named(window) and row["clips"] in CLIPS]
-        clips = [row["clips"] for row in rows]
-        right.plot(
-            clips, [row["overlap with batch before %"] for row in rows], marker="o", color=colour, label=named(window)
-        )
-        right.plot(clips, [row["overlap uniform %"] for row in rows], linestyle="--", color=colour)
+        rows = [
+            row for row in read_rows("order_mixing") if row["T/step/stride"] == named(window) and row["clips"] in CLIPS
+        ]
+        for column, style, label in (
+            ("overlap with batch before %", "-", named(window)),
+            ("overlap uniform %", "--", None),
+        ):
+            values = [float(row[column]) for row in rows]
+            right.plot([row["clips"] for row in rows], values, linestyle=style, color=colour, label=label)
     right.set(xlabel="clips", ylabel="%", title="Windows that overlap with the batch before", ylim=(0, None))
     right.legend(title="T/step/stride (dashed: uniform)")
     figure.savefig(harness.RESULTS / "order.png", dpi=120)
@@ -229,16 +228,15 @@ def main() -> None:
         "decodes": ("Decodes a window", lambda quick: decode_rows((40,) if quick else (200, 2000))),
         "scale": ("100 million windows over one million clips", lambda quick: scale_rows(3 if quick else 5)),
     }
-    parser.add_argument("--only", choices=list(tables), help="one of the tables; no picture")
+    parser.add_argument("--only", choices=list(tables), help="one of the tables")
     args = parser.parse_args()
-    made = {}
     for name, (title, rows_of) in tables.items():
         if args.only in (None, name):
-            made[name] = rows_of(args.quick)
-            harness.print_table(made[name], title)
-            harness.write_csv(f"order_{name}_quick" if args.quick else f"order_{name}", made[name])
-    if not args.quick and args.only is None:
-        plot(made["runs"], made["mixing"])
+            rows = rows_of(args.quick)
+            harness.print_table(rows, title)
+            harness.write_csv(f"order_{name}_quick" if args.quick else f"order_{name}", rows)
+    if not args.quick:
+        plot()
 
 
 if __name__ == "__main__":

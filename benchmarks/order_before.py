@@ -3,8 +3,8 @@
 ``python -m benchmarks.order_before --before CHECKOUT [--quick]``: CHECKOUT is a folder that holds an earlier version (a
 ``git worktree``). Both read the same shards: real frames at 256 lines, repeated forwards and backwards to 60 clips of
 1,000 frames, 16 windows a batch, two threads. ``read`` leaves decoding out and makes every read 1 ms longer, as a busy
-network file system does. Writes order_before.csv, and order_before_costs.csv: decodes, memory and mixing of both
-orders with 200 clips of 4,500 to 13,500 frames.
+network file system does. Writes order_before_loader.csv, order_before_read.csv and order_before_costs.csv: decodes,
+memory and mixing of both orders with 200 clips of 4,500 to 13,500 frames.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cltt.errors import SettingsError
 
 CLIPS, FRAMES = 60, 1000
 COSTS = ("5/2", "5/10", "5/90", "5/300", "2/900", "16/30")  # T/step, stride 1
-RACES = [("loader", 10), ("loader", 90), ("read", 10), ("read", 90)]  # what, frame_step
+RACES = {"loader": (10,), "read": (10, 90)}  # what -> frame_steps
 CHILD = Path(__file__).with_name("order_child.py")
 
 
@@ -89,7 +89,7 @@ def race(before: Path, shards: Path, what: str, step: int, rounds: int) -> list[
 def main() -> int:
     parser = harness.parser("order_before", "The loader with this order and with an earlier one, in turns.")
     parser.add_argument("--before", type=Path, required=True, help="folder that holds the earlier version's cltt/")
-    parser.add_argument("--only", choices=["costs", *sorted({what for what, _ in RACES})], help="one of the tables")
+    parser.add_argument("--only", choices=["costs", *RACES], help="one of the tables")
     args = parser.parse_args()
     if not (args.before / "cltt").is_dir():
         raise SettingsError(f"there is no cltt/ in {args.before}; give a checkout of the earlier version with --before")
@@ -100,14 +100,13 @@ def main() -> int:
         harness.print_table(costs, "What this order and an earlier one cost, and how they mix: 200 clips")
     if args.only == "costs":
         return 0
-    races = [(what, step) for what, step in RACES if args.only in (None, what)]
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="order-") as folder:
         build_shards(long_clips(Path(folder)), Path(folder) / "shards", verify="header")
-        for what, step in races:
-            rows += race(before, Path(folder) / "shards", what, step, 1 if args.quick else 3)
-            harness.write_csv("order_before_quick" if args.quick else "order_before", rows)
-    harness.print_table(rows, "This order against an earlier one")
+        for what in (what for what in RACES if args.only in (None, what)):
+            rounds = 1 if args.quick else 3
+            rows = [row for step in RACES[what] for row in race(before, Path(folder) / "shards", what, step, rounds)]
+            harness.write_csv(f"order_before_{what}_quick" if args.quick else f"order_before_{what}", rows)
+            harness.print_table(rows, f"This order against an earlier one: {what}")
     return 0
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -24,15 +25,18 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.build import Scratch, flush, frames_of, plain, resident, row, timed
+from cltt import ShardDataset
+from cltt.shards import format
 from tests.helpers import data, video
 
 VIDEOS, FRAMES, QUICK_FRAMES = 4, 600, 150
-RATE, GOP = 30, 60
+RATE, GOP, BITRATE = 30, 60, "4M"  # of a head-mounted camera, about
 SHORT = 256
 SHARD_SIZE = 8 << 20  # a few shards for each of two workers
 WORKERS = 2
 BOUND = 1.25
-QUALITIES = range(2, 9)  # ffmpeg's -q:v
+QUALITIES = range(2, 8)  # ffmpeg's -q:v
+GRAINS = 4
 
 
 # ---- the videos
@@ -44,7 +48,8 @@ class Film:
     def __init__(self, width: int, height: int, seed: int) -> None:
         self._size = width, height
         self._scenes = [cv2.resize(scene, (width * 5 // 4, height * 5 // 4)) for scene in _scenes(seed)]
-        self._random = np.random.default_rng(seed)
+        random = np.random.default_rng(seed)
+        self._grain = random.integers(-4, 5, (GRAINS, height, width, 1), np.int16)  # a camera's: it costs bits
 
     def __call__(self, number: int) -> np.ndarray:
         width, height = self._size
@@ -52,8 +57,7 @@ class Film:
         left = int((0.5 + 0.5 * np.sin(number / 17)) * (scene.shape[1] - width))
         top = int((0.5 + 0.5 * np.cos(number / 23)) * (scene.shape[0] - height))
         seen = scene[top : top + height, left : left + width]
-        grain = self._random.integers(-4, 5, (height, width, 1), np.int16)  # a camera's: it costs bits
-        return np.clip(seen + grain, 0, 255).astype(np.uint8)
+        return np.clip(seen + self._grain[number % GRAINS], 0, 255).astype(np.uint8)
 
 
 def _scenes(seed: int) -> list[np.ndarray]:
@@ -67,9 +71,12 @@ def _scenes(seed: int) -> list[np.ndarray]:
 
 def make_videos(root: Path, count: int, frames: int, width: int, height: int) -> Path:
     for seed in range(count):
+        path = root / f"video_{seed}.mp4"
+        if path.exists():
+            continue
         film = Film(width, height, seed)
-        options = {"preset": "veryfast", "crf": "23", "bf": "2"}
-        video.write_video(root / f"video_{seed}.mp4", frames, rate=RATE, gop=GOP, options=options, draw=film)
+        options = {"preset": "veryfast", "b": BITRATE, "bf": "2"}
+        video.write_video(path, frames, rate=RATE, gop=GOP, options=options, draw=film)
     return root
 
 
@@ -83,72 +90,63 @@ def ours(root: Path, out: Path, fps: int | None) -> None:
     subprocess.run(command, cwd=harness.ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def ffmpeg(videos: list[Path], out: Path, fps: int | None, quality: int) -> subprocess.Popen[bytes]:
-    """One process that writes the frames of some videos, a folder each."""
-    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-threads", "1"]
-    for path in videos:
-        (out / path.stem).mkdir(parents=True)
-        command += ["-i", str(path)]
-    rate = "" if fps is None else f"fps={fps},"
-    for number, path in enumerate(videos):
-        command += ["-map", f"{number}:v:0", "-vf", f"{rate}scale=-2:{SHORT}", "-pix_fmt", "yuvj420p", "-threads", "1"]
-        command += ["-vsync", "passthrough", "-q:v", str(quality), str(out / path.stem / "%08d.jpg")]
-    return subprocess.Popen(command)
+def ffmpeg(path: Path, out: Path, fps: int | None, quality: int) -> None:
+    """Write the frames of one video into a folder of its name."""
+    (out / path.stem).mkdir(parents=True)
+    shown = f"scale=-2:{SHORT}" if fps is None else f"fps={fps},scale=-2:{SHORT}"
+    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-threads", "1", "-i", str(path), "-vf", shown]
+    command += ["-pix_fmt", "yuvj420p", "-threads", "1", "-vsync", "passthrough", "-q:v", str(quality)]
+    subprocess.run([*command, str(out / path.stem / "%08d.jpg")], check=True)
 
 
 def theirs(root: Path, out: Path, fps: int | None, quality: int) -> None:
-    """As people do it: each process takes one of its videos after the other."""
+    """Two processes, each with half of the videos, one after the other; then tar."""
     videos = sorted(root.glob("*.mp4"))
-    for pair in zip(videos[0::2], videos[1::2], strict=True):
-        for process in [ffmpeg([path], out, fps, quality) for path in pair]:
-            if process.wait():
-                raise RuntimeError("ffmpeg failed; its words are above")
-    subprocess.run(["tar", "cf", out / "all.tar", "-C", out, *sorted(path.stem for path in videos)], check=True)
+
+    def write(some: list[Path]) -> None:
+        for path in some:
+            ffmpeg(path, out, fps, quality)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(write, [videos[part::WORKERS] for part in range(WORKERS)]))
+    subprocess.run(["tar", "cf", out / "all.tar", "-C", out, *(path.stem for path in videos)], check=True)
     flush(out / "all.tar")
 
 
-def picture_bytes(folder: Path) -> int:
-    return sum(
-        file.stat().st_size for file in folder.rglob("*") if file.suffix in (".jpg", ".tar") and file.name != "all.tar"
-    )
+def jpeg_bytes(folder: Path) -> int:
+    """Bytes of all JPEGs in a folder of frames or of shards, without the headers and padding of tar."""
+    if (folder / format.INDEX).is_file():
+        dataset = ShardDataset(folder)
+        return int(dataset.frame_facts(range(dataset.num_frames))["size"].sum())
+    return sum(file.stat().st_size for file in folder.rglob("*.jpg"))
 
 
-def same_size(root: Path, scratch: Scratch, fps: int | None) -> tuple[int, float]:
-    """(ffmpeg's quality whose files come closest to ours, their size over ours); the headers of tar left out."""
-    made = scratch.new()
-    ours(root, made, fps)
-    frames = frame_count(made)
-    own = picture_bytes(made) - frames * 768  # a header, and half a block of padding
+def same_quality(root: Path, scratch: Scratch) -> int:
+    """The quality of ffmpeg whose files come closest to ours in size, by every frame of the first video."""
+    path, made = sorted(root.glob("*.mp4"))[0], scratch.new()
+    alone = scratch.new()
+    alone.mkdir()
+    os.link(path, alone / path.name)
+    ours(alone, made, None)
     sizes = {}
     for quality in QUALITIES:
-        sizes[quality] = picture_bytes(_frames_of(root, scratch.new(), fps, quality)) / own
+        out = scratch.new()
+        ffmpeg(path, out, None, quality)
+        sizes[quality] = jpeg_bytes(out)
+    own = jpeg_bytes(made)
     scratch.clear()
-    best = min(sizes, key=lambda quality: abs(sizes[quality] - 1))
-    return best, sizes[best]
-
-
-def _frames_of(root: Path, out: Path, fps: int | None, quality: int) -> Path:
-    for path in sorted(root.glob("*.mp4")):
-        ffmpeg([path], out, fps, quality).wait()
-    return out
-
-
-def frame_count(shards: Path) -> int:
-    from cltt import ShardDataset
-
-    return ShardDataset(shards).num_frames
+    return min(sizes, key=lambda quality: abs(sizes[quality] - own))
 
 
 # ---- figures
 
 
-def building(root: Path, scratch: Scratch, fps: int | None, rounds: int) -> list[harness.Row]:
+def building(root: Path, scratch: Scratch, fps: int | None, quality: int, rounds: int) -> list[harness.Row]:
     what = "every frame" if fps is None else f"{fps} frames/s"
-    quality, size = same_size(root, scratch, fps)
     made, written = scratch.new(), scratch.new()
     ours(root, made, fps)
     theirs(root, written, fps, quality)
-    frames = frame_count(made)
+    frames, size = ShardDataset(made).num_frames, jpeg_bytes(written) / jpeg_bytes(made)
     files = {"cltt": len(list(made.iterdir())), "ffmpeg and tar": sum(file.is_file() for file in written.rglob("*"))}
     scratch.clear()
     calls = {
@@ -162,10 +160,9 @@ def building(root: Path, scratch: Scratch, fps: int | None, rounds: int) -> list
     return [{**figure, **sizes, "reached": "yes" if figure["reached"] == "yes" and abs(size - 1) <= 0.1 else "no"}]
 
 
-def memory(folder: Path, frames: int) -> list[harness.Row]:
+def memory(root: Path, out: Path) -> list[harness.Row]:
     """Peak memory of the largest process at 1080 lines, every frame stored at its own size."""
-    root = make_videos(folder / "large", 2, frames, 1920, 1080)
-    command = [sys.executable, "tools/build_shards.py", "--root-dir", str(root), "--out", str(folder / "large_out")]
+    command = [sys.executable, "tools/build_shards.py", "--root-dir", str(root), "--out", str(out)]
     command += ["--workers", str(WORKERS), "--shard-size", str(16 << 20)]
     process = subprocess.Popen(command, cwd=harness.ROOT, stdout=subprocess.DEVNULL)
     peak = 0
@@ -178,17 +175,22 @@ def memory(folder: Path, frames: int) -> list[harness.Row]:
 
 
 def main() -> None:
-    args = harness.parser("video", "Shards from videos against ffmpeg and tar.").parse_args()
+    parser = harness.parser("video", "Shards from videos against ffmpeg and tar.")
+    parser.add_argument("--videos", type=Path, help="folder to keep the videos in, made once (default: made anew)")
+    args = parser.parse_args()
     if shutil.which("ffmpeg") is None:
         raise SystemExit("this benchmark needs ffmpeg (Debian: apt-get install --no-install-recommends ffmpeg)")
-    frames, rounds = (QUICK_FRAMES, 3) if args.quick else (FRAMES, 5)
+    frames, rounds = (QUICK_FRAMES, 2) if args.quick else (FRAMES, 3)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
-        root = make_videos(folder / "root", VIDEOS, frames, 1280, 720)
+        videos: Path = args.videos or folder
+        root = make_videos(videos / f"720_{frames}", VIDEOS, frames, 1280, 720)
+        large = make_videos(videos / f"1080_{frames}", WORKERS, frames // 5, 1920, 1080)
         (folder / "runs").mkdir()
         scratch = Scratch(folder / "runs")
-        rows = building(root, scratch, 5, rounds) + building(root, scratch, None, rounds)
-        rows += memory(folder, frames // 5)
+        quality = same_quality(root, scratch)
+        rows = building(root, scratch, 5, quality, rounds) + building(root, scratch, None, quality, rounds)
+        rows += memory(large, folder / "large")
     harness.print_table(rows, "Shards from videos (time_ratio: ours over theirs)")
     if not args.quick:
         print(f"\nwrote {harness.write_csv('video', rows)}")

@@ -104,7 +104,7 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     state = read(path, patience)
     version = state.get("version") if isinstance(state, dict) else None
     if type(version) is not int or version != VERSION:
-        found = shorten(str(version), 30)
+        found = shorten(repr(version).partition("\n")[0], 30)
         raise DataError(f"checkpoint {path} has version {found}; this program reads version {VERSION}")
     return dict(state)
 

@@ -15,9 +15,10 @@ from torch import nn
 from cltt import checkpoint
 from cltt.config import DataSettings, ModelSettings
 from cltt.errors import CLTTError, DataError
-from cltt.evaluation.evaluator import load_encoder
 from cltt.metrics import History
-from cltt.training.factory import load_weights
+from cltt.models.contrastive import ContrastiveModel
+from cltt.models.weights import read_weights
+from cltt.training.factory import build_model, load_weights
 
 MODEL = nn.Linear(2, 3)
 SETTINGS = {"model": dataclasses.asdict(ModelSettings()), "data": dataclasses.asdict(DataSettings(shards="x"))}
@@ -50,14 +51,24 @@ def _saved(path: Path, state: Any) -> Path:
 )
 def test_a_checkpoint_without_what_is_needed(tmp_path: Path, state: Any) -> None:
     path = _saved(tmp_path / "epoch-0001.pt", state)
-    for call in (lambda: load_weights(MODEL, path), lambda: load_encoder(path)):
+    model = ContrastiveModel(MODEL, MODEL)
+    for call in (lambda: load_weights(model, path), lambda: read_weights(path).build_encoder()):
         with pytest.raises(CLTTError) as caught:
             call()
         assert "\n" not in str(caught.value) and "epoch-0001.pt" in str(caught.value)
 
 
+@pytest.mark.parametrize("head", [{"head.0.weight": 3}, {"head.0.bias": "x"}, {"head.0.bias": torch.zeros(3)}])
+def test_a_head_that_is_none(tmp_path: Path, head: dict[str, Any]) -> None:
+    path = _saved(tmp_path / "epoch-0001.pt", {"version": 1, "settings": SETTINGS, "model": head})
+    with pytest.raises(CLTTError, match=r"epoch-0001\.pt"):
+        read_weights(path).build_head()
+
+
 def test_weights_alone_are_enough_where_they_fit(tmp_path: Path) -> None:
-    load_weights(MODEL, _saved(tmp_path / "epoch-0001.pt", {"version": 1, "model": MODEL.state_dict()}))
+    saved, model = build_model(ModelSettings()), build_model(ModelSettings())
+    load_weights(model, _saved(tmp_path / "epoch-0001.pt", {"version": 1, "model": saved.state_dict()}))
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["epoch-0001.pt", "other.bin"])

@@ -162,6 +162,8 @@ def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
 def _settings(**given: Any) -> dict[str, Any]:
     """The checked settings as they are kept with the shards; tables count by their contents."""
     settings = dataclasses.asdict(BuildSettings(**given))
+    for name in ("fps", "max_gap"):
+        settings[name] = None if settings[name] is None else float(settings[name])  # 5 and 5.0 are one setting
     labels.check_rules(settings)
     for name, digest in labels.TABLES.items():
         kind, _, file = (settings[name] or "").partition(":")

@@ -59,7 +59,7 @@ def draw_evaluations(rows: Sequence[Row]) -> Figure:
         _name_checkpoints(axes, rows, title, unit_name)
     for axes in (probe, nearest):
         axes.set_ylim(-0.02, 1.02)
-    rank.set_ylim(bottom=0)
+    rank.set_ylim(0, 1.1 * max([float(row.get("effective_rank") or 0) for row in rows]) or 1)
     return figure
 
 
@@ -112,23 +112,23 @@ def _checkpoint_name(row: Row) -> str:
 # ---- neighbours
 
 QUERIES, SHOWN = 8, 8  # rows and columns
+DEEP = 2000  # nearest frames among which those of eight clips are looked for
 SIDE, GAP = 112, 10  # pixels
 TITLE, CAPTION = 56, 34
 
 
 def draw_neighbours(embeddings: Embeddings, pictures: Pictures) -> Figure:
-    """Some frames, each with the nearest frames of other clips; green and red: of the same label or another."""
+    """Some frames, each with the nearest frame of each of the clips that come nearest; colours tell labels apart."""
     queries = _spread_queries(embeddings, QUERIES)
-    rows, cosines = nearest_elsewhere(
-        embeddings.features[queries], embeddings.clip[queries], embeddings.features, embeddings.clip, SHOWN
-    )
+    rows, cosines = _one_a_clip(embeddings, queries)
     if not (rows >= 0).any():
         raise SettingsError("there is one clip alone, so no frame has a neighbour in another")
     width = (SHOWN + 1) * (SIDE + GAP) + 3 * GAP
     height = TITLE + len(queries) * (SIDE + CAPTION + GAP)
     figure, axes = pixel_figure(width, height)
-    write(axes, GAP, TITLE / 3, "Frames, and the nearest of other clips by cosine", size=17, weight="bold")
-    write(axes, GAP, TITLE * 0.75, _encoder_name(embeddings), size=12, color=GREY)
+    write(axes, GAP, TITLE / 3, "Frames, and the nearest ones of other clips by cosine", size=17, weight="bold")
+    colours = "green: the same label, orange: another; " if len(embeddings.label_names) else ""
+    write(axes, GAP, TITLE * 0.75, colours + _encoder_name(embeddings), size=12, color=GREY)
     for number, query in enumerate(queries.tolist()):
         top = TITLE + number * (SIDE + CAPTION + GAP)
         _draw_frame(axes, embeddings, pictures, query, GAP, top, INK, _caption(embeddings, query))
@@ -140,6 +140,21 @@ def draw_neighbours(embeddings: Embeddings, pictures: Pictures) -> Figure:
                     axes, embeddings, pictures, row, left, top, color, f"{cosine:.2f} {_caption(embeddings, row)}"
                 )
     return figure
+
+
+def _one_a_clip(embeddings: Embeddings, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and cosines [m, SHOWN] of the nearest frame of each of the nearest other clips; -1 where there are fewer."""
+    deep = min(len(embeddings), DEEP)
+    rows, cosines = nearest_elsewhere(
+        embeddings.features[queries], embeddings.clip[queries], embeddings.features, embeddings.clip, deep
+    )
+    shown, similar = np.full((len(queries), SHOWN), -1), np.zeros((len(queries), SHOWN))
+    for number, found in enumerate(rows):
+        there = found[found >= 0]
+        first = np.sort(np.unique(embeddings.clip[there], return_index=True)[1])[:SHOWN]
+        shown[number, : len(first)] = there[first]
+        similar[number, : len(first)] = cosines[number, first]
+    return shown, similar
 
 
 def _spread_queries(embeddings: Embeddings, count: int) -> np.ndarray:
@@ -238,11 +253,13 @@ def two_dimensional(features: np.ndarray) -> np.ndarray:
 
 
 def label_colors(count: int) -> list[Any]:
-    """A colour a label: those that colour-blind readers tell apart, or, of more labels, turns of a wheel."""
+    """A colour a label: those that colour-blind readers tell apart, or of more labels twenty, or turns of a wheel."""
     if count <= len(PALETTE):
         return list(PALETTE)
     from matplotlib import colormaps
 
+    if count <= 20:
+        return [colormaps["tab20"](number) for number in range(count)]
     return [colormaps["hsv"](number / count) for number in range(count)]
 
 

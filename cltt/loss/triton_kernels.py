@@ -172,7 +172,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     tl.store(target, lse, mask=local < count)
     if WITH_HITS:
         tl.store(target + plane, positive, mask=local < count)
-        tl.store(target + 2 * plane, negative, mask=local < count)
+        tl.store(target + 2 * tl.cast(plane, tl.int64), negative, mask=local < count)
 
 
 @triton.jit
@@ -202,6 +202,7 @@ def mirrored_kernel(  # type: ignore[no-untyped-def]
     if HAS_SPANS:
         masked = K
     mine = out + tl.program_id(0).to(tl.int64) * N
+    wide = tl.cast(plane, tl.int64)
     start = tl.program_id(0) * places_each
     stop = tl.minimum(start + places_each, places)
     for block in range(start // K, (stop + K - 1) // K):
@@ -232,8 +233,8 @@ def mirrored_kernel(  # type: ignore[no-untyped-def]
                 outside = tl.where(same, float("-inf"), s)
                 positive = tl.maximum(positive, tl.max(inside, 1))
                 negative = tl.maximum(negative, tl.max(outside, 1))
-                _raise_at(mine + plane + columns, tl.max(inside, 0), twice)
-                _raise_at(mine + 2 * plane + columns, tl.max(outside, 0), twice)
+                _raise_at(mine + wide + columns, tl.max(inside, 0), twice)
+                _raise_at(mine + 2 * wide + columns, tl.max(outside, 0), twice)
         for place in range(tl.maximum(begin, masked), end):
             step = place - ragged
             tile = block + step
@@ -244,11 +245,11 @@ def mirrored_kernel(  # type: ignore[no-untyped-def]
             _add_at(mine + columns, tl.sum(e, 0), 2 * step != full)
             if WITH_HITS:
                 negative = tl.maximum(negative, tl.max(s, 1))
-                _raise_at(mine + 2 * plane + columns, tl.max(s, 0), 2 * step != full)
+                _raise_at(mine + 2 * wide + columns, tl.max(s, 0), 2 * step != full)
         _add_at(mine + rows, total, rows < N)
         if WITH_HITS:
-            _raise_at(mine + plane + rows, positive, rows < N)
-            _raise_at(mine + 2 * plane + rows, negative, rows < N)
+            _raise_at(mine + wide + rows, positive, rows < N)
+            _raise_at(mine + 2 * wide + rows, negative, rows < N)
         tl.debug_barrier()
 
 

@@ -184,7 +184,8 @@ class Swin(nn.Module):
     ) -> None:
         super().__init__()
         embedding = nn.Sequential(nn.Conv2d(3, width, PATCH, PATCH), Permute(0, 2, 3, 1), nn.LayerNorm(width, eps=1e-5))
-        drops = iter(torch.linspace(0, drop, sum(depths)).tolist())
+        # On the CPU also where the network is made without memory.
+        drops = iter(torch.linspace(0, drop, sum(depths), device="cpu").tolist())
         stages: list[nn.Module] = [embedding]
         for stage, (depth, count) in enumerate(zip(depths, heads, strict=True)):
             if stage:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cltt import checkpoint
 from cltt.config import BACKBONES
@@ -63,18 +64,19 @@ class Weights:
         encoder = build_encoder(self.backbone)
         if wrong := misfit(encoder.state_dict(), self.encoder):
             raise DataError(f"the weights in {self.path} are not those of a {self.backbone}: {wrong}")
-        encoder.load_state_dict(self.encoder)
+        load_into(encoder, self.encoder, self.path)
         return encoder
 
     def build_head(self) -> ProjectionHead:
         """The projection head with these weights; DataError if there are none, or they are of another kind of head."""
-        biases = [value for value in (self.head or {}).values() if value.dim() == 1]
+        found = (self.head or {}).values()
+        biases = [value for value in found if isinstance(value, torch.Tensor) and value.dim() == 1]
         if self.head is None or not biases:
             raise DataError(f"{self.path} holds no projection head")
         head = ProjectionHead(empty_encoder(self.backbone).feature_dim, len(biases[-1]))
         if wrong := misfit(head.state_dict(), self.head):
             raise DataError(f"the projection head in {self.path} is of another kind than this program's: {wrong}")
-        head.load_state_dict(self.head)
+        load_into(head, self.head, self.path)
         return head
 
 
@@ -88,11 +90,20 @@ def read_weights(path: Path) -> Weights:
     state = _read_safetensors(file) if file.suffix == SAFETENSORS else checkpoint.read(file)
     if not isinstance(state, Mapping):
         raise DataError(f"{file} holds no weights by name, but a {type(state).__name__}")
-    if "version" in state and "settings" in state:
+    if "version" in state:
         return _of_a_run(file)
     if isinstance(state.get("model_state_dict"), Mapping):
         return _of_the_script(file, state)
     return _of_torchvision(file, state)
+
+
+def load_into(module: nn.Module, state: State, path: Path) -> None:
+    """Load ``state``, whose names and shapes fit; DataError, naming ``path``, for tensors of a kind that cannot be."""
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        words = shorten(" ".join(str(error).split()), 200)
+        raise DataError(f"the weights in {path} cannot be loaded ({words})") from error
 
 
 def misfit(wanted: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> str:
@@ -120,14 +131,18 @@ def _listed(names: list[str]) -> str:
 def _of_a_run(file: Path) -> Weights:
     state = checkpoint.load(file)
     checkpoint.require_parts(file, state, model=dict)
-    settings = checkpoint.settings_of(file, state)
     named = {str(name): value for name, value in state["model"].items()}
+    encoder, head = _below(named, "encoder."), _below(named, "head.") or None
+    if "settings" not in state:
+        backbone, encoder = _fitting(file, encoder, None)
+        return Weights(file, backbone, encoder, head, "run", "imagenet", None, _epoch_in(file), 0, {})
+    settings = checkpoint.settings_of(file, state)
     epoch, step = checkpoint.position(file) if file.name.startswith("epoch-") else (0, 0)
     return Weights(
         path=file,
         backbone=settings["model"]["backbone"],
-        encoder=_below(named, "encoder."),
-        head=_below(named, "head.") or None,
+        encoder=encoder,
+        head=head,
         origin="run",
         normalise=settings["data"].get("normalise") or "imagenet",  # which 0.1.0 did not save
         image_size=settings["data"]["image_size"],

@@ -29,6 +29,7 @@ from cltt.shards.format import BUILD, FORMAT, INDEX, VERSION, read_json
 
 Array = np.ndarray[Any, Any]
 MAX_INT = (1 << 63) - 1
+MAX_SECONDS = 1e9  # of a video: thirty years
 MAX_CLIPS = 1 << 25  # clips.npy is read whole, and has 48 bytes for each
 _HEX = {"fingerprint": re.compile(r"[0-9a-f]{32}"), "sha256": re.compile(r"[0-9a-f]{64}")}
 
@@ -225,6 +226,18 @@ def records_in_order(records: Array, shard_sizes: Array) -> bool:
     return bool(((step > 0) | ((step == 0) & (gap >= tar.BLOCK))).all())
 
 
+def times_fit(times: Array) -> bool:
+    """Whether ``times`` float64 [n] are seconds from a first frame, or NaN."""
+    return bool((np.isnan(times) | ((times >= 0) & (times < MAX_SECONDS))).all())
+
+
+def boxes_fit(boxes: Array) -> bool:
+    """Whether ``boxes`` float32 [n, 4] are x1, y1, x2, y2 within their frames, or NaN all four."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    within = (low >= 0) & (low <= high) & (high <= 1)
+    return bool((within.all(1) | np.isnan(boxes).all(1)).all())
+
+
 def check_member(member: bytes) -> None:
     """DataError if a member's name, or a clip's key, is not a plain path below the folder it is relative to."""
     if b"\0" in member or any(part in (b"", b".", b"..") for part in member.split(b"/")):
@@ -245,7 +258,7 @@ def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     version = index.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise DataError(
-            f"{path / INDEX} has format version {shorten(str(version), 20)}, this program reads 1 to {VERSION}; "
+            f"{path / INDEX} has format version {shorten(repr(version), 20)}, this program reads 1 to {VERSION}; "
             "build the shards again with --overwrite, or use the program that wrote them"
         )
     check_index(path, index)

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import FrameError, SettingsError
+from cltt.files.regular import read_regular
 from cltt.shards import format
 from cltt.text import shorten
 
 Array = np.ndarray[Any, Any]
 _COMMENT = re.compile(r"(^|\s)#.*")
+MAX_LIST = 1 << 28  # bytes of a list of clips
 
 
 class _ClipTable:
@@ -154,8 +156,8 @@ class _ClipTable:
 def read_clip_list(path: str) -> dict[str, int]:
     """The entries of a list of clips and the line of each; SettingsError if it cannot be read or holds none."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            rows = [_COMMENT.sub("", line.rstrip("\r\n")).strip() for line in file]
+        text = read_regular(path, MAX_LIST).decode(errors="surrogateescape").lstrip("\ufeff")
+        rows = [_COMMENT.sub("", line.rstrip("\r")).strip() for line in text.replace("\r\n", "\n").split("\n")]
     except OSError as error:
         raise SettingsError(f"cannot read the list of clips {path!r}: {error.strerror}") from error
     entries = {row.rstrip("/"): number for number, row in enumerate(rows, 1) if row}

@@ -91,11 +91,20 @@ class ShardDataset(_ClipTable):
 
     def frame_time(self, frame_ids: Any) -> Array | None:
         rows = self._part(format.TIMES, frame_ids)
-        return None if rows is None else rows.reshape(np.shape(frame_ids))
+        if rows is None:
+            return None
+        if not checks.times_fit(rows):
+            raise DataError(f"{self.path / format.TIMES} holds no times; {_REPAIR}")
+        return rows.reshape(np.shape(frame_ids))
 
     def frame_boxes(self, frame_ids: Any) -> Array | None:
         rows = self._part(format.BOXES, frame_ids)
-        return None if rows is None else rows.view("<f4").reshape(*np.shape(frame_ids), 4)
+        if rows is None:
+            return None
+        boxes = rows.view("<f4").reshape(-1, 4)
+        if not checks.boxes_fit(boxes):
+            raise DataError(f"{self.path / format.BOXES} holds boxes that lie outside their frames; {_REPAIR}")
+        return boxes.reshape(*np.shape(frame_ids), 4)
 
     def _part(self, name: str, frame_ids: Any) -> Array | None:
         ids = self._check_ids(frame_ids)

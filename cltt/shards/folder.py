@@ -66,7 +66,10 @@ class FolderDataset(_ClipTable):
         self._frames = [frame for clip in found for frame in clip.frames]
         self._facts: Array | None = None
         self.invalid = {
-            os.fsdecode(path): reason for _, notes in listed for path, what, reason in notes if what == "skipped"
+            os.fsdecode(path): reason
+            for _, notes in listed
+            for path, what, reason in notes
+            if what == "skipped" and reason != videos.OTHER_STREAM
         }
         valid = np.ones(len(self._frames), bool)
         if check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -134,7 +135,7 @@ def _shard_damages(job: _Job, dataset: ShardDataset, shard: int, ids: range, poo
         return [Damage(written["name"], f"{error.strerror}; copy it again or build again")]
     try:
         summed = pool.submit(_sum_shard, handle)
-        size = VIDEO_CHUNK if dataset.frame_time([ids[0]]) is not None else CHUNK
+        size = VIDEO_CHUNK if dataset.frame_time(ids[:1]) is not None else CHUNK
         chunks = (ids[start : start + size] for start in range(0, len(ids), size))
         found = threads.ordered_map(pool, lambda chunk: _frame_damages(job, dataset, handle, chunk), chunks, 64)
         damages = [damage for chunk in found for damage in chunk]
@@ -310,8 +311,10 @@ def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Damage]:
 def _known_paths(job: _Job, dataset: ShardDataset) -> Iterator[bytes]:
     for file in format.read_report(job.path)["files"]:
         yield os.fsencode(file["file"])
+        yield os.fsencode(file["file"].partition("#t=")[0])  # the video of a moment
     for clip in range(dataset.num_clips):
-        yield os.fsencode(dataset.clip_key(clip)) + b"/"
+        with contextlib.suppress(DataError):
+            yield os.fsencode(dataset.clip_key(clip)) + b"/"
     for frame in range(dataset.num_frames):
         try:
             yield os.fsencode(dataset.frame_name(frame))

@@ -190,7 +190,7 @@ def _decode(
 
     given = 0
     try:
-        with VideoReader(path, timing) as reader:
+        with VideoReader(path, timing, max_pixels=options[2]) as reader:
             store = _Store(reader.stream, *options)
             for frame in reader.frames([Wanted(*one) for one in wanted]):
                 yield InvalidImage(frame) if isinstance(frame, str) else store(frame)
@@ -228,6 +228,8 @@ class _Store:
             image.check_stored(data := pixels.encode(picture, self._quality), width, height)
         except InvalidImage as error:
             return error
+        except MemoryError:
+            return InvalidImage("cannot be turned into RGB: it takes more memory than there is")
         except av.FFmpegError as error:
             return InvalidImage(f"cannot be turned into RGB: {reason_of(error)}")
         return image.Stored(data, width, height, "", *full)

@@ -25,7 +25,7 @@ from cltt.metrics import History
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import synchronise
-from cltt.models.weights import misfit, read_weights
+from cltt.models.weights import load_into, misfit, read_weights
 from cltt.sampling.windows import WindowIndex
 from cltt.sets.locate import locate_shards
 from cltt.shards.dataset import ShardDataset
@@ -221,9 +221,9 @@ def load_weights(model: ContrastiveModel, path: Path) -> str:
             f"the weights in {path} are of backbone {weights.backbone}{of}; give the same --backbone and --proj-dim "
             f"({wrong or head_wrong})"
         )
-    model.encoder.load_state_dict(weights.encoder)
+    load_into(model.encoder, weights.encoder, weights.path)
     if not head_wrong and weights.head is not None:
-        model.head.load_state_dict(weights.head)
+        load_into(model.head, weights.head, weights.path)
         return str(weights.path)
     why = f"its head is of another kind ({head_wrong})" if weights.head else "it has no projection head"
     return f"{weights.path}: its encoder; {why}, so the head starts anew"

@@ -50,7 +50,7 @@ def test_a_table_of_splits_counts_by_its_contents(root: Path, tmp_path: Path) ->
     ("text", "message"),
     [
         ("nobody,train\n", "names no clip and no folder"),
-        ("a,b,c\n", "two columns, clip and split"),
+        ("a,b,c\n", "two columns, clip key and split"),
         ("", "two columns"),
     ],
 )

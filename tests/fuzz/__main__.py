@@ -55,7 +55,11 @@ class Process:
         why = f"took more than {LIMIT:g} s" if ended is None else f"ended the process (status {ended})"
         self.close()
         self._start()
-        return {"broken": why, "traceback": "", "seconds": LIMIT}
+        return {"broken": why, "traceback": self._last_words(), "seconds": LIMIT}
+
+    def _last_words(self) -> str:
+        """What the worker's libraries, and the interpreter, said last."""
+        return "\n".join(Path(self._log.name).read_text(errors="replace").splitlines()[-60:])
 
     def _answer(self, limit: float) -> dict[str, Any] | None:
         assert self._process.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import nn
 
 from cltt import checkpoint
 from cltt.config import DataSettings, ModelSettings
-from cltt.evaluation.evaluator import load_encoder
 from cltt.metrics import History
+from cltt.models.contrastive import ContrastiveModel
+from cltt.models.weights import read_weights
 from cltt.training.factory import load_weights
 from tests.fuzz.contract import Rng, attempt, demand, spoil, spoil_tree
 
@@ -25,7 +27,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
         self._run = folder / "run"
-        self._model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self._model = ContrastiveModel(nn.Linear(3, 4), nn.BatchNorm1d(4))
         settings = {
             "model": dataclasses.asdict(ModelSettings()),
             "data": dataclasses.asdict(DataSettings(shards="x")),
@@ -71,8 +73,13 @@ class Checkpoints:
         state, refused = attempt(lambda: checkpoint.load(path))
         attempt(lambda: load_weights(self._model, path))
         attempt(lambda: load_weights(self._model, self._run))
-        if rng.random() < BUILDS_AN_ENCODER:
-            attempt(lambda: load_encoder(path))
+        weights, _ = attempt(lambda: read_weights(path))
+        if weights is not None:
+            attempt(weights.build_head)
+            if rng.random() < BUILDS_AN_ENCODER:
+                attempt(weights.build_encoder)
+        if rng.random() < 0.1:
+            self._try_safetensors(rng)
         if state is not None:
             attempt(lambda: checkpoint.require_parts(path, state, history=dict))
             if isinstance(state.get("history"), dict):
@@ -80,6 +87,14 @@ class Checkpoints:
         found, _ = attempt(lambda: checkpoint.find_latest(self._run))
         demand(found is not None and found[0] is not None, "the intact checkpoint was not found")
         return f"refused: {refused}" if state is None else "read"
+
+    def _try_safetensors(self, rng: Rng) -> None:
+        """The format of other programs' weights: eight bytes of a length, a table in JSON, the tensors."""
+        header = json.dumps(spoil_tree(rng, {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})).encode()
+        content = len(header).to_bytes(8, "little") + header + bytes(8)
+        file = self._run / "other.safetensors"
+        file.write_bytes(spoil(rng, content) if rng.random() < 0.5 else content)
+        attempt(lambda: read_weights(file))
 
 
 def repack(rng: Rng, path: Path) -> None:

@@ -22,19 +22,24 @@ from cltt.shards.stage import stage
 from cltt.shards.verify import verify_shards
 from tests.fuzz.contract import Rng, attempt, demand, spoil, spoil_tree, untouched
 from tests.helpers import data
+from tests.helpers.video import write_video
 
 NUMBERS = [0, 1, 511, 512, 513, 1 << 15, (1 << 16) - 1, (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1, -1, -(1 << 63)]
-FILES = (*format.INDEX_FILES, format.REPORT, format.INDEX, "shard-000000.tar", "shard-000001.tar")
+FLOATS = [0.5, -1.0, 2.0, 1e300, float("inf"), float("nan"), -0.0]
+FILES = (*format.INDEX_FILES, *format.PARTS, format.REPORT, format.INDEX, "shard-000000.tar", "shard-000001.tar")
 
 
 class ShardSets:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._root = data.make_clips(folder / "root", {"a": 5, "b/c": 4, "b/d": 3}, height=16, width=16)
-        self._whole = folder / "whole"
-        build_shards(
-            self._root, self._whole, shard_size=9000, workers=1, splits="train=0.5,val=0.5", label_from="parent"
-        )
+        self._whole, self._with_parts = folder / "whole", folder / "with-parts"
+        options: dict[str, Any] = {"shard_size": 9000, "workers": 1, "label_from": "parent"}
+        build_shards(self._root, self._whole, splits="train=0.5,val=0.5", **options)
+        self._watched = data.make_clips(folder / "watched", {"a": 4}, height=16, width=16)
+        write_video(self._watched / "film.mp4", 6)
+        (folder / "boxes.csv").write_text("a/frame_000001.jpg,1,2,3,4\n")
+        build_shards(self._watched, self._with_parts, boxes=f"csv:{folder / 'boxes.csv'}", **options)
         self._outside = folder / "outside"
         self._outside.mkdir()
         (self._outside / "precious").write_text("not ours")
@@ -43,13 +48,15 @@ class ShardSets:
     def case(self, rng: Rng) -> str:
         shards = self._folder / "set"
         shutil.rmtree(shards, ignore_errors=True)
-        shutil.copytree(self._whole, shards)
+        has_parts = rng.random() < 0.4
+        shutil.copytree(self._with_parts if has_parts else self._whole, shards)
+        root = self._watched if has_parts else self._root
         for _ in range(int(rng.integers(1, 3))):
             self._tamper(rng, shards)
         if rng.random() < 0.6:
             reseal(shards)
         with untouched(self._outside):
-            return self._use(rng, shards)
+            return self._use(rng, shards, root)
 
     def _tamper(self, rng: Rng, shards: Path) -> None:
         name = FILES[int(rng.integers(len(FILES)))]
@@ -72,9 +79,9 @@ class ShardSets:
             elif way < 0.95:
                 file.mkdir()
 
-    def _use(self, rng: Rng, shards: Path) -> str:
+    def _use(self, rng: Rng, shards: Path, root: Path) -> str:
         dataset, refused = attempt(lambda: ShardDataset(shards))
-        damages, refused_too = attempt(lambda: verify_shards(shards, decode=True, source_dir=self._root, workers=2))
+        damages, refused_too = attempt(lambda: verify_shards(shards, decode=True, source_dir=root, workers=2))
         if rng.random() < 0.3:
             target = self._folder / "staged"
             shutil.rmtree(target, ignore_errors=True)
@@ -95,6 +102,9 @@ class ShardSets:
                 demand(zlib.crc32(found) == int(dataset.frame_facts([frame])["crc"][0]), "a frame with another CRC")
             name, _ = attempt(lambda frame=frame: dataset.frame_name(frame))  # type: ignore[misc]
             demand(name is None or ".." not in name.split("/"), f"a name that leads out: {name!r}")
+        attempt(lambda: dataset.frame_time(ids))
+        boxes, _ = attempt(lambda: dataset.frame_boxes(ids))
+        demand(boxes is None or bool(((boxes >= 0) & (boxes <= 1) | np.isnan(boxes)).all()), "a box outside its frame")
         for clip in range(min(dataset.num_clips, 50)):
             key, _ = attempt(lambda clip=clip: dataset.clip_key(clip))  # type: ignore[misc]
             demand(key is None or not key.startswith("/"), f"a key that leads out: {key!r}")
@@ -110,13 +120,14 @@ def tamper_array(rng: Rng, file: Path) -> None:
     """Another number in an array, another shape, or another type."""
     try:
         array = np.load(file)
-    except ValueError:
+    except Exception:  # no array any more
         return
     way, flat = rng.random(), array.reshape(-1).copy()
     at, value = int(rng.integers(len(flat))), NUMBERS[int(rng.integers(len(NUMBERS)))]
-    if way < 0.6 and array.dtype.names:
-        field = str(rng.choice(array.dtype.names))
-        flat[field][at] = np.int64(value).astype(array.dtype[field])
+    if way < 0.6 and (array.dtype.names or array.dtype.kind == "f"):
+        place = flat[str(rng.choice(array.dtype.names))] if array.dtype.names else flat
+        odd = np.float64(FLOATS[int(rng.integers(len(FLOATS)))])
+        place[at] = (odd if place.dtype.kind == "f" else np.int64(value)).astype(place.dtype)
     elif way < 0.6:
         flat[at] = value if rng.random() < 0.5 else flat[at] + int(rng.integers(-2, 3))
     elif way < 0.75:
@@ -133,7 +144,7 @@ def reseal(shards: Path) -> None:
         return
     try:
         index: dict[str, Any] = json.loads(index_file.read_text())
-        for name in (*format.INDEX_FILES, format.REPORT):
+        for name in (*format.INDEX_FILES, *format.parts_of(index["files"]), format.REPORT):
             content = (shards / name).read_bytes() if _is_plain(shards / name) else b""
             index["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for shard in index["shards"]:

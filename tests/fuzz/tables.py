@@ -1,11 +1,13 @@
-"""Odd tables of labels and metrics: read, or refused in a sentence."""
+"""Odd tables of labels, splits, boxes and metrics, and lists of clips: read, or refused in a sentence."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from cltt.build import labels
 from cltt.metrics import EVAL_COLUMNS, TRAIN_COLUMNS, is_ours_to_replace, read_run
+from cltt.shards.clip_table import read_clip_list
 from tests.fuzz.contract import Rng, attempt, demand, spoil
 
 CELLS = [
@@ -41,12 +43,15 @@ class Tables:
         content = text.encode(CODINGS[int(rng.integers(len(CODINGS)))], errors="replace")
         if rng.random() < 0.4:
             content = spoil(rng, content)
-        if rng.random() < 0.5:
-            return self._label_table(content)
-        return self._metrics(content)
+        file = self._folder / "table.csv"
+        file.write_bytes(content)
+        tried = (self._labels, self._splits, self._boxes, self._list, self._metrics)
+        return tried[int(rng.integers(len(tried)))](file)
 
     def _text(self, rng: Rng) -> str:
-        header = [["clip", "label"], list(TRAIN_COLUMNS), list(EVAL_COLUMNS), []][int(rng.integers(4))]
+        headers = [["clip", "label"], ["clip", "split"], ["frame", "x", "y"], ["frame", "x1", "y1", "x2", "y2"]]
+        headers += [list(TRAIN_COLUMNS), list(EVAL_COLUMNS), []]
+        header = headers[int(rng.integers(len(headers)))]
         columns = len(header) or int(rng.integers(1, 4))
         rows = [header] if header else []
         for _ in range(int(rng.integers(0, 6))):
@@ -59,21 +64,32 @@ class Tables:
         end = ["\n", "\r\n", "\r"][int(rng.integers(3))]
         return end.join(",".join(row) for row in rows) + (end if rng.random() < 0.8 else "")
 
-    def _label_table(self, content: bytes) -> str:
-        file = self._folder / "labels.csv"
-        file.write_bytes(content)
+    def _labels(self, file: Path) -> str:
         found, refused = attempt(lambda: labels.read_table(str(file), "label_from", "label"))
-        if found is None:
-            return f"labels refused: {refused}"
-        demand(bool(found) and all(isinstance(label, str) for label in found.values()), f"labels {found!r}")
-        return "labels read"
+        demand(found is None or (bool(found) and all(isinstance(label, str) for label in found.values())), f"{found!r}")
+        return f"labels refused: {refused}" if found is None else "labels read"
 
-    def _metrics(self, content: bytes) -> str:
-        file = self._folder / "metrics.csv"
-        file.write_bytes(content)
+    def _splits(self, file: Path) -> str:
+        rule = f"csv:{file}"
+        found, refused = attempt(lambda: labels.split_names(rule))
+        if found is not None:
+            split_of = labels.splitter({"splits": rule, "split_by": "clip", "split_seed": 0})
+            demand(all(-1 <= split_of(key) < len(found) for key in ("a", "b/c", "")), "a split that has no name")
+        return f"splits refused: {refused}" if found is None else "splits read"
+
+    def _boxes(self, file: Path) -> str:
+        found, refused = attempt(lambda: labels.read_boxes(f"csv:{file}"))
+        for box in (found or {}).values():
+            demand(all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3], f"a box {box}")
+        return f"boxes refused: {refused}" if found is None else "boxes read"
+
+    def _list(self, file: Path) -> str:
+        found, refused = attempt(lambda: read_clip_list(str(file)))
+        demand(found is None or bool(found), "an empty list of clips")
+        return f"clip list refused: {refused}" if found is None else "clip list read"
+
+    def _metrics(self, file: Path) -> str:
         is_ours_to_replace(file)
         found, refused = attempt(lambda: read_run(file))
-        if found is None:
-            return f"metrics refused: {refused}"
-        demand(len({len(column) for column in found.train.values()}) == 1, "columns of different lengths")
-        return "metrics read"
+        demand(found is None or len({len(column) for column in found.train.values()}) == 1, "uneven columns")
+        return f"metrics refused: {refused}" if found is None else "metrics read"

@@ -12,6 +12,7 @@ from cltt.shards import format
 from cltt.shards.verify import verify_shards
 from tests.fuzz.contract import Rng, attempt, demand, spoil, untouched
 from tests.helpers.hostile import odd_pictures
+from tests.helpers.video import write_video
 
 NAMES = [
     b"frame_1",
@@ -35,6 +36,11 @@ class Trees:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seeds = list(odd_pictures().values())
+        film = {"libx264": ".mp4", "libvpx": ".webm", "mpeg4": ".avi"}
+        self._films = [
+            (os.fsencode(end), write_video(folder / f"film{end}", 6, codec=codec).read_bytes())
+            for codec, end in film.items()
+        ]
         self._outside = folder / "outside"
         (self._outside / "clip").mkdir(parents=True)
         (self._outside / "clip" / "1.jpg").write_bytes(odd_pictures()["jpeg"])
@@ -53,6 +59,8 @@ class Trees:
             "split_gaps": bool(rng.random() < 0.3),
             "shard_size": int(rng.choice([1, 3000, 1 << 30])),
             "overwrite": bool(rng.random() < 0.3),
+            "fps": [None, None, 1.0, 25.0, 1e-3][int(rng.integers(5))],
+            "max_gap": 0.05 if rng.random() < 0.1 else None,
             "label_from": "parent" if rng.random() < 0.3 else None,
         }
         with untouched(self._outside):
@@ -73,7 +81,11 @@ class Trees:
         way = rng.random()
         if os.path.lexists(path):
             return
-        if way < 0.75:
+        if way < 0.2:
+            end, film = self._films[int(rng.integers(len(self._films)))]
+            with open(path + end, "wb") as file:
+                file.write(spoil(rng, film) if rng.random() < 0.7 else film)
+        elif way < 0.75:
             picture = self._seeds[int(rng.integers(len(self._seeds)))]
             with open(path, "wb") as file:
                 file.write(spoil(rng, picture) if rng.random() < 0.4 else picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+TELLS_AFTER = 45.0  # seconds until it is said where an input hangs
 MEMORY = 3 << 30  # bytes that an input may take beside what the libraries hold
 LARGEST_FILE = 200 << 30  # sparse ones are made
 
@@ -55,10 +57,12 @@ def main() -> None:
         name, number = json.loads(line)
         rng = np.random.default_rng([seed, sorted(found).index(name), number])
         start = time.perf_counter()
+        faulthandler.dump_traceback_later(TELLS_AFTER, exit=False)
         try:
             answer = {"outcome": found[name].case(rng)}  # type: ignore[attr-defined]
         except BaseException as error:
             answer = {"broken": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        faulthandler.cancel_dump_traceback_later()
         print(json.dumps({**answer, "seconds": time.perf_counter() - start}), file=out)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from cltt.loss import chunked, triton_launch
@@ -37,6 +38,18 @@ def widened_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         InterpreterBuilder, "create_dot", lambda self, a, b, *rest: original(self, widen(a), widen(b), *rest)
     )
+
+
+@pytest.fixture(autouse=True)
+def bounds_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 makes integers of arrays of one element, which NumPy 2.4 refuses; 3.7 does as here."""
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

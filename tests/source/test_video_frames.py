@@ -91,6 +91,20 @@ def test_real_videos_give_what_decoding_everything_gives(path: Path, fps: float 
     assert all((frame == everything[place]).all() for place, frame in zip(places, frames, strict=True))
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_far_apart_in_any_order_are_those_of_one_reading(tmp_path: Path, name: str) -> None:
+    path = video.write_video(tmp_path / name, [k % 200 for k in range(700)], **KINDS[name])  # type: ignore[arg-type]
+    line = timeline(path)
+    with VideoReader(os.fsencode(path), line.timing) as reader:
+        upright = Upright(reader.stream.sample_aspect_ratio)
+        for places in ([0], [650], [340, 699], [100, 101, 500], [20]):
+            wanted = [Wanted(int(line.ids[place]), int(line.entries[place])) for place in places]
+            shown = [
+                one if isinstance(one, str) else video.number_of(upright.rgb(one)[0]) for one in reader.frames(wanted)
+            ]
+            assert shown == [place % 200 for place in places]
+
+
 def test_far_frames_are_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = video.write_video(tmp_path / "long.mp4", [k % 200 for k in range(900)], gop=30)
     line = timeline(path)

@@ -7,7 +7,10 @@ must not make FFmpeg read something else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
+import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -66,7 +69,7 @@ def opened(path: bytes) -> Iterator[tuple[av.container.InputContainer, av.video.
         try:
             container = stack.enter_context(av.open(name, options=_OPTIONS, metadata_errors="ignore"))
         except av.FFmpegError as error:
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not is_of_the_file(path, -1, error):
                 raise
             raise BrokenVideo(f"cannot be opened as a video: {reason_of(error)}") from error
         streams = moving_streams(container)
@@ -79,6 +82,39 @@ def opened(path: bytes) -> Iterator[tuple[av.container.InputContainer, av.video.
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
         yield container, stream
+
+
+_suspects: dict[bytes, int] = {}  # where a file was last said to give an input error
+_suspects_lock = threading.Lock()
+
+
+def is_of_the_file(path: bytes, place: int, error: OSError) -> bool:
+    """Whether an input error at packet ``place`` is the file's own, not the file system's.
+
+    FFmpeg says EIO of what it cannot parse too. Such an error comes again at the same place, though the system reads
+    every byte of the file.
+    """
+    if error.errno != errno.EIO:
+        return False
+    with _suspects_lock:
+        comes_again = _suspects.get(path) == place
+        _suspects[path] = place
+    return comes_again and _can_be_read(path)
+
+
+def _can_be_read(path: bytes) -> bool:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
+
+
+def path_of(container: av.container.InputContainer) -> bytes:
+    """The file that :func:`opened` gave."""
+    return os.fsencode(container.name).removeprefix(b"file:")
 
 
 def moving_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
@@ -177,6 +213,8 @@ def is_hidden(codec: str, packet: Any) -> bool:
 
 
 def file_identity(path: bytes) -> tuple[int, int]:
-    """(size, mtime_ns): what tells that a file is the one that was planned."""
+    """(size, mtime_ns): what tells that a file is the one that was planned. OSError if it is no regular file."""
     found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(path))
     return found.st_size, found.st_mtime_ns

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cltt.source.video.file import Packets, entry_test, opened, packets_of
+from cltt.source.video.file import Packets, entry_test, is_of_the_file, opened, packets_of
 
 if TYPE_CHECKING:
     import av
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 NO_PICTURE = "no picture comes out of the decoder"
 FOLLOWS = "cannot be decoded, or follows a picture that cannot be"
 FAR_SECONDS = 10.0  # an entry so far ahead is sought, a nearer one read up to
+# Containers with a table of their packets. MPEG's streams have none, and what FFmpeg says of a packet's time there
+# depends on the packets that it has seen before: they are read from their start, which costs no decoding.
+_WITH_INDEX = ("mov", "matroska", "avi")
+# A picture may come out so many packets later than those sent after it: the largest reorder depth of H.264.
+HOLD_PACKETS = 16
 # FFmpeg's decoders whose pictures without the mark of a reference are referred to by none (in HEVC higher temporal
 # layers may refer to them; VP9 and AV1 have no such mark).
-HOLD_PACKETS = (
-    16  # a picture may come out so much later than those that were sent after it: H.264's largest reorder depth
-)
 _DROPS_UNREFERENCED = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 
 
@@ -47,11 +49,12 @@ class _Sent(NamedTuple):
 class VideoReader:
     """An open video file; gives frames by name. Not for several threads at once.
 
-    Raises BrokenVideo or OSError as ``file.opened`` does.
+    ``max_pixels``: the decoder refuses larger pictures. Raises BrokenVideo or OSError as ``file.opened`` does.
     """
 
-    def __init__(self, path: bytes, timing: str) -> None:
+    def __init__(self, path: bytes, timing: str, *, max_pixels: int = (1 << 31) - 1) -> None:
         self._path = path
+        self._max_pixels = max_pixels
         self._timing = timing
         self._stack = contextlib.ExitStack()
         self._open()
@@ -61,10 +64,13 @@ class VideoReader:
         self._container, self.stream = self._stack.enter_context(opened(self._path))
         self._context = self.stream.codec_context
         self._context.thread_count = 1  # the workers are the threads
+        options = {"max_pixels": str(min(self._max_pixels, (1 << 31) - 1))}  # before memory is taken for a picture
         if self._context.name != "h264":  # whose pictures made up say so; it would refuse to begin at a recovery point
-            self._context.options = {"err_detect": "explode"}
+            options["err_detect"] = "explode"
+        self._context.options = options
         self._is_entry = entry_test(self.stream)
-        self._place = 0  # of the next packet in the file; -1: unknown, as the file was sought in
+        self._seeks = self._timing == "pts" and self._container.format.name.startswith(_WITH_INDEX)
+        self._place = 0  # of the next packet in the file; after seeking only that it is not the first
 
     def __enter__(self) -> VideoReader:
         return self
@@ -84,33 +90,36 @@ class VideoReader:
                 start = stop
 
     def _is_far(self, before: Wanted, after: Wanted) -> bool:
-        if self._timing != "pts" or self.stream.time_base is None:
+        if not self._seeks or self.stream.time_base is None:
             return False
         return bool((after.entry - before.id) * self.stream.time_base > FAR_SECONDS)
 
     def _stretch(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
-        self._context.flush_buffers()
-        decoding = _Decoding(self._context, self._timing, wanted)
+        decoding: _Decoding | None = None
         with contextlib.closing(self._packets_from(wanted[0].entry)) as packets:
             for name, packet in packets:
+                if decoding is None:  # not before: to find the first packet the file may have been opened anew
+                    self._context.flush_buffers()
+                    decoding = _Decoding(self._context, self._timing, wanted)
                 entry = self._is_entry(packet) or name == wanted[0].entry
                 yield from decoding.send(name, packet, entry)
                 if decoding.complete:
                     return
-        yield from decoding.finish()
+        yield from [NO_PICTURE] * len(wanted) if decoding is None else decoding.finish()
 
     # ---- finding the packets
 
     def _packets_from(self, entry: int) -> Generator[tuple[int | None, Any], None, None]:
         """(name, packet) from the packet ``entry`` on, to the end or to where the file breaks."""
-        if self._timing == "pts" and (found := self._sought(entry)) is not None:
+        if self._seeks and (found := self._sought(entry)) is not None:
             yield from found
             return
         if self._place != 0:
             self._open()
+        reached = False
         for name, packet in self._named():
-            if entry is None or name == entry:
-                entry = None  # type: ignore[assignment]
+            reached = reached or name == entry
+            if reached:
                 yield name, packet
 
     def _sought(self, entry: int) -> Iterator[tuple[int | None, Any]] | None:
@@ -118,30 +127,28 @@ class VideoReader:
         import av
 
         with contextlib.suppress(av.FFmpegError):
+            self._place = 1
             self._container.seek(entry, stream=self.stream)
-            self._place = -1
             named = self._named()
             for name, packet in named:
                 if name == entry:
                     return _with_first(name, packet, named)
                 if name is not None and name > entry and packet.is_keyframe:
                     return None
-        self._place = -1
         return None
 
     def _named(self) -> Iterator[tuple[int | None, Any]]:
         import av
 
         packets: Packets = packets_of(self._container, self.stream)
+        count = 0
         try:
-            for packet in packets:
-                if self._timing == "pts":
-                    yield packet.pts, packet
-                else:
-                    yield self._place, packet
-                    self._place += 1
+            for count, packet in enumerate(packets, 1):  # noqa: B007  # where it breaks
+                place = self._place
+                self._place += 1
+                yield packet.pts if self._timing == "pts" else place, packet
         except av.FFmpegError as error:  # the plan has noted that the file breaks here
-            if isinstance(error, OSError):  # the file system's, not the file's
+            if isinstance(error, OSError) and not is_of_the_file(self._path, count, error):
                 raise
 
 

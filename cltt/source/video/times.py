@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cltt.source.video.file import entry_test, is_hidden, packets_of, rate_of, reason_of
+from cltt.source.video.file import entry_test, is_hidden, is_of_the_file, packets_of, path_of, rate_of, reason_of
 
 if TYPE_CHECKING:
     import av.container
@@ -79,7 +79,7 @@ class _Packets:
                 key.append(packet.is_keyframe)
                 hidden.append(is_hidden(codec, packet))
         except av.FFmpegError as error:
-            if isinstance(error, OSError):  # the file system's, not the file's
+            if isinstance(error, OSError) and not is_of_the_file(path_of(container), len(pts), error):
                 raise
             self.break_reason = reason_of(error)
         self.pts = np.array(pts, np.int64)

@@ -1,0 +1,63 @@
+"""What training says of its evaluation data and of the weights it starts from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cltt.commands.train import parse
+from cltt.errors import DataError
+from cltt.models.contrastive import ProjectionHead
+from cltt.models.encoders import build_encoder
+from tests.helpers import training
+from tests.helpers.labelled import colour_folder, save_run
+
+
+@pytest.mark.slow
+def test_clips_of_training_are_warned_of_and_other_evaluation_data_at_resume_are_said(tmp_path: Path) -> None:
+    """The shards have no splits: all their clips are trained on, and a fifth of the same is the test part."""
+    shards = training.make_shards(tmp_path)
+    run = tmp_path / "run"
+    arguments = [*training.flags(shards, run, "--eval-data", str(shards)), "--max-batches-per-epoch", "2"]
+    status, said = training.run_tiny([*arguments, "--epochs", "2"], tmp_path / "losses")
+    assert status == 0, said
+    assert "images are of clips that the encoder is trained on" in said
+    assert "note: evaluation data: a class has fewer than three clips" in said
+    rows = json.loads((run / "evaluation.json").read_text())
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["checkpoint"] == "in training, epoch 2"
+    assert (run / "metrics_eval.csv").read_text().splitlines()[0] == (
+        "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc"
+    )
+    (run / "epoch-0002.pt").unlink()
+    colours = colour_folder(tmp_path / "colours", 4)
+    again = [*training.flags(shards, run, "--eval-data", str(colours), "--resume"), "--max-batches-per-epoch", "2"]
+    status, said = training.run_tiny([*again, "--epochs", "2"], tmp_path / "losses2")
+    assert status == 0, said
+    assert f"note: --eval-data is {colours} and was {shards}" in said and "trained on" not in said
+    assert [row["classes"] for row in json.loads((run / "evaluation.json").read_text())] == [2, 3]
+
+
+FLAGS = ["--shards", "x", "--checkpoint-path"]
+
+
+def test_pixels_enter_as_they_did_for_the_weights_unless_told(tmp_path: Path) -> None:
+    encoder, head = build_encoder("resnet18").state_dict(), ProjectionHead(512, 128).state_dict()
+    state = {f"encoder.{name}": value for name, value in encoder.items()}
+    state |= {f"projection_head.{name}": value for name, value in head.items()}
+    torch.save({"model_state_dict": state, "backbone": "resnet18", "proj_dim": 128}, tmp_path / "old.pth")
+    torch.save(encoder, tmp_path / "torchvision.pth")
+    save_run(tmp_path / "run")
+    assert parse([*FLAGS, str(tmp_path / "old.pth")]).data.normalise == "none"
+    assert parse([*FLAGS, str(tmp_path / "old.pth"), "--normalise", "imagenet"]).data.normalise == "imagenet"
+    assert parse([*FLAGS, str(tmp_path / "torchvision.pth")]).data.normalise == "imagenet"
+    assert parse([*FLAGS, str(tmp_path / "run")]).data.normalise == "imagenet"
+    assert parse(["--shards", "x"]).data.normalise == "imagenet"
+
+
+def test_weights_that_are_gone_matter_at_the_start_alone(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no checkpoint at"):
+        parse([*FLAGS, str(tmp_path / "gone.pth")])
+    assert parse([*FLAGS, str(tmp_path / "gone.pth"), "--resume"]).data.normalise == "imagenet"
