@@ -9,9 +9,7 @@ are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in pack
 
 from __future__ import annotations
 
-import builtins
 import errno
-import io
 import json
 import os
 import sys
@@ -21,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 # The system's own calls, so that what is done here is never struck.
-_open_file, _open, _pread, _read, _writev, _readlink = open, os.open, os.pread, os.read, os.writev, os.readlink
+_open_file, _open, _fdopen, _pread, _read = open, os.open, os.fdopen, os.pread, os.read
+_writev, _readlink = os.writev, os.readlink
 _preadv = getattr(os, "preadv", None)
 POLL_SECONDS = 0.01
 HANG_SECONDS = 1.0
@@ -134,15 +133,14 @@ def inject() -> Faults:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return _writev(handle, buffers)
 
-    def open_file(path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
-        file = _open_file(path, mode, *rest, **more)
-        written = "w" in mode and not isinstance(path, int)
-        return _FullDisk(file, faults) if written and os.path.realpath(path).startswith(faults.out) else file
+    def fdopen(handle: int, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        file = _fdopen(handle, mode, *rest, **more)
+        return _FullDisk(file, faults) if "w" in mode and _path_of(handle).startswith(faults.out) else file
 
     os.pread, os.read, os.open, os.writev = pread, read, open_, writev  # type: ignore[assignment]
     if _preadv is not None:
         os.preadv = preadv
-    builtins.open = io.open = open_file  # type: ignore[assignment]
+    os.fdopen = fdopen  # type: ignore[assignment]  # by which cltt.files.atomic opens what it writes
     return faults
 
 

@@ -9,11 +9,16 @@ threads, and so is webdataset with that of its workers: what they save is not sp
 buffer is filled before its first batch. The loader is one object for all rounds, as in a training run, and has run an
 epoch before: its frame memory is taken from the system once a run, not once an epoch. FFCV is not among the peers: its
 source package does not build here.
+
+Beside the time on the clock stands the CPU time of all threads and processes, a window: it says what a loader leaves to
+others, and stays the same where others keep the machine busy.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
+import resource
 import tempfile
 import threading
 import time
@@ -126,22 +131,33 @@ class Race:
             yield batch.frames
 
 
-def seconds_a_window(start: Callable[[], Batches], most: int | None, raw: bool) -> float:
-    """Time of a window: of a whole epoch with its start, or of ``most`` batches after the first."""
-    began = time.perf_counter()
+def seconds_a_window(start: Callable[[], Batches], most: int | None, raw: bool, ahead: int) -> tuple[float, float]:
+    """Time of a window, of a whole epoch with its start or of ``most`` batches after the first, and CPU time of one.
+
+    ``ahead``: windows that are made beyond those taken, and count for the CPU time.
+    """
+    began, cpu = time.perf_counter(), cpu_seconds()
     batches = start()
     first = next(batches)
     assert first.shape == (BATCH, T, 3, S, S) and first.dtype == (torch.uint8 if raw else torch.float32)
     assert first.stride()[2] == 1 if raw else first.is_contiguous()
-    count = len(first)
+    timed_from = 0 if most is None else len(first)
+    taken = len(first)
     del first
     if most is not None:
-        began, count = time.perf_counter(), 0
+        began = time.perf_counter()
     for frames in itertools.islice(batches, most):
-        count += len(frames)
+        taken += len(frames)
     seconds = time.perf_counter() - began
-    del batches  # ends worker processes
-    return seconds / count
+    del batches, frames  # ends worker processes
+    gc.collect()
+    return seconds / (taken - timed_from), (cpu_seconds() - cpu) / (taken + ahead)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of the children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def decode_ceiling(jpegs: list[bytes], short: int, threads: int) -> float:
@@ -161,26 +177,35 @@ def decode_ceiling(jpegs: list[bytes], short: int, threads: int) -> float:
     return (time.perf_counter() - start) / len(jpegs)
 
 
-def run_race(race: Race, rounds: int) -> dict[str, harness.Timing]:
-    """Seconds a window of each entry, and of T bare decodes, round by round."""
+def run_race(race: Race, rounds: int) -> tuple[dict[str, harness.Timing], dict[str, harness.Timing]]:
+    """Seconds a window of each entry, and of T bare decodes, round by round; then CPU seconds of each entry."""
     jpegs = race.dataset.read(np.linspace(0, race.dataset.num_frames - 1, 500).astype(np.int64))
     seconds: dict[str, list[float]] = {CEILING: []}
+    cpu: dict[str, list[float]] = {}
     for turn in range(rounds):
         entries = race.entries()
         for name in list(entries)[:: 1 if turn % 2 == 0 else -1]:
             start, most = entries[name]
-            seconds.setdefault(name, []).append(seconds_a_window(start, most, name.endswith(RAW)))
+            # A worker of a DataLoader has two batches under way.
+            ahead = 0 if most is None or "DataLoader" not in name else 2 * harness.cores() * BATCH
+            found = seconds_a_window(start, most, name.endswith(RAW), ahead)
+            for values, value in zip((seconds, cpu), found, strict=True):
+                values.setdefault(name, []).append(value)
         seconds[CEILING].append(T * decode_ceiling(jpegs, race.short, harness.cores()))
     order = sorted(seconds, key=lambda name: (name.endswith(RAW), name != OURS))
-    return {name: harness.Timing(name, tuple(seconds[name])) for name in order}
+    made = [
+        {name: harness.Timing(name, tuple(values[name])) for name in order if name in values}
+        for values in (seconds, cpu)
+    ]
+    return made[0], made[1]
 
 
-def rows_of(race: Race, timings: dict[str, harness.Timing]) -> list[dict[str, object]]:
-    """One row a loader: windows a second, how many times that ours is, frames a second over the ceiling."""
+def rows_of(race: Race, timings: dict[str, harness.Timing], cpu: dict[str, harness.Timing]) -> list[dict[str, object]]:
+    """One row a loader: windows a second, how many times that ours is, frames a second over the ceiling, CPU time."""
     rows: list[dict[str, object]] = []
     for name, timing in timings.items():
         rate = harness.Timing(name, tuple(1 / s for s in timing.seconds))
-        ours = timings[OURS + RAW if name.endswith(RAW) else OURS]
+        ours = OURS + RAW if name.endswith(RAW) else OURS
         rows.append(
             {
                 "frames": race.case.size,
@@ -190,7 +215,9 @@ def rows_of(race: Race, timings: dict[str, harness.Timing]) -> list[dict[str, ob
                 "windows_per_s": rate.median,
                 "p20": rate.p20,
                 "p80": rate.p80,
-                "cltt_times_faster": harness.ratio(timing, ours).median,
+                "cltt_times_faster": harness.ratio(timing, timings[ours]).median,
+                "cpu_ms_a_window": cpu[name].median * 1000 if name in cpu else "",
+                "cltt_times_less_cpu": harness.ratio(cpu[name], cpu[ours]).median if name in cpu else "",
                 "share_of_decode_ceiling": harness.ratio(timings[CEILING], timing).median,
                 "decodes_per_frame_used": max(race.decodes) if name == OURS else "",
                 "windows": len(race.index),
@@ -248,8 +275,8 @@ def run_size(size: Size, cases: list[Case], quick: bool) -> tuple[list[dict[str,
         dataset = ShardDataset(Path(folder) / "shards")
         for case in cases:
             race = Race(dataset, root, case, most=10 if quick else 30)
-            timings = run_race(race, rounds=2 if quick else case.rounds)
-            rows += rows_of(race, timings)
+            timings, cpu = run_race(race, rounds=2 if quick else case.rounds)
+            rows += rows_of(race, timings, cpu)
             figures += verdict(race, timings)
     return rows, figures
 

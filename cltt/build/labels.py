@@ -187,7 +187,9 @@ def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
     label_of, split_of = labeller(rule), splitter(settings)
     keys = [os.fsdecode(key) for key in plan.keys(0, plan.num_clips)]
     if rule is not None and all(label_of(key) is None for key in keys):
-        raise SettingsError(f"label_from {rule!r} gives no clip a label; it must fit clip keys such as {keys[0]!r}")
+        raise SettingsError(
+            f"label_from {shorten(str(rule), 60)!r} gives no clip a label; it must fit clip keys such as {keys[0]!r}"
+        )
     if table_of(settings["splits"]) is not None and all(split_of(key) == NONE for key in keys):
         raise SettingsError(
             f"splits {settings['splits']!r} names no clip and no folder of clips; keys are such as {keys[0]!r}"
@@ -212,7 +214,7 @@ def read_boxes(boxes: str | None) -> dict[str, Box]:
     if boxes is None:
         return {}
     if (path := table_of(boxes)) is None:
-        raise SettingsError(f"boxes is {boxes!r}; it must be csv:FILE")
+        raise SettingsError(f"boxes is {shorten(boxes, 60)!r}; it must be csv:FILE")
     found: dict[str, Box] = {}
     for line, row in table_rows(path, "boxes", [["frame", "x1", "y1", "x2", "y2"], ["frame", "x", "y"]]):
         if row[0] in found:

@@ -54,12 +54,16 @@ def _remedy(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into a DataError that names ``path`` and what helps against it."""
+def writing(path: Path, remedy: str = "") -> Iterator[None]:
+    """Turn the system's refusal to write into a DataError that names ``path`` and what helps against it.
+
+    With ``remedy`` (that another path is to be given, as a person chose this one) into a SettingsError that says so.
+    """
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; {_remedy(error)}") from error
+        kind = SettingsError if remedy else DataError
+        raise kind(f"cannot write {path}: {error.strerror or error}; {remedy or _remedy(error)}") from error
 
 
 @contextlib.contextmanager

@@ -150,7 +150,8 @@ def neighbours_of_frames(
         embeddings: features of frames of these clips, not of all of them perhaps.
         clip_names: the clips.
         frames: the frames chosen, numbers within each clip.
-        spacing: of each clip, how far from a chosen frame one may lie whose features stand for it.
+        spacing: of each clip, how far from a chosen frame one may lie whose features stand for it (further where only
+            every so many-th frame has features).
         k: neighbours of a frame.
         bank: so many frames, evenly spread, are looked through.
 
@@ -189,9 +190,13 @@ def neighbours_of_frames(
 
 
 def _standing_for(chosen: Ids, frames: Ids, rows: Ids, reach: float) -> Ids:
-    """For each chosen frame the row of the nearest in ``frames`` (sorted), -1 where none lies within ``reach``."""
+    """For each chosen frame the row of the nearest in ``frames`` (sorted), -1 where there is none close by.
+
+    Close is what lies within ``reach``, or no further away than those frames lie from each other.
+    """
     if not len(frames):
         return np.full(len(chosen), -1, np.int64)
+    reach = max(reach, float(np.median(np.diff(frames))) if len(frames) > 1 else 0)
     after = np.searchsorted(frames, chosen).clip(0, len(frames) - 1)
     before = (after - 1).clip(0)
     nearest = np.where(np.abs(frames[before] - chosen) <= np.abs(frames[after] - chosen), before, after)

@@ -6,16 +6,14 @@ nor an environment variable.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import SettingsError
+from cltt.files.atomic import check_writable, writing
 from cltt.text import printable_lines
 
 if TYPE_CHECKING:
@@ -60,30 +58,11 @@ def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_axisbelow(True)
 
 
-@contextmanager
-def writing(path: Path, flag: str) -> Iterator[None]:
-    """Turn an OSError of writing ``path``, which the person chose with ``flag``, into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise SettingsError(f"cannot write {path}: {error.strerror or error}; give another {flag}") from error
-
-
-def check_writable(path: Path, flag: str) -> None:
-    """Raise SettingsError before any work if ``path`` lies, or would have to be made, where nothing can be written."""
-    with writing(path, flag):
-        existing = next(place for place in (path, *path.absolute().parents) if place.exists())
-        if not (existing.is_dir() or existing == path):
-            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a folder")
-        if not os.access(existing, os.W_OK):
-            raise PermissionError(errno.EACCES, f"no permission to write to {existing}")
-
-
 def check_save_path(path: Path, flag: str = "--save-path") -> None:
     """Raise SettingsError before any work if a picture cannot be saved as ``path``, which ``flag`` asks for."""
     if path.suffix.lower() not in SUFFIXES:
         raise SettingsError(f"cannot save a picture as {path.name!r}; its ending must be one of {', '.join(SUFFIXES)}")
-    check_writable(path, flag)
+    check_writable(path.parent, f"give another {flag}")
     if path.is_dir():
         raise SettingsError(f"{path} is a folder; give the file name of the picture")
 
@@ -94,7 +73,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
     check_save_path(path)
     FigureCanvasAgg(figure)
-    with writing(path, "--save-path"):
+    with writing(path, "give another --save-path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"pil_kwargs": {"compress_level": PNG_LEVEL}} if path.suffix.lower() == ".png" else {}
         with warnings.catch_warnings():

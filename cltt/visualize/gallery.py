@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from cltt.config import WindowSettings
 from cltt.errors import FrameError, SettingsError
+from cltt.files.atomic import check_writable, writing
 from cltt.files.regular import is_regular
 from cltt.shards.folder import Dataset
 from cltt.text import printable
 from cltt.visualize.embeddings import Embeddings, neighbours_of_frames
-from cltt.visualize.figures import check_writable, writing
 from cltt.visualize.views import Ids, Pixels, WindowView, clip_name
 
 THUMB = 64  # pixels, square
@@ -67,7 +67,7 @@ def write_gallery(
         "neighbours": embeddings is not None,
         "batch": None if batch is None else {"title": batch_title, "rows": _batch_facts(batch)},
     }
-    with writing(out, "--out"):
+    with writing(out, "give another --out"):
         _clear(out)
         _write_strips(dataset, clips, out / "strips")
         if batch is not None:
@@ -90,10 +90,10 @@ def _write_page(out: Path, facts: dict[str, Any]) -> Path:
 
 def check_gallery_folder(out: Path) -> None:
     """Raise SettingsError before any work if no gallery can be written into ``out``."""
-    check_writable(out, "--out")
+    check_writable(out, "give another --out")
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file; give a folder")
-    with writing(out, "--out"):
+    with writing(out, "give another --out"):
         links = [name for name in (*FOLDERS, "index.html") if (out / name).is_symlink()]
         if links:
             raise SettingsError(f"--out {out} holds a symbolic link named {links[0]}; give a new or empty folder")

@@ -161,7 +161,7 @@ def test_rows_are_those_of_numpy_in_any_order_and_through_faults(
     array = np.zeros(5000, dtype)
     array["a"], array["b"] = np.arange(5000) * 7, np.arange(5000) % 99
     np.save(tmp_path / "rows.npy", array)
-    rows = NpyRows(tmp_path / "rows.npy", Patience(5, lambda line: None))
+    rows = NpyRows(tmp_path / "rows.npy", Patience(5, lambda line: None), dtype)
     rng = np.random.default_rng(0)
     monkeypatch.setattr(module.os, "pread", FaultyReads({0: "error", 3: "end", 7: "half"}))
     for count in (0, 1, 2, 40, 5000):

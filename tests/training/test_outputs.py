@@ -17,6 +17,7 @@ from cltt import checkpoint
 from cltt.checkpoint import CheckpointStore
 from cltt.errors import DataError, OutputError
 from cltt.files import atomic
+from cltt.metrics import History
 from cltt.training import factory, outputs
 from cltt.training.outputs import Outputs, finish_writing
 from cltt.training.trainer import Saver
@@ -24,13 +25,14 @@ from tests.helpers import training
 
 
 class FullDisk:
-    """``open`` for a module: while ``full``, a file takes half of what is written and then refuses."""
+    """Stands for ``atomic.create``: while ``full``, a file takes half of what is written and then refuses."""
 
     def __init__(self) -> None:
         self.full = True
 
-    def __call__(self, path: Any, mode: str = "r", *rest: Any) -> Any:
-        return HalfFile(open(path, mode, *rest)) if self.full and "w" in mode else open(path, mode, *rest)
+    def __call__(self, path: Path) -> Any:
+        file = open(path, "wb")  # noqa: SIM115
+        return HalfFile(file) if self.full else file
 
 
 class HalfFile:
@@ -55,7 +57,7 @@ class HalfFile:
 def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
     disk = FullDisk()
     for module in (checkpoint, atomic):
-        monkeypatch.setattr(module, "open", disk, raising=False)
+        monkeypatch.setattr(module, "create", disk)
     return disk
 
 
@@ -155,7 +157,8 @@ def test_an_evaluation_that_fails_leaves_its_row_out(
         raise error
 
     settings = TrainSettings(windows=WindowSettings(), data=DataSettings(shards="s"))
-    evaluate: Callable[[], dict[str, float]] = factory._evaluation(settings, torch.nn.Linear(1, 1), evaluator)  # type: ignore[arg-type]
+    model = torch.nn.Linear(1, 1)
+    evaluate: Callable[[], dict[str, float]] = factory._evaluation(settings, model, evaluator, History())  # type: ignore[arg-type]
     assert evaluate() == {}
     assert f"no evaluation this time: {error}; training goes on" in capsys.readouterr().out
 

@@ -66,18 +66,19 @@ def test_a_place_that_cannot_be_written_gets_one_sentence(
     """A file where a folder must be, no permission found before the work, and a disk that fails in its midst."""
     asked = ["--shards", shards, *SMALL, *argv]
     (tmp_path / "file").write_text("")
-    assert f"{tmp_path / 'file'} is not a folder; give another {argv[-1]}" in refusal(
-        capsys, *asked, tmp_path / "file/new/w.png"
-    )
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-        patched.setattr(inspect, "open_dataset", None)  # not come to
-        said = refusal(capsys, *asked, tmp_path / "new/w.png")
-    assert f"no permission to write to {tmp_path}; give another {argv[-1]}" in said
+    said = refusal(capsys, *asked, tmp_path / "file/new/w.png")
+    assert "cannot write to" in said and f"Not a directory; give another {argv[-1]}" in said
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
+    with monkeypatch.context() as patched:
+        patched.setattr("tempfile.TemporaryFile", refuse)
+        patched.setattr(inspect, "open_dataset", None)  # not come to
+        said = refusal(capsys, *asked, tmp_path / "new/w.png")
+    assert f"Permission denied; give another {argv[-1]}" in said and not (tmp_path / "new").exists()
+    for module in ("figures", "gallery"):
+        monkeypatch.setattr(f"cltt.visualize.{module}.check_writable", lambda *_: None)
     monkeypatch.setattr(Path, "mkdir", refuse)
     capsys.readouterr()
     with pytest.raises(SettingsError, match=rf"new/w\.png: Permission denied; give another {argv[-1]}"):
