@@ -123,6 +123,8 @@ def tamper_array(rng: Rng, file: Path) -> None:
     except Exception:  # no array any more
         return
     way, flat = rng.random(), array.reshape(-1).copy()
+    if not len(flat):
+        return
     at, value = int(rng.integers(len(flat))), NUMBERS[int(rng.integers(len(NUMBERS)))]
     if way < 0.6 and (array.dtype.names or array.dtype.kind == "f"):
         place = flat[str(rng.choice(array.dtype.names))] if array.dtype.names else flat

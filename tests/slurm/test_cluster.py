@@ -30,7 +30,7 @@ SMALL = {
     "IMAGE_SIZE": "32",
 }
 EPOCHS = int(SMALL["EPOCHS"])
-STEPS = ["--max-batches-per-epoch", "12"]  # an epoch of about two seconds on two processes
+STEPS = ["--max-batches-per-epoch", "12", "--device", "cpu"]  # an epoch of about two seconds on two processes
 ONE_CPU = "--cpus-per-task=1"
 
 
