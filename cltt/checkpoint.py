@@ -115,8 +115,8 @@ def read(path: Path, patience: Patience | None = None) -> Any:
     Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes is tried
     again, by ``patience``.
     """
-    if not path.is_file():
-        raise DataError(f"no checkpoint at {path}")
+    if not os.path.isfile(path):  # False, too, for a name that the system cannot take
+        raise DataError(f"no checkpoint at {shorten(str(path), 200)}")
     return (patience or Patience()).ask(path, lambda: _read_once(path))
 
 
@@ -338,7 +338,7 @@ def find_latest(folder: Path) -> tuple[Path | None, list[str]]:
 
 def resolve(path: Path) -> Path:
     """The checkpoint meant by ``path``: itself, or the newest of a run folder. DataError if there is none."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, too, for a name that the system cannot take
         return path
     paths = _newest_first(path)
     if not paths:

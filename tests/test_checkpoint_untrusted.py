@@ -136,3 +136,9 @@ def test_a_history_that_is_none(change: dict[str, Any]) -> None:
         history.load_state_dict({**History().state_dict(), **change})
     history.load_state_dict({**History().state_dict(), "csv": None})
     assert callable(history.csv)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y" * 5000])
+def test_a_name_that_no_system_takes_is_no_checkpoint(name: str) -> None:
+    with pytest.raises(DataError, match="no checkpoint at"):
+        read_weights(Path(name))
