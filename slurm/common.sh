@@ -106,9 +106,10 @@ count_start() {
         exit 1
     fi
     # A full disk must not end the run here: it may have room again when there is something to save.
-    { printf '%s %s\n' "$count" "$(progress)" >"$CHECKPOINT_DIR/requeues.tmp"; } 2>/dev/null &&
-        mv "$CHECKPOINT_DIR/requeues.tmp" "$CHECKPOINT_DIR/requeues" ||
-        { rm -f "$CHECKPOINT_DIR/requeues.tmp" 2>/dev/null || true; say "cannot write to $CHECKPOINT_DIR: this start is not counted" >&2; }
+    local file=$CHECKPOINT_DIR/requeues
+    if { printf '%s %s\n' "$count" "$(progress)" >"$file.tmp" && mv "$file.tmp" "$file"; } 2>/dev/null; then return 0; fi
+    rm -f "$file.tmp" 2>/dev/null || true
+    say "cannot write to $CHECKPOINT_DIR: this start is not counted" >&2
 }
 
 # A refused start leaves no trace: not the count, nor a folder that holds nothing else.
