@@ -15,7 +15,7 @@ from tqdm import tqdm
 from benchmarks import harness, plots, report
 from cltt import cli
 
-NAMES = ("build", "order", "loss", "loader", "train", "inspect")
+NAMES = ("build", "order", "loss", "loader", "train", "inspect", "evaluation")
 
 
 def run_one(name: str, quick: bool) -> bool:
