@@ -59,20 +59,20 @@ class _Tile:
     mirrored: bool
 
 
-def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-sum-exp of each row over its denominator, and whether its nearest other frame is of its window.
 
     Args:
         v: fp32 or fp64 [N, D].
         rows: the rows to compute.
-        with_hits: also find, from the same tiles, whether the best positive beats every negative.
+        with_top1: also find, from the same tiles, whether the best positive beats every negative.
 
     Returns:
-        lse [rows.count] of v's dtype, and hits (bool [rows.count], or None).
+        lse [rows.count] of v's dtype, and top1_correct (bool [rows.count], or None).
     """
     unshifted = rows.unshifted(v.dtype)
     total = v.new_full((len(v),), 0.0 if unshifted else -torch.inf)
-    best = _Best(v) if with_hits else None
+    best = _Best(v) if with_top1 else None
     for tile in _tiles(v, rows):
         _hide(tile, rows)
         if best is not None:
@@ -86,7 +86,7 @@ def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torc
     return lse, None if best is None else (best.positive > best.negative)[own]
 
 
-def weighted_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
+def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Sum over j of (exp(S_ij - lse_i) + exp(S_ij - lse_j)) v_j for each row i -> [rows.count, D].
 
     Args:

@@ -154,16 +154,16 @@ class TemporalInfoNCE(torch.nn.Module):
             bound=1 / self.temperature,
             spans=spans,
         )
-        engine = _engine(backend)
-        v = unit_rows(z, self.temperature * engine.NATS)
+        kernels = _kernels_for(backend)
+        v = unit_rows(z, self.temperature * kernels.NATS)
         dtype = products or z.dtype if backend == "triton" else working_dtype(z)
-        return _FusedLoss.apply(v, rows, engine, dtype, info.world_size, with_accuracy)
+        return _FusedLoss.apply(v, rows, kernels, dtype, info.world_size, with_accuracy)
 
 
 class _FusedLoss(torch.autograd.Function):
     """The loss of the joined batch from this rank's ``v`` [n, D], unit rows divided by sqrt(temperature * NATS).
 
-    The engine's logits and log-sum-exps are those of the loss divided by its NATS: natural (1), or base 2.
+    The kernels' logits and log-sum-exps are those of the loss divided by its NATS: natural (1), or base 2.
     """
 
     @staticmethod
@@ -171,20 +171,20 @@ class _FusedLoss(torch.autograd.Function):
         ctx: Any,
         v: torch.Tensor,
         rows: chunked.Rows,
-        engine: ModuleType,
+        kernels: ModuleType,
         dtype: torch.dtype,
         world_size: int,
         with_accuracy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gather: Callable[[torch.Tensor], torch.Tensor] = all_gather_rows if world_size > 1 else lambda x: x
         v = gather(v.to(dtype))
-        lse, hits = engine.row_logsumexp(v, rows, with_hits=with_accuracy)
-        accuracy = lse.new_zeros(()) if hits is None else gather(hits).to(lse.dtype).mean()
+        lse, top1_correct = kernels.row_logsumexp(v, rows, with_top1=with_accuracy)
+        accuracy = lse.new_zeros(()) if top1_correct is None else gather(top1_correct).to(lse.dtype).mean()
         lse = gather(lse)
         ctx.save_for_backward(v, lse)
-        ctx.rows, ctx.engine, ctx.world_size = rows, engine, world_size
+        ctx.rows, ctx.kernels, ctx.world_size = rows, kernels, world_size
         ctx.mark_non_differentiable(accuracy)
-        return (lse.mean() - _mean_positive(v.to(lse.dtype), rows.window_size)) * engine.NATS, accuracy
+        return (lse.mean() - _mean_positive(v.to(lse.dtype), rows.window_size)) * kernels.NATS, accuracy
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -193,11 +193,11 @@ class _FusedLoss(torch.autograd.Function):
         v, lse = ctx.saved_tensors
         rows, size = ctx.rows, ctx.rows.window_size
         with torch.autocast(v.device.type, enabled=False):
-            grad = ctx.engine.weighted_rows(v, lse, rows) / len(v)
+            grad = ctx.kernels.grad_rows(v, lse, rows) / len(v)
             own = v[rows.first : rows.first + rows.count].to(grad.dtype)
             others = own.view(-1, size, own.shape[1]).sum(1, keepdim=True).expand(-1, size, -1).flatten(0, 1) - own
             grad.sub_(others, alpha=2 / (len(v) * (size - 1)))
-            return grad.mul_(grad_loss * (ctx.world_size * ctx.engine.NATS)), None, None, None, None, None
+            return grad.mul_(grad_loss * (ctx.world_size * ctx.kernels.NATS)), None, None, None, None, None
 
 
 def resolve_backend(backend: str, z: torch.Tensor) -> str:
@@ -231,7 +231,7 @@ def _interpreted(z: torch.Tensor) -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and z.device.type == "cpu" and z.dtype != torch.float64
 
 
-def _engine(backend: str) -> ModuleType:
+def _kernels_for(backend: str) -> ModuleType:
     """The module that visits the tiles."""
     if backend == "chunked":
         return chunked

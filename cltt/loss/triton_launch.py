@@ -70,15 +70,15 @@ def _grad_blocks(width: int, dtype: torch.dtype) -> _Blocks:
     return _Blocks(64, 32, 128, 512, False, 8)
 
 
-def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """As :func:`cltt.loss.chunked.row_logsumexp`; v bf16, fp16 or fp32, the log-sum-exps fp32 and in base 2."""
     blocks = _row_blocks(v.shape[1], v.dtype)
     if rows.count == len(v) and rows.unshifted(torch.float32):
-        return _mirrored(v, rows, blocks, with_hits)
+        return _mirrored(v, rows, blocks, with_top1)
     row_blocks, tiles = triton.cdiv(rows.count, blocks.bm), triton.cdiv(len(v), blocks.bn)
     splits, each = _split(row_blocks, tiles, _slots(v, blocks))
     # planes: log-sum-exp, best positive, best negative
-    out = v.new_empty((3 if with_hits else 1, splits, rows.count), dtype=torch.float32)
+    out = v.new_empty((3 if with_top1 else 1, splits, rows.count), dtype=torch.float32)
     with torch.cuda.device_of(v):
         row_kernel[(row_blocks, splits)](
             v,
@@ -91,14 +91,14 @@ def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_hits: bool) -> tuple[torc
             out.stride(0),
             **_constants(v, rows, blocks),
             UNSHIFTED=rows.unshifted(torch.float32),
-            WITH_HITS=with_hits,
+            WITH_HITS=with_top1,
         )
     lse = torch.logsumexp(out[0] * NATS, 0) / NATS if splits > 1 else out[0, 0]
-    return lse, (out[1].amax(0) > out[2].amax(0)) if with_hits else None
+    return lse, (out[1].amax(0) > out[2].amax(0)) if with_top1 else None
 
 
 def _mirrored(
-    v: torch.Tensor, rows: Rows, blocks: _Blocks, with_hits: bool
+    v: torch.Tensor, rows: Rows, blocks: _Blocks, with_top1: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """:func:`row_logsumexp` of all rows, from half of the tiles."""
     full, ragged = len(v) // blocks.bn, int(len(v) % blocks.bn > 0)
@@ -106,7 +106,7 @@ def _mirrored(
     each = triton.cdiv(places, _slots(v, blocks))
     programs = triton.cdiv(places, each)
     # planes: sum, best positive, best negative
-    out = v.new_full((3 if with_hits else 1, programs, len(v)), -math.inf, dtype=torch.float32)
+    out = v.new_full((3 if with_top1 else 1, programs, len(v)), -math.inf, dtype=torch.float32)
     out[0].zero_()
     with torch.cuda.device_of(v):
         mirrored_kernel[(programs,)](
@@ -118,13 +118,13 @@ def _mirrored(
             each,
             out.stride(0),
             **_constants(v, rows, blocks),
-            WITH_HITS=with_hits,
+            WITH_HITS=with_top1,
         )
-    return out[0].sum(0).log2(), (out[1].amax(0) > out[2].amax(0)) if with_hits else None
+    return out[0].sum(0).log2(), (out[1].amax(0) > out[2].amax(0)) if with_top1 else None
 
 
-def weighted_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """As :func:`cltt.loss.chunked.weighted_rows`; lse in base 2, it and the result fp32."""
+def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """As :func:`cltt.loss.chunked.grad_rows`; lse in base 2, it and the result fp32."""
     blocks = _grad_blocks(v.shape[1], v.dtype)
     row_blocks, chunks = triton.cdiv(rows.count, blocks.bm), triton.cdiv(v.shape[1], blocks.dc)
     splits, each = _split(row_blocks * chunks, triton.cdiv(len(v), blocks.bn), _slots(v, blocks))

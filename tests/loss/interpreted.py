@@ -95,13 +95,13 @@ def test_the_rows_of_one_rank(
     spans = torch.stack([torch.arange(25) // 9, torch.arange(25), torch.arange(25) + 1], 1)
     for known in (None, spans):
         rows = Rows(3, first, min(18, 75 - first), 1 / temperature, known)
-        wanted_lse, wanted_hits = chunked.row_logsumexp(v.double(), rows, with_hits=True)
-        lse, hits = triton_launch.row_logsumexp(v / NATS**0.5, rows, with_hits=True)
+        wanted_lse, wanted_hits = chunked.row_logsumexp(v.double(), rows, with_top1=True)
+        lse, hits = triton_launch.row_logsumexp(v / NATS**0.5, rows, with_top1=True)
         torch.testing.assert_close(lse * NATS, wanted_lse.float(), rtol=1e-5, atol=1e-4)
         assert hits is not None and wanted_hits is not None and hits.equal(wanted_hits)
-        full = chunked.row_logsumexp(v.double(), Rows(3, 0, 75, 1 / temperature, known), with_hits=False)[0]
-        grad = triton_launch.weighted_rows(v / NATS**0.5, full.float() / NATS, rows) * NATS**0.5
-        torch.testing.assert_close(grad, chunked.weighted_rows(v.double(), full, rows).float(), rtol=1e-4, atol=1e-4)
+        full = chunked.row_logsumexp(v.double(), Rows(3, 0, 75, 1 / temperature, known), with_top1=False)[0]
+        grad = triton_launch.grad_rows(v / NATS**0.5, full.float() / NATS, rows) * NATS**0.5
+        torch.testing.assert_close(grad, chunked.grad_rows(v.double(), full, rows).float(), rtol=1e-4, atol=1e-4)
 
 
 def test_sums_of_partials_have_one_order() -> None:
