@@ -12,7 +12,6 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -38,23 +37,18 @@ from cltt.config import (
     require,
     setting,
 )
+from cltt.demo.baselines import ColourHistogram, RawPixels
+from cltt.demo.figures import draw_accuracy, draw_sample
 from cltt.demo.render import SOLIDS, write_clip
 from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation.datasets import open_labelled
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.regular import is_regular
-from cltt.sampling.epoch_plan import EpochPlan
-from cltt.shards.dataset import ShardDataset
 from cltt.training import factory
 from cltt.training.run import train
 from cltt.visualize.curves import plot_run
 from cltt.visualize.figures import save_figure
-from cltt.visualize.views import view_windows
-from cltt.visualize.windows import draw_windows
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLIPS_PER_OBJECT = 9
 SPLITS = "train=0.75,test=0.25"
@@ -62,6 +56,7 @@ SPLIT_SEED = 14251  # every object has two or three of its nine clips in the tes
 RENDERED_SIZE = 96  # pixels; more than the network sees, for the pictures
 EVALUATED = slice(None, None, 4)  # frames that the evaluation looks at: neighbours tell it nothing new
 ONE_SHOT, PROBE = "one-shot nearest neighbour", "linear probe"
+BASELINES, BEFORE, AFTER = ("colour histogram", "raw pixels"), "before training", "after training"
 WINDOWS = WindowSettings(window_size=5, frame_step=2, window_stride=4)
 
 MADE = ("clips", "shards", "run")  # folders in --out
@@ -96,25 +91,30 @@ class DemoSettings:
         return self.frames - self.frames // 8
 
 
-def run_demo(settings: DemoSettings) -> tuple[Accuracy, Accuracy]:
-    """Render, build, train, evaluate and draw -> accuracy on the test clips before and after training."""
-    out = Path(settings.out)
-    clips = render_clips(settings)
-    report = build_shards(clips, out / "shards", splits=SPLITS, split_seed=SPLIT_SEED, label_from="parent")
-    print(f"{report.clips} clips, {report.frames} frames in {report.path}", flush=True)
-    training = train_settings(settings, report.path)
-    save_figure(draw_sample(report.path, training), out / "windows.png")
-    before = evaluate(untrained_encoder(training), training)
-    print(f"before training: {accuracy_text(before)}", flush=True)
+def run_demo(settings: DemoSettings) -> dict[str, Accuracy]:
+    """Render, build, train, evaluate, draw -> test accuracy of BASELINES, and BEFORE and AFTER training."""
+    out, shards = Path(settings.out), build(settings)
+    training = train_settings(settings, shards)
+    save_figure(draw_sample(shards, training, RENDERED_SIZE), out / "windows.png")
+    results = {**evaluate_baselines(training), BEFORE: evaluate(untrained_encoder(training), training)}
+    for name, accuracy in results.items():
+        print(f"{name}: {accuracy_text(accuracy)}", flush=True)
     _remove(training.run_dir, is_ours=True)  # as the clips beside it are
     if train(training) != 0:
         raise CLTTError("training was asked to stop; run the same command again")
-    after = evaluate(trained_encoder(training), training)
+    results[AFTER] = evaluate(trained_encoder(training), training)
     plot_run(training.csv_path, out / "loss.png")
-    save_figure(draw_accuracy(before, after, chance=1 / settings.objects), out / "accuracy.png")
-    facts = {"settings": asdict(settings), "before": before, "after": after}
-    (out / "accuracy.json").write_text(json.dumps(facts, indent=1) + "\n")
-    return before, after
+    save_figure(draw_accuracy(results, chance=1 / settings.objects), out / "accuracy.png")
+    (out / "accuracy.json").write_text(json.dumps({"settings": asdict(settings), **results}, indent=1) + "\n")
+    return results
+
+
+def build(settings: DemoSettings) -> Path:
+    """Render the clips and build labelled shards of them -> their folder; what is there stays."""
+    clips, shards = render_clips(settings), Path(settings.out) / "shards"
+    report = build_shards(clips, shards, splits=SPLITS, split_seed=SPLIT_SEED, label_from="parent")
+    print(f"{report.clips} clips, {report.frames} frames in {report.path}", flush=True)
+    return report.path
 
 
 def render_clips(settings: DemoSettings) -> Path:
@@ -185,45 +185,29 @@ def trained_encoder(training: TrainSettings) -> nn.Module:
     return model.encoder
 
 
-def evaluate(encoder: nn.Module, training: TrainSettings) -> Accuracy:
+def evaluate(encoder: nn.Module, training: TrainSettings, normalise: str = "imagenet") -> Accuracy:
     """Accuracy (0..1) on the test clips: labels of one training frame an object, and of all training frames."""
-    device = distributed.pick_device(training.run.device, distributed.RankInfo())
-    assert training.data.shards is not None
-    data = open_labelled(training.data.shards)
-    parts = {name: images.take(EVALUATED) for name, images in data.parts.items()}
-    evaluator = Evaluator(replace(data, parts=parts), image_size=training.data.image_size, device=device)
-    result = evaluator(encoder.to(device))
+    evaluator = build_evaluator(training, normalise)
+    result = evaluator(encoder.to(evaluator.device))
     return {ONE_SHOT: result.nearest["1"], PROBE: result.accuracy["test"]}
 
 
-def draw_sample(shards: Path, training: TrainSettings) -> Figure:
-    """The first windows of the first training batch."""
-    dataset = ShardDataset(shards)
-    index = factory.build_index(dataset, training)
-    plan = EpochPlan(index, training.data.batch_size, seed=training.run.seed)
-    view = view_windows(dataset, index, plan.batch(0)[:6], image_size=RENDERED_SIZE)
-    return draw_windows(view, "windows of the first training batch")
+def build_evaluator(training: TrainSettings, normalise: str = "imagenet") -> Evaluator:
+    """Of every fourth frame, labels from the training clips, asked of the test clips."""
+    assert training.data.shards is not None
+    data = open_labelled(training.data.shards)
+    parts = {name: images.take(EVALUATED) for name, images in data.parts.items()}
+    device = distributed.pick_device(training.run.device, distributed.RankInfo())
+    size = training.data.image_size
+    return Evaluator(replace(data, parts=parts), image_size=size, device=device, normalise=normalise)
 
 
-def draw_accuracy(before: Accuracy, after: Accuracy, chance: float) -> Figure:
-    """Bars of both accuracies (0..1), untrained beside trained."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(before))
-    bars = ((-0.2, before, "before training", "#999999"), (0.2, after, "after training", "#0072B2"))
-    for shift, accuracy, name, colour in bars:
-        drawn = axes.bar(places + shift, [100 * value for value in accuracy.values()], 0.38, label=name, color=colour)
-        axes.bar_label(drawn, fmt="%.0f%%", padding=2)
-    axes.axhline(100 * chance, color="#D55E00", linewidth=1, linestyle="--", label=f"chance ({100 * chance:.0f}%)")
-    axes.set_xticks(places, list(before))
-    axes.set_ylim(0, 105)
-    axes.set_ylabel("test frames named right, %")
-    axes.set_title("Clips, backgrounds and light not seen in training", loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
-    return figure
+def evaluate_baselines(training: TrainSettings) -> dict[str, Accuracy]:
+    """What can be told without learning; of the histograms of frame and centre the better one by each measure."""
+    on_cpu = replace(training, run=replace(training.run, device="cpu"))
+    whole, centre = (evaluate(ColourHistogram(centre=centre), on_cpu, "none") for centre in (False, True))
+    histogram = {measure: max(whole[measure], centre[measure]) for measure in whole}
+    return dict(zip(BASELINES, (histogram, evaluate(RawPixels(), on_cpu, "none")), strict=True))
 
 
 def accuracy_text(accuracy: Accuracy) -> str:
@@ -235,7 +219,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m cltt.demo") -> in
     parser = Parser(prog=prog, description="Clips to shards to a trained encoder, without data.")
     add_settings(parser, DemoSettings)
     settings = settings_from(parser.parse_args(argv), DemoSettings)
-    before, after = run_demo(settings)
+    results = run_demo(settings)
+    before, after = results[BEFORE], results[AFTER]
     gains = ", ".join(f"{name} {before[name]:.1%} -> {after[name]:.1%}" for name in before)
     made = "windows.png, loss.png, accuracy.png, metrics.csv"
     print(f"{settings.out}: {made}; test accuracy before -> after training: {gains}")

@@ -22,50 +22,33 @@ SUPERSAMPLE = 2  # solids are drawn this many times larger and averaged down: sm
 CANVAS = 640  # side of a background, in pixels; it wraps around
 FOCAL = 2.6  # focal length in units of half the picture's height
 
-# BGR. Every colour belongs to several solids, so that no colour gives the label away.
-RED, ORANGE, YELLOW, GREEN, BLUE, VIOLET, WHITE, BLACK = (
-    np.array(colour, np.float32)
-    for colour in (
-        (50, 45, 200),
-        (40, 130, 235),
-        (60, 215, 235),
-        (80, 165, 60),
-        (200, 110, 45),
-        (170, 60, 130),
-        (235, 235, 235),
-        (45, 45, 45),
-    )
-)
+# Ranges of what changes within a clip, whatever the solid: (low, high, frames that a slow wave takes).
+PLACE = ([-0.5, -0.5, 4.6], [0.5, 0.5, 6.4], 30)  # right, down and away, in units
+LEAN = ([-0.6, -0.6], [0.6, 0.6], 30)  # of the axis to the side and to the camera, in radians
+LAMP = ([-0.9, -0.9, -1.0], [0.9, 0.2, -0.5], 30)  # from where the light comes
+PAINT = ([0.35, 130], [1.0, 255], 24)  # saturation 0..1 and brightness 0..255 of the light
 
 
 @dataclass(frozen=True)
 class Solid:
-    """One object: the names of its profile, cross-section and surface pattern, its two colours, its twist in turns."""
+    """One object: the names of its profile and cross-section, and its twist in turns."""
 
     profile: str
     section: str
-    pattern: str
-    colours: tuple[np.ndarray, np.ndarray]
     twist: float = 0.0
 
 
 SOLIDS = (
-    Solid("ball", "round", "sectors", (RED, WHITE)),
-    Solid("drum", "round", "rings", (BLUE, YELLOW)),
-    Solid("drum", "square", "checks", (WHITE, BLACK)),
-    Solid("drum", "star", "plain", (YELLOW, ORANGE), 0.15),
-    Solid("cone", "round", "spiral", (RED, YELLOW)),
-    Solid("cone", "square", "rings", (GREEN, WHITE)),
-    Solid("diamond", "triangle", "halves", (ORANGE, BLUE)),
-    Solid("diamond", "round", "checks", (VIOLET, YELLOW)),
-    Solid("ring", "round", "sectors", (BLACK, ORANGE)),
-    Solid("ring", "square", "plain", (GREEN, BLUE)),
-    Solid("hourglass", "round", "halves", (VIOLET, GREEN)),
-    Solid("hourglass", "star", "rings", (RED, BLUE)),
-    Solid("bottle", "round", "plain", (GREEN, BLACK)),
-    Solid("bottle", "square", "spiral", (BLUE, WHITE), 0.2),
-    Solid("ball", "flower", "spots", (VIOLET, WHITE)),
-    Solid("ball", "round", "spots", (YELLOW, BLACK)),
+    Solid("ball", "round"),
+    Solid("drum", "square"),
+    Solid("cone", "round"),
+    Solid("ring", "round"),
+    Solid("hourglass", "round"),
+    Solid("bottle", "round"),
+    Solid("drum", "star"),
+    Solid("diamond", "square"),
+    Solid("ball", "flower"),
+    Solid("drum", "round"),
 )
 
 
@@ -110,47 +93,32 @@ def solid_points(solid: Solid) -> np.ndarray:
     return np.stack([reach * np.cos(turned), reach * np.sin(turned), np.broadcast_to(height[:, None], reach.shape)], -1)
 
 
-def face_colours(solid: Solid) -> np.ndarray:
-    """Colour [F, 3] of every face, before light: where the pattern is on, the second colour."""
-    ring, sector = np.mgrid[0:RINGS, 0:SECTORS]
-    on = {
-        "plain": (ring == RINGS // 2) | (ring == RINGS // 2 - 1),
-        "halves": sector < SECTORS // 2,
-        "sectors": sector // 5 % 2 == 1,
-        "rings": ring // 3 % 2 == 1,
-        "checks": (ring // 4 + sector // 5) % 2 == 1,
-        "spiral": (ring + sector * 12 // SECTORS) // 3 % 2 == 1,
-        "spots": (ring % 5 < 2) & ((sector + 3 * (ring // 5 % 2)) % 6 < 3),
-    }[solid.pattern]
-    return np.where(on[..., None], solid.colours[1], solid.colours[0]).reshape(-1, 3)
-
-
 def rotation(axis_angles: np.ndarray) -> np.ndarray:
     """Rotation matrix [3, 3] from a rotation vector [3] in radians."""
     return cv2.Rodrigues(np.asarray(axis_angles, float).reshape(3, 1))[0]
 
 
-def draw_faces(image: np.ndarray, points: np.ndarray, colours: np.ndarray, light: np.ndarray) -> None:
+def draw_faces(image: np.ndarray, points: np.ndarray, colour: np.ndarray, light: np.ndarray) -> None:
     """Fill the quads of a surface that face the camera into ``image`` [H, W, 3] uint8, far ones first.
 
-    points: [R+1, S+1, 3] in camera coordinates (z away from the camera); colours [F, 3]; light: unit vector [3].
+    points: [R+1, S+1, 3] in camera coordinates (z away from the camera); colour [3]; light: unit vector [3].
     """
     quads = np.stack([points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]], axis=2).reshape(-1, 4, 3)
-    quads, normals, colours = facing_camera(quads, colours)
-    shade = 0.35 + 0.75 * np.clip(normals @ light, 0, 1)
-    lit = np.clip(colours * shade[:, None], 0, 255)
+    quads, normals = facing_camera(quads)
+    shade = 0.3 + 0.7 * np.clip(normals @ light, 0, 1)
+    lit = shade[:, None] * colour
     half = image.shape[0] / 2
     pixels = np.round(half + half * FOCAL * quads[..., :2] / quads[..., 2:]).astype(np.int32)
     for face in np.argsort(-quads[..., 2].sum(1)):
         cv2.fillConvexPoly(image, pixels[face], lit[face].tolist())
 
 
-def facing_camera(quads: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Those quads [F, 4, 3] whose outside is seen from the origin, with their unit normals [F, 3] and colours."""
+def facing_camera(quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those quads [F, 4, 3] whose outside is seen from the origin, and their unit normals [F, 3]."""
     normals = np.cross(quads[:, 3] - quads[:, 1], quads[:, 2] - quads[:, 0])
     seen = (normals * quads.mean(1)).sum(1) < 0
     quads, normals = quads[seen], normals[seen]
-    return quads, normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9), colours[seen]
+    return quads, normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9)
 
 
 def make_background(rng: np.random.Generator) -> np.ndarray:
@@ -217,23 +185,44 @@ class Camera:
         return cv2.warpAffine(self.canvas, to_canvas, (size, size), flags=flags, borderMode=cv2.BORDER_WRAP)
 
 
+class Motion:
+    """What a clip's solid does: it spins, leans and wanders under a lamp that moves and changes its colour."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.place, self.lean, self.lamp, self.paint = (Drift(rng, *path) for path in (PLACE, LEAN, LAMP, PAINT))
+        self.hue, self.spin = rng.uniform(0, 1, 2)
+        self.hue_rate, self.spin_rate = rng.choice([-1, 1], 2) * rng.uniform(
+            [0.02, 0.02], [0.05, 0.05]
+        )  # turns a frame
+
+    def pose(self, frame: int) -> np.ndarray:
+        """Rotation [3, 3] of the solid, whose axis is upright but for its lean."""
+        side, to_camera = self.lean.at(frame)
+        spin = 2 * np.pi * (self.spin + self.spin_rate * frame)
+        return rotation([0, 0, side]) @ rotation([np.pi / 2 + to_camera, 0, 0]) @ rotation([0, 0, spin])
+
+    def colour(self, frame: int) -> np.ndarray:
+        """Colour [3] of the light, BGR 0..255."""
+        saturation, brightness = self.paint.at(frame)
+        hue = (self.hue + self.hue_rate * frame + np.array([2, 1, 0]) / 3) % 1
+        return brightness * (1 - saturation * np.clip(2 - np.abs(6 * hue - 3), 0, 1))
+
+    def light(self, frame: int) -> np.ndarray:
+        """Where the light comes from, a unit vector [3]."""
+        direction = self.lamp.at(frame)
+        return direction / np.linalg.norm(direction)
+
+
 def render_clip(solid: Solid, num_frames: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Yield the frames of one clip, BGR uint8 [size, size, 3]; ``rng`` alone decides on everything but the solid."""
-    points, colours = solid_points(solid), face_colours(solid)
-    camera = Camera(rng)
-    place = Drift(rng, [-0.6, -0.6, 4.8], [0.6, 0.6, 7.2], period=45)
-    turn = rng.uniform(-0.09, 0.09, 3)
-    pose = rotation(rng.normal(0, 2, 3))
-    light = Drift(rng, [-0.9, -0.9, -1.0, 0.75, 0.75, 0.75], [0.9, 0.2, -0.6, 1.2, 1.2, 1.2], period=80)
+    points = solid_points(solid)
+    camera, motion = Camera(rng), Motion(rng)
     large = size * SUPERSAMPLE
     for frame in range(num_frames):
-        pose = rotation(turn) @ pose
-        *direction, blue, green, red = light.at(frame)
         image = camera.view(frame, large)
-        x, y, distance = place.at(frame)
-        draw_faces(image, points @ pose.T + (x, y, distance), colours, np.array(direction) / np.linalg.norm(direction))
-        lit = image * np.array([blue, green, red])
-        yield cv2.resize(np.clip(lit, 0, 255).astype(np.uint8), (size, size), interpolation=cv2.INTER_AREA)
+        placed = points @ motion.pose(frame).T + motion.place.at(frame)
+        draw_faces(image, placed, motion.colour(frame), motion.light(frame))
+        yield cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def write_clip(folder: Path, solid: Solid, num_frames: int, size: int, rng: np.random.Generator) -> None:
