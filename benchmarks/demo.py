@@ -1,10 +1,10 @@
 """What the demo's training buys over three seeds, beside what can be told without learning.
 
-``python -m benchmarks.demo [--quick]`` runs ``cltt.demo`` with its own settings on the CPU; each seed renders clips of its
-own. Colour histogram (of the frame or of its centre, whichever is better), raw pixels, the untrained and the trained
-encoder go through one evaluation: labels from the training clips, accuracy on the test clips. Exits with 1 unless the
-trained encoder has 1.3 times the better baseline in both measures, in the mean over seeds. ``--quick`` is one seed and one
-epoch, and writes ``demo_quick.csv``.
+``python -m benchmarks.demo [--quick]`` runs ``cltt.demo`` with its own settings on the CPU; each seed renders clips of
+its own. Colour histogram (of the frame or of its centre, whichever is better), raw pixels, the untrained and the
+trained encoder go through one evaluation: labels from the training clips, accuracy on the test clips. Exits with 1
+unless the trained encoder has 1.3 times the better baseline in both measures, in the mean over seeds. ``--quick`` is
+one seed and one epoch, and writes ``demo_quick.csv``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Is it time that teaches? Five arms on COIL-20 and on the demo's clips, three seeds each, the same number of steps.
 
-``python -m benchmarks.time_teaches [--quick] [--resume] [--data FOLDER]``. What differs between arms is what makes the five
-views of a window, nothing else:
+``python -m benchmarks.time_teaches [--quick] [--resume] [--data FOLDER]``. What differs between arms is what makes the
+five views of a window, nothing else:
 
 - untrained: the weights that every arm of the seed starts from;
 - one frame, augmented: one frame five times (``--frame-step 0``), each with its own crop, flip, colour and blur

@@ -37,8 +37,11 @@ def test_the_demo_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
         (row,) = csv.DictReader(file)
     assert row["epoch"] == "1" and float(row["loss"]) > 0
     facts = json.loads((out / "accuracy.json").read_text())
-    assert set(facts["before"]) == set(facts["after"]) == {__main__.ONE_SHOT, __main__.PROBE}
-    assert facts["before"] != facts["after"]
+    results = {name: facts[name] for name in (*__main__.BASELINES, __main__.BEFORE, __main__.AFTER)}
+    for accuracy in results.values():
+        assert set(accuracy) == {__main__.ONE_SHOT, __main__.PROBE}
+        assert all(0 <= value <= 1 for value in accuracy.values())
+    assert len({tuple(accuracy.values()) for accuracy in results.values()}) == len(results)
 
 
 def test_a_second_run_reuses_clips_and_shards_and_says_where_all_is(
@@ -56,7 +59,9 @@ def test_a_second_run_reuses_clips_and_shards_and_says_where_all_is(
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith(f"{given}: windows.png, loss.png, accuracy.png, metrics.csv")
     shown = re.findall(r"([\d.]+)% -> ([\d.]+)%", last)
-    kept = [(before["before"][name], before["after"][name]) for name in (__main__.ONE_SHOT, __main__.PROBE)]
+    kept = [
+        (before[__main__.BEFORE][name], before[__main__.AFTER][name]) for name in (__main__.ONE_SHOT, __main__.PROBE)
+    ]
     assert shown == [(f"{100 * a:.1f}", f"{100 * b:.1f}") for a, b in kept]
 
 
