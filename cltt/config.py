@@ -127,6 +127,11 @@ class DataSettings:
         "trained)",
         choices=NORMALISATIONS,
     )
+    shuffle_frames: bool = setting(
+        False,
+        "put each clip's frames in a random order, fixed by the seed, before windows are cut: a control that shows "
+        "what time teaches",
+    )
     min_gap: int = setting(
         0, "frames that must lie between two windows of one clip in a batch, at least", within=(0, MANY)
     )
@@ -162,6 +167,10 @@ class DataSettings:
             (self.root_dir is None) != (self.shards is None),
             "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
         )
+
+    def shuffle_seed(self, seed: int) -> int | None:
+        """What puts the frames of clips in another order, for a run of ``seed``; None: nothing does."""
+        return seed if self.shuffle_frames else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,7 @@ def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
         max_windows_per_clip=w.max_windows_per_clip,
         clips=None if split == "all" and settings.data.clips is None else clips,
         short_clip_windows=w.short_clip_windows,
+        shuffle_seed=settings.data.shuffle_seed(settings.run.seed),
     )
 
 
@@ -195,13 +196,18 @@ def build_trainer(
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
-        mask_overlaps=settings.model.mask_overlaps,
+        places=_places_in(loader.index) if settings.model.mask_overlaps else None,
         evaluate=None
         if settings.log.eval_data is None
         else _evaluation(settings, model.encoder, evaluator, listeners.get("history")),
         eval_every=settings.log.eval_every,
         **listeners,
     )
+
+
+def _places_in(index: WindowIndex) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Window ids [b] -> places of their frames [b, T] in the order that windows are cut from, all int64 on the CPU."""
+    return lambda window_ids: torch.from_numpy(index.places(window_ids.numpy()))
 
 
 def load_weights(model: ContrastiveModel, path: Path) -> str:

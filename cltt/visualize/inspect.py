@@ -115,7 +115,16 @@ class Inspection:
     def index(self) -> tuple[WindowIndex, str]:
         """The windows that training would take, and the name of their split."""
         split, clips = self.dataset.training_clips(self.look.split, self.data.clips)
-        return WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=clips), split
+        shuffle_seed = self.data.shuffle_seed(self.look.seed)
+        return (
+            WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=clips, shuffle_seed=shuffle_seed),
+            split,
+        )
+
+    @property
+    def shuffled(self) -> str:
+        """What a picture's title says of the frames' order."""
+        return f", frames of a clip shuffled by seed {self.look.seed}" if self.data.shuffle_frames else ""
 
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
         """Window ids of the batch asked for, and its name."""
@@ -193,6 +202,7 @@ def show_windows(made: Inspection) -> int:
         ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of {len(index):,}"
     else:
         ids, name = made.batch_ids(index)
+    name += made.shuffled
     view = views.view_windows(made.dataset, index, ids, image_size=data.image_size)
     facts = {**made.size_facts(split), "windows": len(index), "showing": name, "normalise": data.normalise}
     facts |= view.facts()
@@ -233,9 +243,11 @@ def write_html(made: Inspection) -> int:
     assert out is not None  # LookSettings wants it in this mode
     index, _ = made.index()
     ids, title = made.batch_ids(index)
+    title += made.shuffled
     view = views.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
-    page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title, features)
+    marks = None if made.data.shuffle_frames else made.windows
+    page = gallery.write_gallery(made.dataset, Path(out), marks, made.clips(split), view, title, features)
     text = [*views.damaged_lines(view.facts()), f"wrote {page}: open it in a browser"]
     emit({**made.size_facts(split), "page": str(page)}, "\n".join(text), made.look.json)
     return 0

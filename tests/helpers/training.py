@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 from cltt import build_shards
-from tests.helpers import data
+from cltt.commands import train
+from cltt.training import factory, run
+from tests.helpers import data, tiny_run
 
 ROOT = Path(__file__).parents[2]
 CLIPS = {"a/one": 40, "a/two": 33, "b/one": 51, "b/two": 28}
@@ -49,6 +53,22 @@ def run_tiny(arguments: list[str], losses: Path, **environment: str) -> tuple[in
     process = start_tiny(arguments, losses, **environment)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
+
+
+def run_here(arguments: list[str], *, stop_after: int = 0) -> tuple[int, list[float]]:
+    """Run ``train.py`` with the tiny model in this process -> (exit status, loss of every step).
+
+    ``stop_after``: ask it to stop, as a batch system does, once it has made so many steps.
+    """
+    losses: list[float] = []
+
+    def on_step(loss: float) -> None:
+        losses.append(loss)
+        if len(losses) == stop_after:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with patch.object(factory, "build_model", tiny_run.tiny_model):
+        return run.train(train.parse(arguments), on_step=on_step), losses
 
 
 def free_port() -> int:
