@@ -26,11 +26,11 @@ Row = dict[str, Any]
 
 
 def run_seed(seed: int, epochs: int) -> tuple[Results, float]:
-    """Accuracy by kind of features, and the seconds that the whole demo took."""
+    """Accuracy by kind of features, and the seconds of CPU time that the whole demo took."""
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
-        start = time.perf_counter()
+        start = time.process_time()
         results = run_demo(DemoSettings(out=folder, seed=seed, epochs=epochs, device="cpu"))
-        return results, time.perf_counter() - start
+        return results, time.process_time() - start
 
 
 def rows_of(seed: int | str, results: Results) -> list[Row]:
@@ -64,8 +64,8 @@ def main() -> int:
     for seed in seeds:
         results, seconds = run_seed(seed, epochs)
         done.append(results)
-        rows += [{**row, "seconds": seconds} for row in rows_of(seed, results)]
-        mean = [{**row, "seconds": ""} for row in rows_of("mean", mean_of(done))]
+        rows += [{**row, "cpu_seconds": seconds} for row in rows_of(seed, results)]
+        mean = [{**row, "cpu_seconds": ""} for row in rows_of("mean", mean_of(done))]
         harness.write_csv(name, [*rows, *mean])
     harness.print_table([*rows, *mean], "Test frames named right, share")
     reached = min(times_better(mean_of(done)).values()) >= TIMES_BETTER

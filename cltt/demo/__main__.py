@@ -57,7 +57,7 @@ RENDERED_SIZE = 96  # pixels; more than the network sees, for the pictures
 EVALUATED = slice(None, None, 4)  # frames that the evaluation looks at: neighbours tell it nothing new
 ONE_SHOT, PROBE = "one-shot nearest neighbour", "linear probe"
 BASELINES, BEFORE, AFTER = ("colour histogram", "raw pixels"), "before training", "after training"
-WINDOWS = WindowSettings(window_size=5, frame_step=2, window_stride=4)
+WINDOWS = WindowSettings(window_size=5, frame_step=3, window_stride=2)
 
 MADE = ("clips", "shards", "run")  # folders in --out
 Accuracy = dict[str, float]
@@ -69,12 +69,12 @@ class DemoSettings:
 
     out: str = setting("outputs/demo", "folder for everything the demo makes")
     objects: int = setting(len(SOLIDS), "solids to tell apart", within=(2, len(SOLIDS)))
-    frames: int = setting(48, "frames in a clip, give or take an eighth", within=(1, 100_000))
+    frames: int = setting(40, "frames in a clip, give or take an eighth", within=(1, 100_000))
     image_size: int = setting(
-        48, "side of the frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, RENDERED_SIZE)
+        32, "side of the frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, RENDERED_SIZE)
     )
     batch_size: int = setting(32, "windows a step", within=(1, 100_000))
-    epochs: int = setting(5, "epochs of training", within=(1, 100_000))
+    epochs: int = setting(6, "epochs of training", within=(1, 100_000))
     seed: int = setting(0, "seed of the clips, the weights and the order", within=(0, MAX_SEED))
     device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
 

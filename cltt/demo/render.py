@@ -1,8 +1,9 @@
-"""Labelled clips out of nothing: shaded solids that turn and move before a panning background.
+"""Labelled clips out of nothing: bare solids that turn and move in coloured light before a quickly panning background.
 
-Every clip has its own background, light, distance and paths, drawn from a seed that does not know the object: what
-stays the same from clip to clip is the solid's shape and surface alone. A solid is a swept surface (a profile turned
-around an axis, with a cross-section and a twist), cut into quads that OpenCV fills back to front.
+Every clip has its own background, light and paths, drawn from a seed that does not know the object. Solids have no
+colour of their own, and the light's colour, the place and the background change within a clip: what stays the same
+through it, and from clip to clip, is the solid's shape alone. A solid is a swept surface (a profile turned around an
+axis, with a cross-section), cut into quads that OpenCV fills back to front.
 
 Shapes in comments: R rings along the profile, S sectors around the axis, F = R*S faces.
 """
@@ -22,20 +23,23 @@ SUPERSAMPLE = 2  # solids are drawn this many times larger and averaged down: sm
 CANVAS = 640  # side of a background, in pixels; it wraps around
 FOCAL = 2.6  # focal length in units of half the picture's height
 
-# Ranges of what changes within a clip, whatever the solid: (low, high, frames that a slow wave takes).
-PLACE = ([-0.5, -0.5, 4.6], [0.5, 0.5, 6.4], 30)  # right, down and away, in units
-LEAN = ([-0.6, -0.6], [0.6, 0.6], 30)  # of the axis to the side and to the camera, in radians
-LAMP = ([-0.9, -0.9, -1.0], [0.9, 0.2, -0.5], 30)  # from where the light comes
-PAINT = ([0.35, 130], [1.0, 255], 24)  # saturation 0..1 and brightness 0..255 of the light
+THINGS = 25  # that lie about in a background
+PAN = (35, 50)  # how far the camera moves on over a background between two frames, in its pixels
+
+# What changes within a clip, whatever the solid: lowest, highest, frames that a slow wave between them takes.
+PLACE = ([-0.35, -0.35, 3.7], [0.35, 0.35, 4.9], 20)  # right, down and away, in units
+LEAN = ([-0.5, -0.5], [0.5, 0.5], 24)  # of the axis to the side and to the camera, in radians
+LAMP = ([-0.9, -0.9, -1.0], [0.9, 0.2, -0.5], 20)  # where the light comes from
+PAINT = ([0.2, 150], [0.9, 255], 16)  # saturation (0..1) and brightness (0..255) of the light
+TURNS = ([0.02, 0.02], [0.05, 0.05])  # of the light's hue and of the solid about its axis, in turns a frame
 
 
 @dataclass(frozen=True)
 class Solid:
-    """One object: the names of its profile and cross-section, and its twist in turns."""
+    """One object: the names of its profile and its cross-section."""
 
     profile: str
     section: str
-    twist: float = 0.0
 
 
 SOLIDS = (
@@ -47,8 +51,6 @@ SOLIDS = (
     Solid("bottle", "round"),
     Solid("drum", "star"),
     Solid("diamond", "square"),
-    Solid("ball", "flower"),
-    Solid("drum", "round"),
 )
 
 
@@ -75,22 +77,19 @@ def section_radius(name: str, angle: np.ndarray) -> np.ndarray:
     """Factor on the radius [S+1] at ``angle`` around the axis, in radians."""
     if name == "round":
         return np.ones_like(angle)
-    if name == "flower":
-        return 0.85 + 0.22 * np.cos(3 * angle)
-    corners = {"triangle": 3, "square": 4, "star": 5}[name]
+    corners = {"square": 4, "star": 5}[name]
     within = np.mod(angle, 2 * np.pi / corners) - np.pi / corners
     if name == "star":
         return 0.6 + 0.5 * np.abs(within) / (np.pi / corners)
-    return 1.15 * np.cos(np.pi / corners) / np.cos(within) / (0.75 if corners == 3 else 1)
+    return 1.15 * np.cos(np.pi / corners) / np.cos(within)
 
 
 def solid_points(solid: Solid) -> np.ndarray:
     """Surface points [R+1, S+1, 3] of a solid, about one unit in radius."""
     radius, height = profile_curve(solid.profile, np.linspace(0, 1, RINGS + 1))
     angle = np.linspace(0, 2 * np.pi, SECTORS + 1)
-    turned = angle[None] + 2 * np.pi * solid.twist * height[:, None]
     reach = radius[:, None] * section_radius(solid.section, angle)[None]
-    return np.stack([reach * np.cos(turned), reach * np.sin(turned), np.broadcast_to(height[:, None], reach.shape)], -1)
+    return np.stack([reach * np.cos(angle), reach * np.sin(angle), np.broadcast_to(height[:, None], reach.shape)], -1)
 
 
 def rotation(axis_angles: np.ndarray) -> np.ndarray:
@@ -123,15 +122,14 @@ def facing_camera(quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def make_background(rng: np.random.Generator) -> np.ndarray:
     """A cluttered picture [CANVAS, CANVAS, 3] uint8 that wraps around: a soft coloured ground with things on it."""
-    coarse = rng.uniform(30, 220, (6, 6, 3)).astype(np.float32)
+    coarse = rng.uniform(40, 200, (6, 6, 3)).astype(np.float32)
     wrapped = np.pad(coarse, ((1, 1), (1, 1), (0, 0)), mode="wrap")
     scale = CANVAS // 6
     ground = cv2.resize(wrapped, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)[scale:-scale, scale:-scale]
     image = np.clip(cv2.resize(ground, (CANVAS, CANVAS)), 0, 255).astype(np.uint8)
-    for _ in range(90):
+    for _ in range(THINGS):
         draw_clutter(image, rng)
-    grain = np.tile(rng.normal(0, 6, (CANVAS // 4, CANVAS // 4, 3)), (4, 4, 1))
-    return np.clip(image + grain, 0, 255).astype(np.uint8)
+    return image
 
 
 def draw_clutter(image: np.ndarray, rng: np.random.Generator) -> None:
@@ -172,7 +170,7 @@ class Camera:
         self.canvas = make_background(rng)
         self.start = rng.uniform(0, CANVAS, 2)
         heading = rng.uniform(0, 2 * np.pi)
-        self.pan = rng.uniform(10, 18) * np.array([np.cos(heading), np.sin(heading)])
+        self.pan = rng.uniform(*PAN) * np.array([np.cos(heading), np.sin(heading)])
         self.sway = Drift(rng, [-30, -30, -0.35, 1.1], [30, 30, 0.35, 1.9], period=30)
 
     def view(self, frame: int, size: int) -> np.ndarray:

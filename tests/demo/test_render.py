@@ -110,7 +110,7 @@ def test_the_label_cannot_be_read_from_the_background() -> None:
     chance = 1 / objects
     error = np.sqrt(chance * (1 - chance) / (objects * test))
     assert nearest_accuracy(corners(fair[:, :train]), corners(fair[:, train:])) < chance + 3 * error
-    assert nearest_accuracy(corners(leaky[:, :train]), corners(leaky[:, train:])) > 0.5
+    assert nearest_accuracy(corners(leaky[:, ::2]), corners(leaky[:, 1::2])) > 0.5
 
 
 def test_a_clip_appears_when_it_is_whole(tmp_path: Path) -> None:
