@@ -38,7 +38,7 @@ from cltt.training.run import train
 from tests.helpers.data import SHARED
 
 SEEDS = (0, 1, 2)
-EPOCHS = {"COIL-20": 2, "demo": 3}
+EPOCHS = {"COIL-20": 2, "demo": 2}
 COIL_SIZE = 32  # as its views are stored
 UNTRAINED = "untrained"
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
