@@ -92,9 +92,9 @@ def solid_points(solid: Solid) -> np.ndarray:
     return np.stack([reach * np.cos(angle), reach * np.sin(angle), np.broadcast_to(height[:, None], reach.shape)], -1)
 
 
-def rotation(axis_angles: np.ndarray) -> np.ndarray:
-    """Rotation matrix [3, 3] from a rotation vector [3] in radians."""
-    return cv2.Rodrigues(np.asarray(axis_angles, float).reshape(3, 1))[0]
+def rotation(x: float, y: float, z: float) -> np.ndarray:
+    """Rotation matrix [3, 3] from a rotation vector in radians."""
+    return cv2.Rodrigues(np.array([[x], [y], [z]], float))[0]
 
 
 def draw_faces(image: np.ndarray, points: np.ndarray, colour: np.ndarray, light: np.ndarray) -> None:
@@ -197,7 +197,7 @@ class Motion:
         """Rotation [3, 3] of the solid, whose axis is upright but for its lean."""
         side, to_camera = self.lean.at(frame)
         spin = 2 * np.pi * (self.spin + self.spin_rate * frame)
-        return rotation([0, 0, side]) @ rotation([np.pi / 2 + to_camera, 0, 0]) @ rotation([0, 0, spin])
+        return rotation(0, 0, side) @ rotation(np.pi / 2 + to_camera, 0, 0) @ rotation(0, 0, spin)
 
     def colour(self, frame: int) -> np.ndarray:
         """Colour [3] of the light, BGR 0..255."""

@@ -17,7 +17,7 @@ from cltt.demo.__main__ import CLIPS_PER_OBJECT, SPLIT_SEED, SPLITS, DemoSetting
 from cltt.errors import SettingsError
 from tests.helpers.data import make_clips
 
-FLAGS = ("--objects", "3", "--frames", "16", "--image-size", "32", "--batch-size", "8", "--epochs", "1")
+FLAGS = ("--objects", "2", "--frames", "16", "--image-size", "32", "--batch-size", "8", "--epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_demo_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
     for accuracy in results.values():
         assert set(accuracy) == {__main__.ONE_SHOT, __main__.PROBE}
         assert all(0 <= value <= 1 for value in accuracy.values())
-    assert len({tuple(accuracy.values()) for accuracy in results.values()}) == len(results)
+    assert results[__main__.BEFORE] != results[__main__.AFTER]
 
 
 def test_a_second_run_reuses_clips_and_shards_and_says_where_all_is(
