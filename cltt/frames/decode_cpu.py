@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from cltt.frames.geometry import Framing
+from cltt.frames.geometry import Framing, Rectangle
+from cltt.region import Box
 from cltt.source import image, reduced
 from cltt.source import jpeg as jpeg_markers
 
@@ -41,18 +42,22 @@ def frame_size(data: bytes) -> tuple[int, int]:
 
 
 class Cut(NamedTuple):
-    """How frames of one shape are cut.
+    """How frames of one shape, with one box, are cut.
 
     Attributes:
+        whole: all of the frame is stored, at its own size.
         reduction: how many times smaller they are decoded.
         rows, columns: of the decoded frame, those that are stored.
         stored: (h, w) at which they are.
+        clear: of the stored frame, what is not blurred; None: nothing is.
     """
 
+    whole: bool
     reduction: int
     rows: slice
     columns: slice
     stored: tuple[int, int]
+    clear: Rectangle | None
 
 
 class FrameDecoder:
@@ -64,27 +69,27 @@ class FrameDecoder:
         self._cut = lru_cache(maxsize=1024)(self._cut_anew)
         self._scratch = threading.local()
 
-    def frame(self, jpeg: bytes) -> np.ndarray:
+    def frame(self, jpeg: bytes, look_at: Box | None = None) -> np.ndarray:
         """One decoded frame, uint8 [h, w, 3], in memory of its own. ValueError for what libjpeg calls corrupt."""
         slot = np.empty(self.framing.pixels * 3, np.uint8)
-        height, width = self.decode_into(jpeg, slot)
+        height, width = self.decode_into(jpeg, slot, look_at)
         return slot[: height * width * 3].reshape(height, width, 3)
 
-    def decode_into(self, jpeg: bytes, slot: np.ndarray) -> tuple[int, int]:
-        """Decode into ``slot`` uint8 [P*3]; returns (h, w). ValueError for what libjpeg calls corrupt."""
+    def decode_into(self, jpeg: bytes, slot: np.ndarray, look_at: Box | None = None) -> tuple[int, int]:
+        """Decode into ``slot`` uint8 [P*3]; returns (h, w). ValueError for what libjpeg calls corrupt.
+
+        ``look_at``: the frame's box, if the framing's region is of boxes and it has one.
+        """
         height, width = frame_size(jpeg)
-        cut = self._cut(height, width)
+        cut = self._cut(height, width, look_at)
         target = slot[: cut.stored[0] * cut.stored[1] * 3].reshape(*cut.stored, 3)
-        if cut.stored == (height, width):
+        if cut.whole:
             simplejpeg.decode_jpeg(jpeg, "RGB", buffer=target)
-            return cut.stored
-        buffer = self._buffer((height // cut.reduction + 1) * (width // cut.reduction + 1) * 3)
-        decoded = reduced.decode(jpeg, height, width, cut.reduction, buffer)
-        part = decoded[cut.rows, cut.columns]
-        if cut.reduction > 1 and part.shape[:2] == cut.stored:
-            cv2.sepFilter2D(part, -1, _WIDEN, _WIDEN, dst=target, borderType=cv2.BORDER_REPLICATE)
         else:
-            shrink(part, target)
+            buffer = self._buffer((height // cut.reduction + 1) * (width // cut.reduction + 1) * 3)
+            decoded = reduced.decode(jpeg, height, width, cut.reduction, buffer)
+            self._resize(decoded[cut.rows, cut.columns], target, cut.reduction)
+        self._blur(target, cut.clear)
         return cut.stored
 
     def fit(self, frame: np.ndarray) -> np.ndarray:
@@ -92,13 +97,27 @@ class FrameDecoder:
         top, left, height, width = self.framing.box(*frame.shape[:2])
         target = np.empty((*self.framing.stored_size(*frame.shape[:2]), 3), np.uint8)
         shrink(np.ascontiguousarray(frame[top : top + height, left : left + width]), target)
+        self._blur(target, self.framing.clear(*frame.shape[:2]))
         return target
 
-    def _cut_anew(self, height: int, width: int) -> Cut:
+    def _resize(self, part: np.ndarray, target: np.ndarray, reduction: int) -> None:
+        """``part``, decoded ``reduction`` times smaller, into ``target`` uint8 [h, w, 3]."""
+        if reduction > 1 and part.shape == target.shape:
+            cv2.sepFilter2D(part, -1, _WIDEN, _WIDEN, dst=target, borderType=cv2.BORDER_REPLICATE)
+        else:
+            shrink(part, target)
+
+    def _blur(self, target: np.ndarray, clear: Rectangle | None) -> None:
+        if clear is not None and self.framing.blur is not None:
+            blur_outside(target, clear, *self.framing.blur)
+
+    def _cut_anew(self, height: int, width: int, look_at: Box | None) -> Cut:
         step = self.framing.reduction(height, width)
-        top, left, rows, columns = (number // step for number in self.framing.box(height, width))
+        top, left, rows, columns = (number // step for number in self.framing.box(height, width, look_at))
         stored = self.framing.stored_size(height, width)
-        return Cut(step, slice(top, top + rows), slice(left, left + columns), stored)
+        whole = (rows, columns) == stored == (height, width)
+        clear = self.framing.clear(height, width, look_at)
+        return Cut(whole, step, slice(top, top + rows), slice(left, left + columns), stored, clear)
 
     def _buffer(self, size: int) -> np.ndarray:
         """This thread's memory for one decoded frame, at least uint8 [size]."""
@@ -126,3 +145,15 @@ def shrink(source: np.ndarray, target: np.ndarray) -> None:
         padded = cv2.copyMakeBorder(double, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
         smooth = cv2.sepFilter2D(padded, -1, _TRIANGLE, _TRIANGLE, anchor=(0, 0))
         target[:] = smooth[0 : 2 * height : 2, 0 : 2 * width : 2]
+
+
+def blur_outside(frame: np.ndarray, clear: Rectangle, taps: int, sigma: float) -> None:
+    """Blur ``frame`` uint8 [h, w, 3] by a Gaussian of ``taps`` pixels, in place, and leave ``clear`` as it is.
+
+    At the edges the frame goes on as its mirror image, without the edge twice, as in DALI's.
+    """
+    top, left, height, width = clear
+    inside = frame[top : top + height, left : left + width]
+    kept = inside.copy()
+    cv2.GaussianBlur(frame, (taps, taps), sigma, dst=frame)
+    inside[:] = kept

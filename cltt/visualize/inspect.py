@@ -14,6 +14,7 @@ import numpy as np
 
 from cltt.cli import Parser, add_settings, settings_from
 from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
+from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
 from cltt.shards import damage
@@ -150,6 +151,16 @@ class Inspection:
             print(f"note: {warning.message}", file=sys.stderr)
         return plan
 
+    def view(self, index: WindowIndex, ids: np.ndarray) -> views.WindowView:
+        """The windows ``ids``, looked at where the network looks; with boxes a line on stderr says how many have none."""
+        region = self.data.looked_at
+        region.check_boxes(self.dataset)
+        if region.kind == "boxes":
+            _, clips = self.dataset.training_clips(self.look.split, self.data.clips)
+            without, frames = self.dataset.frames_without_box(clips), self.dataset.clip_lengths[clips].sum()
+            print(f"note: {without_box_line(without, int(frames))}", file=sys.stderr)
+        return views.view_windows(self.dataset, index, ids, image_size=self.data.image_size, region=region)
+
     def size_facts(self, split: str) -> dict[str, Any]:
         clips = self.clips(split)
         frames = int(self.dataset.clip_lengths[clips].sum())
@@ -193,7 +204,7 @@ def show_windows(made: Inspection) -> int:
         ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of {len(index):,}"
     else:
         ids, name = made.batch_ids(index)
-    view = views.view_windows(made.dataset, index, ids, image_size=data.image_size)
+    view = made.view(index, ids)
     facts = {**made.size_facts(split), "windows": len(index), "showing": name, "normalise": data.normalise}
     facts |= view.facts()
     emit(facts, views.windows_text(facts), look.json)
@@ -233,7 +244,7 @@ def write_html(made: Inspection) -> int:
     assert out is not None  # LookSettings wants it in this mode
     index, _ = made.index()
     ids, title = made.batch_ids(index)
-    view = views.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
+    view = made.view(index, ids)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
     page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title, features)
     text = [*views.damaged_lines(view.facts()), f"wrote {page}: open it in a browser"]
