@@ -91,6 +91,9 @@ class Region:
             raise SettingsError(BOXES_OF_SHARDS)
 
 
+NO_REGION = Region()
+
+
 def boxes_of(dataset: Boxed, frame_ids: np.ndarray, region: Region) -> list[Box | None] | None:
     """The box of each of the frames [n], None for one without; None for all where no boxes are looked at."""
     rows = dataset.frame_boxes(frame_ids) if region.kind == "boxes" else None

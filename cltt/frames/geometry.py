@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cltt.config import require
-from cltt.region import CENTER, Box, Region
+from cltt.region import CENTER, NO_REGION, Box, Region
 from cltt.source.reduced import largest_reduction
 
 # A crop is drawn from a frame a little larger than the batch's (256 lines for 224, as torchvision's recipes do) ...
@@ -36,7 +36,7 @@ class Framing:
 
     image_size: int
     margin: bool = False
-    region: Region = Region()
+    region: Region = NO_REGION
 
     def __post_init__(self) -> None:
         require(self.image_size >= 1, f"image_size is {self.image_size}; it must be at least 1")

@@ -152,7 +152,7 @@ class Inspection:
         return plan
 
     def view(self, index: WindowIndex, ids: np.ndarray) -> views.WindowView:
-        """The windows ``ids``, looked at where the network looks; with boxes a line on stderr says how many have none."""
+        """The windows ``ids``, seen as the network does; with boxes a line on stderr says how many frames have none."""
         region = self.data.looked_at
         region.check_boxes(self.dataset)
         if region.kind == "boxes":

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cltt.errors import DataError, FrameError, SettingsError
-from cltt.region import Box, Region, boxes_of
+from cltt.region import NO_REGION, Box, Region, boxes_of
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import Dataset
@@ -52,7 +52,7 @@ class WindowView:
     damaged: dict[int, str]
     seconds: Pixels | None = None
     in_training: str = IN_PLACE
-    region: Region = Region()
+    region: Region = NO_REGION
     without_box: int = 0
 
     @property
@@ -91,10 +91,9 @@ class WindowView:
 
 
 def view_windows(
-    dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int, region: Region | None = None
+    dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int, region: Region = NO_REGION
 ) -> WindowView:
     """Read and decode the windows ``window_ids`` [b]; each distinct frame once."""
-    region = region or Region()
     frame_ids = index.frames(window_ids)
     clips, _ = index.locate(window_ids)
     clips = np.asarray(clips, dtype=np.int64)
