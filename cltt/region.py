@@ -23,9 +23,9 @@ CENTER: Box = (0.25, 0.25, 0.75, 0.75)
 
 
 class Boxed(Protocol):
-    """The part of a data set used here: the SHA-256 of its boxes, and those of frames; None where it has none."""
+    """The part of a data set used here."""
 
-    boxes_digest: str | None
+    has_boxes: bool
 
     def frame_boxes(self, frame_ids: np.ndarray) -> np.ndarray | None: ...
 
@@ -87,7 +87,7 @@ class Region:
 
     def check_boxes(self, dataset: Boxed) -> None:
         """SettingsError if boxes are looked at and ``dataset`` has none."""
-        if self.kind == "boxes" and dataset.boxes_digest is None:
+        if self.kind == "boxes" and not dataset.has_boxes:
             raise SettingsError(BOXES_OF_SHARDS)
 
 

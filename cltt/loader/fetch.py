@@ -19,7 +19,7 @@ class Dataset(Protocol):
     """The part of :class:`cltt.ShardDataset` used here."""
 
     fingerprint: str
-    boxes_digest: str | None
+    has_boxes: bool
     patience: Patience
 
     @property

@@ -36,11 +36,10 @@ class Look:
         return Framing(image_size=self.image_size, margin=self.augment != "none", region=self.region)
 
     def state(self, dataset: Dataset) -> dict[str, Any]:
-        """Plain values: the look, the frames and, where they are looked at, their boxes."""
+        """Plain values: the look and the data, boxes and all."""
         region = self.region
         values = {**asdict(self), "region": region.kind, "region_effect": region.effect, "region_scale": region.scale}
-        boxes = dataset.boxes_digest if region.kind == "boxes" else None
-        return {"fingerprint": dataset.fingerprint, **values, "boxes": boxes}
+        return {"fingerprint": dataset.fingerprint, **values}
 
     def check_state(self, saved: dict[str, Any], dataset: Dataset) -> None:
         """SettingsError, naming each difference, if ``saved`` is of another look or other data."""

@@ -30,13 +30,13 @@ class _ClipTable:
         clip_offsets: int64 [clips + 1]; clip c holds the frame ids ``clip_offsets[c]`` to ``clip_offsets[c + 1] - 1``.
         label_names: names of the labels; split_names: names of the splits ([]: there are none).
         fingerprint: equal for equal frames in equal clips.
-        boxes_digest: SHA-256 of the frames' boxes; None: no boxes.
+        has_boxes: whether it has boxes of its frames.
     """
 
     num_frames: int
     num_clips: int
     fingerprint: str
-    boxes_digest: str | None = None
+    has_boxes: bool = False
     label_names: list[str]
     split_names: list[str]
     _clips: Array  # [format.CLIP_ROWS, clips]

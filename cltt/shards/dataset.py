@@ -54,7 +54,7 @@ class ShardDataset(_ClipTable):
         self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
         self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index, self.patience)
         self._parts = checks.open_parts(self.path, index, self.patience)
-        self.boxes_digest = index["files"][format.BOXES]["sha256"] if format.BOXES in self._parts else None
+        self.has_boxes = format.BOXES in self._parts
         self._files = _Files(self.path)
 
     def clip_key(self, clip: int) -> str:

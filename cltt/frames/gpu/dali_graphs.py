@@ -116,12 +116,12 @@ def _blurred_outside(frames: Any, taps: int, sigma: float) -> Any:
 
     The blurred frame with nothing in the rectangle, and the clear one with nothing outside it, are added.
     """
-    where = {name: fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for name, n in _RECTANGLE.items()}
-    outside = fn.erase(fn.gaussian_blur(frames, window_size=taps, sigma=sigma), axis_names="HW", **where)
-    return outside + (frames - fn.erase(frames, axis_names="HW", **where))
+    corner, extent = (fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("corner", "extent"))
 
+    def without(pictures: Any) -> Any:
+        return fn.erase(pictures, axis_names="HW", anchor=corner, shape=extent)
 
-_RECTANGLE = {"anchor": "corner", "shape": "extent"}  # DALI's names and ours
+    return without(fn.gaussian_blur(frames, window_size=taps, sigma=sigma)) + (frames - without(frames))
 
 
 class AugmentGraph(Graph):
