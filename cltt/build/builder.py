@@ -36,7 +36,7 @@ from cltt.files.patience import IO_PATIENCE, MAX_PATIENCE, Patience
 from cltt.files.regular import check_path, is_regular
 from cltt.shards import checks, format
 from cltt.source.image import MAX_PIXELS
-from cltt.text import counted, say, shorten
+from cltt.text import changes, counted, say, shorten
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
@@ -190,14 +190,9 @@ def _check_modes(task: bool, finalize: bool, overwrite: bool, dry_run: bool) -> 
         )
 
 
-def _differences(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
-    """What differs between this build and the one that lies there, in words; empty if nothing does."""
-    found = [
-        f"{name} {theirs.get(name)!r} there, {value!r} here"
-        for name, value in settings.items()
-        if theirs.get(name) != value
-    ]
-    return "; ".join(([f"root_dir {their_root!r} there, {root!r} here"] if root != their_root else []) + found)
+def _changes(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
+    """What this build has otherwise than the one that lies there, in words; empty if nothing."""
+    return "; ".join(changes({"root_dir": their_root, **theirs}, {"root_dir": root, **settings}))
 
 
 # ---- what lies in out_dir
@@ -208,8 +203,8 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
     if not (out / format.INDEX).exists():
         return None
     index = checks.read_index(out)
-    if differences := _differences(settings, root, index["settings"], index["root_dir"]):
-        raise SettingsError(f"{out} holds other shards ({differences}); use --overwrite or another folder")
+    if changed := _changes(settings, root, index["settings"], index["root_dir"]):
+        raise SettingsError(f"{out} holds other shards ({changed}); use --overwrite or another folder")
     return dataclasses.replace(built_report(out, index), already_complete=True)
 
 
@@ -297,8 +292,8 @@ def _open_plan(
             make_plan(root, folder, settings, patience)
     plan = Plan(folder)
     theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
-    if differences := _differences(settings, root, theirs, plan.root_dir):
-        raise SettingsError(f"{out} holds an unfinished build of another kind ({differences}); use --overwrite")
+    if changed := _changes(settings, root, theirs, plan.root_dir):
+        raise SettingsError(f"{out} holds an unfinished build of another kind ({changed}); use --overwrite")
     return plan if plan.settings == settings else regroup(plan, settings)
 
 

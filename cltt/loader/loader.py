@@ -31,6 +31,7 @@ from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import PageTable, SlotTable, block_uses
 from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.order_state import require_unchanged
 from cltt.sampling.windows import WindowIndex
 
 log = logging.getLogger(__name__)
@@ -208,14 +209,7 @@ class WindowLoader:
         )
         here = {"fingerprint": self.dataset.fingerprint, **asdict(self._look)}
         state = {"normalise": "imagenet", **state}  # all that 0.1.0 knew
-        differ = [
-            f"{name} (saved {state.get(name)}, now {now})" for name, now in here.items() if state.get(name) != now
-        ]
-        if differ:
-            raise SettingsError(
-                f"the loader cannot go on from this state, which differs in {', '.join(differ)}: "
-                "resume with what it was saved with, or start a new run"
-            )
+        require_unchanged("loader", state, here)
         self.plan.check_state(state["plan"])
         self._go_to(state["plan"]["epoch"], state["plan"]["step"])
 

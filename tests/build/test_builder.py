@@ -212,7 +212,7 @@ def test_a_complete_set_is_left_alone_and_others_refused(root: Path, tmp_path: P
     again = build_shards(root, out, workers=1)
     assert again == report and again.already_complete
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
-    with pytest.raises(SettingsError, match=r"shard_size 1073741824 there, 9999 here.*--overwrite"):
+    with pytest.raises(SettingsError, match=r"shard_size is 9999 and was 1073741824.*--overwrite"):
         build_shards(root, out, shard_size=9999)
     with pytest.raises(SettingsError, match="root_dir"):
         build_shards(root / "p0", out)
