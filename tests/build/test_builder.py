@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cltt import BuildReport, ShardDataset, build_shards
+from cltt.build import builder
 from cltt.errors import DataError, SettingsError
 from cltt.shards import format
 from cltt.shards.verify import verify_shards
@@ -147,7 +148,7 @@ def test_labels_that_fit_no_clip_are_found_before_packing(
 ) -> None:
     table = tmp_path / "table.csv"
     table.write_text("clip,label\nelsewhere/c00,1\n")
-    monkeypatch.setattr("cltt.build.builder.pack_shards", lambda *_: pytest.fail("it went on to pack"))
+    monkeypatch.setattr(builder, "pack_shards", lambda *_: pytest.fail("it went on to pack"))
     with pytest.raises(SettingsError, match=r"gives no clip a label; it must fit clip keys such as 'p0/c00'"):
         build_shards(root, tmp_path / "out", label_from=rule.format(table), **mode)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
@@ -156,7 +157,7 @@ def test_labels_that_fit_no_clip_are_found_before_packing(
 def _break_off(root: Path, out: Path, **options: object) -> dict[Path, int]:
     """Leave an unfinished build with all shards packed; their inodes."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("cltt.build.builder.merge", _interrupted)
+        patch.setattr(builder, "merge", _interrupted)
         build_shards(root, out, shard_size=9999, **options)  # type: ignore[arg-type]
     return {shard: shard.stat().st_ino for shard in out.glob("shard-*.tar")}
 
