@@ -65,7 +65,7 @@ class ShardDataset(_ClipTable):
         checks.check_member(found if found != scan.ROOT_KEY else b"root")
         return os.fsdecode(found)
 
-    def frame_facts(self, frame_ids: Any) -> Array:
+    def frame_records(self, frame_ids: Any) -> Array:
         """Records (``format.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
         return np.asarray(self._frames[self._check_ids(frame_ids)])
 
@@ -74,7 +74,7 @@ class ShardDataset(_ClipTable):
 
         Of a frame of a video the video's path and the time: ``talk.mp4#t=12.400``.
         """
-        records = self.frame_facts([frame_id])
+        records = self.frame_records([frame_id])
         if not checks.records_within(records, self.shard_sizes).all():
             raise self._astray(frame_id)
         record = records[0]

@@ -104,7 +104,7 @@ def _records_damage(dataset: ShardDataset) -> Damage | None:
     """The one thing to say if the records are not those of frames one behind the other, each within its shard."""
     last = None
     for start in range(0, dataset.num_frames, PIECE):
-        records = dataset.frame_facts(np.arange(start, min(start + PIECE, dataset.num_frames)))
+        records = dataset.frame_records(np.arange(start, min(start + PIECE, dataset.num_frames)))
         joined = records if last is None else np.concatenate([last, records])
         if not checks.records_in_order(joined, dataset.shard_sizes):
             where = f"records {start} to {start + len(records) - 1}"
@@ -120,7 +120,7 @@ def _shard_ids(dataset: ShardDataset) -> Iterator[range]:
         low, high = bounds[-1], dataset.num_frames
         while low < high:  # the first frame of a later shard
             middle = (low + high) // 2
-            low, high = (middle + 1, high) if dataset.frame_facts([middle])["shard"][0] <= shard else (low, middle)
+            low, high = (middle + 1, high) if dataset.frame_records([middle])["shard"][0] <= shard else (low, middle)
         bounds.append(low)
         yield range(bounds[-2], low)
 
@@ -164,7 +164,7 @@ def _frame_damages(job: _Job, dataset: ShardDataset, handle: int, ids: range) ->
     damages = []
     whole: list[tuple[bytes, str, int]] = []  # of videos: member, name, CRC
     times = dataset.frame_time(ids)
-    for at, (frame, record) in enumerate(zip(ids, dataset.frame_facts(ids), strict=True)):
+    for at, (frame, record) in enumerate(zip(ids, dataset.frame_records(ids), strict=True)):
         size, offset = int(record["size"]), int(record["offset"])
         data = os.pread(handle, size, offset)
         name, path, of_video = "", b"", times is not None and not np.isnan(times[at])

@@ -93,7 +93,7 @@ def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bo
     bar = tqdm(total=dataset.num_frames, unit="frame", unit_scale=True, delay=2, leave=False, disable=None)
     for start in range(0, dataset.num_frames, PIECE):
         ids = np.arange(start, min(start + PIECE, dataset.num_frames), dtype=np.int64)
-        clips, facts = dataset.clip_of(ids), dataset.frame_facts(ids)
+        clips, facts = dataset.clip_of(ids), dataset.frame_records(ids)
         repeats = np.empty(len(ids), dtype=bool)
         repeats[0] = (last_clip, last_crc, last_size) == (clips[0], facts["crc"][0], facts["size"][0])
         repeats[1:] = (clips[1:] == clips[:-1]) & (facts["crc"][1:] == facts["crc"][:-1])

@@ -286,8 +286,8 @@ def test_command_line(root: Path, tmp_path: Path) -> None:
     assert _cli("verify", out, "--decode", "--source", str(root)).returncode == 0
     shard = tmp_path / "out" / "shard-000000.tar"
     content = bytearray(shard.read_bytes())
-    facts = ShardDataset(out).frame_facts([77])[0]
-    content[int(facts["offset"]) + 40] ^= 1
+    record = ShardDataset(out).frame_records([77])[0]
+    content[int(record["offset"]) + 40] ^= 1
     shard.write_bytes(content)
     damaged = _cli("verify", out)
     assert damaged.returncode == 1

@@ -105,7 +105,7 @@ def test_members_are_named_by_key_and_count(shards: Path) -> None:
 
 def test_frames_are_made_smaller(shards: Path) -> None:
     dataset = ShardDataset(shards)
-    sizes = {(int(row["width"]), int(row["height"])) for row in dataset.frame_facts(range(90))}
+    sizes = {(int(row["width"]), int(row["height"])) for row in dataset.frame_records(range(90))}
     assert sizes == {(96, 60)}
 
 
@@ -169,7 +169,7 @@ def test_a_folder_of_videos_is_read_like_its_shards(root: Path, tmp_path: Path) 
     assert plain.read(ids) == built.read(ids)
     assert [plain.frame_name(int(k)) for k in ids] == [built.frame_name(int(k)) for k in ids]
     assert np.array_equal(plain.frame_time(ids), built.frame_time(ids), equal_nan=True)  # type: ignore[arg-type]
-    assert (plain.frame_facts(ids)["crc"] == built.frame_facts(ids)["crc"]).all()
+    assert (plain.frame_records(ids)["crc"] == built.frame_records(ids)["crc"]).all()
 
 
 # ---- odd and broken files

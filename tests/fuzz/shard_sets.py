@@ -99,7 +99,7 @@ class ShardSets:
         for frame, found in zip(ids.tolist(), dataset.read_each(ids), strict=True):
             demand(isinstance(found, bytes | FrameError), "a frame that is neither bytes nor an error")
             if isinstance(found, bytes):
-                demand(zlib.crc32(found) == int(dataset.frame_facts([frame])["crc"][0]), "a frame with another CRC")
+                demand(zlib.crc32(found) == int(dataset.frame_records([frame])["crc"][0]), "a frame with another CRC")
             name, _ = attempt(lambda frame=frame: dataset.frame_name(frame))  # type: ignore[misc]
             demand(name is None or ".." not in name.split("/"), f"a name that leads out: {name!r}")
         attempt(lambda: dataset.frame_time(ids))

@@ -58,12 +58,12 @@ def test_a_flipped_byte_in_each_frame_of_a_few(shards: Path) -> None:
     rng = np.random.default_rng(0)
     victims = sorted(rng.choice(dataset.num_frames, 5, replace=False).tolist())
     for frame in victims:
-        facts = dataset.frame_facts([frame])[0]
-        where = int(facts["offset"]) + int(rng.integers(facts["size"]))
-        _flip(shards / format.shard_name(int(facts["shard"])), where)
+        record = dataset.frame_records([frame])[0]
+        where = int(record["offset"]) + int(rng.integers(record["size"]))
+        _flip(shards / format.shard_name(int(record["shard"])), where)
     found = _names(shards)
     assert [name for name in found if not name.startswith("shard-")] == [dataset.frame_name(k) for k in victims]
-    touched = {format.shard_name(int(shard)) for shard in dataset.frame_facts(victims)["shard"]}
+    touched = {format.shard_name(int(shard)) for shard in dataset.frame_records(victims)["shard"]}
     assert {name for name in found if name.startswith("shard-")} == touched
 
 
@@ -87,8 +87,8 @@ def test_a_flipped_byte_between_frames(shards: Path) -> None:
 def test_a_cut_off_shard_names_the_frames_it_lost(shards: Path) -> None:
     dataset = ShardDataset(shards)
     tar = shards / "shard-000000.tar"
-    mine = np.flatnonzero(dataset.frame_facts(range(dataset.num_frames))["shard"] == 0)
-    cut = int(dataset.frame_facts(mine[-3:])["offset"][0]) + 10
+    mine = np.flatnonzero(dataset.frame_records(range(dataset.num_frames))["shard"] == 0)
+    cut = int(dataset.frame_records(mine[-3:])["offset"][0]) + 10
     with tar.open("r+b") as file:
         file.truncate(cut)
     damages = verify_shards(shards)

@@ -27,7 +27,7 @@ from tests.helpers.inspecting import (
 
 def flip(shards: Path, dataset: ShardDataset, frame: int) -> None:
     """Flip one bit in the middle of a frame."""
-    record = dataset.frame_facts([frame])[0]
+    record = dataset.frame_records([frame])[0]
     with (shards / f"shard-{record['shard']:06d}.tar").open("r+b") as file:
         file.seek(int(record["offset"]) + int(record["size"]) // 2)
         byte = file.read(1)[0]
@@ -72,7 +72,7 @@ def test_a_cut_off_shard_has_a_line_a_clip_not_a_frame(
 ) -> None:
     build_shards(folder, tmp_path / "s", workers=1)
     tar = tmp_path / "s/shard-000000.tar"
-    cut = int(ShardDataset(tmp_path / "s").frame_facts([40])["offset"][0]) - 512  # before the frame's own header
+    cut = int(ShardDataset(tmp_path / "s").frame_records([40])["offset"][0]) - 512  # before the frame's own header
     os.truncate(tar, cut)
     assert inspect.main(["--shards", str(tmp_path / "s"), "--mode", "verify"]) == 1
     reason, *lines, total = capsys.readouterr().out.splitlines()
