@@ -119,13 +119,13 @@ def task_report(plan: Plan, out: Path, shards: list[int]) -> BuildReport:
     notes: dict[str, Counter[str]] = {"skipped": Counter(), "reencoded": Counter()}
     size = 0
     for shard in shards:
-        facts, rows = read_part(out, shard)
+        summary, rows = read_part(out, shard)
         planned = plan.shard_frames(shard)
         good = np.frombuffer(rows, PART_DTYPE)["good"]
         frames.update(plan.frames["clip"][planned.start : planned.stop][good].tolist())
-        for _, what, reason in facts["notes"]:
+        for _, what, reason in summary["notes"]:
             notes[what][reason] += 1
-        size += facts["size"]
+        size += summary["size"]
     return BuildReport(
         path=out,
         clips=len(frames),
