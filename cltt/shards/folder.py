@@ -126,7 +126,7 @@ class FolderDataset(_ClipTable):
         return np.array(times, np.float64).reshape(np.shape(frame_ids))
 
     def frame_records(self, frame_ids: Any) -> Array:
-        """Records as those of :meth:`ShardDataset.frame_records`; width and height from the files, zeros for the rest."""
+        """As :meth:`ShardDataset.frame_records`; width and height from the files, zeros for the rest."""
         ids = self._check_ids(frame_ids)
         records = np.zeros(len(ids), format.FRAME_DTYPE) if self._records is None else np.array(self._records[ids])
         unknown = np.flatnonzero(records["width"] == 0).tolist()

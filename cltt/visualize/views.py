@@ -61,7 +61,7 @@ class WindowView:
         meets = (first[:, None] <= last) & (first <= last[:, None]) & (self.clip_ids[:, None] == self.clip_ids)
         return int(np.triu(meets, 1).sum())
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """The view without its pixels, as JSON values."""
         count, size = self.frame_ids.shape
         channels_first = (count, size, 3, *self.frames.shape[2:4])
@@ -196,25 +196,25 @@ def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -
     return generator.choice(len(index), batch_size, replace=False).astype(np.int64)
 
 
-def windows_text(facts: dict[str, Any]) -> str:
-    """What :meth:`WindowView.facts` and the size of the data set say, as lines to read."""
+def windows_text(info: dict[str, Any]) -> str:
+    """What :meth:`WindowView.info` and the size of the data set say, as lines to read."""
     lines = [
-        f"{counted(facts['clips'], 'clip')}, {counted(facts['frames'], 'frame')}, "
-        f"{counted(facts['windows'], 'window')} (split: {facts['split']})",
-        f"{facts['showing']}: {' x '.join(map(str, facts['shape']))} ([B, T, C, H, W]), "
-        f"{counted(facts['distinct_frames'], 'distinct frame')}, "
-        f"pairs of windows that overlap in time: {facts['overlapping_pairs']}",
+        f"{counted(info['clips'], 'clip')}, {counted(info['frames'], 'frame')}, "
+        f"{counted(info['windows'], 'window')} (split: {info['split']})",
+        f"{info['showing']}: {' x '.join(map(str, info['shape']))} ([B, T, C, H, W]), "
+        f"{counted(info['distinct_frames'], 'distinct frame')}, "
+        f"pairs of windows that overlap in time: {info['overlapping_pairs']}",
     ]
-    for window, clip, names in zip(facts["window_ids"], facts["clips_shown"], facts["frame_names"], strict=True):
+    for window, clip, names in zip(info["window_ids"], info["clips_shown"], info["frame_names"], strict=True):
         lines.append(f"window {window}, clip {clip}: " + ", ".join(names))
-    return "\n".join([*lines, *damaged_lines(facts)])
+    return "\n".join([*lines, *damaged_lines(info)])
 
 
-def damaged_lines(facts: dict[str, Any]) -> list[str]:
-    """The first damaged frames of :meth:`WindowView.facts`, a line each, and what becomes of all of them."""
-    lines = [f"damaged: {sentence}" for sentence in facts["damaged"]]
+def damaged_lines(info: dict[str, Any]) -> list[str]:
+    """The first damaged frames of :meth:`WindowView.info`, a line each, and what becomes of all of them."""
+    lines = [f"damaged: {sentence}" for sentence in info["damaged"]]
     if not lines:
         return []
     rest = len(lines[NAMED:])
     more = [f"damaged: {counted(rest, 'frame')} more; --json names all"] if rest else []
-    return [*lines[:NAMED], *more, f"damaged frames are drawn grey; {facts['damaged_in_training']}"]
+    return [*lines[:NAMED], *more, f"damaged frames are drawn grey; {info['damaged_in_training']}"]

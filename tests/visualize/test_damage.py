@@ -21,7 +21,7 @@ from tests.helpers import data
 from tests.helpers.inspecting import (
     SMALL,
     drawn_frames,
-    facts,
+    info,
 )
 
 
@@ -46,7 +46,7 @@ def damaged_shards(folder: Path, tmp_path: Path) -> Path:
 def test_verify_names_every_damaged_frame(
     shards: Path, damaged_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert facts(capsys, "--shards", shards, "--mode", "verify", "--decode")["damaged"] == []
+    assert info(capsys, "--shards", shards, "--mode", "verify", "--decode")["damaged"] == []
     assert inspect.main(["--shards", str(damaged_shards), "--mode", "verify"]) == 1
     reason, *lines, last = capsys.readouterr().out.splitlines()
     dataset = ShardDataset(damaged_shards)
@@ -121,7 +121,7 @@ def test_a_damaged_frame_is_shown_grey_and_named(
     damaged_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     argv = ["--shards", damaged_shards, *SMALL, "--sample-idx", "0", "--save-path", tmp_path / "w.png"]
-    shown = facts(capsys, *argv)
+    shown = info(capsys, *argv)
     assert len(shown["damaged"]) == 1 and "a/one/frame_000004.jpg" in shown["damaged"][0]
     drawn = drawn_frames(tmp_path / "w.png", windows_module.Layout(1, 1, 3, 32), 0)[0]
     assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()

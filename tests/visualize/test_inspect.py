@@ -21,7 +21,7 @@ from tests.helpers import data
 from tests.helpers.inspecting import (
     ROOT,
     SMALL,
-    facts,
+    info,
     refusal,
     script,
 )
@@ -98,7 +98,7 @@ def test_json_needs_no_picture(
     for module, names in drawing.items():
         for name in names:
             monkeypatch.setattr(module, name, None)
-    assert facts(capsys, "--shards", shards, *SMALL, "--mode", *mode)["windows"] == 47
+    assert info(capsys, "--shards", shards, *SMALL, "--mode", *mode)["windows"] == 47
 
 
 def test_help_says_that_nothing_is_built() -> None:
