@@ -205,7 +205,7 @@ def _version(name: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- results
 def write_csv(name: str, rows: Sequence[Row]) -> Path:
-    """Write ``benchmarks/results/NAME.csv``: the columns of ``rows``, then those of :func:`machine_info` on every row."""
+    """Write ``benchmarks/results/NAME.csv``: the columns of ``rows``, then :func:`machine_info` on every row."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     machine = machine_info()

@@ -97,7 +97,7 @@ def build_shards(
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
-        dry_run: only scan; write nothing. What is found broken when packed is not known yet.
+        dry_run: only scan; write nothing. What is found invalid when packed is not known yet.
 
     A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it file by file).
     A build that was broken off goes on with other labels, splits and boxes, as they change nothing that is packed;

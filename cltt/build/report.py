@@ -34,7 +34,7 @@ class BuildReport:
         clip_lengths: int64 [clips], frames of each clip.
         splits, labels: clips by split and by label; empty without splits or labels, and after a task.
         boxes: (frames that have one, rows of the table that fit no frame); None without boxes.
-        cut: (clips as they lie in the source that were cut, the parts they gave), at broken frames or gaps.
+        cut: (clips as they lie in the source that were cut, the parts they gave), at invalid frames or gaps.
         already_complete: nothing was built, as a set of the same settings was there; the source was not compared.
     """
 

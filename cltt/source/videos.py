@@ -12,7 +12,7 @@ from cltt.errors import DataError, InvalidImage, SettingsError
 from cltt.files.patience import Patience, passes
 from cltt.source import image, pixels
 from cltt.source.scan import SourceClip, SourceFrame
-from cltt.source.video.file import BrokenVideo, file_identity, moving_streams, opened, reason_of
+from cltt.source.video.file import InvalidVideo, file_identity, moving_streams, opened, reason_of
 
 if TYPE_CHECKING:
     import av.video.stream
@@ -79,7 +79,7 @@ def list_frames(
     identity = (found.frames[0].size, found.frames[0].mark)
     try:
         line, samples, size, others = patience.ask(path, lambda: _look(path, sampling))
-    except BrokenVideo as error:
+    except InvalidVideo as error:
         return found._replace(frames=[]), [(found.key, "skipped", str(error))]
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
@@ -195,7 +195,7 @@ def _decode(
             for frame in reader.frames([Wanted(*one) for one in wanted]):
                 yield InvalidImage(frame) if isinstance(frame, str) else store(frame)
                 given += 1
-    except BrokenVideo as error:
+    except InvalidVideo as error:
         for _ in wanted[given:]:
             yield InvalidImage(str(error))
 

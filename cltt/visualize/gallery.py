@@ -207,7 +207,7 @@ def _exhaust(results: Iterable[None]) -> None:
 
 
 def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
-    """Thumbs uint8 [n, THUMB, THUMB, 3]; damaged frames stay grey."""
+    """Thumbs uint8 [n, THUMB, THUMB, 3]; corrupt frames stay grey."""
     thumbs = np.full((len(frame_ids), THUMB, THUMB, 3), 128, dtype=np.uint8)
     for place, data in enumerate(dataset.read_each(frame_ids)):
         if not isinstance(data, FrameError):

@@ -16,7 +16,7 @@ from cltt.cli import Parser, add_settings, settings_from
 from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
-from cltt.shards import damage
+from cltt.shards import corrupt
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.text import counted, printable_lines
@@ -54,7 +54,7 @@ class LookSettings:
     batch_sampling: str = setting(
         "random",
         "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step (with --root-dir, "
-        "plan and --mode stats first read every file: clips end at a broken one)",
+        "plan and --mode stats first read every file: clips end at an invalid one)",
         choices=BATCH_SAMPLINGS,
     )
     batch_idx: int = setting(0, "which batch (contiguous, random)", within=(0, MANY * MANY))
@@ -162,7 +162,7 @@ class Inspection:
 
 
 def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = None) -> ShardDataset | FolderDataset:
-    """The shards, or the folder of clips as it lies there; with ``check``, cut at broken files as its shards would be.
+    """The shards, or the folder of clips as it lies there; with ``check``, cut at invalid files as its shards would be.
 
     A line on stderr says what was left out.
     """
@@ -171,15 +171,15 @@ def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = Non
         return ShardDataset(settings.shards)
     dataset = FolderDataset(settings.root_dir, check=check, fps=fps)
     if dataset.invalid:
-        print(f"note: {broken_text(dataset.invalid)}", file=sys.stderr)
+        print(f"note: {invalid_text(dataset.invalid)}", file=sys.stderr)
     return dataset
 
 
-def broken_text(broken: dict[str, str]) -> str:
+def invalid_text(invalid: dict[str, str]) -> str:
     """How many files were left out, and the first of them by name."""
-    first = [printable_lines(f"{name} ({reason})") for name, reason in islice(broken.items(), NAMED)]
-    more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
-    whole = f"{counted(len(broken), 'file')} left out, and the clip cut there, as shards would be"
+    first = [printable_lines(f"{name} ({reason})") for name, reason in islice(invalid.items(), NAMED)]
+    more = f" and {len(invalid) - NAMED:,} more" if len(invalid) > NAMED else ""
+    whole = f"{counted(len(invalid), 'file')} left out, and the clip cut there, as shards would be"
     return f"{whole}: {', '.join(first)}{more}"
 
 
@@ -218,14 +218,14 @@ def show_stats(made: Inspection) -> int:
 
 
 def verify(made: Inspection) -> int:
-    """Exit status 1 if any frame is damaged."""
+    """Exit status 1 if any frame is corrupt."""
     split, decode = made.look.split or "all", made.look.decode
-    damaged = damage.damaged_frames(made.dataset, made.clips(split), decode=decode)
-    info = {**made.size_info(split), "decoded": decode, "damaged": [str(error) for error in damaged]}
+    found = corrupt.corrupt_frames(made.dataset, made.clips(split), decode=decode)
+    info = {**made.size_info(split), "decoded": decode, "damaged": [str(error) for error in found]}
     frames = counted(info["frames"], "frame")
-    total = f"{frames} {'read and decoded' if decode else 'read'}, {len(damaged):,} damaged"
-    emit(info, "\n".join([*damage.damaged_text(damaged), total]), made.look.json)
-    return 1 if damaged else 0
+    total = f"{frames} {'read and decoded' if decode else 'read'}, {len(found):,} damaged"
+    emit(info, "\n".join([*corrupt.corrupt_text(found), total]), made.look.json)
+    return 1 if found else 0
 
 
 def write_html(made: Inspection) -> int:
@@ -236,7 +236,7 @@ def write_html(made: Inspection) -> int:
     view = views.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
     page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title, features)
-    text = [*views.damaged_lines(view.info()), f"wrote {page}: open it in a browser"]
+    text = [*views.corrupt_lines(view.info()), f"wrote {page}: open it in a browser"]
     emit({**made.size_info(split), "page": str(page)}, "\n".join(text), made.look.json)
     return 0
 

@@ -288,8 +288,8 @@ def test_verify_compares_with_the_videos(root: Path, shards: Path, tmp_path: Pat
     (other / "ben" / "old.avi").unlink()
     video.write_video(other / "ada" / "one.mp4", range(100, 190), options={"bf": "3"}, gop=25)
     video.write_video(other / "new.mp4", 5)
-    damages = {damage.name: damage.problem for damage in verify_shards(shards, source_dir=other)}
-    assert damages["ben/old.avi"] == "no such video in the source"
-    assert damages["new.mp4"] == "video in the source, not in the shards"
-    changed = [name for name in damages if name.startswith("ada/one.mp4#t=")]
-    assert len(changed) == 30 and len(damages) == 32
+    mismatches = {mismatch.name: mismatch.problem for mismatch in verify_shards(shards, source_dir=other)}
+    assert mismatches["ben/old.avi"] == "no such video in the source"
+    assert mismatches["new.mp4"] == "video in the source, not in the shards"
+    changed = [name for name in mismatches if name.startswith("ada/one.mp4#t=")]
+    assert len(changed) == 30 and len(mismatches) == 32
