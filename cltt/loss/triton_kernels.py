@@ -99,9 +99,22 @@ def _band(row, end, N, BM: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, WIND
 
 
 @triton.jit
-def _masked_tile(place, lo, width, N, BN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The tile at a place before the clean ones: those of the band, then the ragged one."""
-    return tl.where(place < width, lo + place, N // BN)
+def _tiles_of(split, tiles_each, masked, N, BN: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The places of a split: its first, the one behind its last, and how many of all are masked (with spans, all)."""
+    tiles = (N + BN - 1) // BN
+    if HAS_SPANS:
+        masked = tiles
+    begin = split * tiles_each
+    return begin, tl.minimum(begin + tiles_each, tiles), masked
+
+
+@triton.jit
+def _masked_tile(place, lo, width, N, BN: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The tile at a place before the clean ones: those of the band, then the ragged one; with spans, in order."""
+    tile = place
+    if not HAS_SPANS:
+        tile = tl.where(place < width, lo + place, N // BN)
+    return tile
 
 
 @triton.jit
@@ -143,17 +156,9 @@ def row_kernel(  # type: ignore[no-untyped-def]
     positive = tl.full((BM,), float("-inf"), dtype=tl.float32)
     negative = tl.full((BM,), float("-inf"), dtype=tl.float32)
     lo, width, masked = _band(first + tl.program_id(0) * BM, end, N, BM, BN, T, WITH_HITS)
-    tiles = (N + BN - 1) // BN
-    if HAS_SPANS:
-        masked = tiles
-    begin = split * tiles_each
-    stop = tl.minimum(begin + tiles_each, tiles)
+    begin, stop, masked = _tiles_of(split, tiles_each, masked, N, BN, HAS_SPANS)
     for place in range(begin, tl.minimum(stop, masked)):
-        if HAS_SPANS:
-            tile = place
-        else:
-            tile = _masked_tile(place, lo, width, N, BN)
-        columns = tile * BN + tl.arange(0, BN)
+        columns = _masked_tile(place, lo, width, N, BN, HAS_SPANS) * BN + tl.arange(0, BN)
         s = _logits(v, a, rows, end, columns, N, D, DB, BM, BN, RESIDENT, True)
         s = tl.where(_hidden(rows, columns, end, N, spans, T, HAS_SPANS), float("-inf"), s)
         if WITH_HITS:
@@ -280,17 +285,9 @@ def weighted_kernel(  # type: ignore[no-untyped-def]
     at_rows = tl.load(scale + rows, mask=rows < end, other=0.0)[:, None]
     total = tl.zeros((BM, DC), dtype=tl.float32)
     lo, width, masked = _band(first + tl.program_id(0) * BM, end, N, BM, BN, T, False)
-    tiles = (N + BN - 1) // BN
-    if HAS_SPANS:
-        masked = tiles
-    begin = split * tiles_each
-    stop = tl.minimum(begin + tiles_each, tiles)
+    begin, stop, masked = _tiles_of(split, tiles_each, masked, N, BN, HAS_SPANS)
     for place in range(begin, tl.minimum(stop, masked)):
-        if HAS_SPANS:
-            tile = place
-        else:
-            tile = _masked_tile(place, lo, width, N, BN)
-        columns = tile * BN + tl.arange(0, BN)
+        columns = _masked_tile(place, lo, width, N, BN, HAS_SPANS) * BN + tl.arange(0, BN)
         b = _load(v, columns, N, dims, D, DC, True)
         if RESIDENT:
             s = tl.dot(a, tl.trans(b), input_precision="tf32x3")

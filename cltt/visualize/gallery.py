@@ -1,8 +1,8 @@
 """A static gallery of a data set: a page that opens from disk, with filmstrips of clips and the windows of one batch.
 
-``index.html`` holds the page and what is known of every clip; ``strips/`` one sprite sheet a clip, ``batch/`` one picture
-a window, ``neighbours/`` one script a clip with the frames of other clips that lie nearest. The page loads a sheet only
-when it is scrolled into view, and a script when a frame is clicked, so thousands of clips stay usable.
+``index.html`` holds the page and what is known of every clip; ``strips/`` one sprite sheet a clip, ``batch/`` one
+picture a window, ``neighbours/`` one script a clip with the frames of other clips that lie nearest. The page loads a
+sheet only when it is scrolled into view, and a script when a frame is clicked, so thousands of clips stay usable.
 """
 
 from __future__ import annotations
