@@ -124,33 +124,55 @@ def build_shards(
         boxes=boxes,
         max_pixels=max_pixels,
     )
-    part = _parse_task(task)
+    mode = _Mode(_parse_task(task), finalize, overwrite, dry_run)
     if workers is not None:
         require_within("workers", workers, 1, MAX_WORKERS)
     require_within("io_patience", io_patience, 0, MAX_PATIENCE)
-    patience = Patience(io_patience)
-    _check_modes(part is not None, finalize, overwrite, dry_run)
     check_path(root_dir, "root_dir")
     check_path(out_dir, "out_dir")
     root, out = os.path.realpath(root_dir), Path(out_dir)
-    if dry_run:
+    return _carry_out(mode, root, out, settings, workers or _cores(), Patience(io_patience))
+
+
+def _carry_out(
+    mode: _Mode, root: str, out: Path, settings: dict[str, Any], workers: int, patience: Patience
+) -> BuildReport:
+    if mode.dry_run:
         return _dry_run(root, out, settings, patience)
-    if not overwrite and (finished := _finished(root, out, settings)):
+    if not mode.overwrite and (finished := _finished(root, out, settings)):
         _tidy_up(out)
         return finished
     _check_out(out)
-    with _no_traces_of_refusal(out), _locked(out, LOCK, shared=part is not None):
-        if overwrite:
+    with _no_traces_of_refusal(out), _locked(out, LOCK, shared=mode.part is not None):
+        if mode.overwrite:
             _remove_shards(out)
         elif finished := _finished(root, out, settings):  # by another process, since we looked
             owned.remove(out / format.BUILD)
             return finished
-        if finalize:
+        if mode.finalize:
             return _publish(_open_plan(root, out, settings, patience, may_make=False), out)
-        return _build(root, out, settings, workers or _cores(), part, patience)
+        return _build(root, out, settings, workers, mode.part, patience)
 
 
 # ---- settings
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mode:
+    """What of a build is asked for; ``part``: the shards of one task."""
+
+    part: slice | None
+    finalize: bool
+    overwrite: bool
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        if (self.part is not None) + self.finalize + self.dry_run > 1:
+            raise SettingsError("task, finalize and dry_run exclude each other")
+        if self.overwrite and (self.part is not None or self.finalize):
+            raise SettingsError(
+                "overwrite would remove what the other tasks build; remove the old shards before the tasks start"
+            )
 
 
 def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
@@ -179,15 +201,6 @@ def _parse_task(task: str | None) -> slice | None:
     if match is None or not int(match[1]) < int(match[2]):
         raise SettingsError(f"task is {shorten(task, 40)!r}; it must be I/N with I from 0 to N-1, as in 0/8")
     return slice(int(match[1]), None, int(match[2]))
-
-
-def _check_modes(task: bool, finalize: bool, overwrite: bool, dry_run: bool) -> None:
-    if task + finalize + dry_run > 1:
-        raise SettingsError("task, finalize and dry_run exclude each other")
-    if overwrite and (task or finalize):
-        raise SettingsError(
-            "overwrite would remove what the other tasks build; remove the old shards before the tasks start"
-        )
 
 
 def _changes(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
