@@ -27,7 +27,7 @@ from cltt.build.plan import PLAN, Plan
 from cltt.build.plan_writer import make_plan, regroup
 from cltt.build.report import BuildReport, built_report, planned_report, task_report
 from cltt.build.settings import BuildSettings
-from cltt.build.workers import Worker, crew, pack_shards
+from cltt.build.workers import Worker, pack_shards, started_workers
 from cltt.config import require_within
 from cltt.errors import CLTTError, DataError, SettingsError
 from cltt.files import atomic, owned
@@ -321,7 +321,7 @@ def _build(
         plan = _open_plan(root, out, settings, patience, alone=part is None)
         shards = list(range(plan.num_shards)[part or slice(None)])
         missing = sum(not is_done(out, shard) for shard in shards)
-        with crew(out, min(workers, missing), patience) as packers:
+        with started_workers(out, min(workers, missing), patience) as packers:
             _pack(plan, out, shards, packers, patience)
     return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 
