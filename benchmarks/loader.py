@@ -99,7 +99,7 @@ class Race:
         self.dataset, self.case, self.most = dataset, case, most
         self.index = WindowIndex(dataset.clip_lengths, T, case.step, case.stride)
         files = [str(root / dataset.frame_name(frame)) for frame in range(dataset.num_frames)]
-        record = dataset.frame_facts([0])[0]
+        record = dataset.frame_records([0])[0]
         self.short = int(min(record["width"], record["height"]))
         shared = {"index": self.index, "batch": BATCH, "workers": harness.cores(), "halve": self.short >= 2 * S}
         shared["batches"] = WARM_UP + most + AHEAD

@@ -17,7 +17,7 @@ import torch
 
 from cltt.frames.augment import Augmentation, augment, sample_params
 from cltt.frames.decode_cpu import shrink
-from cltt.frames.gather import statistics
+from cltt.frames.gather import BatchFormat, statistics
 from cltt.frames.geometry import Framing
 from cltt.frames.leases import LeasedMemory
 from cltt.frames.store import FrameStore
@@ -27,13 +27,11 @@ FRAMES_A_TURN = 8
 
 
 class CpuBatchMaker:
-    """Gather, augment, normalise in ``threads`` threads; arguments as of :class:`cltt.frames.batch.BatchMaker`."""
+    """Gather, augment, normalise in ``threads`` threads; frames as ``framing`` stores them, batches in ``format``."""
 
-    def __init__(
-        self, framing: Framing, dtype: torch.dtype, augment: str, channels_last: bool, threads: int, normalise: str
-    ) -> None:
+    def __init__(self, framing: Framing, format: BatchFormat, augment: str, threads: int) -> None:
         self.framing, self.augment = framing, augment
-        self._writer = FrameWriter(framing.image_size, dtype, channels_last, normalise)
+        self._writer = FrameWriter(framing.image_size, format)
         self._memory = LeasedMemory()
         self._scratch = Scratch(framing.image_size)
         self._threads = threads
@@ -107,21 +105,22 @@ class Planes(threading.local):
 
 
 class FrameWriter:
-    """Writes frames into a batch of one type and memory order, each of the 256 values of a channel by a table.
+    """Writes frames into a batch of one format, each of the 256 values of a channel by a table.
 
     Attributes:
         frame_bytes: of a frame in the batch.
         copies: a frame goes into the batch byte for byte.
     """
 
-    def __init__(self, image_size: int, dtype: torch.dtype, channels_last: bool, normalise: str) -> None:
-        self._size, self._dtype, self._channels_last = image_size, dtype, channels_last
-        self.copies = dtype == torch.uint8 and channels_last
+    def __init__(self, image_size: int, format: BatchFormat) -> None:
+        dtype = format.dtype
+        self._size, self._dtype, self._channels_last = image_size, dtype, format.channels_last
+        self.copies = dtype == torch.uint8 and format.channels_last
         self.frame_bytes = image_size * image_size * 3 * dtype.itemsize
         self._planes = Planes(image_size)
         self._tables = np.empty((3, 0))
         if dtype != torch.uint8:
-            self._tables = tables(dtype, normalise)
+            self._tables = tables(dtype, format.normalise)
             self._interleaved = np.ascontiguousarray(self._tables.T)[None]
 
     def write(self, frame: np.ndarray, row: np.ndarray) -> None:
