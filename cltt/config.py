@@ -10,7 +10,7 @@ from typing import Any
 
 from cltt.errors import SettingsError
 from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
-from cltt.text import shorten
+from cltt.text import changes, shorten
 
 Range = tuple[float, float]
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 8192  # pixels
@@ -390,9 +390,7 @@ def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
     """
     found = []
     for group, values in now.items():
-        defaults = {field.name: field.default for field in fields(TrainSettings.groups()[group])}
-        for name, value in values.items():
-            before = saved.get(group, {}).get(name, defaults[name])
-            if name not in FREE_ON_RESUME.get(group, set()) and before != value:
-                found.append(f"{name} is {value} and was {before}")
+        before = {field.name: field.default for field in fields(TrainSettings.groups()[group])} | saved.get(group, {})
+        free = FREE_ON_RESUME.get(group, set())
+        found += changes(before, {name: value for name, value in values.items() if name not in free})
     return found

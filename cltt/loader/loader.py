@@ -6,7 +6,6 @@ Legend: B windows a step over all ranks; b = B/world_size; T frames in a window;
 from __future__ import annotations
 
 import logging
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cltt.frames.decoders import best_decoder
 from cltt.frames.store import FrameStore
 from cltt.loader.ahead import Ahead
 from cltt.loader.bad_frames import BadFrames
+from cltt.loader.clock import Clock
 from cltt.loader.fetch import Dataset, FrameFetcher, Totals
 from cltt.loader.look import Look
 from cltt.loader.memory import slots_for
@@ -59,6 +59,14 @@ class Batch:
     window_ids: torch.Tensor
     clip_ids: torch.Tensor
     frame_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of each batch this process takes."""
+
+    rank: int
+    world_size: int
 
 
 class WindowLoader:
@@ -136,7 +144,7 @@ class WindowLoader:
         dataset.patience.seconds = io_patience
         self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
-        self._share = {"rank": rank, "world_size": world_size}
+        self._share = Share(rank, world_size)
         self._cache_bytes, self._threads = cache_bytes, num_threads
         framing = self._look.framing
         self._decoder = best_decoder(framing, self.device, num_threads)
@@ -152,7 +160,7 @@ class WindowLoader:
         self._longest_block = 0  # steps that the frame memory is sized for
         self.plan = EpochPlan(index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run)
         self._step = 0
-        self.plan.batch(0, **self._share)  # a rank or world size that cannot work is said here
+        self.plan.batch(0, rank=rank, world_size=world_size)  # a rank or world size that cannot work is said here
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -270,9 +278,9 @@ class WindowLoader:
                 self._block_steps,
                 self._longest_block,
             )
-        slots = self._fetcher.store.slots
+        slots, share = self._fetcher.store.slots, self._share
         self._prefetcher = Prefetcher(
-            block_uses(self.plan, self.index, self._step, **self._share),
+            block_uses(self.plan, self.index, self._step, rank=share.rank, world_size=share.world_size),
             self._fetcher.fetch,
             SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
             start=self._step,
@@ -284,7 +292,7 @@ class WindowLoader:
     @property
     def _step_frames(self) -> int:
         """b*T"""
-        return self.plan.batch_size // self._share["world_size"] * self.index.window_size
+        return self.plan.batch_size // self._share.world_size * self.index.window_size
 
     @property
     def _block_steps(self) -> int:
@@ -293,7 +301,7 @@ class WindowLoader:
 
     def _new_store(self) -> FrameStore:
         framing, device = self._decoder.framing, self._decoder.device
-        block = self.plan.frames_per_block(**self._share)
+        block = self.plan.frames_per_block(self._share.rank, self._share.world_size)
         needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
         self._longest_block = self._block_steps
         self._reuses = block < self._step_frames * self._longest_block
@@ -338,37 +346,3 @@ def chosen_device(device: str | torch.device) -> torch.device:
     if asked is None or asked.index is None:
         return pick_device(str(device), rank_info())
     return asked
-
-
-class Clock:
-    """Splits the time of a loop into waiting for batches and working on them."""
-
-    def __init__(self) -> None:
-        self._waited = self._total = self._last = 0.0
-        self._working = False
-
-    def resume(self) -> None:
-        """A loop begins."""
-        self._last = time.perf_counter()
-
-    def waited(self) -> None:
-        """The time since the last call went into waiting."""
-        self._waited += self._lap()
-        self._working = True
-
-    def worked(self) -> None:
-        """The time since the last call went into the loop's body."""
-        self._lap()
-        self._working = False
-
-    @property
-    def share(self) -> float:
-        """Waiting's share of all time, 0..1; a body that runs now counts up to here."""
-        total = self._total + (time.perf_counter() - self._last if self._working else 0.0)
-        return self._waited / total if total else 0.0
-
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        lap, self._last = now - self._last, now
-        self._total += lap
-        return lap

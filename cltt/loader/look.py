@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, NORMALISATIONS, require_one_of
-from cltt.errors import SettingsError
 from cltt.frames.geometry import Framing
 from cltt.loader.fetch import Dataset
 from cltt.region import Region
+from cltt.sampling.order_state import require_unchanged
 
 # What an older loader's state lacks was so.
 _BEFORE = {"normalise": "imagenet", "region": "none"}
@@ -43,13 +43,4 @@ class Look:
 
     def check_state(self, saved: dict[str, Any], dataset: Dataset) -> None:
         """SettingsError, naming each difference, if ``saved`` is of another look or other data."""
-        saved = {**_BEFORE, **saved}
-        here = self.state(dataset)
-        differ = [
-            f"{name} (saved {saved.get(name)}, now {now})" for name, now in here.items() if saved.get(name) != now
-        ]
-        if differ:
-            raise SettingsError(
-                f"the loader cannot go on from this state, which differs in {', '.join(differ)}: "
-                "resume with what it was saved with, or start a new run"
-            )
+        require_unchanged("loader", {**_BEFORE, **saved}, self.state(dataset))

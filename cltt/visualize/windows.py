@@ -162,8 +162,8 @@ def _notes(view: WindowView) -> list[str]:
         done = f"a square of {region.scale} short sides about it" if region.crops else "all outside it blurred"
         without = f"; {counted(view.without_box, 'frame')} without a box" if view.without_box else ""
         lines.append(f"region: {region.kind}, {done}{without}")
-    if view.damaged:
-        lines.append(f"grey: {counted(len(view.damaged), 'damaged frame')}; {view.in_training}")
+    if view.corrupt:
+        lines.append(f"grey: {counted(len(view.corrupt), 'damaged frame')}; {view.in_training}")
     return lines
 
 

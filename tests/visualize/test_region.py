@@ -10,7 +10,7 @@ import pytest
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.visualize import inspect
 from cltt.visualize import windows as windows_module
-from tests.helpers.inspecting import LENGTHS, SMALL, WINDOWS, drawn_frames, facts, refusal
+from tests.helpers.inspecting import LENGTHS, SMALL, WINDOWS, drawn_frames, info, refusal
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_a_batch_is_drawn_as_training_sees_it(
 ) -> None:
     argv = ["--shards", boxed, *SMALL, "--mode", "batch", "--batch-size", "6", "--batch-sampling", "plan"]
     argv += ["--region", "boxes", "--region-effect", effect, "--augment", augment, "--save-path", tmp_path / "b.png"]
-    shown = facts(capsys, *argv)
+    shown = info(capsys, *argv)
     dataset = ShardDataset(boxed)
     index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
     options = {"image_size": 32, "device": "cpu", "region": "boxes", "region_effect": effect, "augment": augment}
@@ -61,7 +61,7 @@ def test_frames_without_a_box_are_said_in_one_line(
 def test_a_center_needs_no_shards_and_boxes_do(
     folder: Path, shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    shown = facts(capsys, "--root-dir", folder, *SMALL, "--region", "center", "--save-path", tmp_path / "w.png")
+    shown = info(capsys, "--root-dir", folder, *SMALL, "--region", "center", "--save-path", tmp_path / "w.png")
     assert (shown["region"], shown["region_effect"], shown["region_scale"]) == ("center", "blur", None)
     for source in (["--root-dir", folder], ["--shards", shards]):
         assert "build_shards --boxes csv:FILE" in refusal(capsys, *source, *WINDOWS, "--json", "--region", "boxes")
