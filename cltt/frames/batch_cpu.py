@@ -47,7 +47,9 @@ class CpuBatchMaker:
         block = self._memory.acquire(len(flat) * self._writer.frame_bytes)
         rows = block.reshape(len(flat), -1)
         if numbers is None:
-            self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat))
+            # Copying takes little more than handing it out, so it is handed out once a thread.
+            turn = -(-len(flat) // self._threads) if self._writer.copies else FRAMES_A_TURN
+            self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat), turn)
         else:
             draws = {name: values.reshape(-1) for name, values in numbers.items()}
             augmentation = sample_params(self.augment, draws, store.sizes[flat])
@@ -60,11 +62,17 @@ class CpuBatchMaker:
             self._pool.shutdown()
             self._pool = None
 
-    def _in_threads(self, work: Callable[[slice], None], count: int) -> None:
-        """Do ``work`` on 0..count-1 piece by piece, in threads that live until :meth:`close`."""
+    def _in_threads(self, work: Callable[[slice], None], count: int, turn: int = FRAMES_A_TURN) -> None:
+        """Do ``work`` on 0..count-1, ``turn`` at a time, in threads that live until :meth:`close`."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="cltt-gather")
-        list(self._pool.map(work, [slice(k, k + FRAMES_A_TURN) for k in range(0, count, FRAMES_A_TURN)]))
+        parts = iter([slice(k, k + turn) for k in range(0, count, turn)])
+
+        def take_turns(_: int) -> None:
+            for part in parts:  # one iterator for all: who is done takes the next
+                work(part)
+
+        list(self._pool.map(take_turns, range(self._threads)))
 
     def _gather(self, store: FrameStore, slots: np.ndarray, rows: np.ndarray) -> None:
         if self._writer.copies:
