@@ -19,6 +19,7 @@ import numpy as np
 from cltt.errors import DataError, FrameError
 from cltt.files.patience import IO_PATIENCE, Handle, Patience, ShortRead
 from cltt.files.regular import AnyPath
+from cltt.files.threads import WaitGauge, map_together
 from cltt.shards import checks, format, tar
 from cltt.shards.clip_table import Array, _ClipTable
 from cltt.shards.open_shards import OpenShards
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
 MAX_READ = 8 << 20  # bytes of one read
+HELPERS = 8  # threads that read, beside the one that asks, once reads wait for the storage ...
+READS_IN_A_ROW = 8  # ... so many, one after the other: where the cores are busy, some wait for these
 
 
 class ShardDataset(_ClipTable):
@@ -56,6 +59,7 @@ class ShardDataset(_ClipTable):
         self._parts = checks.open_parts(self.path, index, self.patience)
         self.has_boxes = format.BOXES in self._parts
         self._files = _Files(self.path)
+        self._gauge = WaitGauge(READS_IN_A_ROW)
 
     def clip_key(self, clip: int) -> str:
         """The clip folder's path relative to the root folder the shards were built from."""
@@ -115,14 +119,18 @@ class ShardDataset(_ClipTable):
         """As :meth:`read`, with a FrameError in the place of each frame that is corrupt or missing."""
         ids = self._check_ids(frame_ids)
         unique, places = np.unique(ids, return_inverse=True)
-        found: list[bytes | FrameError] = []
         records = np.asarray(self._frames[unique])
         within = checks.records_within(records, self.shard_sizes)
         if not within.all():
             return self._read_those_within(unique, within, places)
         columns = [records[name].tolist() for name in ("shard", "offset", "size", "crc")]
-        for start, stop in _neighbours(records):
-            found += self._read_range(unique[start:stop], *(column[start:stop] for column in columns))
+
+        def read(part: tuple[int, int]) -> list[bytes | FrameError]:
+            return list(self._read_range(unique[slice(*part)], *(column[slice(*part)] for column in columns)))
+
+        parts = list(_neighbours(records))
+        each = map_together(read, parts, HELPERS) if self._gauge.slow else list(map(read, parts))
+        found = [frame for frames in each for frame in frames]
         return [found[place] for place in places.tolist()]
 
     def _read_those_within(self, ids: Array, within: Array, places: Array) -> list[bytes | FrameError]:
@@ -162,7 +170,7 @@ class ShardDataset(_ClipTable):
 
     def _view(self, shard: int, size: int, offset: int) -> memoryview:
         path = self.path / format.shard_name(shard)
-        return self.patience.ask(path, lambda: self._files.view(shard, size, offset))
+        return self._gauge.timed(lambda: self.patience.ask(path, lambda: self._files.view(shard, size, offset)))
 
     def _read_once_more(self, frame_id: int) -> bytes | FrameError:
         """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
