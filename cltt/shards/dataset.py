@@ -1,7 +1,8 @@
 """Bytes of given frames, out of shards (:class:`ShardDataset`) or straight from clip folders (:class:`FolderDataset`).
 
 Reads are ``pread`` calls, not memory-mapped pages: on a network file system a page fault costs a round trip each, and
-neighbouring frames come in one read. Every frame's CRC-32 is checked before the frame goes on.
+neighbouring frames come in one read. Where reads wait for the storage, those of one request are made together. Every
+frame's CRC-32 is checked before the frame goes on.
 """
 
 from __future__ import annotations
