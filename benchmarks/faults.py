@@ -1,8 +1,7 @@
 """Faults inside the process that they strike; :mod:`benchmarks.chaos` orders them.
 
-    CHAOS=folder CHAOS_DATA=folder CHAOS_OUT=folder python -m benchmarks.faults train|build FLAGS
-
-``CHAOS/order`` says which fault is on, as JSON: its number, its kind, and until when (``time.monotonic``, which all
+:func:`run` is called in a process of its own (:mod:`benchmarks.nursery`) with CHAOS, CHAOS_DATA and CHAOS_OUT, three
+folders, in its environment. ``CHAOS/order`` says which fault is on, as JSON: its number, its kind, and until when (``time.monotonic``, which all
 processes of a machine share). The number goes into ``CHAOS/struck`` when the fault has really struck something. Reads
 are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in packing processes that it starts.
 """
@@ -10,8 +9,10 @@ are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in pack
 from __future__ import annotations
 
 import errno
+import faulthandler
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,7 +25,6 @@ _writev, _readlink = os.writev, os.readlink
 _preadv = getattr(os, "preadv", None)
 POLL_SECONDS = 0.01
 HANG_SECONDS = 1.0
-PACE_SECONDS = float(os.environ.get("CHAOS_PACE", 0))  # of a training step, so that faults find something going on
 
 
 class Faults:
@@ -167,26 +167,43 @@ class _FullDisk:
         return int(self._file.write(data))
 
 
-def train(arguments: list[str]) -> int:
-    """The tiny run of the tests, slowed down to a step each PACE_SECONDS."""
+# ---- what is struck
+
+
+def preload() -> None:
+    """Import what :func:`run` needs."""
+    import matplotlib.pyplot
+    import torch.distributed.rendezvous
+
+    import cltt.commands.build
+    import tests.helpers.tiny_run  # noqa: F401
+
+
+def run(what: str, arguments: list[str]) -> int:
+    """Train or build under faults; SIGUSR2 prints where every thread stands."""
+    faulthandler.register(signal.SIGUSR2)
     inject()
+    return {"train": _train, "build": _build}[what](arguments)
+
+
+def _train(arguments: list[str]) -> int:
+    """The tiny run of the tests, slowed down by CHAOS_PACE seconds a step, so that faults find something going on."""
     from tests.helpers import tiny_run
 
-    log = tiny_run.LossLog
+    log, pace = tiny_run.LossLog, float(os.environ["CHAOS_PACE"])
 
     class Paced(log):  # type: ignore[misc, valid-type]
         def __call__(self, loss: float) -> None:
             super().__call__(loss)
-            time.sleep(PACE_SECONDS)
+            time.sleep(pace)
 
     tiny_run.LossLog = Paced  # type: ignore[misc]
     sys.argv[1:] = arguments
     return tiny_run.main()
 
 
-def build(arguments: list[str]) -> int:
+def _build(arguments: list[str]) -> int:
     """``tools/build_shards.py``; its packing processes are struck too."""
-    inject()
     from cltt.build import workers
     from cltt.commands.build import build as face
 
@@ -195,9 +212,3 @@ def build(arguments: list[str]) -> int:
         + (workers._START.partition("; ")[2].partition("; ")[2])
     )
     return face(arguments, "build_shards.py")
-
-
-if __name__ == "__main__":
-    from cltt import cli
-
-    cli.run(lambda: {"train": train, "build": build}[sys.argv[1]](sys.argv[2:]), f"faults {sys.argv[1]}")
