@@ -1,15 +1,17 @@
 """Faults inside the process that they strike; :mod:`benchmarks.chaos` orders them.
 
 :func:`run` is called in a process of its own (:mod:`benchmarks.nursery`) with CHAOS, CHAOS_DATA and CHAOS_OUT, three
-folders, in its environment. ``CHAOS/order`` says which fault is on, as JSON: its number, its kind, and until when (``time.monotonic``, which all
-processes of a machine share). The number goes into ``CHAOS/struck`` when the fault has really struck something. Reads
-are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in packing processes that it starts.
+folders, in its environment. ``CHAOS/order`` says which fault is on, as JSON: its number, its kind, and until when
+(``time.monotonic``, which all processes of a machine share). The number goes into ``CHAOS/struck`` when the fault has
+really struck something. Reads are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in packing
+processes that it starts.
 """
 
 from __future__ import annotations
 
 import errno
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -172,11 +174,8 @@ class _FullDisk:
 
 def preload() -> None:
     """Import what :func:`run` needs."""
-    import matplotlib.pyplot
-    import torch.distributed.rendezvous
-
-    import cltt.commands.build
-    import tests.helpers.tiny_run  # noqa: F401
+    for name in ("cltt.commands.build", "tests.helpers.tiny_run", "matplotlib.pyplot", "torch.distributed.rendezvous"):
+        importlib.import_module(name)
 
 
 def run(what: str, arguments: list[str]) -> int:

@@ -5,7 +5,7 @@
         child.send_signal(signal.SIGKILL); child.poll()
 
 ``python -m benchmarks.nursery`` is the parent of the children: it reads an order a line on its standard input, forks,
-and tells each child's number and exit status on its standard output. When the input closes it kills those that are left.
+and tells each child's number and exit status on its standard output. When the input closes it kills those left.
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def _become(order: Mapping[str, Any]) -> None:
 def main() -> int:
     faults.preload()
     order = _serve()
-    if order is None:
-        return 0
-    _become(order)
-    cli.run(lambda: faults.run(order["what"], order["flags"]), f"faults {order['what']}")
+    if order is not None:
+        _become(order)
+        cli.run(lambda: faults.run(order["what"], order["flags"]), f"faults {order['what']}")
+    return 0
 
 
 if __name__ == "__main__":

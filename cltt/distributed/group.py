@@ -84,8 +84,8 @@ def _wait_for_server(host: str, port: int) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise DataError(
-                    f"nobody answers at MASTER_ADDR={host}, MASTER_PORT={port}, for {PATIENCE:.0f} s ({error}); is rank 0 "
-                    "started, and does the address lead to its node?"
+                    f"nobody answers at MASTER_ADDR={host}, MASTER_PORT={port}, for {PATIENCE:.0f} s ({error}); is "
+                    "rank 0 started, and does the address lead to its node?"
                 ) from error
         time.sleep(0.1)
 
