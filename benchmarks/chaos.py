@@ -4,8 +4,8 @@
 
 A small model trains on drawn clips, by one process and by two, while one fault after another is drawn from the seed:
 reads that fail for a while (EIO, ESTALE), hang, come short or with a bit turned; a disk that is full for a while;
-SIGKILL (of one of the ranks, where there are two); SIGUSR1. What has ended is started again. Then shards are built
-under the same faults, with killed builders and killed packing processes.
+SIGKILL (of one of the ranks, where there are two); SIGUSR1. What has ended is started again. Beside them shards are
+built of frames and videos under the same faults, with killed builders and killed packing processes.
 
 ``results/chaos.csv`` is written after every run, so that what was found stays, however this ends.
 """
@@ -108,7 +108,7 @@ def main() -> int:
         args.faults, args.build_faults = 12, 12
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     drawn = {"seed": args.seed, "gap": args.gap}
-    with Nursery() as nursery:
+    with Nursery(**chaos_building.video_faults(folder)) as nursery:
         rows = play_all([
             training_part(nursery, folder / "one", faults=args.faults - args.faults // 3, ranks=1, **drawn),
             training_part(nursery, folder / "two", faults=args.faults // 3, ranks=2, **drawn),

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import importlib.util
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.chaos_orders import POLL_SECONDS, READ_FAULTS, ChaosError, Orders, Started, environment
+from benchmarks.chaos_orders import POLL_SECONDS, READ_FAULTS, ChaosError, Orders, Started, told
 from benchmarks.nursery import Child, Nursery
 from cltt import build_shards
-from tests.helpers import data
+from tests.helpers import data, video
 
 KILLS = ("killed builder", "killed packing process")
 FAULTS = (*READ_FAULTS, "full disk", *KILLS)
 SHARD_SIZE = 60_000
+VIDEOS = {"p0/film.mp4": "libx264", "p1/film.webm": "libvpx", "p2/film.avi": "mpeg4"}
 
 
 def disturbed(
@@ -30,7 +34,7 @@ def disturbed(
     flags = ["--root-dir", str(root), "--out", str(out), "--shard-size", str(SHARD_SIZE), "--workers", "2"]
     status: int | None = 1
     while status != 0:
-        process = nursery.start("build", flags, environment(orders, folder, root, out), log)
+        process = nursery.start("build", flags, told(orders, folder, root, out), log)
         started = Started([process], log, lambda: _sizes(out))
         try:
             _strike(started, process, out, orders, rng, gap)
@@ -88,11 +92,29 @@ def check_same_folder(out: Path, calm: Path) -> None:
         raise ChaosError(f"not as undisturbed: {differ + missing}")
 
 
+def video_faults(folder: Path) -> dict[str, str]:
+    """The environment in which reads of videos can be struck; {} where PyAV or a C compiler is missing."""
+    library = folder / "video_faults.so"
+    if importlib.util.find_spec("av") is None or shutil.which("cc") is None:
+        return {}
+    source = Path(__file__).parent / "video_faults.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", source, "-o", library, "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
+def _source(root: Path, videos: bool) -> Path:
+    """Clips of frames, some of which are cut off, and videos."""
+    data.make_clips(root, {f"p{k % 4}/c{k}": 25 for k in range(16)}, height=96)
+    for frame in sorted(root.rglob("*.jpg"))[7::41]:
+        frame.write_bytes(frame.read_bytes()[:300])
+    for name, codec in VIDEOS.items() if videos else ():
+        video.write_video(root / name, 60, codec=codec)
+    return root
+
+
 def episodes(nursery: Nursery, folder: Path, orders: Orders, *, seed: int, gap: float) -> Callable[[int], None]:
     """Builds under faults, by their number: each ends as the undisturbed one, or ChaosError."""
     rng = random.Random(f"{seed} building")
-    root = data.make_clips(folder / "frames", {f"p{k % 4}/c{k}": 25 for k in range(16)}, height=96)
-    for frame in sorted(root.rglob("*.jpg"))[7::41]:
-        frame.write_bytes(frame.read_bytes()[:300])
+    root = _source(folder / "frames", videos="LD_PRELOAD" in nursery.environment)
     build_shards(root, folder / "calm", workers=1, shard_size=SHARD_SIZE)
     return lambda number: disturbed(nursery, folder / f"build-{number}", root, folder / "calm", orders, rng, gap)

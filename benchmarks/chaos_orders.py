@@ -135,7 +135,7 @@ def until(quota: int, orders: Orders, episode: Callable[[int], None], note: Call
     return number
 
 
-def environment(orders: Orders | None, folder: Path, source: Path, out: Path) -> dict[str, str]:
-    """What :func:`benchmarks.faults.run` is told; without ``orders`` nothing is struck."""
-    told = {"CHAOS": str(folder if orders is None else orders.folder), "CHAOS_DATA": str(source), "CHAOS_OUT": str(out)}
-    return {**os.environ, **told}
+def told(orders: Orders | None, folder: Path, source: Path, out: Path) -> dict[str, str]:
+    """What :func:`benchmarks.faults.run` is told by its environment; without ``orders`` nothing is struck."""
+    where = {"CHAOS": folder if orders is None else orders.folder, "CHAOS_DATA": source, "CHAOS_OUT": out}
+    return {**os.environ, **{name: str(path.resolve()) for name, path in where.items()}}

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.chaos_orders import READ_FAULTS, ChaosError, Orders, Started, environment
+from benchmarks.chaos_orders import READ_FAULTS, ChaosError, Orders, Started, told
 from benchmarks.nursery import Nursery
 from cltt import build_shards
 from tests.helpers import data, training
@@ -42,13 +42,13 @@ class Run:
     def start(self) -> Started:
         number, port = len(self.starts), training.free_port()
         losses, log = self._losses(number), self.folder / f"log-{number}"
-        told = environment(self.orders, self.folder, self.shards, self.run)
-        told |= {"CHAOS_PACE": str(PACE if self.orders else 0), "LOSSES": str(losses), "TINY_NORM": "1"}
+        environment = told(self.orders, self.folder, self.shards, self.run)
+        environment |= {"CHAOS_PACE": str(PACE if self.orders else 0), "LOSSES": str(losses), "TINY_NORM": "1"}
         started = Started([], log, lambda: losses.stat().st_size if losses.is_file() else 0)
         self.starts.append(started)
         for rank in range(self.ranks):
             own = training.rank_environment(rank, self.ranks, port) if self.ranks > 1 else {}
-            started.processes.append(self.nursery.start("train", self._flags(), {**told, **own}, log))
+            started.processes.append(self.nursery.start("train", self._flags(), {**environment, **own}, log))
         return started
 
     def _flags(self) -> list[str]:

@@ -55,9 +55,13 @@ class Child:
 
 
 class Nursery:
-    """Starts processes from any number of threads; leaves none behind."""
+    """Starts processes from any number of threads; leaves none behind.
+
+    ``environment`` is theirs, and that of what they start.
+    """
 
     def __init__(self, **environment: str) -> None:
+        self.environment = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(harness.ROOT), **environment}
         self.statuses: dict[int, int] = {}
         self._pids: list[int] = []  # in the order of the requests
         self._asked = 0
@@ -66,8 +70,7 @@ class Nursery:
         self._parent = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.nursery"],
             cwd=harness.ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(harness.ROOT)}
-            | environment,
+            env={**os.environ, **self.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -84,7 +87,7 @@ class Nursery:
     def start(self, what: str, flags: list[str], environment: Mapping[str, str], log: Path) -> Child:
         """Start what :mod:`benchmarks.faults` calls ``what``; its output is appended to ``log``."""
         assert self._parent.stdin
-        order = {"what": what, "flags": flags, "environment": dict(environment), "log": str(log)}
+        order = {"what": what, "flags": flags, "environment": {**self.environment, **environment}, "log": str(log)}
         with self._lock:
             number, self._asked = self._asked, self._asked + 1
             self._parent.stdin.write(json.dumps(order).encode() + b"\n")

@@ -13,8 +13,8 @@ from benchmarks.nursery import Nursery
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    with Nursery(**chaos_building.video_faults(tmp_path_factory.mktemp("library"))) as nursery:
         yield nursery
 
 
