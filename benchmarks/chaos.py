@@ -63,20 +63,17 @@ class Part:
         ]
 
 
-def training_part(nursery: Nursery, folder: Path, *, seed: int, faults: int, ranks: int, gap: float) -> Part:
+def training_part(nursery: Nursery, folder: Path, *, faults: int, ranks: int, **how: Any) -> Part:
+    """``how``: as :func:`chaos_training.episodes` takes it."""
     what = "training" if ranks == 1 else f"training, {ranks} ranks"
-
-    def make(orders: Orders) -> Callable[[int], None]:
-        return chaos_training.episodes(nursery, folder, orders, seed=seed, ranks=ranks, gap=gap)
-
-    return Part(what, folder, faults, make)
+    return Part(
+        what, folder, faults, lambda orders: chaos_training.episodes(nursery, folder, orders, ranks=ranks, **how)
+    )
 
 
-def building_part(nursery: Nursery, folder: Path, *, seed: int, faults: int, gap: float) -> Part:
-    def make(orders: Orders) -> Callable[[int], None]:
-        return chaos_building.episodes(nursery, folder, orders, seed=seed, gap=gap)
-
-    return Part("building", folder, faults, make)
+def building_part(nursery: Nursery, folder: Path, *, faults: int, **how: Any) -> Part:
+    """``how``: as :func:`chaos_building.episodes` takes it."""
+    return Part("building", folder, faults, lambda orders: chaos_building.episodes(nursery, folder, orders, **how))
 
 
 def play_all(parts: Sequence[Part]) -> list[dict[str, Any]]:

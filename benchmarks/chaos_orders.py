@@ -78,13 +78,28 @@ class Orders:
 
 
 @dataclass
+class Watch:
+    """Counts the seconds in which this process is awake: a machine that is stopped for a while is no hang."""
+
+    seconds: float = 0.0
+    _last: float = field(default_factory=time.monotonic)
+
+    def look(self) -> float:
+        now = time.monotonic()
+        self.seconds += min(now - self._last, 1.0)  # it is looked at every POLL_SECONDS
+        self._last = now
+        return self.seconds
+
+
+@dataclass
 class Started:
     """Processes of one start, where their output goes, and what grows or changes while they do something."""
 
     processes: list[Process]
     log: Path
     progress: Callable[[], object]
-    _seen: tuple[object, float] = (None, 0.0)
+    _seen: object = None
+    _since: Watch = field(default_factory=Watch)
 
     @property
     def running(self) -> bool:
@@ -92,16 +107,16 @@ class Started:
         if all(process.poll() is not None for process in self.processes):
             return False
         now = self.progress(), [process.returncode for process in self.processes], self.output()
-        if now != self._seen[0]:
-            self._seen = now, time.monotonic()
-        if time.monotonic() - self._seen[1] > PATIENCE:
+        if now != self._seen:
+            self._seen, self._since = now, Watch()
+        if self._since.look() > PATIENCE:
             raise ChaosError(f"nothing has moved for {PATIENCE:.0f} s:\n{self.stacks()}")
         return True
 
     def wait(self, seconds: float = float("inf")) -> list[int | None]:
         """The exit statuses, when all have ended or ``seconds`` have passed: None of what has not."""
-        end = time.monotonic() + seconds
-        while self.running and time.monotonic() < end:
+        watch = Watch()
+        while self.running and watch.look() < seconds:
             time.sleep(POLL_SECONDS)
         return [process.returncode for process in self.processes]
 

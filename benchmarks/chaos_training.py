@@ -32,6 +32,7 @@ class Run:
     folder: Path
     shards: Path
     ranks: int
+    epochs: int = EPOCHS
     orders: Orders | None = None
     starts: list[Started] = field(default_factory=list)
 
@@ -53,7 +54,7 @@ class Run:
 
     def _flags(self) -> list[str]:
         flags = training.flags(self.shards, self.run, "--resume", "--checkpoint-minutes", "0.008", "--depth", "4")
-        flags += ["--epochs", str(EPOCHS), "--max-batches-per-epoch", str(STEPS), "--cache-gb", "0.0004"]
+        flags += ["--epochs", str(self.epochs), "--max-batches-per-epoch", str(STEPS), "--cache-gb", "0.0004"]
         return [*flags, "--eval-data", str(self.shards), "--eval-every", "2"]
 
     def _losses(self, start: int) -> Path:
@@ -65,9 +66,9 @@ class Run:
         return [[float.fromhex(line) for line in log.read_text().split()] for log in logs if log.is_file()]
 
 
-def undisturbed(nursery: Nursery, folder: Path, shards: Path, ranks: int) -> Run:
+def undisturbed(nursery: Nursery, folder: Path, shards: Path, ranks: int, epochs: int) -> Run:
     """The run that all others are held to."""
-    run = Run(nursery, folder, shards, ranks)
+    run = Run(nursery, folder, shards, ranks, epochs)
     if any(status != 0 for status in run.start().wait()):
         raise ChaosError(f"the undisturbed run failed:\n{run.starts[0].output()}")
     return run
@@ -75,7 +76,7 @@ def undisturbed(nursery: Nursery, folder: Path, shards: Path, ranks: int) -> Run
 
 def disturbed(folder: Path, calm: Run, orders: Orders, rng: random.Random, gap: float) -> None:
     """A run under faults, to its end; ChaosError unless it ends as the undisturbed one."""
-    run = Run(calm.nursery, folder, calm.shards, calm.ranks, orders)
+    run = Run(calm.nursery, folder, calm.shards, calm.ranks, calm.epochs, orders)
     with ExitStack() as stack:
         while True:
             started = run.start()
@@ -140,9 +141,9 @@ def check_same_run(run: Run, calm: Run) -> None:
         if not places:
             raise ChaosError("the losses of a start are not those of the undisturbed run")
         seen.update(range(places[0], places[0] + len(found)))
-    if seen != set(range(EPOCHS * STEPS)):
-        raise ChaosError(f"steps that no start made: {sorted(set(range(EPOCHS * STEPS)) - seen)}")
-    name = checkpoint.checkpoint_name(EPOCHS)
+    if missing := set(range(calm.epochs * STEPS)) - seen:
+        raise ChaosError(f"steps that no start made: {sorted(missing)}")
+    name = checkpoint.checkpoint_name(calm.epochs)
     here, there = (checkpoint.load(folder / name)["model"] for folder in (run.run, calm.run))
     if any(not torch.equal(here[key], there[key]) for key in there):
         raise ChaosError("the final weights differ from those of the undisturbed run")
@@ -156,10 +157,10 @@ def check_same_run(run: Run, calm: Run) -> None:
 
 
 def episodes(
-    nursery: Nursery, folder: Path, orders: Orders, *, seed: int, ranks: int, gap: float
+    nursery: Nursery, folder: Path, orders: Orders, *, seed: int, ranks: int, gap: float, epochs: int = EPOCHS
 ) -> Callable[[int], None]:
     """Runs under faults, by their number: each ends as the undisturbed one, or ChaosError."""
     rng = random.Random(f"{seed} training {ranks}")
     build_shards(data.make_clips(folder / "frames", CLIPS), folder / "shards", label_from="parent", workers=1)
-    calm = undisturbed(nursery, folder / "calm", folder / "shards", ranks)
+    calm = undisturbed(nursery, folder / "calm", folder / "shards", ranks, epochs)
     return lambda number: disturbed(folder / f"run-{number}", calm, orders, rng, gap)

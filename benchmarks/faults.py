@@ -173,8 +173,8 @@ class _FullDisk:
 
 
 def preload() -> None:
-    """Import what :func:`run` needs."""
-    for name in ("cltt.commands.build", "tests.helpers.tiny_run", "matplotlib.pyplot", "torch.distributed.rendezvous"):
+    """Import what :func:`run` needs, and what torch and matplotlib import when they are first used."""
+    for name in ("cltt.commands.build", "tests.helpers.tiny_run", "matplotlib.pyplot", "torch._dynamo", "PIL.Image"):
         importlib.import_module(name)
 
 

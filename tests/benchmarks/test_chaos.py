@@ -20,14 +20,14 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 @pytest.mark.slow
 def test_training_under_faults_ends_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
-    part = chaos.training_part(nursery, tmp_path / "chaos", seed=5, faults=5, ranks=1, gap=0.2)
+    part = chaos.training_part(nursery, tmp_path / "chaos", seed=5, faults=5, ranks=1, gap=0.2, epochs=2)
     part.play()
     assert part.struck.total() >= 5 and part.identical == part.runs >= 1
 
 
 @pytest.mark.slow
 def test_two_ranks_under_faults_end_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
-    part = chaos.training_part(nursery, tmp_path / "chaos", seed=6, faults=2, ranks=2, gap=0.2)
+    part = chaos.training_part(nursery, tmp_path / "chaos", seed=6, faults=2, ranks=2, gap=0.2, epochs=2)
     part.play()
     assert part.struck.total() >= 2 and part.identical == part.runs >= 1
 
