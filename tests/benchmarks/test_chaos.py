@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import chaos, chaos_building
-from benchmarks.chaos_orders import ChaosError
+from benchmarks import chaos, chaos_building, chaos_orders
 from benchmarks.nursery import Nursery
 
 
@@ -43,5 +45,25 @@ def test_a_difference_is_a_finding(tmp_path: Path) -> None:
     for name, content in (("a", b"1"), ("b", b"2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(content)
-    with pytest.raises(ChaosError, match="not as undisturbed"):
+    with pytest.raises(chaos_orders.ChaosError, match="not as undisturbed"):
         chaos_building.check_same_folder(tmp_path / "a", tmp_path / "b")
+
+
+def test_standing_still_is_a_finding_with_the_place_of_every_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chaos_orders, "PATIENCE", 1.0)
+    log = tmp_path / "log"
+    code = "import faulthandler, signal, time; faulthandler.register(signal.SIGUSR2); time.sleep(100)"
+    with open(log, "wb") as output, subprocess.Popen([sys.executable, "-c", code], stderr=output) as process:
+        started = chaos_orders.Started([process], log, lambda: 0)
+        try:
+            with pytest.raises(chaos_orders.ChaosError, match=r"nothing has moved(.|\n)*most recent call first"):
+                started.wait()
+        finally:
+            started.kill()
+
+
+def test_only_seconds_awake_are_counted() -> None:
+    watch = chaos_orders.Watch(_last=time.monotonic() - 1000)
+    assert watch.look() == 1.0 and watch.look() < 2.0
