@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import chaos_building, chaos_training, harness
 from benchmarks.chaos_orders import Orders, until
-from benchmarks.nursery import Nursery
+from tests.helpers.nursery import Nursery
 
 
 @dataclass

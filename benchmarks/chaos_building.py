@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.chaos_orders import POLL_SECONDS, READ_FAULTS, ChaosError, Orders, Started, told
-from benchmarks.nursery import Child, Nursery
 from cltt import build_shards
 from tests.helpers import data, video
+from tests.helpers.nursery import Child, Nursery
 
 KILLS = ("killed builder", "killed packing process")
 FAULTS = (*READ_FAULTS, "full disk", *KILLS)
@@ -34,7 +34,7 @@ def disturbed(
     flags = ["--root-dir", str(root), "--out", str(out), "--shard-size", str(SHARD_SIZE), "--workers", "2"]
     status: int | None = 1
     while status != 0:
-        process = nursery.start("build", flags, told(orders, folder, root, out), log)
+        process = nursery.start("benchmarks.faults", ["build", *flags], told(orders, folder, root, out), log=log)
         started = Started([process], log, lambda: _sizes(out))
         try:
             _strike(started, process, out, orders, rng, gap)
@@ -113,7 +113,10 @@ def _source(root: Path, videos: bool) -> Path:
 
 
 def episodes(nursery: Nursery, folder: Path, orders: Orders, *, seed: int, gap: float) -> Callable[[int], None]:
-    """Builds under faults, by their number: each ends as the undisturbed one, or ChaosError."""
+    """Builds under faults, by their number: each ends as the undisturbed one, or ChaosError.
+
+    Over videos, too, if ``nursery`` can have them struck (:func:`video_faults`).
+    """
     rng = random.Random(f"{seed} building")
     root = _source(folder / "frames", videos="LD_PRELOAD" in nursery.environment)
     build_shards(root, folder / "calm", workers=1, shard_size=SHARD_SIZE)

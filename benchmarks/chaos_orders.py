@@ -26,13 +26,14 @@ class ChaosError(AssertionError):
 
 
 class Process(Protocol):
-    """What is watched: a ``Child`` of :mod:`benchmarks.nursery`."""
+    """What is watched: a child of :mod:`tests.helpers.nursery`, or a ``Popen``."""
 
     @property
     def returncode(self) -> int | None: ...
     def poll(self) -> int | None: ...
     def send_signal(self, number: int) -> None: ...
     def kill(self) -> None: ...
+    def wait(self) -> int: ...
 
 
 @dataclass
@@ -123,6 +124,7 @@ class Started:
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
+            process.wait()
 
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.is_file() else ""
@@ -151,6 +153,6 @@ def until(quota: int, orders: Orders, episode: Callable[[int], None], note: Call
 
 
 def told(orders: Orders | None, folder: Path, source: Path, out: Path) -> dict[str, str]:
-    """What :func:`benchmarks.faults.run` is told by its environment; without ``orders`` nothing is struck."""
+    """What :mod:`benchmarks.faults` is told by its environment; without ``orders`` nothing is struck."""
     where = {"CHAOS": folder if orders is None else orders.folder, "CHAOS_DATA": source, "CHAOS_OUT": out}
     return {**os.environ, **{name: str(path.resolve()) for name, path in where.items()}}

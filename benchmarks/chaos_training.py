@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.chaos_orders import READ_FAULTS, ChaosError, Orders, Started, told
-from benchmarks.nursery import Nursery
 from cltt import build_shards
 from tests.helpers import data, training
+from tests.helpers.nursery import Nursery
 
 FAULTS = {**dict.fromkeys(READ_FAULTS, 3), "hanging read": 1, "flipped bit": 3, "full disk": 3}  # and their weights
 SIGNALS = {"SIGKILL": 1, "SIGUSR1": 1}
@@ -49,7 +49,9 @@ class Run:
         self.starts.append(started)
         for rank in range(self.ranks):
             own = training.rank_environment(rank, self.ranks, port) if self.ranks > 1 else {}
-            started.processes.append(self.nursery.start("train", self._flags(), {**environment, **own}, log))
+            started.processes.append(
+                self.nursery.start("benchmarks.faults", ["train", *self._flags()], {**environment, **own}, log=log)
+            )
         return started
 
     def _flags(self) -> list[str]:

@@ -1,17 +1,17 @@
 """Faults inside the process that they strike; :mod:`benchmarks.chaos` orders them.
 
-:func:`run` is called in a process of its own (:mod:`benchmarks.nursery`) with CHAOS, CHAOS_DATA and CHAOS_OUT, three
-folders, in its environment. ``CHAOS/order`` says which fault is on, as JSON: its number, its kind, and until when
-(``time.monotonic``, which all processes of a machine share). The number goes into ``CHAOS/struck`` when the fault has
-really struck something. Reads are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in packing
-processes that it starts.
+    CHAOS=folder CHAOS_DATA=folder CHAOS_OUT=folder [CHAOS_PACE=seconds] python -m benchmarks.faults train|build FLAGS
+
+``CHAOS/order`` says which fault is on, as JSON: its number, its kind, and until when (``time.monotonic``, which all
+processes of a machine share). The number goes into ``CHAOS/struck`` when the fault has really struck something. Reads
+are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in packing processes that it starts. SIGUSR2
+prints where every thread stands.
 """
 
 from __future__ import annotations
 
 import errno
 import faulthandler
-import importlib
 import json
 import os
 import signal
@@ -172,24 +172,11 @@ class _FullDisk:
 # ---- what is struck
 
 
-def preload() -> None:
-    """Import what :func:`run` needs, and what torch and matplotlib import when they are first used."""
-    for name in ("cltt.commands.build", "tests.helpers.tiny_run", "matplotlib.pyplot", "torch._dynamo", "PIL.Image"):
-        importlib.import_module(name)
-
-
-def run(what: str, arguments: list[str]) -> int:
-    """Train or build under faults; SIGUSR2 prints where every thread stands."""
-    faulthandler.register(signal.SIGUSR2)
-    inject()
-    return {"train": _train, "build": _build}[what](arguments)
-
-
-def _train(arguments: list[str]) -> int:
-    """The tiny run of the tests, slowed down by CHAOS_PACE seconds a step, so that faults find something going on."""
+def train(arguments: list[str]) -> int:
+    """The tiny run of the tests, slowed down by CHAOS_PACE seconds a step so that faults find something going on."""
     from tests.helpers import tiny_run
 
-    log, pace = tiny_run.LossLog, float(os.environ["CHAOS_PACE"])
+    log, pace = tiny_run.LossLog, float(os.environ.get("CHAOS_PACE", 0))
 
     class Paced(log):  # type: ignore[misc, valid-type]
         def __call__(self, loss: float) -> None:
@@ -201,7 +188,7 @@ def _train(arguments: list[str]) -> int:
     return tiny_run.main()
 
 
-def _build(arguments: list[str]) -> int:
+def build(arguments: list[str]) -> int:
     """``tools/build_shards.py``; its packing processes are struck too."""
     from cltt.build import workers
     from cltt.commands.build import build as face
@@ -211,3 +198,11 @@ def _build(arguments: list[str]) -> int:
         + (workers._START.partition("; ")[2].partition("; ")[2])
     )
     return face(arguments, "build_shards.py")
+
+
+if __name__ == "__main__":
+    from cltt import cli
+
+    faulthandler.register(signal.SIGUSR2)
+    inject()
+    cli.run(lambda: {"train": train, "build": build}[sys.argv[1]](sys.argv[2:]), f"faults {sys.argv[1]}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import chaos, chaos_building, chaos_orders
-from benchmarks.nursery import Nursery
+from tests.helpers.nursery import Nursery
 
 
 @pytest.fixture(scope="module")
