@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cltt.errors import SettingsError
-from cltt.text import shorten
+from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
+from cltt.text import changes, shorten
 
 Range = tuple[float, float]
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 8192  # pixels
@@ -121,6 +122,13 @@ class DataSettings:
     num_workers: int = setting(4, "reading and decoding threads of a rank", within=(1, 1024))
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
+    region: str = setting("none", "where the network looks: at the center, or at the shards' boxes", choices=REGIONS)
+    region_effect: str | None = setting(
+        None, "blur all outside, or crop a square about its middle (default: blur)", type=str, choices=EFFECTS
+    )
+    region_scale: float | None = setting(
+        None, "side of that square, in short sides of the frame (default: 0.5)", type=float, within=SCALES
+    )
     normalise: str = setting(
         "imagenet",
         "pixels by ImageNet's mean and deviation, or (none) from 0 to 1 (with --checkpoint-path: as those weights were "
@@ -162,6 +170,14 @@ class DataSettings:
             (self.root_dir is None) != (self.shards is None),
             "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
         )
+        region = self.looked_at
+        require(region.kind != "boxes" or self.root_dir is None, BOXES_OF_SHARDS)
+        for name in ("effect", "scale"):  # what is saved is what was done
+            object.__setattr__(self, f"region_{name}", getattr(region, name))
+
+    @property
+    def looked_at(self) -> Region:
+        return Region(self.region, self.region_effect, self.region_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,9 +390,7 @@ def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
     """
     found = []
     for group, values in now.items():
-        defaults = {field.name: field.default for field in fields(TrainSettings.groups()[group])}
-        for name, value in values.items():
-            before = saved.get(group, {}).get(name, defaults[name])
-            if name not in FREE_ON_RESUME.get(group, set()) and before != value:
-                found.append(f"{name} is {value} and was {before}")
+        before = {field.name: field.default for field in fields(TrainSettings.groups()[group])} | saved.get(group, {})
+        free = FREE_ON_RESUME.get(group, set())
+        found += changes(before, {name: value for name, value in values.items() if name not in free})
     return found

@@ -30,6 +30,7 @@ from tests.helpers.nursery import nursery
 FLAG_LIST = """
 root-dir shards fps rescan stage-to split clips batch-size image-size num-workers augment augment-scope min-gap depth
 run cache-gb max-bad-frames normalise io-patience no-wait window-size frame-step window-stride max-windows-per-clip
+region region-effect region-scale
 short-clip-windows backbone proj-dim temperature mask-overlaps epochs max-batches-per-epoch lr weight-decay
 max-grad-norm sub-batch-size seed device amp compile deterministic checkpoint-dir resume checkpoint-path
 checkpoint-minutes keep-last keep-every csv-log csv-log-path eval-csv-log-path eval-data eval-every tensorboard
