@@ -49,8 +49,8 @@ def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[
     stop = StopSignals(STOP_NOTICE if info.is_main else "", cli.EXIT_REQUEUE)
     with ExitStack() as stack:
         stack.callback(stop.restore)
-        distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
         with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
+            distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
             ended = _train(settings, info, stack, stop, on_step)
             distributed.stop()
     return EXIT_STATUS[ended]
