@@ -23,7 +23,7 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
         cli.add_settings(parser.add_argument_group(name), settings)
     args = parser.parse_args(argv)
     if args.checkpoint_path and not _is_given(parser, argv, "normalise"):
-        args.normalise = _normalise_of(args.checkpoint_path, args.normalise if args.resume else None)
+        args.normalise = _normalise_of(args.checkpoint_path, args.backbone, args.normalise if args.resume else None)
     made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
     return TrainSettings(**made)
 
@@ -34,7 +34,7 @@ def _is_given(parser: argparse.ArgumentParser, argv: list[str] | None, name: str
     return getattr(parser.parse_args(argv, silent), name) is not argparse.SUPPRESS
 
 
-def _normalise_of(weights: str, otherwise: str | None) -> str:
+def _normalise_of(weights: str, backbone: str, otherwise: str | None) -> str:
     """How pixels entered the network whose weights a run starts from.
 
     A run that is gone on with no longer needs them: ``otherwise``, if they cannot be read.
@@ -42,7 +42,7 @@ def _normalise_of(weights: str, otherwise: str | None) -> str:
     from cltt.models.weights import read_weights  # imports torch, see main
 
     try:
-        return read_weights(Path(weights)).normalise
+        return read_weights(Path(weights), backbone).normalise
     except CLTTError:
         if otherwise is None:
             raise

@@ -29,8 +29,9 @@ from tests.helpers import data, training
 FLAG_LIST = """
 root-dir shards fps rescan stage-to split clips batch-size image-size num-workers augment augment-scope shuffle-frames
 min-gap depth run cache-gb max-bad-frames normalise io-patience no-wait window-size frame-step window-stride
-max-windows-per-clip short-clip-windows backbone proj-dim temperature mask-overlaps epochs max-batches-per-epoch
-lr weight-decay max-grad-norm sub-batch-size seed device amp compile deterministic checkpoint-dir resume checkpoint-path
+max-windows-per-clip short-clip-windows backbone proj-dim proj-hidden proj-layers temperature mask-overlaps epochs
+max-batches-per-epoch lr optimizer momentum weight-decay schedule warmup-steps max-grad-norm sub-batch-size
+seed device amp compile deterministic checkpoint-dir resume checkpoint-path
 checkpoint-minutes keep-last keep-every csv-log csv-log-path eval-csv-log-path eval-data eval-every tensorboard
 """
 FLAGS = FLAG_LIST.split()
@@ -90,7 +91,9 @@ def test_defaults() -> None:
     wanted = {
         "window_size": 5, "frame_step": 10, "window_stride": 1, "batch_size": 64, "epochs": 25, "num_workers": 4,
         "image_size": 224, "backbone": "resnet18", "proj_dim": 128, "temperature": 0.5, "lr": 1e-3,
-        "weight_decay": 1e-4, "max_grad_norm": 1.0, "split": None, "augment": "none",
+        "weight_decay": 1e-4, "max_grad_norm": 1.0, "split": None, "augment": "none", "shuffle_frames": False,
+        "optimizer": "adam", "momentum": None, "schedule": "epochs", "warmup_steps": 0, "proj_hidden": None,
+        "proj_layers": 2,
     }  # fmt: skip
     found = {name: value for group in settings.values() for name, value in group.items()}
     assert {name: found[name] for name in wanted} == wanted
