@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cltt import cli
 from cltt.config import TrainSettings
+from cltt.config.old_flags import add_old_flags, take_old_flags
 from cltt.errors import CLTTError
 
 DESCRIPTION = "Train an encoder by contrastive learning through time on a folder of clips."
@@ -21,7 +23,9 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
     parser = cli.Parser(prog=prog, description=DESCRIPTION)
     for name, settings in TrainSettings.groups().items():
         cli.add_settings(parser.add_argument_group(name), settings)
+    add_old_flags(parser)
     args = parser.parse_args(argv)
+    take_old_flags(args, partial(_is_given, parser, argv))
     if args.checkpoint_path and not _is_given(parser, argv, "normalise"):
         args.normalise = _normalise_of(args.checkpoint_path, args.backbone, args.normalise if args.resume else None)
     made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
