@@ -88,6 +88,16 @@ def test_tests_import_from_helpers_alone(path: Path) -> None:
     assert all(module.startswith(allowed) for module in ours), ours
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_patches_name_no_module_in_a_string(path: Path) -> None:
+    """A test replaces an attribute of something that it imports: whoever moves a module finds all that name it."""
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("setattr", "delattr", "patch"):
+            target = call.args[0]
+            text = isinstance(target, ast.Constant) and isinstance(target.value, str)
+            assert not (text or isinstance(target, ast.JoinedStr)), f"{path}, line {call.lineno}: {ast.unparse(call)}"
+
+
 def loaded_after(code: str, folder: Path) -> set[str]:
     """Heavy libraries that a fresh process has loaded once it has run ``code``."""
     heavy = "{'torch', 'nvidia', 'triton', 'cv2', 'matplotlib'} & {name.split('.')[0] for name in sys.modules}"

@@ -148,8 +148,8 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
     reasons = _write_report(plan, out)
     shards = []
     for shard in range(plan.num_shards):
-        facts = read_part(out, shard)[0]
-        shards.append({"name": format.shard_name(shard), "size": facts["size"], "crc": facts["crc"]})
+        summary = read_part(out, shard)[0]
+        shards.append({"name": format.shard_name(shard), "size": summary["size"], "crc": summary["crc"]})
     parts = [format.TIMES] * plan.has_times + [format.BOXES] * (plan.settings["boxes"] is not None)
     files = {
         name: {"size": (out / name).stat().st_size, "sha256": atomic.file_sha256(out / name)}

@@ -90,8 +90,8 @@ class _ShardWriter:
 
     def part(self) -> bytes:
         """The part of the index: a line of JSON, and behind it a PART_ROW for each planned frame."""
-        facts = {"size": self.size, "crc": self._crc, "notes": self.notes}
-        return json.dumps(facts).encode() + b"\n" + b"".join(self.rows)
+        summary = {"size": self.size, "crc": self._crc, "notes": self.notes}
+        return json.dumps(summary).encode() + b"\n" + b"".join(self.rows)
 
 
 def part_path(out: Path, shard: int) -> Path:
@@ -100,8 +100,8 @@ def part_path(out: Path, shard: int) -> Path:
 
 def read_part(out: Path, shard: int) -> tuple[dict[str, Any], bytes]:
     """(size, crc and notes; rows as bytes) of a finished shard."""
-    facts, _, rows = part_path(out, shard).read_bytes().partition(b"\n")
-    return json.loads(facts), rows
+    summary, _, rows = part_path(out, shard).read_bytes().partition(b"\n")
+    return json.loads(summary), rows
 
 
 def is_done(out: Path, shard: int) -> bool:

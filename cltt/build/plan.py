@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PLAN = "plan"
-PLAN_FACTS = "plan.json"
+PLAN_INFO = "plan.json"
 ROW = struct.Struct("<qqqqdI?")  # plan_writer.PLAN_DTYPE
 VIDEOS, VIDEO_OFFSETS = (
     "videos.bin",
@@ -44,16 +44,16 @@ class Plan:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        facts = json.loads((folder / PLAN_FACTS).read_text())
-        self.root_dir: str = facts["root_dir"]
+        info = json.loads((folder / PLAN_INFO).read_text())
+        self.root_dir: str = info["root_dir"]
         self.root = os.fsencode(self.root_dir)
-        self.settings: dict[str, Any] = facts["settings"]
-        self.num_frames: int = facts["frames"]
-        self.num_clips: int = facts["clips"]
-        self.num_shards: int = facts["shards"]
-        self.num_bytes: int = facts["bytes"]
-        self.largest: int = facts["largest"]
-        self.has_times: bool = facts["has_times"]
+        self.settings: dict[str, Any] = info["settings"]
+        self.num_frames: int = info["frames"]
+        self.num_clips: int = info["clips"]
+        self.num_shards: int = info["shards"]
+        self.num_bytes: int = info["bytes"]
+        self.largest: int = info["largest"]
+        self.has_times: bool = info["has_times"]
 
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:

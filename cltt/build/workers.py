@@ -130,7 +130,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def crew(out: Path, workers: int, patience: Patience) -> Iterator[list[Worker]]:
+def started_workers(out: Path, workers: int, patience: Patience) -> Iterator[list[Worker]]:
     """``workers`` - 1 packing processes, as the caller packs too; stopped at the end.
 
     They import what they need while the caller packs its first shard.

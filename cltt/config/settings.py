@@ -16,6 +16,7 @@ from cltt.config.fields import (
     setting,
 )
 from cltt.config.recipe import ModelSettings, OptimSettings
+from cltt.text import changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,9 +296,7 @@ def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
     """
     found = []
     for group, values in now.items():
-        defaults = {known.name: known.default for known in fields(TrainSettings.groups()[group])}
-        for name, value in values.items():
-            before = saved.get(group, {}).get(name, defaults[name])
-            if name not in FREE_ON_RESUME.get(group, set()) and before != value:
-                found.append(f"{name} is {value} and was {before}")
+        before = {known.name: known.default for known in fields(TrainSettings.groups()[group])} | saved.get(group, {})
+        free = FREE_ON_RESUME.get(group, set())
+        found += changes(before, {name: value for name, value in values.items() if name not in free})
     return found

@@ -6,7 +6,6 @@ Legend: B windows a step over all ranks; b = B/world_size; T frames in a window;
 from __future__ import annotations
 
 import logging
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,11 +25,13 @@ from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
 from cltt.loader.ahead import Ahead
 from cltt.loader.bad_frames import BadFrames
+from cltt.loader.clock import Clock
 from cltt.loader.fetch import Dataset, FrameFetcher
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import PageTable, SlotTable, block_uses
 from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.order_state import require_unchanged
 from cltt.sampling.windows import WindowIndex
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,14 @@ class Look:
     def framing(self) -> Framing:
         """An augmentation that crops needs a margin to crop from."""
         return Framing(image_size=self.image_size, margin=self.augment != "none")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of each batch this process takes."""
+
+    rank: int
+    world_size: int
 
 
 class WindowLoader:
@@ -149,7 +158,7 @@ class WindowLoader:
         dataset.patience.seconds = io_patience
         self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
-        self._share = {"rank": rank, "world_size": world_size}
+        self._share = Share(rank, world_size)
         self._cache_bytes, self._threads = cache_bytes, num_threads
         framing = self._look.framing
         self._decoder = best_decoder(framing, self.device, num_threads)
@@ -165,7 +174,7 @@ class WindowLoader:
         self._longest_block = 0  # steps that the frame memory is sized for
         self.plan = EpochPlan(index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run)
         self._step = 0
-        self.plan.batch(0, **self._share)  # a rank or world size that cannot work is said here
+        self.plan.batch(0, rank=rank, world_size=world_size)  # a rank or world size that cannot work is said here
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -208,14 +217,7 @@ class WindowLoader:
         )
         here = {"fingerprint": self.dataset.fingerprint, **asdict(self._look)}
         state = {"normalise": "imagenet", **state}  # all that 0.1.0 knew
-        differ = [
-            f"{name} (saved {state.get(name)}, now {now})" for name, now in here.items() if state.get(name) != now
-        ]
-        if differ:
-            raise SettingsError(
-                f"the loader cannot go on from this state, which differs in {', '.join(differ)}: "
-                "resume with what it was saved with, or start a new run"
-            )
+        require_unchanged("loader", state, here)
         self.plan.check_state(state["plan"])
         self._go_to(state["plan"]["epoch"], state["plan"]["step"])
 
@@ -295,9 +297,9 @@ class WindowLoader:
                 self._block_steps,
                 self._longest_block,
             )
-        slots = self._fetcher.store.slots
+        slots, share = self._fetcher.store.slots, self._share
         self._prefetcher = Prefetcher(
-            block_uses(self.plan, self.index, self._step, **self._share),
+            block_uses(self.plan, self.index, self._step, rank=share.rank, world_size=share.world_size),
             self._fetcher.fetch,
             SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
             start=self._step,
@@ -309,7 +311,7 @@ class WindowLoader:
     @property
     def _step_frames(self) -> int:
         """b*T"""
-        return self.plan.batch_size // self._share["world_size"] * self.index.window_size
+        return self.plan.batch_size // self._share.world_size * self.index.window_size
 
     @property
     def _block_steps(self) -> int:
@@ -318,7 +320,7 @@ class WindowLoader:
 
     def _new_store(self) -> FrameStore:
         framing, device = self._decoder.framing, self._decoder.device
-        block = self.plan.frames_per_block(**self._share)
+        block = self.plan.frames_per_block(self._share.rank, self._share.world_size)
         needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
         self._longest_block = self._block_steps
         self._reuses = block < self._step_frames * self._longest_block
@@ -363,37 +365,3 @@ def chosen_device(device: str | torch.device) -> torch.device:
     if asked is None or asked.index is None:
         return pick_device(str(device), rank_info())
     return asked
-
-
-class Clock:
-    """Splits the time of a loop into waiting for batches and working on them."""
-
-    def __init__(self) -> None:
-        self._waited = self._total = self._last = 0.0
-        self._working = False
-
-    def resume(self) -> None:
-        """A loop begins."""
-        self._last = time.perf_counter()
-
-    def waited(self) -> None:
-        """The time since the last call went into waiting."""
-        self._waited += self._lap()
-        self._working = True
-
-    def worked(self) -> None:
-        """The time since the last call went into the loop's body."""
-        self._lap()
-        self._working = False
-
-    @property
-    def share(self) -> float:
-        """Waiting's share of all time, 0..1; a body that runs now counts up to here."""
-        total = self._total + (time.perf_counter() - self._last if self._working else 0.0)
-        return self._waited / total if total else 0.0
-
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        lap, self._last = now - self._last, now
-        self._total += lap
-        return lap

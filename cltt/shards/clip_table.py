@@ -144,7 +144,7 @@ class _ClipTable:
     def read(self, frame_ids: Any) -> list[bytes]:
         """The JPEG bytes of each frame, in the order asked; repeats are allowed, and so are many threads.
 
-        Raises FrameError for the first frame that is damaged or missing, IndexError for an id that does not exist.
+        Raises FrameError for the first frame that is corrupt or missing, IndexError for an id that does not exist.
         """
         frames = self.read_each(frame_ids)
         for frame in frames:

@@ -65,7 +65,7 @@ class ShardDataset(_ClipTable):
         checks.check_member(found if found != scan.ROOT_KEY else b"root")
         return os.fsdecode(found)
 
-    def frame_facts(self, frame_ids: Any) -> Array:
+    def frame_records(self, frame_ids: Any) -> Array:
         """Records (``format.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
         return np.asarray(self._frames[self._check_ids(frame_ids)])
 
@@ -74,7 +74,7 @@ class ShardDataset(_ClipTable):
 
         Of a frame of a video the video's path and the time: ``talk.mp4#t=12.400``.
         """
-        records = self.frame_facts([frame_id])
+        records = self.frame_records([frame_id])
         if not checks.records_within(records, self.shard_sizes).all():
             raise self._astray(frame_id)
         record = records[0]
@@ -111,7 +111,7 @@ class ShardDataset(_ClipTable):
         return self._parts[name][ids] if name in self._parts else None
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
-        """As :meth:`read`, with a FrameError in the place of each frame that is damaged or missing."""
+        """As :meth:`read`, with a FrameError in the place of each frame that is corrupt or missing."""
         ids = self._check_ids(frame_ids)
         unique, places = np.unique(ids, return_inverse=True)
         found: list[bytes | FrameError] = []
@@ -155,7 +155,7 @@ class ShardDataset(_ClipTable):
             if len(frame) == size and zlib.crc32(frame) == crc:
                 yield bytes(frame)
             elif problem:
-                yield self._damaged(int(ids[k]), shards[0], problem)
+                yield self._corrupt(int(ids[k]), shards[0], problem)
             else:
                 yield self._read_once_more(int(ids[k]))
 
@@ -173,9 +173,9 @@ class ShardDataset(_ClipTable):
         if len(frame) == size and zlib.crc32(frame) == crc:
             log.warning("%s: frame %d came with a wrong CRC, and right when it was read again", path, frame_id)
             return frame
-        return self._damaged(frame_id, shard, "cut off" if len(frame) < size else "CRC mismatch")
+        return self._corrupt(frame_id, shard, "cut off" if len(frame) < size else "CRC mismatch")
 
-    def _damaged(self, frame_id: int, shard: int, problem: str) -> FrameError:
+    def _corrupt(self, frame_id: int, shard: int, problem: str) -> FrameError:
         try:
             name = self.frame_name(frame_id)
         except DataError:

@@ -24,7 +24,7 @@ from cltt.files.locks import locked
 from cltt.metrics import History, is_ours_to_replace
 from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
-from cltt.text import say
+from cltt.text import changes, say
 from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset
 from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
@@ -176,8 +176,8 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
     saved = checkpoint.settings_of(path, state)
     differ = differences(saved, settings.to_dict())
     now = data_identity(dataset, settings)
-    if state["fingerprint"] != now["fingerprint"]:
-        differ.append(f"the shards' fingerprint is {now['fingerprint']} and was {state['fingerprint']}")
+    if other := changes(state, {"fingerprint": now["fingerprint"]}):
+        differ += [f"the shards' {other[0]}"]
     elif state.get("clips") != now["clips"]:
         differ.append(f"clips picks others ({settings.data.clips} by its contents)")
     if differ:
@@ -271,6 +271,6 @@ def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: 
 
 def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
     """A line for what a resumed run may change, but what its records then are no longer all of."""
-    was, now = before.get("log", {}).get("eval_data"), settings.log.eval_data
-    if was != now:
-        say(f"note: --eval-data is {now} and was {was}: earlier evaluations of this run are of that")
+    was = before.get("log", {}).get("eval_data")
+    for change in changes({"--eval-data": was}, {"--eval-data": settings.log.eval_data}):
+        say(f"note: {change}: earlier evaluations of this run are of that")

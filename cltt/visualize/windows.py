@@ -67,8 +67,8 @@ def draw_windows(
     figure.figimage(layout.paste(grid), origin="upper", zorder=-1)  # under the text
     write(axes, MARGIN, MARGIN + 8, title, size=17, weight="bold")
     write(axes, MARGIN, MARGIN + 27, _shape_line(view), size=12, color=GREY)
-    if view.damaged:
-        line = f"grey: {counted(len(view.damaged), 'damaged frame')}; {view.in_training}"
+    if view.corrupt:
+        line = f"grey: {counted(len(view.corrupt), 'damaged frame')}; {view.in_training}"
         write(axes, MARGIN, MARGIN + 41, line, size=12, color=GREY)
     extra = [f"change since the\nframe before (x{DIFFERENCE_GAIN})"] if difference else []
     extra += ["augmented"] if augmented is not None else []

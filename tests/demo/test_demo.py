@@ -36,9 +36,9 @@ def test_the_demo_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
     with (out / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["epoch"] == "1" and float(row["loss"]) > 0
-    facts = json.loads((out / "accuracy.json").read_text())
-    assert set(facts["before"]) == set(facts["after"]) == {__main__.ONE_SHOT, __main__.PROBE}
-    assert facts["before"] != facts["after"]
+    figures = json.loads((out / "accuracy.json").read_text())
+    assert set(figures["before"]) == set(figures["after"]) == {__main__.ONE_SHOT, __main__.PROBE}
+    assert figures["before"] != figures["after"]
 
 
 def test_a_second_run_reuses_clips_and_shards_and_says_where_all_is(

@@ -49,8 +49,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(shards: Path, run: Path, backbone: str, *more: str) -> list[str]:
-    """One step, of frames of 40 pixels."""
-    short = ("--epochs", "1", "--max-batches-per-epoch", "1", "--batch-size", "4", "--image-size", "40")
+    """One step, of frames of 48 pixels."""
+    short = ("--epochs", "1", "--max-batches-per-epoch", "1", "--batch-size", "4", "--image-size", "48")
     return training.flags(shards, run, *short, "--backbone", backbone, *more)
 
 
@@ -139,11 +139,11 @@ def test_frames_of_a_size_that_does_not_fit_are_one_sentence(
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", timm_stand_in)
     said = refusal(flags(shards, tmp_path / "run", "timm:vit_fixed_small"), capsys)
-    assert "no encoder of frames of 40 pixels (Input height (40) doesn't match model (32).); give another" in said
+    assert "no encoder of frames of 48 pixels (Input height (48) doesn't match model (32).); give another" in said
     arguments = flags(shards, tmp_path / "fits", "timm:vit_fixed_small", "--image-size", "32")
     assert train.main(arguments) == 0
-    data = ["--data", str(colour_folder(tmp_path / "data", 4)), "--device", "cpu", "--image-size", "48"]
-    with pytest.raises(SettingsError, match="no encoder of frames of 48 pixels"):
+    data = ["--data", str(colour_folder(tmp_path / "data", 4)), "--device", "cpu", "--image-size", "64"]
+    with pytest.raises(SettingsError, match="no encoder of frames of 64 pixels"):
         evaluate(["--checkpoint", str(tmp_path / "fits"), *data])
 
 

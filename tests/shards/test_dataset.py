@@ -71,7 +71,7 @@ def test_neighbours_come_in_one_read_and_distant_frames_do_not(built: Path, monk
         lambda handle, memory, offset: calls.append(len(memory)) or read(handle, memory, offset),
     )
     dataset = ShardDataset(built)
-    in_shard_0 = np.flatnonzero(dataset.frame_facts(range(FRAMES))["shard"] == 0)
+    in_shard_0 = np.flatnonzero(dataset.frame_records(range(FRAMES))["shard"] == 0)
     dataset.read(in_shard_0[::-1])
     assert len(calls) == 1
     calls.clear()
@@ -119,10 +119,10 @@ def test_clips(built: Path, root: Path) -> None:
 
 def test_a_flipped_byte_is_named_and_leaves_the_others(copy: Path, contents: list[bytes]) -> None:
     dataset = ShardDataset(copy)
-    facts = dataset.frame_facts([20])[0]
-    shard = copy / format.shard_name(int(facts["shard"]))
+    record = dataset.frame_records([20])[0]
+    shard = copy / format.shard_name(int(record["shard"]))
     content = bytearray(shard.read_bytes())
-    content[int(facts["offset"]) + 100] ^= 4
+    content[int(record["offset"]) + 100] ^= 4
     shard.write_bytes(content)
     frames = dataset.read_each(range(FRAMES))
     error = frames.pop(20)
@@ -141,7 +141,7 @@ def test_a_missing_or_cut_off_shard_is_named(copy: Path, contents: list[bytes], 
     else:
         os.truncate(shard, 100)
     dataset = ShardDataset(copy)
-    lost = dataset.frame_facts(range(FRAMES))["shard"] == 1
+    lost = dataset.frame_records(range(FRAMES))["shard"] == 1
     for frame, content, is_lost in zip(dataset.read_each(range(FRAMES)), contents, lost, strict=True):
         if not is_lost:
             assert frame == content
@@ -239,7 +239,7 @@ def test_a_checked_folder_has_the_clips_of_its_shards(broken_root: Path, tmp_pat
     assert [plain.frame_name(f) for f in frames] == [packed.frame_name(f) for f in frames]
     assert plain.read(frames) == packed.read(frames)
     for name in ("size", "crc", "width", "height"):
-        assert np.array_equal(plain.frame_facts(frames)[name], packed.frame_facts(frames)[name])
+        assert np.array_equal(plain.frame_records(frames)[name], packed.frame_records(frames)[name])
     report = json.loads((tmp_path / "s" / "report.json").read_text())["files"]
     left_out = {file["file"]: file["reason"] for file in report if file["what"] == "skipped"}
     assert plain.invalid.items() <= left_out.items() and len(plain.invalid) == 8
