@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 from functools import partial
@@ -25,17 +24,11 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
         cli.add_settings(parser.add_argument_group(name), settings)
     add_old_flags(parser)
     args = parser.parse_args(argv)
-    take_old_flags(args, partial(_is_given, parser, argv))
-    if args.checkpoint_path and not _is_given(parser, argv, "normalise"):
+    take_old_flags(args, partial(cli.is_given, parser, argv))
+    if args.checkpoint_path and not cli.is_given(parser, argv, "normalise"):
         args.normalise = _normalise_of(args.checkpoint_path, args.backbone, args.normalise if args.resume else None)
     made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
     return TrainSettings(**made)
-
-
-def _is_given(parser: argparse.ArgumentParser, argv: list[str] | None, name: str) -> bool:
-    """Whether the flag stands on the command line, be it with its default."""
-    silent = argparse.Namespace(**{name: argparse.SUPPRESS})
-    return getattr(parser.parse_args(argv, silent), name) is not argparse.SUPPRESS
 
 
 def _normalise_of(weights: str, backbone: str, otherwise: str | None) -> str:

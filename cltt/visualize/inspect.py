@@ -6,14 +6,16 @@ import json
 import sys
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt.cli import Parser, add_settings, settings_from
+from cltt.cli import Parser, add_settings, is_given, settings_from
 from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
+from cltt.config.old_flags import add_old_flags, take_old_flags
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
 from cltt.shards import corrupt
@@ -98,7 +100,9 @@ class Inspection:
         add_settings(parser, LookSettings)
         add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
+        add_old_flags(parser)
         args = parser.parse_args(argv)
+        take_old_flags(args, partial(is_given, parser, argv))
         self.look = settings_from(args, LookSettings)
         self.windows = settings_from(args, WindowSettings)
         self.data = settings_from(args, DataSettings)

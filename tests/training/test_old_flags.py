@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from cltt import cli
 from cltt.commands import train
 from cltt.config.old_flags import SUCCESSORS, WORKING
+from cltt.visualize import inspect
+from tests.helpers import data
 
 PAGE = Path(__file__).parents[2] / "docs" / "old_names.md"
 # As that script's parser had them, of all its versions.
@@ -101,6 +104,18 @@ def test_a_command_of_the_older_batch_file_works_but_for_one_flag(capsys: pytest
     with pytest.raises(SystemExit):
         train.parse([*command, "--use-object-focus"])
     assert "--region center --region-effect blur" in capsys.readouterr().err
+
+
+def test_the_inspector_understands_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The older script that showed windows had some of them."""
+    root = data.make_clips(tmp_path / "frames", {"a": 8, "b": 12})
+    given = ["--root-dir", str(root), "--window-size", "2", "--frame-step", "6", "--mode", "stats", "--json"]
+    for flags, windows in (([], 8), (["--single-window-short-clips"], 7), (["--allow-multiple-short-windows"], 8)):
+        assert inspect.main([*given, *flags]) == 0
+        assert json.loads(capsys.readouterr().out)["windows"] == windows
+    with pytest.raises(SystemExit):
+        inspect.main([*given, "--use-object-focus"])
+    assert SUCCESSORS["use-object-focus"] in capsys.readouterr().err
 
 
 def test_the_page_of_old_names_has_the_table() -> None:
