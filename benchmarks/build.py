@@ -320,9 +320,9 @@ def reading(root: Path, folder: Path, rounds: int) -> list[harness.Row]:
     build_shards(root, folder / "read", workers=WORKERS, verify="header", shard_size=SHARD_SIZE)
     dataset = ShardDataset(folder / "read")
     ids = np.random.default_rng(0).integers(0, dataset.num_frames, 10_000)
-    facts = dataset.frame_facts(ids)
+    records = dataset.frame_records(ids)
     handles = [os.open(shard, os.O_RDONLY) for shard in sorted((folder / "read").glob("shard-*.tar"))]
-    places = list(zip(*(facts[name].tolist() for name in ("shard", "size", "offset")), strict=True))
+    places = list(zip(*(records[name].tolist() for name in ("shard", "size", "offset")), strict=True))
 
     def bare() -> list[bytes]:
         return [os.pread(handles[shard], size, offset) for shard, size, offset in places]

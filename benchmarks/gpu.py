@@ -207,7 +207,7 @@ def main() -> int:
         bench = Bench(torch.device(args.device), args.quick, args.out, Path(work), deadline)
         passed = [run_section(bench, section) for section in SECTIONS]
     harness.print_table([{name: row[name] for name in FIELDS} for row in bench.records], "GPU benchmark")
-    print(json.dumps(bench.facts), file=sys.stderr)
+    print(json.dumps(bench.machine), file=sys.stderr)
     return 0 if all(passed) else 1
 
 

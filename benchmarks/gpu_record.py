@@ -44,13 +44,13 @@ class Bench:
         self.write()
 
     def write(self) -> None:
-        facts = {**harness.facts(), **device_facts(self.device)} if len(self.records) == 1 else self.facts
-        self.facts = facts
+        machine = {**harness.machine_info(), **device_info(self.device)} if len(self.records) == 1 else self.machine
+        self.machine = machine
         with (self.out / "gpu.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*FIELDS, *facts], lineterminator="\n")
+            writer = csv.DictWriter(file, [*FIELDS, *machine], lineterminator="\n")
             writer.writeheader()
-            writer.writerows({**row, **facts} for row in self.records)
-        (self.out / "gpu.json").write_text(json.dumps({"machine": facts, "figures": self.records}, indent=1) + "\n")
+            writer.writerows({**row, **machine} for row in self.records)
+        (self.out / "gpu.json").write_text(json.dumps({"machine": machine, "figures": self.records}, indent=1) + "\n")
 
     def sync(self) -> None:
         if self.device.type == "cuda":
@@ -61,7 +61,7 @@ class Bench:
         return self.deadline - time.monotonic()
 
 
-def device_facts(device: torch.device) -> dict[str, str]:
+def device_info(device: torch.device) -> dict[str, str]:
     """GPU name, CUDA version and JPEG engines, as strings."""
     if device.type != "cuda":
         return {"device": "cpu", "cuda": "none", "jpeg_engines": "none"}

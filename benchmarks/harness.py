@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, peak memory, machine facts, CSV files and tables.
+"""What every benchmark shares: interleaved timing, peak memory, the machine, CSV files and tables.
 
 A benchmark is a module run as ``python -m benchmarks.NAME [--quick]``. It times the project and its peers in the same
 run, turn by turn, so that a busy machine slows all of them alike; it prints a table and writes
@@ -161,8 +161,8 @@ def _status_bytes(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-# --------------------------------------------------------------------------------------------------------------- facts
-def facts() -> dict[str, str]:
+# -------------------------------------------------------------------------------------------------------------- machine
+def machine_info() -> dict[str, str]:
     """The machine and the libraries, as strings: date, commit, cpu, cores, memory_gb, gpu, python, library versions."""
     values = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -205,10 +205,10 @@ def _version(name: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- results
 def write_csv(name: str, rows: Sequence[Row]) -> Path:
-    """Write ``benchmarks/results/NAME.csv``: the columns of ``rows``, then those of :func:`facts` on every row."""
+    """Write ``benchmarks/results/NAME.csv``: the columns of ``rows``, then :func:`machine_info` on every row."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
-    machine = facts()
+    machine = machine_info()
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*columns_of(rows), *machine], lineterminator="\n")
         writer.writeheader()

@@ -88,7 +88,7 @@ def commands(shards: Path) -> dict[str, Callable[[], Any]]:
 
 
 def stats_row(shards: Path) -> dict[str, Any]:
-    """Every frame's facts are looked at, so once is enough."""
+    """Every frame's record is looked at, so once is enough."""
     start = time.perf_counter()
     look(shards, "--mode", "stats")
     seconds = time.perf_counter() - start

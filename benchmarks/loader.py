@@ -3,12 +3,12 @@
 ``python -m benchmarks.loader [--quick] [--frames 256,853x480,...]``. Same JPEG bytes, same batches of float32
 [B, T, 3, S, S], normalised, as ``WindowLoader`` gives where nothing is changed (raw uint8 beside them, as a view of
 channels-last memory); peers at their best setting (see loader_peers.py), with as many workers as there are cores.
-Nobody works ahead while another one is timed. The peers that decode every window anew are timed over some batches, from
-their first batch on, worker start left out. The project's loader is timed over a whole epoch with the start of its
-threads, and so is webdataset with that of its workers: what they save is not spread evenly over an epoch, and a shuffle
-buffer is filled before its first batch. The loader is one object for all rounds, as in a training run, and has run an
-epoch before: its frame memory is taken from the system once a run, not once an epoch. FFCV is not among the peers: its
-source package does not build here.
+Nobody works ahead while another one is timed. The peers that decode every window anew are timed over some batches with
+their workers busy before and after: once what they make ahead has been handed out, and with more to make than is timed.
+The project's loader is timed over a whole epoch with the start of its threads, and so is webdataset with that of its
+workers: what they save is not spread evenly over an epoch, and a shuffle buffer is filled before its first batch. The
+loader is one object for all rounds, as in a training run, and has run an epoch before: its frame memory is taken from
+the system once a run, not once an epoch. FFCV is not among the peers: its source package does not build here.
 
 Beside the time on the clock stands the CPU time of all threads and processes, a window: it says what a loader leaves to
 others, and stays the same where others keep the machine busy.
@@ -42,6 +42,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 T, BATCH = 5, 16
+AHEAD = 2 * harness.cores()  # batches that the peers make ahead, at most
+WARM_UP = AHEAD + 1
 OURS, CEILING = "cltt", "libjpeg-turbo decode alone"
 RAW = ", uint8"
 RANDOM_PEERS = ("OpenCV + DataLoader", "DALI file reader", "PIL + DataLoader")
@@ -97,9 +99,10 @@ class Race:
         self.dataset, self.case, self.most = dataset, case, most
         self.index = WindowIndex(dataset.clip_lengths, T, case.step, case.stride)
         files = [str(root / dataset.frame_name(frame)) for frame in range(dataset.num_frames)]
-        record = dataset.frame_facts([0])[0]
+        record = dataset.frame_records([0])[0]
         self.short = int(min(record["width"], record["height"]))
         shared = {"index": self.index, "batch": BATCH, "workers": harness.cores(), "halve": self.short >= 2 * S}
+        shared["batches"] = WARM_UP + most + AHEAD
         self.floats, self.raw = (Wanted(files, floats=floats, **shared) for floats in (True, False))
         self.decodes: list[float] = []
         self.loader = WindowLoader(dataset, self.index, BATCH, device="cpu")
@@ -109,15 +112,15 @@ class Race:
 
     def entries(self) -> dict[str, tuple[Callable[[], Batches], int | None]]:
         """name -> (fresh iterator, batches to time; None: a whole epoch)."""
-        short = min(self.most, len(self.index) // BATCH - 1)
+        most = self.most
         return {
-            "PIL + DataLoader": (lambda: file_batches(self.floats, "pil"), max(1, short // 3)),
-            "OpenCV + DataLoader": (lambda: file_batches(self.floats, "opencv"), short),
-            "DALI file reader": (lambda: dali_batches(self.floats), short),
+            "PIL + DataLoader": (lambda: file_batches(self.floats, "pil"), max(1, most // 3)),
+            "OpenCV + DataLoader": (lambda: file_batches(self.floats, "opencv"), most),
+            "DALI file reader": (lambda: dali_batches(self.floats), most),
             STREAM: (lambda: webdataset_batches(self.floats, self.dataset), None),
             OURS: (lambda: self.ours(self.loader), None),
             OURS + RAW: (lambda: self.ours(self.raw_loader), None),
-            "OpenCV + DataLoader" + RAW: (lambda: file_batches(self.raw, "opencv"), short),
+            "OpenCV + DataLoader" + RAW: (lambda: file_batches(self.raw, "opencv"), most),
         }
 
     def ours(self, loader: WindowLoader) -> Batches:
@@ -131,27 +134,28 @@ class Race:
             yield batch.frames
 
 
-def seconds_a_window(start: Callable[[], Batches], most: int | None, raw: bool, ahead: int) -> tuple[float, float]:
-    """Time of a window, of a whole epoch with its start or of ``most`` batches after the first, and CPU time of one.
-
-    ``ahead``: windows that are made beyond those taken, and count for the CPU time.
-    """
+def seconds_a_window(start: Callable[[], Batches], most: int | None, raw: bool) -> tuple[float, float]:
+    """Time of a window, of a whole epoch with its start or of ``most`` batches of busy workers, and CPU time of one."""
     began, cpu = time.perf_counter(), cpu_seconds()
     batches = start()
     first = next(batches)
     assert first.shape == (BATCH, T, 3, S, S) and first.dtype == (torch.uint8 if raw else torch.float32)
     assert first.stride()[2] == 1 if raw else first.is_contiguous()
-    timed_from = 0 if most is None else len(first)
-    taken = len(first)
-    del first
-    if most is not None:
+    untimed = taken = len(first)
+    if most is None:
+        untimed = 0
+    else:
+        untimed = taken = taken + sum(map(len, itertools.islice(batches, WARM_UP - 1)))
         began = time.perf_counter()
+    del first
     for frames in itertools.islice(batches, most):
         taken += len(frames)
     seconds = time.perf_counter() - began
     del batches, frames  # ends worker processes
     gc.collect()
-    return seconds / (taken - timed_from), (cpu_seconds() - cpu) / (taken + ahead)
+    # What is made beyond the batches taken counts for the CPU time.
+    ahead = 0 if most is None else AHEAD * BATCH
+    return seconds / (taken - untimed), (cpu_seconds() - cpu) / (taken + ahead)
 
 
 def cpu_seconds() -> float:
@@ -186,9 +190,7 @@ def run_race(race: Race, rounds: int) -> tuple[dict[str, harness.Timing], dict[s
         entries = race.entries()
         for name in list(entries)[:: 1 if turn % 2 == 0 else -1]:
             start, most = entries[name]
-            # A worker of a DataLoader has two batches under way.
-            ahead = 0 if most is None or "DataLoader" not in name else 2 * harness.cores() * BATCH
-            found = seconds_a_window(start, most, name.endswith(RAW), ahead)
+            found = seconds_a_window(start, most, name.endswith(RAW))
             for values, value in zip((seconds, cpu), found, strict=True):
                 values.setdefault(name, []).append(value)
         seconds[CEILING].append(T * decode_ceiling(jpegs, race.short, harness.cores()))

@@ -1,9 +1,9 @@
 """Loaders people use today, giving the same batches [B, T, 3, S, S], each at its best setting.
 
-Each is an iterator over one epoch of a fresh loader. ``pil``, ``opencv`` and ``dali`` draw windows at random and decode
-T frames for each; ``webdataset`` decodes each frame once, clip by clip, with a shuffle buffer. Frames at least twice as
-large as wanted are decoded at half their size where the library can (libjpeg's DCT scaling): PIL by ``draft``, OpenCV
-by ``IMREAD_REDUCED_COLOR_2``, simplejpeg by ``min_factor``; DALI cannot.
+Each is an iterator of a fresh loader. ``pil``, ``opencv`` and ``dali`` draw windows at random, epoch after epoch, and
+decode T frames for each; ``webdataset`` decodes each frame once, clip by clip, with a shuffle buffer. Frames at least
+twice as large as wanted are decoded at half their size where the library can (libjpeg's DCT scaling): PIL by ``draft``,
+OpenCV by ``IMREAD_REDUCED_COLOR_2``, simplejpeg by ``min_factor``; DALI cannot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import simplejpeg
 import torch
 import webdataset as wds
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from cltt import ShardDataset, WindowIndex
 from cltt.frames.gather import IMAGENET_MEAN, IMAGENET_STD
@@ -44,6 +44,7 @@ class Wanted:
         workers: processes or threads.
         floats: float32, normalised, [B, T, 3, S, S] in memory; else uint8, a view of channels-last memory.
         halve: the frames are at least twice as large as wanted.
+        batches: how many those that draw at random give, in as many epochs as it takes.
     """
 
     files: list[str]
@@ -52,6 +53,7 @@ class Wanted:
     workers: int
     floats: bool
     halve: bool
+    batches: int
 
 
 def square(image: np.ndarray) -> np.ndarray:
@@ -112,7 +114,8 @@ def file_batches(wanted: Wanted, how: str) -> Iterator[torch.Tensor]:
     load = {"pil": with_pil, "opencv": with_opencv}[how]
     dataset = WindowFiles(wanted, partial(load, halve=wanted.halve))
     options: dict[str, Any] = {"num_workers": wanted.workers, "worker_init_fn": _one_thread}
-    for frames in DataLoader(dataset, wanted.batch, shuffle=True, drop_last=True, **options):
+    sampler = RandomSampler(dataset, num_samples=wanted.batches * wanted.batch)
+    for frames in DataLoader(dataset, wanted.batch, sampler=sampler, **options):
         yield frames if wanted.floats else frames.permute(0, 1, 4, 2, 3)
 
 
@@ -126,7 +129,9 @@ def dali_batches(wanted: Wanted) -> Iterator[torch.Tensor]:
     from nvidia.dali import Pipeline, types
 
     index, batch = wanted.index, wanted.batch
-    windows = index.frames(np.random.default_rng().permutation(len(index))).reshape(-1)
+    epochs = -(-wanted.batches * batch // len(index))
+    drawn = np.concatenate([np.random.default_rng().permutation(len(index)) for _ in range(epochs)])
+    windows = index.frames(drawn).reshape(-1)
     pipe = Pipeline(batch * index.window_size, wanted.workers, None, exec_dynamic=True)
     with pipe:
         files = [wanted.files[frame] for frame in windows.tolist()]
@@ -139,7 +144,7 @@ def dali_batches(wanted: Wanted) -> Iterator[torch.Tensor]:
         else:
             pipe.set_outputs(fn.crop(small, crop=(S, S)))
     pipe.build()
-    for _ in range(len(index) // batch):
+    for _ in range(wanted.batches):
         (output,) = pipe.run()
         made = torch.from_dlpack(output.as_tensor())
         shaped = made.view(batch, index.window_size, *made.shape[1:])

@@ -121,7 +121,7 @@ def jpeg_bytes(folder: Path) -> int:
     """Bytes of all JPEGs in a folder of frames or of shards, without the headers and padding of tar."""
     if (folder / format.INDEX).is_file():
         dataset = ShardDataset(folder)
-        return int(dataset.frame_facts(range(dataset.num_frames))["size"].sum())
+        return int(dataset.frame_records(range(dataset.num_frames))["size"].sum())
     return sum(file.stat().st_size for file in folder.rglob("*.jpg"))
 
 

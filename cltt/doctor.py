@@ -90,9 +90,9 @@ def torch_and_device() -> Iterator[Finding]:
     if torch.cuda.is_available():
         yield Finding("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda}")
         for index in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(index)
+            device = torch.cuda.get_device_properties(index)
             free, total = torch.cuda.mem_get_info(index)
-            yield Finding("ok", f"cuda:{index}", f"{facts.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
+            yield Finding("ok", f"cuda:{index}", f"{device.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
         triton = version_of("triton")
         advice = "" if triton else "pip install triton for the fused kernels; the chunked loss is used"
         yield Finding("ok" if triton else "note", "triton", triton or "not installed", advice)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 def say(line: str) -> None:
@@ -26,6 +27,21 @@ def never_failing_log() -> Iterator[None]:
 def counted(number: int, noun: str) -> str:
     """``1 clip``, ``2,000 clips``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of ``now`` is not as it was saved, in words: ``["batch_size is 16 and was 32", ...]``.
+
+    A name that ``saved`` lacks was None; names that only ``saved`` has do not count.
+    """
+    return [
+        f"{name} is {shorten(str(value), _MAX_VALUE)} and was {shorten(str(saved.get(name)), _MAX_VALUE)}"
+        for name, value in now.items()
+        if saved.get(name) != value
+    ]
+
+
+_MAX_VALUE = 100  # letters of a value in a sentence; a hash has 64
 
 
 def printable(text: str) -> str:

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "cltt"
 # From the ground up: a room imports from itself and from the floors below its own.
 FLOORS: list[set[str]] = [
     {"errors", "text", "machine"},
+    {"region"},
     {"config", "cli", "distributed", "files"},
     {"metrics", "checkpoint", "source", "sampling", "loss", "doctor"},
     {"shards", "frames", "models"},
@@ -86,6 +87,16 @@ def test_tests_import_from_helpers_alone(path: Path) -> None:
     ours = {module for module in imported(path) if module.split(".")[0] == "tests"}
     allowed = ("tests.helpers", f"tests.{path.parent.name}.conftest", f"tests.{path.parent.name}.fakes")
     assert all(module.startswith(allowed) for module in ours), ours
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_patches_name_no_module_in_a_string(path: Path) -> None:
+    """A test replaces an attribute of something that it imports: whoever moves a module finds all that name it."""
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("setattr", "delattr", "patch"):
+            target = call.args[0]
+            text = isinstance(target, ast.Constant) and isinstance(target.value, str)
+            assert not (text or isinstance(target, ast.JoinedStr)), f"{path}, line {call.lineno}: {ast.unparse(call)}"
 
 
 def loaded_after(code: str, folder: Path) -> set[str]:

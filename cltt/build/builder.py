@@ -27,7 +27,7 @@ from cltt.build.plan import PLAN, Plan
 from cltt.build.plan_writer import make_plan, regroup
 from cltt.build.report import BuildReport, built_report, planned_report, task_report
 from cltt.build.settings import BuildSettings
-from cltt.build.workers import Worker, crew, pack_shards
+from cltt.build.workers import Worker, pack_shards, started_workers
 from cltt.config import require_within
 from cltt.errors import CLTTError, DataError, SettingsError
 from cltt.files import atomic, owned
@@ -36,7 +36,7 @@ from cltt.files.patience import IO_PATIENCE, MAX_PATIENCE, Patience
 from cltt.files.regular import check_path, is_regular
 from cltt.shards import checks, format
 from cltt.source.image import MAX_PIXELS
-from cltt.text import counted, say, shorten
+from cltt.text import changes, counted, say, shorten
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
@@ -97,7 +97,7 @@ def build_shards(
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
-        dry_run: only scan; write nothing. What is found broken when packed is not known yet.
+        dry_run: only scan; write nothing. What is found invalid when packed is not known yet.
 
     A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it file by file).
     A build that was broken off goes on with other labels, splits and boxes, as they change nothing that is packed;
@@ -124,33 +124,55 @@ def build_shards(
         boxes=boxes,
         max_pixels=max_pixels,
     )
-    part = _parse_task(task)
+    mode = _Mode(_parse_task(task), finalize, overwrite, dry_run)
     if workers is not None:
         require_within("workers", workers, 1, MAX_WORKERS)
     require_within("io_patience", io_patience, 0, MAX_PATIENCE)
-    patience = Patience(io_patience)
-    _check_modes(part is not None, finalize, overwrite, dry_run)
     check_path(root_dir, "root_dir")
     check_path(out_dir, "out_dir")
     root, out = os.path.realpath(root_dir), Path(out_dir)
-    if dry_run:
+    return _carry_out(mode, root, out, settings, workers or _cores(), Patience(io_patience))
+
+
+def _carry_out(
+    mode: _Mode, root: str, out: Path, settings: dict[str, Any], workers: int, patience: Patience
+) -> BuildReport:
+    if mode.dry_run:
         return _dry_run(root, out, settings, patience)
-    if not overwrite and (finished := _finished(root, out, settings)):
+    if not mode.overwrite and (finished := _finished(root, out, settings)):
         _tidy_up(out)
         return finished
     _check_out(out)
-    with _no_traces_of_refusal(out), _locked(out, LOCK, shared=part is not None):
-        if overwrite:
+    with _no_traces_of_refusal(out), _locked(out, LOCK, shared=mode.part is not None):
+        if mode.overwrite:
             _remove_shards(out)
         elif finished := _finished(root, out, settings):  # by another process, since we looked
             owned.remove(out / format.BUILD)
             return finished
-        if finalize:
+        if mode.finalize:
             return _publish(_open_plan(root, out, settings, patience, may_make=False), out)
-        return _build(root, out, settings, workers or _cores(), part, patience)
+        return _build(root, out, settings, workers, mode.part, patience)
 
 
 # ---- settings
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mode:
+    """What of a build is asked for; ``part``: the shards of one task."""
+
+    part: slice | None
+    finalize: bool
+    overwrite: bool
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        if (self.part is not None) + self.finalize + self.dry_run > 1:
+            raise SettingsError("task, finalize and dry_run exclude each other")
+        if self.overwrite and (self.part is not None or self.finalize):
+            raise SettingsError(
+                "overwrite would remove what the other tasks build; remove the old shards before the tasks start"
+            )
 
 
 def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
@@ -181,23 +203,9 @@ def _parse_task(task: str | None) -> slice | None:
     return slice(int(match[1]), None, int(match[2]))
 
 
-def _check_modes(task: bool, finalize: bool, overwrite: bool, dry_run: bool) -> None:
-    if task + finalize + dry_run > 1:
-        raise SettingsError("task, finalize and dry_run exclude each other")
-    if overwrite and (task or finalize):
-        raise SettingsError(
-            "overwrite would remove what the other tasks build; remove the old shards before the tasks start"
-        )
-
-
-def _differences(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
-    """What differs between this build and the one that lies there, in words; empty if nothing does."""
-    found = [
-        f"{name} {theirs.get(name)!r} there, {value!r} here"
-        for name, value in settings.items()
-        if theirs.get(name) != value
-    ]
-    return "; ".join(([f"root_dir {their_root!r} there, {root!r} here"] if root != their_root else []) + found)
+def _changes(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
+    """What this build has otherwise than the one that lies there, in words; empty if nothing."""
+    return "; ".join(changes({"root_dir": their_root, **theirs}, {"root_dir": root, **settings}))
 
 
 # ---- what lies in out_dir
@@ -208,8 +216,8 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
     if not (out / format.INDEX).exists():
         return None
     index = checks.read_index(out)
-    if differences := _differences(settings, root, index["settings"], index["root_dir"]):
-        raise SettingsError(f"{out} holds other shards ({differences}); use --overwrite or another folder")
+    if changed := _changes(settings, root, index["settings"], index["root_dir"]):
+        raise SettingsError(f"{out} holds other shards ({changed}); use --overwrite or another folder")
     return dataclasses.replace(built_report(out, index), already_complete=True)
 
 
@@ -297,8 +305,8 @@ def _open_plan(
             make_plan(root, folder, settings, patience)
     plan = Plan(folder)
     theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
-    if differences := _differences(settings, root, theirs, plan.root_dir):
-        raise SettingsError(f"{out} holds an unfinished build of another kind ({differences}); use --overwrite")
+    if changed := _changes(settings, root, theirs, plan.root_dir):
+        raise SettingsError(f"{out} holds an unfinished build of another kind ({changed}); use --overwrite")
     return plan if plan.settings == settings else regroup(plan, settings)
 
 
@@ -313,7 +321,7 @@ def _build(
         plan = _open_plan(root, out, settings, patience, alone=part is None)
         shards = list(range(plan.num_shards)[part or slice(None)])
         missing = sum(not is_done(out, shard) for shard in shards)
-        with crew(out, min(workers, missing), patience) as packers:
+        with started_workers(out, min(workers, missing), patience) as packers:
             _pack(plan, out, shards, packers, patience)
     return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 

@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 
 from cltt.build.labels import label_clips, read_boxes, split_clips, split_names
-from cltt.build.pack import read_part
+from cltt.build.pack import PART_DTYPE, read_part
 from cltt.build.plan import Plan
 from cltt.errors import DataError
 from cltt.files import atomic, npy
 from cltt.shards import format
 from cltt.shards.clip_table import ClipCutter
-
-# What pack.PART_ROW packs; full_width, full_height: pixels of the upright source, before any shrinking.
-PART_DTYPE = np.dtype([*format.FRAME_FIELDS, ("full_width", "<u4"), ("full_height", "<u4"), ("good", "?")])
-
 
 # ---- clips and frames
 
@@ -148,8 +144,8 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
     reasons = _write_report(plan, out)
     shards = []
     for shard in range(plan.num_shards):
-        facts = read_part(out, shard)[0]
-        shards.append({"name": format.shard_name(shard), "size": facts["size"], "crc": facts["crc"]})
+        summary = read_part(out, shard)[0]
+        shards.append({"name": format.shard_name(shard), "size": summary["size"], "crc": summary["crc"]})
     parts = [format.TIMES] * plan.has_times + [format.BOXES] * (plan.settings["boxes"] is not None)
     files = {
         name: {"size": (out / name).stat().st_size, "sha256": atomic.file_sha256(out / name)}

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from cltt.build.labels import check_labels
-from cltt.build.plan import NOTES, PLAN_FACTS, VIDEO_OFFSETS, VIDEOS, Plan
+from cltt.build.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
 from cltt.build.settings import BuildSettings
 from cltt.config import require
 from cltt.errors import SettingsError
@@ -26,19 +26,6 @@ from cltt.files.patience import Patience
 from cltt.shards import format, tar
 from cltt.source import clips, scan, videos
 
-# What plan.ROW unpacks: a scan.SourceFrame; name: where its name starts in names.bin; gap: it does not follow the frame
-# before it, as it begins a part or the frame number jumped (where gaps split clips).
-PLAN_DTYPE = np.dtype(
-    [
-        ("size", "<i8"),
-        ("mark", "<i8"),
-        ("entry", "<i8"),
-        ("name", "<i8"),
-        ("time", "<f8"),
-        ("clip", "<u4"),
-        ("gap", "?"),
-    ]
-)
 WRITE_FRAMES = 8192  # frames held before they are written
 
 
@@ -160,13 +147,13 @@ def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience:
         f"quality is {settings['quality']}, but frames are stored as they are; give resize_short too, or leave it out",
     )
     names = ("frames", "clips", "shards", "bytes", "largest", "has_times")
-    facts = {name: getattr(columns, name) for name in names}
-    atomic.write_json(folder / PLAN_FACTS, {"root_dir": root_dir, "settings": settings, **facts})
+    counts = {name: getattr(columns, name) for name in names}
+    atomic.write_json(folder / PLAN_INFO, {"root_dir": root_dir, "settings": settings, **counts})
 
 
 def regroup(plan: Plan, settings: dict[str, Any]) -> Plan:
     """``plan`` with other labels and splits: they change nothing that is packed. Raises as :func:`make_plan` does."""
     check_labels(plan, settings)
-    facts = json.loads((plan.folder / PLAN_FACTS).read_text())
-    atomic.write_json(plan.folder / PLAN_FACTS, {**facts, "settings": settings})
+    info = json.loads((plan.folder / PLAN_INFO).read_text())
+    atomic.write_json(plan.folder / PLAN_INFO, {**info, "settings": settings})
     return Plan(plan.folder)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from cltt.build.labels import NONE, label_clips, split_clips, split_names
-from cltt.build.merge import PART_DTYPE
-from cltt.build.pack import read_part
+from cltt.build.pack import PART_DTYPE, read_part
 from cltt.build.plan import Plan
 from cltt.shards import format
 from cltt.text import counted
@@ -34,7 +33,7 @@ class BuildReport:
         clip_lengths: int64 [clips], frames of each clip.
         splits, labels: clips by split and by label; empty without splits or labels, and after a task.
         boxes: (frames that have one, rows of the table that fit no frame); None without boxes.
-        cut: (clips as they lie in the source that were cut, the parts they gave), at broken frames or gaps.
+        cut: (clips as they lie in the source that were cut, the parts they gave), at invalid frames or gaps.
         already_complete: nothing was built, as a set of the same settings was there; the source was not compared.
     """
 
@@ -119,13 +118,13 @@ def task_report(plan: Plan, out: Path, shards: list[int]) -> BuildReport:
     notes: dict[str, Counter[str]] = {"skipped": Counter(), "reencoded": Counter()}
     size = 0
     for shard in shards:
-        facts, rows = read_part(out, shard)
+        summary, rows = read_part(out, shard)
         planned = plan.shard_frames(shard)
         good = np.frombuffer(rows, PART_DTYPE)["good"]
         frames.update(plan.frames["clip"][planned.start : planned.stop][good].tolist())
-        for _, what, reason in facts["notes"]:
+        for _, what, reason in summary["notes"]:
             notes[what][reason] += 1
-        size += facts["size"]
+        size += summary["size"]
     return BuildReport(
         path=out,
         clips=len(frames),

@@ -17,7 +17,7 @@ from cltt.sampling.windows import WindowIndex
 from cltt.shards.verify import verify_shards
 from cltt.text import counted, printable
 
-DAMAGED = 1
+CORRUPT = 1
 VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verify"}  # the other face of each
 
 
@@ -61,7 +61,7 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
     if report.reencoded:
         lines.append(f"  re-encoded {report.reencoded:,} (see report.json)")
     if report.cut[0]:
-        lines.append(f"  cut {counted(report.cut[0], 'clip')} into {report.cut[1]:,} parts, at broken frames or gaps")
+        lines.append(f"  cut {counted(report.cut[0], 'clip')} into {report.cut[1]:,} parts, at invalid frames or gaps")
     if report.boxes is not None:
         fit = f"; {counted(report.boxes[1], 'row')} of the table fit no frame" if report.boxes[1] else ""
         lines.append(f"  boxes for {counted(report.boxes[0], 'frame')}{fit}")
@@ -89,7 +89,7 @@ def window_counts(report: BuildReport, settings: WindowSettings) -> str:
     return (
         f"  {counted(len(index), 'window')} (span {settings.span} frames); "
         f"too short for one: {counted(short, 'clip')}\n"
-        "  frames found broken when they are packed will lower these counts, and cut their clips"
+        "  frames found invalid when they are packed will lower these counts, and cut their clips"
     )
 
 
@@ -123,12 +123,12 @@ def check(argv: list[str], prog: str = "build_shards.py") -> None:
 
 
 def verify(argv: list[str], prog: str = "cltt verify") -> int:
-    """Name everything that is damaged; exit status 1 if anything is."""
+    """Name everything that is not as it was written; exit status 1 if anything is."""
     args: argparse.Namespace = verify_parser(prog).parse_args(argv)
     if args.workers is not None:
         require_within("workers", args.workers, 1, MAX_WORKERS)
-    damages = verify_shards(args.shards, decode=args.decode, source_dir=args.source, workers=args.workers)
-    for damage in damages:
-        print(printable(str(damage).encode(errors="surrogateescape").decode(errors="backslashreplace")))
-    print(f"{args.shards}: {f'{len(damages):,} damaged' if damages else 'whole'}")
-    return DAMAGED if damages else 0
+    mismatches = verify_shards(args.shards, decode=args.decode, source_dir=args.source, workers=args.workers)
+    for mismatch in mismatches:
+        print(printable(str(mismatch).encode(errors="surrogateescape").decode(errors="backslashreplace")))
+    print(f"{args.shards}: {f'{len(mismatches):,} damaged' if mismatches else 'whole'}")
+    return CORRUPT if mismatches else 0

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cltt.frames.batch_cpu import CpuBatchMaker
+from cltt.frames.gather import BatchFormat
 from cltt.frames.geometry import Framing
 from cltt.frames.gpu.batch import GpuBatchMaker
 from cltt.frames.store import FrameStore
@@ -39,9 +40,10 @@ class BatchMaker:
     ) -> None:
         self.device = device
         # Bytes go to another device as they are, a quarter of what floats would take, and are normalised there.
-        layout = (dtype, channels_last) if device.type == "cpu" else (torch.uint8, True)
-        self._on_cpu = CpuBatchMaker(framing, layout[0], augment, layout[1], threads, normalise)
-        self._on_gpu = GpuBatchMaker(framing, device, dtype, augment, channels_last, threads, normalise)
+        wanted = BatchFormat(dtype, channels_last, normalise)
+        made_here = wanted if device.type == "cpu" else BatchFormat(torch.uint8, True, normalise)
+        self._on_cpu = CpuBatchMaker(framing, made_here, augment, threads)
+        self._on_gpu = GpuBatchMaker(framing, device, wanted, augment, threads)
 
     def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """The frames in ``slots`` [b, T] of ``store`` -> [b, T, 3, S, S].

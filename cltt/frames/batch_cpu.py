@@ -17,7 +17,7 @@ import torch
 
 from cltt.frames.augment import Augmentation, augment, sample_params
 from cltt.frames.decode_cpu import shrink
-from cltt.frames.gather import statistics
+from cltt.frames.gather import BatchFormat, statistics
 from cltt.frames.geometry import Framing
 from cltt.frames.leases import LeasedMemory
 from cltt.frames.store import FrameStore
@@ -27,13 +27,11 @@ FRAMES_A_TURN = 8
 
 
 class CpuBatchMaker:
-    """Gather, augment, normalise in ``threads`` threads; arguments as of :class:`cltt.frames.batch.BatchMaker`."""
+    """Gather, augment, normalise in ``threads`` threads; frames as ``framing`` stores them, batches in ``format``."""
 
-    def __init__(
-        self, framing: Framing, dtype: torch.dtype, augment: str, channels_last: bool, threads: int, normalise: str
-    ) -> None:
+    def __init__(self, framing: Framing, format: BatchFormat, augment: str, threads: int) -> None:
         self.framing, self.augment = framing, augment
-        self._writer = FrameWriter(framing.image_size, dtype, channels_last, normalise)
+        self._writer = FrameWriter(framing.image_size, format)
         self._memory = LeasedMemory()
         self._scratch = Scratch(framing.image_size)
         self._threads = threads
@@ -49,7 +47,9 @@ class CpuBatchMaker:
         block = self._memory.acquire(len(flat) * self._writer.frame_bytes)
         rows = block.reshape(len(flat), -1)
         if numbers is None:
-            self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat))
+            # Copying takes little more than handing it out, so it is handed out once a thread.
+            turn = -(-len(flat) // self._threads) if self._writer.copies else FRAMES_A_TURN
+            self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat), turn)
         else:
             draws = {name: values.reshape(-1) for name, values in numbers.items()}
             augmentation = sample_params(self.augment, draws, store.sizes[flat])
@@ -62,11 +62,17 @@ class CpuBatchMaker:
             self._pool.shutdown()
             self._pool = None
 
-    def _in_threads(self, work: Callable[[slice], None], count: int) -> None:
-        """Do ``work`` on 0..count-1 piece by piece, in threads that live until :meth:`close`."""
+    def _in_threads(self, work: Callable[[slice], None], count: int, turn: int = FRAMES_A_TURN) -> None:
+        """Do ``work`` on 0..count-1, ``turn`` at a time, in threads that live until :meth:`close`."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="cltt-gather")
-        list(self._pool.map(work, [slice(k, k + FRAMES_A_TURN) for k in range(0, count, FRAMES_A_TURN)]))
+        parts = iter([slice(k, k + turn) for k in range(0, count, turn)])
+
+        def take_turns(_: int) -> None:
+            for part in parts:  # one iterator for all: who is done takes the next
+                work(part)
+
+        list(self._pool.map(take_turns, range(self._threads)))
 
     def _gather(self, store: FrameStore, slots: np.ndarray, rows: np.ndarray) -> None:
         if self._writer.copies:
@@ -99,21 +105,22 @@ class Planes(threading.local):
 
 
 class FrameWriter:
-    """Writes frames into a batch of one type and memory order, each of the 256 values of a channel by a table.
+    """Writes frames into a batch of one format, each of the 256 values of a channel by a table.
 
     Attributes:
         frame_bytes: of a frame in the batch.
         copies: a frame goes into the batch byte for byte.
     """
 
-    def __init__(self, image_size: int, dtype: torch.dtype, channels_last: bool, normalise: str) -> None:
-        self._size, self._dtype, self._channels_last = image_size, dtype, channels_last
-        self.copies = dtype == torch.uint8 and channels_last
+    def __init__(self, image_size: int, format: BatchFormat) -> None:
+        dtype = format.dtype
+        self._size, self._dtype, self._channels_last = image_size, dtype, format.channels_last
+        self.copies = dtype == torch.uint8 and format.channels_last
         self.frame_bytes = image_size * image_size * 3 * dtype.itemsize
         self._planes = Planes(image_size)
         self._tables = np.empty((3, 0))
         if dtype != torch.uint8:
-            self._tables = tables(dtype, normalise)
+            self._tables = tables(dtype, format.normalise)
             self._interleaved = np.ascontiguousarray(self._tables.T)[None]
 
     def write(self, frame: np.ndarray, row: np.ndarray) -> None:

@@ -8,12 +8,28 @@ what runs where Triton is not installed.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class BatchFormat:
+    """How the numbers of a batch are made and lie.
+
+    Attributes:
+        dtype: float32, bfloat16 or float16 (normalised), or uint8 (raw).
+        channels_last: C innermost in memory; the shape is the same.
+        normalise: of float types, see :func:`statistics`.
+    """
+
+    dtype: torch.dtype
+    channels_last: bool
+    normalise: str
 
 
 def statistics(normalise: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,7 @@ NATS = 1.0  # the logits are those of the loss, in base e
 # One tile side. 512 x 512 in fp32 is 1 MiB and stays in the second-level cache of a CPU core; a GPU wants few, large
 # launches instead (256 MiB).
 _TILE_SIDE = {"cpu": 512, "cuda": 8192}
-# exp(S) is summed without a shift while exp(2 * bound) times any N stays far from overflow (1e38 and 1e308).
+# exp(S) is summed without a shift while exp(2 * max_abs_logit) times any N stays far from overflow (1e38 and 1e308).
 _UNSHIFTED_BOUND = {torch.float32: 40.0, torch.float64: 300.0}
 
 
@@ -33,7 +33,7 @@ class Rows:
     Attributes:
         window_size: T; rows w*T to (w+1)*T - 1 are the frames of window w.
         first: index of the first row; ``count`` rows follow. Both are multiples of T.
-        bound: upper bound of |S|, which is 1/temperature.
+        max_abs_logit: upper bound of |S|, which is 1/temperature.
         spans: int64 [N/T, 3], clip, first and last frame of each window (the gap added to the last); None: nothing is
             ignored.
     """
@@ -41,12 +41,12 @@ class Rows:
     window_size: int
     first: int
     count: int
-    bound: float
+    max_abs_logit: float
     spans: torch.Tensor | None
 
     def unshifted(self, dtype: torch.dtype) -> bool:
         """Whether exp(S) needs no running maximum in this floating-point type."""
-        return self.bound <= _UNSHIFTED_BOUND.get(dtype, 0.0)
+        return self.max_abs_logit <= _UNSHIFTED_BOUND.get(dtype, 0.0)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class TemporalInfoNCE(torch.nn.Module):
             window_size=z.shape[1],
             first=info.rank * z.shape[0] * z.shape[1],
             count=z.shape[0] * z.shape[1],
-            bound=1 / self.temperature,
+            max_abs_logit=1 / self.temperature,
             spans=spans,
         )
         kernels = _kernels_for(backend)

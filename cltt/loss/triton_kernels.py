@@ -99,9 +99,22 @@ def _band(row, end, N, BM: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, WIND
 
 
 @triton.jit
-def _masked_tile(place, lo, width, N, BN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The tile at a place before the clean ones: those of the band, then the ragged one."""
-    return tl.where(place < width, lo + place, N // BN)
+def _tiles_of(split, tiles_each, masked, N, BN: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The places of a split: its first, the one behind its last, and how many of all are masked (with spans, all)."""
+    tiles = (N + BN - 1) // BN
+    if HAS_SPANS:
+        masked = tiles
+    begin = split * tiles_each
+    return begin, tl.minimum(begin + tiles_each, tiles), masked
+
+
+@triton.jit
+def _masked_tile(place, lo, width, N, BN: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The tile at a place before the clean ones: those of the band, then the ragged one; with spans, in order."""
+    tile = place
+    if not HAS_SPANS:
+        tile = tl.where(place < width, lo + place, N // BN)
+    return tile
 
 
 @triton.jit
@@ -128,7 +141,7 @@ def _add(s, top, total, UNSHIFTED: tl.constexpr):  # type: ignore[no-untyped-def
 def row_kernel(  # type: ignore[no-untyped-def]
     v, spans, out, first, count, N, tiles_each, plane,
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr,
-    RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, UNSHIFTED: tl.constexpr, WITH_HITS: tl.constexpr,
+    RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, UNSHIFTED: tl.constexpr, WITH_TOP1: tl.constexpr,
 ):  # fmt: skip
     """out[0, split, row] = log2-sum-exp2 over the split's columns; [1] and [2] the best positive and negative."""
     local = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -142,21 +155,13 @@ def row_kernel(  # type: ignore[no-untyped-def]
     total = tl.zeros((BM,), dtype=tl.float32)
     positive = tl.full((BM,), float("-inf"), dtype=tl.float32)
     negative = tl.full((BM,), float("-inf"), dtype=tl.float32)
-    lo, width, masked = _band(first + tl.program_id(0) * BM, end, N, BM, BN, T, WITH_HITS)
-    tiles = (N + BN - 1) // BN
-    if HAS_SPANS:
-        masked = tiles
-    begin = split * tiles_each
-    stop = tl.minimum(begin + tiles_each, tiles)
+    lo, width, masked = _band(first + tl.program_id(0) * BM, end, N, BM, BN, T, WITH_TOP1)
+    begin, stop, masked = _tiles_of(split, tiles_each, masked, N, BN, HAS_SPANS)
     for place in range(begin, tl.minimum(stop, masked)):
-        if HAS_SPANS:
-            tile = place
-        else:
-            tile = _masked_tile(place, lo, width, N, BN)
-        columns = tile * BN + tl.arange(0, BN)
+        columns = _masked_tile(place, lo, width, N, BN, HAS_SPANS) * BN + tl.arange(0, BN)
         s = _logits(v, a, rows, end, columns, N, D, DB, BM, BN, RESIDENT, True)
         s = tl.where(_hidden(rows, columns, end, N, spans, T, HAS_SPANS), float("-inf"), s)
-        if WITH_HITS:
+        if WITH_TOP1:
             same = (rows // T)[:, None] == (columns // T)[None, :]
             positive = tl.maximum(positive, tl.max(tl.where(same, s, float("-inf")), 1))
             negative = tl.maximum(negative, tl.max(tl.where(same, float("-inf"), s), 1))
@@ -164,13 +169,13 @@ def row_kernel(  # type: ignore[no-untyped-def]
     for place in range(tl.maximum(begin, masked), stop):
         columns = _clean_tile(place, lo, width, masked) * BN + tl.arange(0, BN)
         s = _logits(v, a, rows, end, columns, N, D, DB, BM, BN, RESIDENT, False)
-        if WITH_HITS:
+        if WITH_TOP1:
             negative = tl.maximum(negative, tl.max(s, 1))
         top, total = _add(s, top, total, UNSHIFTED)
     lse = tl.log2(total) if UNSHIFTED else tl.where(top == float("-inf"), top + total * 0, top + tl.log2(total))
     target = out + split.to(tl.int64) * count + local
     tl.store(target, lse, mask=local < count)
-    if WITH_HITS:
+    if WITH_TOP1:
         tl.store(target + plane, positive, mask=local < count)
         tl.store(target + 2 * tl.cast(plane, tl.int64), negative, mask=local < count)
 
@@ -189,7 +194,7 @@ def _raise_at(pointers, values, mask):  # type: ignore[no-untyped-def]
 def mirrored_kernel(  # type: ignore[no-untyped-def]
     v, spans, out, N, places, places_each, plane,
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr,
-    RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, WITH_HITS: tl.constexpr,
+    RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, WITH_TOP1: tl.constexpr,
 ):  # fmt: skip
     """out[0, program, frame] += sum of 2^S over what this program visits; [1] and [2] rise to the best logits."""
     full = N // BN
@@ -197,7 +202,7 @@ def mirrored_kernel(  # type: ignore[no-untyped-def]
     half = full // 2
     K = half + 1 + ragged
     masked = 1 + ragged
-    if WITH_HITS:
+    if WITH_TOP1:
         masked = tl.minimum(K, masked + (T - 2) // BM + 1)
     if HAS_SPANS:
         masked = K
@@ -227,7 +232,7 @@ def mirrored_kernel(  # type: ignore[no-untyped-def]
             total += tl.sum(e, 1)
             twice = (columns < N) & (place != 0) & ((step == 0) | (2 * step != full))
             _add_at(mine + columns, tl.sum(e, 0), twice)
-            if WITH_HITS:
+            if WITH_TOP1:
                 same = (rows // T)[:, None] == (columns // T)[None, :]
                 inside = tl.where(same, s, float("-inf"))
                 outside = tl.where(same, float("-inf"), s)
@@ -243,11 +248,11 @@ def mirrored_kernel(  # type: ignore[no-untyped-def]
             e = tl.exp2(s)
             total += tl.sum(e, 1)
             _add_at(mine + columns, tl.sum(e, 0), 2 * step != full)
-            if WITH_HITS:
+            if WITH_TOP1:
                 negative = tl.maximum(negative, tl.max(s, 1))
                 _raise_at(mine + 2 * wide + columns, tl.max(s, 0), 2 * step != full)
         _add_at(mine + rows, total, rows < N)
-        if WITH_HITS:
+        if WITH_TOP1:
             _raise_at(mine + wide + rows, positive, rows < N)
             _raise_at(mine + 2 * wide + rows, negative, rows < N)
         tl.debug_barrier()
@@ -263,7 +268,7 @@ def _weights(s, at_rows, at_columns, UNSHIFTED: tl.constexpr):  # type: ignore[n
 
 
 @triton.jit
-def weighted_kernel(  # type: ignore[no-untyped-def]
+def gradient_kernel(  # type: ignore[no-untyped-def]
     v, spans, scale, out, first, count, N, tiles_each,
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr, DC: tl.constexpr,
     RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, UNSHIFTED: tl.constexpr,
@@ -280,17 +285,9 @@ def weighted_kernel(  # type: ignore[no-untyped-def]
     at_rows = tl.load(scale + rows, mask=rows < end, other=0.0)[:, None]
     total = tl.zeros((BM, DC), dtype=tl.float32)
     lo, width, masked = _band(first + tl.program_id(0) * BM, end, N, BM, BN, T, False)
-    tiles = (N + BN - 1) // BN
-    if HAS_SPANS:
-        masked = tiles
-    begin = split * tiles_each
-    stop = tl.minimum(begin + tiles_each, tiles)
+    begin, stop, masked = _tiles_of(split, tiles_each, masked, N, BN, HAS_SPANS)
     for place in range(begin, tl.minimum(stop, masked)):
-        if HAS_SPANS:
-            tile = place
-        else:
-            tile = _masked_tile(place, lo, width, N, BN)
-        columns = tile * BN + tl.arange(0, BN)
+        columns = _masked_tile(place, lo, width, N, BN, HAS_SPANS) * BN + tl.arange(0, BN)
         b = _load(v, columns, N, dims, D, DC, True)
         if RESIDENT:
             s = tl.dot(a, tl.trans(b), input_precision="tf32x3")

@@ -12,7 +12,7 @@ import torch
 import triton
 
 from cltt.loss.chunked import Rows
-from cltt.loss.triton_kernels import mirrored_kernel, row_kernel, weighted_kernel
+from cltt.loss.triton_kernels import gradient_kernel, mirrored_kernel, row_kernel
 
 NATS = math.log(2)  # the logits of these kernels, and what comes of them, times this are those of the loss
 # fp16 ends at 6e-8, not far below weights of 1/N: they are multiplied by this before the product, to at most 2 * 2^14.
@@ -91,7 +91,7 @@ def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torc
             out.stride(0),
             **_constants(v, rows, blocks),
             UNSHIFTED=rows.unshifted(torch.float32),
-            WITH_HITS=with_top1,
+            WITH_TOP1=with_top1,
         )
     lse = torch.logsumexp(out[0] * NATS, 0) / NATS if splits > 1 else out[0, 0]
     return lse, (out[1].amax(0) > out[2].amax(0)) if with_top1 else None
@@ -118,7 +118,7 @@ def _mirrored(
             each,
             out.stride(0),
             **_constants(v, rows, blocks),
-            WITH_HITS=with_top1,
+            WITH_TOP1=with_top1,
         )
     return out[0].sum(0).log2(), (out[1].amax(0) > out[2].amax(0)) if with_top1 else None
 
@@ -133,7 +133,7 @@ def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
     scale = (-lse).exp2() * gain if unshifted else lse - math.log2(gain)
     out = v.new_empty((splits, rows.count, v.shape[1]), dtype=torch.float32)
     with torch.cuda.device_of(v):
-        weighted_kernel[(row_blocks, splits, chunks)](
+        gradient_kernel[(row_blocks, splits, chunks)](
             v,
             _planes(rows, v),
             scale.contiguous(),

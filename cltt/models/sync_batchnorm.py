@@ -15,7 +15,7 @@ Letters: n rows, C channels, M values a channel on this rank, W ranks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -131,30 +131,27 @@ def _sync_batch_norm_backward(
     x = x.contiguous(memory_format=_layout(x))
     dy = dy.contiguous(memory_format=_layout(x))
     weight = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
-    return (_backward_cuda if x.is_cuda else _backward_cpu)(dy, x, weight, mean, invstd, counts)
+    return (_backward_cuda if x.is_cuda else _backward_cpu)(dy, Given(x, weight, mean, invstd, counts))
 
 
 @_sync_batch_norm_backward.register_fake
-def _(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    mean: torch.Tensor,
-    invstd: torch.Tensor,
-    counts: torch.Tensor,
-) -> Backward:
+def _(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, mean: torch.Tensor, *_: torch.Tensor) -> Backward:
     return torch.empty_like(x, memory_format=_layout(x)), torch.empty_like(mean), torch.empty_like(mean)
 
 
-def _backward_cpu(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    mean: torch.Tensor,
-    invstd: torch.Tensor,
-    counts: torch.Tensor,
-) -> Backward:
+class Given(NamedTuple):
+    """What the backward pass has of the forward one."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    mean: torch.Tensor
+    invstd: torch.Tensor
+    counts: torch.Tensor
+
+
+def _backward_cpu(dy: torch.Tensor, given: Given) -> Backward:
     """dx = weight/std * (dy - mean of dy - (x - mean)/var * mean of dy*(x - mean)), means over all ranks."""
+    x, weight, mean, invstd, counts = given
     wide, dy = x.to(mean.dtype), dy.to(mean.dtype)
     _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
         dy, wide, weight, None, None, mean, invstd, True, 0.0, [False, True, True]
@@ -165,14 +162,8 @@ def _backward_cpu(
     return dx.addcmul_(dy, scale.view(1, -1, *[1] * (x.dim() - 2))).to(x.dtype), dweight, dbias
 
 
-def _backward_cuda(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    mean: torch.Tensor,
-    invstd: torch.Tensor,
-    counts: torch.Tensor,
-) -> Backward:
+def _backward_cuda(dy: torch.Tensor, given: Given) -> Backward:
+    x, weight, mean, invstd, counts = given
     sum_dy, sum_dyx, dweight, dbias = torch.batch_norm_backward_reduce(dy, x, mean, invstd, weight, True, True, True)
     sum_dy, sum_dyx = _all_summed(sum_dy, sum_dyx).chunk(2)
     dx = torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dyx, counts.to(torch.int32))

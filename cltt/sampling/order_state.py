@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cltt.config import require
 from cltt.errors import SettingsError
 from cltt.sampling.windows import WINDOW_FIELDS, WindowIndex
+from cltt.text import changes
 
 # Raised whenever the same settings give another order.
 STATE_VERSION = 2
 # The last release that goes on with the order of an earlier version.
 _LAST_WITH = {1: "0.1.0"}
-_WORDS = {"data_hash": "the clips and their lengths"}
+_WORDS = {"data_hash": "the hash of the clips and their lengths"}
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,7 @@ class OrderState:
         here = self._identity()
         missing = [key for key in ("epoch", "step", *here) if key not in state]
         require(not missing, f"the order's state lacks {', '.join(missing)}; it is damaged or not a state of an order")
-        differences = [
-            f"{_WORDS.get(key, key)} (saved {_short(state[key])}, now {_short(now)})"
-            for key, now in here.items()
-            if state[key] != now
-        ]
-        require(
-            not differences,
-            f"the order cannot go on from this state, which differs in {', '.join(differences)}: "
-            "resume with what it was saved with, or start a new run",
-        )
+        require_unchanged("order", state, here)
 
     def _identity(self) -> dict[str, int | str | None]:
         return {
@@ -70,6 +63,20 @@ class OrderState:
             "run": self.run,
             "data_hash": self.index.data_hash,
         }
+
+
+def require_unchanged(what: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """SettingsError, naming each difference, where ``saved``, from the state of a ``what``, is not what is ``now``."""
+    changed = changes(_in_words(saved), _in_words(now))
+    require(
+        not changed,
+        f"the {what} cannot go on from this state: {'; '.join(changed)}; "
+        "resume with what it was saved with, or start a new run",
+    )
+
+
+def _in_words(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_WORDS.get(name, name): value for name, value in values.items()}
 
 
 def whole(name: str, value: int, low: int, stop: int | None = None) -> int:
@@ -85,9 +92,3 @@ def whole(name: str, value: int, low: int, stop: int | None = None) -> int:
     allowed = f"{low} or more" if stop is None else f"from {low} to {stop - 1}"
     require(number >= low and (stop is None or number < stop), f"{name} is {number}; it must be {allowed}")
     return number
-
-
-def _short(value: Any) -> str:
-    """A value as told in a message; of a hash, its beginning."""
-    text = str(value)
-    return text if len(text) <= 24 else text[:12]

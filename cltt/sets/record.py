@@ -25,7 +25,7 @@ _THREADS = 16
 _NAMED = 3  # clips and files that a sentence names
 
 
-class ClipFacts(NamedTuple):
+class ClipFiles(NamedTuple):
     """A clip's files: how many, their bytes, and a digest of their names, sizes and times."""
 
     files: int
@@ -44,7 +44,7 @@ class Source:
     """
 
     folders: dict[str, int]
-    clips: dict[str, ClipFacts] | None = None
+    clips: dict[str, ClipFiles] | None = None
     digest: str | None = None
 
     @property
@@ -73,13 +73,13 @@ def describe(root: str, *, files: bool, patience: Patience) -> Source:
         for clip in scan_clips(scan, pool):
             text = repr([clip.key, *((f.name, f.size, f.mark) for f in clip.frames)]).encode()
             digest.update(text)
-            clips[os.fsdecode(clip.key)] = _clip_facts(clip, text)
+            clips[os.fsdecode(clip.key)] = _clip_files(clip, text)
     return Source(folders, clips, digest.hexdigest())
 
 
-def _clip_facts(clip: SourceClip, text: bytes) -> ClipFacts:
+def _clip_files(clip: SourceClip, text: bytes) -> ClipFiles:
     sizes = [frame.size for frame in clip.frames if frame.size != DANGLING]
-    return ClipFacts(len(clip.frames), sum(sizes), hashlib.sha256(text).hexdigest()[:16])
+    return ClipFiles(len(clip.frames), sum(sizes), hashlib.sha256(text).hexdigest()[:16])
 
 
 def to_json(source: Source) -> bytes:
@@ -91,7 +91,7 @@ def read_source(path: Path) -> Source | None:
     try:
         found = json.loads(path.read_bytes())
         clips = found.get("clips")
-        clips = None if clips is None else {key: ClipFacts(*facts) for key, facts in clips.items()}
+        clips = None if clips is None else {key: ClipFiles(*values) for key, values in clips.items()}
         return Source(dict(found["folders"]), clips, found.get("digest"))
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return None

@@ -64,7 +64,7 @@ class FolderDataset(_ClipTable):
         self._keys = [clip.key for clip in found]
         self._videos = [clip.video for clip in found]
         self._frames = [frame for clip in found for frame in clip.frames]
-        self._facts: Array | None = None
+        self._records: Array | None = None
         self.invalid = {
             os.fsdecode(path): reason
             for _, notes in listed
@@ -73,11 +73,11 @@ class FolderDataset(_ClipTable):
         }
         valid = np.ones(len(self._frames), bool)
         if check:
-            self._facts, invalid = check_files(self._root, found)
+            self._records, invalid = check_files(self._root, found)
             self.invalid |= invalid
             of_video = np.repeat([bool(clip.video) for clip in found], [len(clip.frames) for clip in found])
-            valid = (self._facts["width"] > 0) | of_video
-            self._facts = self._facts[valid]
+            valid = (self._records["width"] > 0) | of_video
+            self._records = self._records[valid]
         begins = np.array([frame.begins for frame in self._frames], bool)
         self._clips = cut_clips([len(clip.frames) for clip in found], valid, begins)
         self._frames = [self._frames[frame] for frame in np.flatnonzero(valid).tolist()]
@@ -125,14 +125,14 @@ class FolderDataset(_ClipTable):
         times = [self._frames[frame].time for frame in self._check_ids(frame_ids).tolist()]
         return np.array(times, np.float64).reshape(np.shape(frame_ids))
 
-    def frame_facts(self, frame_ids: Any) -> Array:
-        """Records as those of :meth:`ShardDataset.frame_facts`; width and height from the files, zeros for the rest."""
+    def frame_records(self, frame_ids: Any) -> Array:
+        """As :meth:`ShardDataset.frame_records`; width and height from the files, zeros for the rest."""
         ids = self._check_ids(frame_ids)
-        records = np.zeros(len(ids), format.FRAME_DTYPE) if self._facts is None else np.array(self._facts[ids])
+        records = np.zeros(len(ids), format.FRAME_DTYPE) if self._records is None else np.array(self._records[ids])
         unknown = np.flatnonzero(records["width"] == 0).tolist()
         for place, stored in zip(unknown, self._stored(ids[unknown]), strict=True):
             if isinstance(stored, image.Stored):
-                note_facts(records[place], stored)
+                fill_record(records[place], stored)
         return records
 
     def _stored(self, frame_ids: Array) -> list[image.Stored | FrameError]:
@@ -174,7 +174,7 @@ CHECK_THREADS = 32  # they wait for the file system, and decode
 CHECK_FILES = 32  # files checked by one thread at a time
 
 
-def note_facts(record: Any, stored: image.Stored) -> None:
+def fill_record(record: Any, stored: image.Stored) -> None:
     """Write what is known of a frame that lies in no shard into its ``format.FRAME_DTYPE`` record."""
     record["size"], record["crc"] = len(stored.data), zlib.crc32(stored.data)
     record["width"], record["height"] = stored.width, stored.height
@@ -225,7 +225,7 @@ def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, di
             invalid[os.fsdecode(path)] = "symbolic link that leads nowhere"
             continue
         try:
-            note_facts(record, image.as_stored(image.read_source(os.path.join(root, path))))
+            fill_record(record, image.as_stored(image.read_source(os.path.join(root, path))))
         except InvalidImage as error:
             invalid[os.fsdecode(path)] = str(error)
         except OSError as error:

@@ -21,7 +21,7 @@ from cltt.files import atomic, threads
 from cltt.files.patience import Patience
 from cltt.files.regular import is_regular, open_regular
 from cltt.shards import checks, format, tar
-from cltt.shards.damage import decode_problem
+from cltt.shards.corrupt import decode_problem
 from cltt.shards.dataset import ShardDataset
 from cltt.source import image, scan, videos
 from cltt.text import counted
@@ -34,7 +34,7 @@ OTHER_NOW = "not what the source file gives"
 
 
 @dataclass(frozen=True)
-class Damage:
+class Mismatch:
     """One thing that is not as it was written: a file of the set, or a frame, named by its path under the root."""
 
     name: str
@@ -62,8 +62,8 @@ def verify_shards(
     decode: bool = False,
     source_dir: str | os.PathLike[str] | None = None,
     workers: int | None = None,
-) -> list[Damage]:
-    """Everything that is damaged in the shards at ``path``; an empty list if nothing is.
+) -> list[Mismatch]:
+    """Everything that is not as it was written in the shards at ``path``; an empty list if nothing is.
 
     Holds all of it to what :mod:`cltt.shards.checks` asks: sizes and hashes, the index, each frame's record, member
     name and CRC. ``decode`` reads every bit of each frame; ``source_dir`` compares each frame with the file it was made
@@ -73,42 +73,42 @@ def verify_shards(
     folder = Path(path)
     root = None if source_dir is None else scan.check_root(source_dir)
     index = checks.read_index(folder)
-    damages = list(_index_damages(folder, index))
-    if any(damage.name in format.INDEX_FILES for damage in damages):
-        return damages  # without the index there is no telling what a frame should be
+    mismatches = list(_index_mismatches(folder, index))
+    if any(mismatch.name in format.INDEX_FILES for mismatch in mismatches):
+        return mismatches  # without the index there is no telling what a frame should be
     dataset = ShardDataset(folder)
-    if astray := _records_damage(dataset):
-        return [*damages, astray]
+    if astray := _records_mismatch(dataset):
+        return [*mismatches, astray]
     sources = None if root is None else _Videos(root, index["settings"])
     job = _Job(folder, index, dataset.clip_key, decode, root, sources)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for shard, ids in enumerate(_shard_ids(dataset)):
-            damages += _shard_damages(job, dataset, shard, ids, pool)
+            mismatches += _shard_mismatches(job, dataset, shard, ids, pool)
     if root is None:
-        return damages
-    return list(dict.fromkeys(_missing_clips_once(root, damages))) + list(_forgotten(job, dataset))
+        return mismatches
+    return list(dict.fromkeys(_missing_clips_once(root, mismatches))) + list(_forgotten(job, dataset))
 
 
-def _index_damages(folder: Path, index: dict[str, Any]) -> Iterator[Damage]:
+def _index_mismatches(folder: Path, index: dict[str, Any]) -> Iterator[Mismatch]:
     for name, written in index["files"].items():
         file = folder / name
         if not os.path.lexists(file):
-            yield Damage(name, "missing; build the shards again with --overwrite")
+            yield Mismatch(name, "missing; build the shards again with --overwrite")
         elif not is_regular(file):
-            yield Damage(name, "not a regular file; copy the set again")
+            yield Mismatch(name, "not a regular file; copy the set again")
         elif file.stat().st_size != written["size"] or atomic.file_sha256(file) != written["sha256"]:
-            yield Damage(name, "not what was written; build the shards again with --overwrite")
+            yield Mismatch(name, "not what was written; build the shards again with --overwrite")
 
 
-def _records_damage(dataset: ShardDataset) -> Damage | None:
+def _records_mismatch(dataset: ShardDataset) -> Mismatch | None:
     """The one thing to say if the records are not those of frames one behind the other, each within its shard."""
     last = None
     for start in range(0, dataset.num_frames, PIECE):
-        records = dataset.frame_facts(np.arange(start, min(start + PIECE, dataset.num_frames)))
+        records = dataset.frame_records(np.arange(start, min(start + PIECE, dataset.num_frames)))
         joined = records if last is None else np.concatenate([last, records])
         if not checks.records_in_order(joined, dataset.shard_sizes):
             where = f"records {start} to {start + len(records) - 1}"
-            return Damage(format.FRAMES, f"{where} are not those of frames in order, each within its shard")
+            return Mismatch(format.FRAMES, f"{where} are not those of frames in order, each within its shard")
         last = records[-1:]
     return None
 
@@ -120,34 +120,36 @@ def _shard_ids(dataset: ShardDataset) -> Iterator[range]:
         low, high = bounds[-1], dataset.num_frames
         while low < high:  # the first frame of a later shard
             middle = (low + high) // 2
-            low, high = (middle + 1, high) if dataset.frame_facts([middle])["shard"][0] <= shard else (low, middle)
+            low, high = (middle + 1, high) if dataset.frame_records([middle])["shard"][0] <= shard else (low, middle)
         bounds.append(low)
         yield range(bounds[-2], low)
 
 
-def _shard_damages(job: _Job, dataset: ShardDataset, shard: int, ids: range, pool: ThreadPoolExecutor) -> list[Damage]:
+def _shard_mismatches(
+    job: _Job, dataset: ShardDataset, shard: int, ids: range, pool: ThreadPoolExecutor
+) -> list[Mismatch]:
     written = job.index["shards"][shard]
     try:
         handle = open_regular(job.path / written["name"], follow=False)
     except FileNotFoundError:
-        return [Damage(written["name"], f"missing, with {len(ids)} frames; copy it again or build again")]
+        return [Mismatch(written["name"], f"missing, with {len(ids)} frames; copy it again or build again")]
     except OSError as error:
-        return [Damage(written["name"], f"{error.strerror}; copy it again or build again")]
+        return [Mismatch(written["name"], f"{error.strerror}; copy it again or build again")]
     try:
         summed = pool.submit(_sum_shard, handle)
         size = VIDEO_CHUNK if dataset.frame_time(ids[:1]) is not None else CHUNK
         chunks = (ids[start : start + size] for start in range(0, len(ids), size))
-        found = threads.ordered_map(pool, lambda chunk: _frame_damages(job, dataset, handle, chunk), chunks, 64)
-        damages = [damage for chunk in found for damage in chunk]
+        found = threads.ordered_map(pool, lambda chunk: _frame_mismatches(job, dataset, handle, chunk), chunks, 64)
+        mismatches = [mismatch for chunk in found for mismatch in chunk]
         size, crc = summed.result()
     finally:
         os.close(handle)
     if size != written["size"]:
-        damages.insert(0, Damage(written["name"], f"{size} bytes, {written['size']} were written; copy it again"))
+        mismatches.insert(0, Mismatch(written["name"], f"{size} bytes, {written['size']} were written; copy it again"))
     elif crc != written["crc"]:
-        where = "see its frames below" if damages else "the damage lies between the frames"
-        damages.insert(0, Damage(written["name"], f"CRC mismatch ({where}); copy it again or build again"))
-    return damages
+        where = "see its frames below" if mismatches else "the damage lies between the frames"
+        mismatches.insert(0, Mismatch(written["name"], f"CRC mismatch ({where}); copy it again or build again"))
+    return mismatches
 
 
 def _sum_shard(handle: int) -> tuple[int, int]:
@@ -159,12 +161,12 @@ def _sum_shard(handle: int) -> tuple[int, int]:
     return size, crc
 
 
-def _frame_damages(job: _Job, dataset: ShardDataset, handle: int, ids: range) -> list[Damage]:
+def _frame_mismatches(job: _Job, dataset: ShardDataset, handle: int, ids: range) -> list[Mismatch]:
     """What is wrong with neighbouring frames of one shard."""
-    damages = []
+    mismatches = []
     whole: list[tuple[bytes, str, int]] = []  # of videos: member, name, CRC
     times = dataset.frame_time(ids)
-    for at, (frame, record) in enumerate(zip(ids, dataset.frame_facts(ids), strict=True)):
+    for at, (frame, record) in enumerate(zip(ids, dataset.frame_records(ids), strict=True)):
         size, offset = int(record["size"]), int(record["offset"])
         data = os.pread(handle, size, offset)
         name, path, of_video = "", b"", times is not None and not np.isnan(times[at])
@@ -182,10 +184,10 @@ def _frame_damages(job: _Job, dataset: ShardDataset, handle: int, ids: range) ->
             else:
                 problem = _source_problem(job, path, int(record["crc"]))
         if problem:
-            damages.append(Damage(name or f"frame at offset {offset}", problem))
+            mismatches.append(Mismatch(name or f"frame at offset {offset}", problem))
     if job.sources is not None:
-        damages += job.sources.damages(whole)
-    return damages
+        mismatches += job.sources.mismatches(whole)
+    return mismatches
 
 
 def _file_name(path: bytes) -> bytes:
@@ -202,28 +204,28 @@ class _Videos:
         self._listed: dict[bytes, scan.SourceClip] = {}
         self._lock = threading.Lock()
 
-    def damages(self, frames: list[tuple[bytes, str, int]]) -> list[Damage]:
+    def mismatches(self, frames: list[tuple[bytes, str, int]]) -> list[Mismatch]:
         """Of neighbouring frames (path of the member, name, CRC), those that their videos do not give."""
-        found: list[Damage] = []
+        found: list[Mismatch] = []
         for key, group in itertools.groupby(frames, lambda frame: frame[0].rpartition(b"/")[0]):
             try:
                 found += self._compare(key, list(group))
             except DataError as error:
                 gone = not os.path.exists(os.path.join(self._root, key))
-                found.append(Damage(os.fsdecode(key), "no such video in the source" if gone else str(error)))
+                found.append(Mismatch(os.fsdecode(key), "no such video in the source" if gone else str(error)))
         return found
 
-    def _compare(self, key: bytes, frames: list[tuple[bytes, str, int]]) -> Iterator[Damage]:
+    def _compare(self, key: bytes, frames: list[tuple[bytes, str, int]]) -> Iterator[Mismatch]:
         clip = self._clip(key)
         given = {frame.name: (frame.mark, frame.entry) for frame in clip.frames}
         here = [frame for frame in frames if _file_name(frame[0]) in given]
-        yield from (Damage(name, OTHER_NOW) for path, name, _ in frames if _file_name(path) not in given)
+        yield from (Mismatch(name, OTHER_NOW) for path, name, _ in frames if _file_name(path) not in given)
         wanted = [given[_file_name(path)] for path, _, _ in here]
         options: dict[str, Any] = {"resize_short": self._sampling.resize_short, "quality": self._sampling.quality}
         stored = videos.read_frames(self._root, key, clip.video, wanted, self._patience, **options)
         for (_, name, crc), one in zip(here, stored, strict=True):
             if isinstance(one, InvalidImage) or zlib.crc32(one.data) != crc:
-                yield Damage(name, OTHER_NOW)
+                yield Mismatch(name, OTHER_NOW)
 
     def _clip(self, key: bytes) -> scan.SourceClip:
         with self._lock:
@@ -264,28 +266,28 @@ def _source_problem(job: _Job, path: bytes, crc: int) -> str:
     return "" if zlib.crc32(stored.data) == crc else OTHER_NOW
 
 
-def _missing_clips_once(root: bytes, damages: list[Damage]) -> list[Damage]:
-    """``damages`` with the frames of a folder that the source lacks as one line, where the first of them stood."""
+def _missing_clips_once(root: bytes, mismatches: list[Mismatch]) -> list[Mismatch]:
+    """``mismatches`` with the frames of a folder that the source lacks as one line, where the first of them stood."""
     lost: dict[str, int] = {}
-    grouped: list[Damage | str] = []
-    for damage in damages:
-        folder = damage.name.rpartition("/")[0]
+    grouped: list[Mismatch | str] = []
+    for mismatch in mismatches:
+        folder = mismatch.name.rpartition("/")[0]
         is_lost = folder in lost or (folder and not os.path.isdir(os.path.join(root, os.fsencode(folder))))
-        if not (damage.problem.startswith(NO_SOURCE) and is_lost):
-            grouped.append(damage)
+        if not (mismatch.problem.startswith(NO_SOURCE) and is_lost):
+            grouped.append(mismatch)
             continue
         if folder not in lost:
             grouped.append(folder)
         lost[folder] = lost.get(folder, 0) + 1
     return [
-        Damage(item, f"no such folder in the source ({counted(lost[item], 'frame')} here)")
+        Mismatch(item, f"no such folder in the source ({counted(lost[item], 'frame')} here)")
         if isinstance(item, str)
         else item
         for item in grouped
     ]
 
 
-def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Damage]:
+def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Mismatch]:
     """Source files that are neither in the shards nor in the report."""
     assert job.root is not None
     known: dict[bytes, set[bytes]] = defaultdict(set)
@@ -297,15 +299,15 @@ def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Damage]:
             if clip.video:
                 folder, _, name = clip.key.rpartition(b"/")
                 if clip.key not in known and name not in known[folder or scan.ROOT_KEY]:
-                    yield Damage(os.fsdecode(clip.key), "video in the source, not in the shards")
+                    yield Mismatch(os.fsdecode(clip.key), "video in the source, not in the shards")
                 continue
             if clip.key not in known:
                 files = counted(len(clip.frames), "file")
-                yield Damage(os.fsdecode(clip.key), f"folder with {files} in the source, not in the shards")
+                yield Mismatch(os.fsdecode(clip.key), f"folder with {files} in the source, not in the shards")
                 continue
             for frame in clip.frames:
                 if frame.name not in known[clip.key]:
-                    yield Damage(os.fsdecode(scan.join_key(clip.key, frame.name)), "in the source, not in the shards")
+                    yield Mismatch(os.fsdecode(scan.join_key(clip.key, frame.name)), "in the source, not in the shards")
 
 
 def _known_paths(job: _Job, dataset: ShardDataset) -> Iterator[bytes]:
@@ -319,4 +321,4 @@ def _known_paths(job: _Job, dataset: ShardDataset) -> Iterator[bytes]:
         try:
             yield os.fsencode(dataset.frame_name(frame))
         except DataError:
-            continue  # already named as damaged
+            continue  # already named

@@ -122,13 +122,13 @@ def _list_folder(root: bytes, key: bytes, patience: Patience) -> _Folder:
     def list_once() -> _Folder:
         folders: list[bytes] = []
         links: list[bytes] = []
-        facts = os.stat(path)
+        status = os.stat(path)
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith(b".") or not entry.is_dir():
                     continue
                 (links if entry.is_symlink() else folders).append(join_key(key, entry.name))
-        return _Folder(key, (facts.st_dev, facts.st_ino), folders, links)
+        return _Folder(key, (status.st_dev, status.st_ino), folders, links)
 
     try:
         return patience.ask(path, list_once)
@@ -165,8 +165,8 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor, patience: Patience | Non
         links.sort(key=path_order)
         link = links.pop(0)
         path = os.path.join(root, link)
-        facts = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
-        if (facts.st_dev, facts.st_ino) in seen:
+        status = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
+        if (status.st_dev, status.st_ino) in seen:
             scan.skipped.append((link, "symbolic link to a folder that is already in"))
             continue
         more, more_links = _walk(root, link, seen, pool, patience)

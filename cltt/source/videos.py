@@ -12,7 +12,7 @@ from cltt.errors import DataError, InvalidImage, SettingsError
 from cltt.files.patience import Patience, passes
 from cltt.source import image, pixels
 from cltt.source.scan import SourceClip, SourceFrame
-from cltt.source.video.file import BrokenVideo, file_identity, moving_streams, opened, reason_of
+from cltt.source.video.file import InvalidVideo, file_identity, moving_streams, opened, reason_of
 
 if TYPE_CHECKING:
     import av.video.stream
@@ -79,7 +79,7 @@ def list_frames(
     identity = (found.frames[0].size, found.frames[0].mark)
     try:
         line, samples, size, others = patience.ask(path, lambda: _look(path, sampling))
-    except BrokenVideo as error:
+    except InvalidVideo as error:
         return found._replace(frames=[]), [(found.key, "skipped", str(error))]
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
@@ -92,8 +92,8 @@ def list_frames(
     notes += [(moment(found.key, note.time), note.what, note.reason) for note in [*line.notes, *samples.notes]]
     if not frames:
         notes.append((found.key, "skipped", NO_FRAMES))
-    facts = json.dumps({"size": identity[0], "mtime_ns": identity[1], "timing": line.timing})
-    return SourceClip(found.key, frames, facts.encode()), notes
+    info = json.dumps({"size": identity[0], "mtime_ns": identity[1], "timing": line.timing})
+    return SourceClip(found.key, frames, info.encode()), notes
 
 
 def list_one(root: bytes, key: bytes, sampling: Sampling, patience: Patience) -> SourceClip:
@@ -156,13 +156,13 @@ def read_frames(
     ``video`` is what :func:`list_frames` said of it. Raises DataError if the file is gone, cannot be read or is not the
     one that was listed.
     """
-    facts = json.loads(video)
+    info = json.loads(video)
     path = os.path.join(root, key)
-    identity = (facts["size"], facts["mtime_ns"])
+    identity = (info["size"], info["mtime_ns"])
     _check_unchanged(path, identity)
 
     def decode(rest: Sequence[tuple[int, int]]) -> Iterator[image.Stored | InvalidImage]:
-        return _decode(path, facts["timing"], rest, (resize_short, quality, max_pixels))
+        return _decode(path, info["timing"], rest, (resize_short, quality, max_pixels))
 
     given = 0
     try:
@@ -195,7 +195,7 @@ def _decode(
             for frame in reader.frames([Wanted(*one) for one in wanted]):
                 yield InvalidImage(frame) if isinstance(frame, str) else store(frame)
                 given += 1
-    except BrokenVideo as error:
+    except InvalidVideo as error:
         for _ in wanted[given:]:
             yield InvalidImage(str(error))
 

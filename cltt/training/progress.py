@@ -55,12 +55,12 @@ class Progress:
         """Count a finished step."""
         self._done += 1
         if self._terminal:
-            self._bar.set_postfix_str(self._facts(loss), refresh=False)
+            self._bar.set_postfix_str(self._status(loss), refresh=False)
             self._bar.update()
         elif time.monotonic() >= self._next_line:
             self._next_line += LINE_SECONDS
             epoch = (self._done - 1) // self._steps_per_epoch + 1
-            self.write(f"epoch {epoch} step {self._done}/{self._total} {self._facts(loss)}")
+            self.write(f"epoch {epoch} step {self._done}/{self._total} {self._status(loss)}")
 
     @property
     def windows_per_second(self) -> float:
@@ -74,11 +74,11 @@ class Progress:
     def close(self) -> None:
         self._bar.close()
 
-    def _facts(self, loss: float) -> str:
-        facts = f"loss {loss:.4f} {self.windows_per_second:.1f} windows/s wait {100 * self._wait_share():.1f}%"
+    def _status(self, loss: float) -> str:
+        status = f"loss {loss:.4f} {self.windows_per_second:.1f} windows/s wait {100 * self._wait_share():.1f}%"
         if self._device.type == "cuda":
-            facts += f" mem {torch.cuda.max_memory_allocated(self._device) / 1e9:.1f} GB"
-        return facts
+            status += f" mem {torch.cuda.max_memory_allocated(self._device) / 1e9:.1f} GB"
+        return status
 
 
 def show(line: str) -> None:

@@ -22,9 +22,10 @@ from cltt.evaluation.parts import seen_in_training
 from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.metrics import History, is_ours_to_replace
+from cltt.region import without_box_line
 from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
-from cltt.text import say
+from cltt.text import changes, say
 from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset
 from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
@@ -48,8 +49,8 @@ def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[
     stop = StopSignals(STOP_NOTICE if info.is_main else "", cli.EXIT_REQUEUE)
     with ExitStack() as stack:
         stack.callback(stop.restore)
-        distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
         with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
+            distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
             ended = _train(settings, info, stack, stop, on_step)
             distributed.stop()
     return EXIT_STATUS[ended]
@@ -77,6 +78,8 @@ def _train(
         _warn_of_known_clips(evaluator, dataset, settings)
     loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
     stack.enter_context(loader)
+    if info.is_main and settings.data.region == "boxes":
+        _say_without_box(dataset, settings)
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
     store, records, listeners = None, None, {}
     if info.is_main:
@@ -176,8 +179,8 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
     saved = checkpoint.settings_of(path, state)
     differ = differences(saved, settings.to_dict())
     now = data_identity(dataset, settings)
-    if state["fingerprint"] != now["fingerprint"]:
-        differ.append(f"the shards' fingerprint is {now['fingerprint']} and was {state['fingerprint']}")
+    if other := changes(state, {"fingerprint": now["fingerprint"]}):
+        differ += [f"the shards' {other[0]}"]
     elif state.get("clips") != now["clips"]:
         differ.append(f"clips picks others ({settings.data.clips} by its contents)")
     if differ:
@@ -269,8 +272,13 @@ def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: 
         say(f"warning: {warning}")
 
 
+def _say_without_box(dataset: ShardDataset, settings: TrainSettings) -> None:
+    _, clips = dataset.training_clips(settings.data.split, settings.data.clips)
+    say(without_box_line(dataset.frames_without_box(clips), int(dataset.clip_lengths[clips].sum())))
+
+
 def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
     """A line for what a resumed run may change, but what its records then are no longer all of."""
-    was, now = before.get("log", {}).get("eval_data"), settings.log.eval_data
-    if was != now:
-        say(f"note: --eval-data is {now} and was {was}: earlier evaluations of this run are of that")
+    was = before.get("log", {}).get("eval_data")
+    for change in changes({"--eval-data": was}, {"--eval-data": settings.log.eval_data}):
+        say(f"note: {change}: earlier evaluations of this run are of that")

@@ -131,7 +131,7 @@ class Trainer:
     Args:
         model: ContrastiveModel, in DistributedDataParallel if there are several ranks.
         loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank; with ``places`` ``(z, clip_ids, places)``.
-        optimizer, scheduler: the scheduler steps once an epoch.
+        optimizer, scheduler: the scheduler steps once an epoch or, where ``optim`` says so, after every step.
         loader: batches of this rank.
         saver: where checkpoints go.
         stop: what is asked of the run, looked at before every step and while it waits for a batch.
@@ -247,6 +247,8 @@ class Trainer:
             if batch is None or asked.stops:
                 return asked
             loss = self._step(batch)
+            if self.optim.moves_every_step:
+                self.scheduler.step()
             self.history.add_step(loss)
             self.on_step(loss)
             distributed.made_progress()
@@ -347,7 +349,8 @@ class Trainer:
         )
 
     def _end_epoch(self) -> None:
-        self.scheduler.step()
+        if not self.optim.moves_every_step:
+            self.scheduler.step()
         self.history.end_epoch(float(self.scheduler.get_last_lr()[0]), float(self.scheduler.base_lrs[0]))
         self.loader.set_epoch(self.history.epoch)
         last = self.history.epoch == self.optim.epochs

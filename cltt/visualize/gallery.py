@@ -1,8 +1,8 @@
 """A static gallery of a data set: a page that opens from disk, with filmstrips of clips and the windows of one batch.
 
-``index.html`` holds the page and the facts of every clip; ``strips/`` one sprite sheet a clip, ``batch/`` one picture a
-window, ``neighbours/`` one script a clip with the frames of other clips that lie nearest. The page loads a sheet only
-when it is scrolled into view, and a script when a frame is clicked, so thousands of clips stay usable.
+``index.html`` holds the page and what is known of every clip; ``strips/`` one sprite sheet a clip, ``batch/`` one
+picture a window, ``neighbours/`` one script a clip with the frames of other clips that lie nearest. The page loads a
+sheet only when it is scrolled into view, and a script when a frame is clicked, so thousands of clips stay usable.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def write_gallery(
     """
     check_gallery_folder(out)
     scripts = [] if embeddings is None else _neighbour_scripts(dataset, clips, embeddings)
-    facts = {
+    contents = {
         "columns": COLUMNS,
         "settings": asdict(settings or WindowSettings()),
         "marked": settings is not None,
         "labels": dataset.label_names,
-        "clips": _clip_facts(dataset, clips),
+        "clips": _clip_rows(dataset, clips),
         "neighbours": embeddings is not None,
-        "batch": None if batch is None else {"title": batch_title, "rows": _batch_facts(batch)},
+        "batch": None if batch is None else {"title": batch_title, "rows": _batch_rows(batch)},
     }
     with writing(out, "give another --out"):
         _clear(out)
@@ -78,15 +78,15 @@ def write_gallery(
             path = out / neighbours_path(number)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(script, encoding="utf-8")
-        return _write_page(out, facts)
+        return _write_page(out, contents)
 
 
-def _write_page(out: Path, facts: dict[str, Any]) -> Path:
+def _write_page(out: Path, contents: dict[str, Any]) -> Path:
     page = files("cltt.visualize").joinpath("gallery.html").read_text(encoding="utf-8")
     # Inside a script element only "<" could end the data early.
-    data = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(contents, separators=(",", ":")).replace("<", "\\u003c")
     index = out / "index.html"
-    index.write_text(page.replace("/*FACTS*/null", data), encoding="utf-8")
+    index.write_text(page.replace("/*CONTENTS*/null", data), encoding="utf-8")
     return index
 
 
@@ -151,7 +151,7 @@ def _neighbour_scripts(dataset: Dataset, clips: Ids, embeddings: Embeddings) -> 
     return scripts
 
 
-def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
+def _clip_rows(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
     splits = {name: set(dataset.split_clips(name).tolist()) for name in dataset.split_names}
     return [
         {
@@ -167,7 +167,7 @@ def _clip_facts(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
     ]
 
 
-def _batch_facts(batch: WindowView) -> list[dict[str, Any]]:
+def _batch_rows(batch: WindowView) -> list[dict[str, Any]]:
     times = batch.times.tolist()
     if batch.seconds is not None:
         both = zip(batch.seconds.tolist(), times, strict=True)
@@ -209,7 +209,7 @@ def _exhaust(results: Iterable[None]) -> None:
 
 
 def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
-    """Thumbs uint8 [n, THUMB, THUMB, 3]; damaged frames stay grey."""
+    """Thumbs uint8 [n, THUMB, THUMB, 3]; corrupt frames stay grey."""
     thumbs = np.full((len(frame_ids), THUMB, THUMB, 3), 128, dtype=np.uint8)
     for place, data in enumerate(dataset.read_each(frame_ids)):
         if not isinstance(data, FrameError):

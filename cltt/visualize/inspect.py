@@ -6,17 +6,20 @@ import json
 import sys
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt.cli import Parser, add_settings, settings_from
+from cltt.cli import Parser, add_settings, is_given, settings_from
 from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
+from cltt.config.old_flags import add_old_flags, take_old_flags
+from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
-from cltt.shards import damage
+from cltt.shards import corrupt
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.text import counted, printable_lines
@@ -54,7 +57,7 @@ class LookSettings:
     batch_sampling: str = setting(
         "random",
         "neighbouring windows, any windows, or exactly the batch of training at --epoch and --step (with --root-dir, "
-        "plan and --mode stats first read every file: clips end at a broken one)",
+        "plan and --mode stats first read every file: clips end at an invalid one)",
         choices=BATCH_SAMPLINGS,
     )
     batch_idx: int = setting(0, "which batch (contiguous, random)", within=(0, MANY * MANY))
@@ -98,7 +101,9 @@ class Inspection:
         add_settings(parser, LookSettings)
         add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
+        add_old_flags(parser)
         args = parser.parse_args(argv)
+        take_old_flags(args, partial(is_given, parser, argv))
         self.look = settings_from(args, LookSettings)
         self.windows = settings_from(args, WindowSettings)
         self.data = settings_from(args, DataSettings)
@@ -159,7 +164,17 @@ class Inspection:
             print(f"note: {warning.message}", file=sys.stderr)
         return plan
 
-    def size_facts(self, split: str) -> dict[str, Any]:
+    def view(self, index: WindowIndex, ids: np.ndarray) -> views.WindowView:
+        """The windows ``ids``, seen as the network does; with boxes a line on stderr says how many frames have none."""
+        region = self.data.looked_at
+        region.check_boxes(self.dataset)
+        if region.kind == "boxes":
+            _, clips = self.dataset.training_clips(self.look.split, self.data.clips)
+            without, frames = self.dataset.frames_without_box(clips), self.dataset.clip_lengths[clips].sum()
+            print(f"note: {without_box_line(without, int(frames))}", file=sys.stderr)
+        return views.view_windows(self.dataset, index, ids, image_size=self.data.image_size, region=region)
+
+    def size_info(self, split: str) -> dict[str, Any]:
         clips = self.clips(split)
         frames = int(self.dataset.clip_lengths[clips].sum())
         return {
@@ -171,7 +186,7 @@ class Inspection:
 
 
 def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = None) -> ShardDataset | FolderDataset:
-    """The shards, or the folder of clips as it lies there; with ``check``, cut at broken files as its shards would be.
+    """The shards, or the folder of clips as it lies there; with ``check``, cut at invalid files as its shards would be.
 
     A line on stderr says what was left out.
     """
@@ -180,15 +195,15 @@ def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = Non
         return ShardDataset(settings.shards)
     dataset = FolderDataset(settings.root_dir, check=check, fps=fps)
     if dataset.invalid:
-        print(f"note: {broken_text(dataset.invalid)}", file=sys.stderr)
+        print(f"note: {invalid_text(dataset.invalid)}", file=sys.stderr)
     return dataset
 
 
-def broken_text(broken: dict[str, str]) -> str:
+def invalid_text(invalid: dict[str, str]) -> str:
     """How many files were left out, and the first of them by name."""
-    first = [printable_lines(f"{name} ({reason})") for name, reason in islice(broken.items(), NAMED)]
-    more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
-    whole = f"{counted(len(broken), 'file')} left out, and the clip cut there, as shards would be"
+    first = [printable_lines(f"{name} ({reason})") for name, reason in islice(invalid.items(), NAMED)]
+    more = f" and {len(invalid) - NAMED:,} more" if len(invalid) > NAMED else ""
+    whole = f"{counted(len(invalid), 'file')} left out, and the clip cut there, as shards would be"
     return f"{whole}: {', '.join(first)}{more}"
 
 
@@ -203,10 +218,10 @@ def show_windows(made: Inspection) -> int:
     else:
         ids, name = made.batch_ids(index)
     name += made.shuffled
-    view = views.view_windows(made.dataset, index, ids, image_size=data.image_size)
-    facts = {**made.size_facts(split), "windows": len(index), "showing": name, "normalise": data.normalise}
-    facts |= view.facts()
-    emit(facts, views.windows_text(facts), look.json)
+    view = made.view(index, ids)
+    info = {**made.size_info(split), "windows": len(index), "showing": name, "normalise": data.normalise}
+    info |= view.info()
+    emit(info, views.windows_text(info), look.json)
     if look.json and look.save_path is None:
         return 0
     augmented = None
@@ -220,22 +235,22 @@ def show_windows(made: Inspection) -> int:
 def show_stats(made: Inspection) -> int:
     split = made.look.split or "all"
     found = stats.dataset_stats(made.dataset, made.windows, made.clips(split))
-    facts = {**made.size_facts(split), **found}
-    emit(facts, stats.stats_text(found), made.look.json)
+    info = {**made.size_info(split), **found}
+    emit(info, stats.stats_text(found), made.look.json)
     if made.look.save_path:
-        deliver(stats_page.draw_stats(found, facts["data"]), made.look.save_path)
+        deliver(stats_page.draw_stats(found, info["data"]), made.look.save_path)
     return 0
 
 
 def verify(made: Inspection) -> int:
-    """Exit status 1 if any frame is damaged."""
+    """Exit status 1 if any frame is corrupt."""
     split, decode = made.look.split or "all", made.look.decode
-    damaged = damage.damaged_frames(made.dataset, made.clips(split), decode=decode)
-    facts = {**made.size_facts(split), "decoded": decode, "damaged": [str(error) for error in damaged]}
-    frames = counted(facts["frames"], "frame")
-    total = f"{frames} {'read and decoded' if decode else 'read'}, {len(damaged):,} damaged"
-    emit(facts, "\n".join([*damage.damaged_text(damaged), total]), made.look.json)
-    return 1 if damaged else 0
+    found = corrupt.corrupt_frames(made.dataset, made.clips(split), decode=decode)
+    info = {**made.size_info(split), "decoded": decode, "damaged": [str(error) for error in found]}
+    frames = counted(info["frames"], "frame")
+    total = f"{frames} {'read and decoded' if decode else 'read'}, {len(found):,} damaged"
+    emit(info, "\n".join([*corrupt.corrupt_text(found), total]), made.look.json)
+    return 1 if found else 0
 
 
 def write_html(made: Inspection) -> int:
@@ -244,20 +259,20 @@ def write_html(made: Inspection) -> int:
     index, _ = made.index()
     ids, title = made.batch_ids(index)
     title += made.shuffled
-    view = views.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
+    view = made.view(index, ids)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
     marks = None if made.data.shuffle_frames else made.windows
     page = gallery.write_gallery(made.dataset, Path(out), marks, made.clips(split), view, title, features)
-    text = [*views.damaged_lines(view.facts()), f"wrote {page}: open it in a browser"]
-    emit({**made.size_facts(split), "page": str(page)}, "\n".join(text), made.look.json)
+    text = [*views.corrupt_lines(view.info()), f"wrote {page}: open it in a browser"]
+    emit({**made.size_info(split), "page": str(page)}, "\n".join(text), made.look.json)
     return 0
 
 
-def emit(facts: dict[str, Any], text: str, as_json: bool) -> None:
+def emit(info: dict[str, Any], text: str, as_json: bool) -> None:
     """Print; names in letters that the terminal cannot show get ``?`` there, and escapes in JSON."""
     encoding = sys.stdout.encoding or "utf-8"
     shown = printable_lines(text).encode(encoding, "replace").decode(encoding)
-    print(json.dumps(facts, indent=2) if as_json else shown)
+    print(json.dumps(info, indent=2) if as_json else shown)
 
 
 def deliver(figure: Figure, save_path: str | None) -> None:

@@ -66,10 +66,10 @@ def _frame_stats(dataset: Dataset, clips: Ids) -> dict[str, Any]:
     sizes: Counter[int] = Counter()
     duplicates: Counter[int] = Counter()
     total = 0
-    for facts, frame_clips, repeats in _pieces(dataset):
+    for records, frame_clips, repeats in _pieces(dataset):
         keep = chosen[frame_clips]
-        total += int(facts["size"][keep].sum(dtype=np.int64))
-        sizes.update(_counts(facts["width"][keep].astype(np.int64) << 32 | facts["height"][keep].astype(np.int64)))
+        total += int(records["size"][keep].sum(dtype=np.int64))
+        sizes.update(_counts(records["width"][keep].astype(np.int64) << 32 | records["height"][keep].astype(np.int64)))
         duplicates.update(_counts(frame_clips[keep & repeats]))
     return {
         "bytes": total,
@@ -88,18 +88,18 @@ def _frame_stats(dataset: Dataset, clips: Ids) -> dict[str, Any]:
 
 
 def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
-    """All frames in runs of PIECE: facts, clip ids, and whether a frame repeats the one before it in its clip."""
+    """All frames in pieces of PIECE: records, clip ids, and whether a frame repeats the one before it in its clip."""
     last_clip, last_crc, last_size = -1, 0, 0
     bar = tqdm(total=dataset.num_frames, unit="frame", unit_scale=True, delay=2, leave=False, disable=None)
     for start in range(0, dataset.num_frames, PIECE):
         ids = np.arange(start, min(start + PIECE, dataset.num_frames), dtype=np.int64)
-        clips, facts = dataset.clip_of(ids), dataset.frame_facts(ids)
+        clips, records = dataset.clip_of(ids), dataset.frame_records(ids)
         repeats = np.empty(len(ids), dtype=bool)
-        repeats[0] = (last_clip, last_crc, last_size) == (clips[0], facts["crc"][0], facts["size"][0])
-        repeats[1:] = (clips[1:] == clips[:-1]) & (facts["crc"][1:] == facts["crc"][:-1])
-        repeats[1:] &= facts["size"][1:] == facts["size"][:-1]
-        last_clip, last_crc, last_size = clips[-1], facts["crc"][-1], facts["size"][-1]
-        yield facts, clips, repeats & (facts["width"] > 0)  # a file that is no picture repeats nothing
+        repeats[0] = (last_clip, last_crc, last_size) == (clips[0], records["crc"][0], records["size"][0])
+        repeats[1:] = (clips[1:] == clips[:-1]) & (records["crc"][1:] == records["crc"][:-1])
+        repeats[1:] &= records["size"][1:] == records["size"][:-1]
+        last_clip, last_crc, last_size = clips[-1], records["crc"][-1], records["size"][-1]
+        yield records, clips, repeats & (records["width"] > 0)  # a file that is no picture repeats nothing
         bar.update(len(ids))
     bar.close()
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cltt.errors import DataError, FrameError, SettingsError
+from cltt.region import NO_REGION, Box, Region, boxes_of
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import Dataset
@@ -16,7 +17,7 @@ from cltt.text import counted
 
 Ids = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
-NAMED = 10  # damaged frames that get a line each
+NAMED = 10  # corrupt frames that get a line each
 GREY_LEVEL = 128  # of a frame that cannot be shown
 IN_PLACE = "training takes the nearest good frame instead"
 CUT = "training cuts the clip there"
@@ -34,11 +35,13 @@ class WindowView:
             shuffled.
         times: int64 [b, T], each frame's number within its clip, counted from 0.
         frames: uint8 [b, T, S, S, 3], RGB; a frame that cannot be read or decoded is grey.
-        clip_names: [b], the clip's folder, with its part where a damaged frame cut the clip in two.
+        clip_names: [b], the clip's folder, with its part where a corrupt frame cut the clip in two.
         frame_names: [b][T], source files relative to the root folder.
         seconds: float64 [b, T], times in the source; NaN, or None for all, where it has none.
-        damaged: one sentence for each frame id that cannot be shown.
+        corrupt: one sentence for each frame id that cannot be shown.
         in_training: what training does about those.
+        region: where the network looks.
+        without_box: distinct frames that have no box, where boxes are looked at.
     """
 
     window_ids: Ids
@@ -49,9 +52,11 @@ class WindowView:
     frames: Pixels
     clip_names: list[str]
     frame_names: list[list[str]]
-    damaged: dict[int, str]
+    corrupt: dict[int, str]
     seconds: Pixels | None = None
     in_training: str = IN_PLACE
+    region: Region = NO_REGION
+    without_box: int = 0
 
     @property
     def distinct_frames(self) -> int:
@@ -64,7 +69,7 @@ class WindowView:
         meets = (first[:, None] <= last) & (first <= last[:, None]) & (self.clip_ids[:, None] == self.clip_ids)
         return int(np.triu(meets, 1).sum())
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """The view without its pixels, as JSON values."""
         count, size = self.frame_ids.shape
         channels_first = (count, size, 3, *self.frames.shape[2:4])
@@ -79,18 +84,25 @@ class WindowView:
             "shape": list(channels_first),
             "distinct_frames": self.distinct_frames,
             "overlapping_pairs": self.overlapping_pairs,
-            "damaged": list(self.damaged.values()),
-            "damaged_in_training": self.in_training if self.damaged else "",
+            "region": self.region.kind,
+            "region_effect": self.region.effect,
+            "region_scale": self.region.scale,
+            "without_box": self.without_box,
+            "damaged": list(self.corrupt.values()),
+            "damaged_in_training": self.in_training if self.corrupt else "",
         }
 
 
-def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int) -> WindowView:
+def view_windows(
+    dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int, region: Region = NO_REGION
+) -> WindowView:
     """Read and decode the windows ``window_ids`` [b]; each distinct frame once."""
     frame_ids = index.frames(window_ids)
     clips, _ = index.locate(window_ids)
     clips = np.asarray(clips, dtype=np.int64)
     distinct, position = np.unique(frame_ids, return_inverse=True)
-    pictures, damaged = decode_frames(dataset, distinct, image_size)
+    look_at = boxes_of(dataset, distinct, region)
+    pictures, corrupt = decode_frames(dataset, distinct, image_size, region, look_at)
     names = [frame_name(dataset, int(frame)) for frame in distinct]
     return WindowView(
         window_ids=window_ids,
@@ -101,9 +113,11 @@ def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image
         frames=pictures[position.reshape(frame_ids.shape)],
         clip_names=[clip_name(dataset, int(clip)) for clip in clips],
         frame_names=[[names[place] for place in row] for row in position.reshape(frame_ids.shape)],
-        damaged=damaged,
+        corrupt=corrupt,
         seconds=dataset.frame_time(frame_ids),
         in_training=IN_PLACE if isinstance(dataset, ShardDataset) else CUT,
+        region=region,
+        without_box=look_at.count(None) if look_at is not None else 0,
     )
 
 
@@ -117,23 +131,25 @@ def seconds_text(seconds: float) -> str:
     return f"t = {seconds:.2f}".rstrip("0").rstrip(".") + " s"
 
 
-def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pixels, dict[int, str]]:
+def decode_frames(
+    dataset: Dataset, frame_ids: Ids, image_size: int, region: Region, look_at: list[Box | None] | None
+) -> tuple[Pixels, dict[int, str]]:
     """Pictures uint8 [n, S, S, 3] of ``frame_ids`` [n] and, for those left grey, a sentence saying why."""
     from cltt.frames.decode_cpu import FrameDecoder
     from cltt.frames.geometry import Framing  # not at the top: OpenCV is slow to import and curves need none
 
-    decoder = FrameDecoder(Framing(image_size=image_size))
+    decoder = FrameDecoder(Framing(image_size=image_size, region=region))
     pictures = np.full((len(frame_ids), image_size, image_size, 3), GREY_LEVEL, dtype=np.uint8)
-    damaged: dict[int, str] = {}
+    corrupt: dict[int, str] = {}
     for place, (frame, data) in enumerate(zip(frame_ids.tolist(), dataset.read_each(frame_ids), strict=True)):
         if isinstance(data, FrameError):
-            damaged[frame] = str(data)
+            corrupt[frame] = str(data)
             continue
         try:
-            pictures[place] = decoder.frame(data)
+            pictures[place] = decoder.frame(data, look_at[place] if look_at is not None else None)
         except ValueError as error:
-            damaged[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
-    return pictures, damaged
+            corrupt[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
+    return pictures, corrupt
 
 
 def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str, *, seed: int, epoch: int) -> Pixels:
@@ -150,16 +166,17 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     from cltt.frames.store import FrameStore
 
     cpu = torch.device("cpu")
-    framing = Framing(image_size=view.frames.shape[2], margin=True)
+    framing = Framing(image_size=view.frames.shape[2], margin=True, region=view.region)
     distinct, slots = np.unique(view.frame_ids, return_inverse=True)
     store = FrameStore(len(distinct), framing, cpu)
     good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]
-    CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store)
+    look_at = boxes_of(dataset, distinct[[slot for slot, _ in good]], view.region)
+    CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store, look_at)
     maker = BatchMaker(framing, cpu, torch.uint8, augment, channels_last=True, threads=1)
     draws = random_numbers(seed, epoch, view.window_ids, view.frame_ids, scope)
     batch = maker.make(store, slots.reshape(view.frame_ids.shape), draws)  # [b, T, 3, S, S]
     pixels: Pixels = batch.permute(0, 1, 3, 4, 2).numpy()
-    pixels[np.isin(view.frame_ids, list(view.damaged))] = GREY_LEVEL
+    pixels[np.isin(view.frame_ids, list(view.corrupt))] = GREY_LEVEL
     return pixels
 
 
@@ -172,7 +189,7 @@ def frame_name(dataset: Dataset, frame_id: int) -> str:
 
 
 def clip_name(dataset: Dataset, clip: int) -> str:
-    """The clip's key; the second and later parts of a clip cut at a damaged frame say so."""
+    """The clip's key; the second and later parts of a clip cut at an invalid frame say so."""
     part = dataset.clip_part(clip)
     return dataset.clip_key(clip) + (f" (part {part})" if part else "")
 
@@ -200,25 +217,25 @@ def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -
     return generator.choice(len(index), batch_size, replace=False).astype(np.int64)
 
 
-def windows_text(facts: dict[str, Any]) -> str:
-    """What :meth:`WindowView.facts` and the size of the data set say, as lines to read."""
+def windows_text(info: dict[str, Any]) -> str:
+    """What :meth:`WindowView.info` and the size of the data set say, as lines to read."""
     lines = [
-        f"{counted(facts['clips'], 'clip')}, {counted(facts['frames'], 'frame')}, "
-        f"{counted(facts['windows'], 'window')} (split: {facts['split']})",
-        f"{facts['showing']}: {' x '.join(map(str, facts['shape']))} ([B, T, C, H, W]), "
-        f"{counted(facts['distinct_frames'], 'distinct frame')}, "
-        f"pairs of windows that overlap in time: {facts['overlapping_pairs']}",
+        f"{counted(info['clips'], 'clip')}, {counted(info['frames'], 'frame')}, "
+        f"{counted(info['windows'], 'window')} (split: {info['split']})",
+        f"{info['showing']}: {' x '.join(map(str, info['shape']))} ([B, T, C, H, W]), "
+        f"{counted(info['distinct_frames'], 'distinct frame')}, "
+        f"pairs of windows that overlap in time: {info['overlapping_pairs']}",
     ]
-    for window, clip, names in zip(facts["window_ids"], facts["clips_shown"], facts["frame_names"], strict=True):
+    for window, clip, names in zip(info["window_ids"], info["clips_shown"], info["frame_names"], strict=True):
         lines.append(f"window {window}, clip {clip}: " + ", ".join(names))
-    return "\n".join([*lines, *damaged_lines(facts)])
+    return "\n".join([*lines, *corrupt_lines(info)])
 
 
-def damaged_lines(facts: dict[str, Any]) -> list[str]:
-    """The first damaged frames of :meth:`WindowView.facts`, a line each, and what becomes of all of them."""
-    lines = [f"damaged: {sentence}" for sentence in facts["damaged"]]
+def corrupt_lines(info: dict[str, Any]) -> list[str]:
+    """The first corrupt frames of :meth:`WindowView.info`, a line each, and what becomes of all of them."""
+    lines = [f"damaged: {sentence}" for sentence in info["damaged"]]
     if not lines:
         return []
     rest = len(lines[NAMED:])
     more = [f"damaged: {counted(rest, 'frame')} more; --json names all"] if rest else []
-    return [*lines[:NAMED], *more, f"damaged frames are drawn grey; {facts['damaged_in_training']}"]
+    return [*lines[:NAMED], *more, f"damaged frames are drawn grey; {info['damaged_in_training']}"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cltt import BuildReport, ShardDataset, build_shards
+from cltt.build import builder
 from cltt.errors import DataError, SettingsError
 from cltt.shards import format
 from cltt.shards.verify import verify_shards
@@ -147,7 +148,7 @@ def test_labels_that_fit_no_clip_are_found_before_packing(
 ) -> None:
     table = tmp_path / "table.csv"
     table.write_text("clip,label\nelsewhere/c00,1\n")
-    monkeypatch.setattr("cltt.build.builder.pack_shards", lambda *_: pytest.fail("it went on to pack"))
+    monkeypatch.setattr(builder, "pack_shards", lambda *_: pytest.fail("it went on to pack"))
     with pytest.raises(SettingsError, match=r"gives no clip a label; it must fit clip keys such as 'p0/c00'"):
         build_shards(root, tmp_path / "out", label_from=rule.format(table), **mode)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
@@ -156,7 +157,7 @@ def test_labels_that_fit_no_clip_are_found_before_packing(
 def _break_off(root: Path, out: Path, **options: object) -> dict[Path, int]:
     """Leave an unfinished build with all shards packed; their inodes."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("cltt.build.builder.merge", _interrupted)
+        patch.setattr(builder, "merge", _interrupted)
         build_shards(root, out, shard_size=9999, **options)  # type: ignore[arg-type]
     return {shard: shard.stat().st_ino for shard in out.glob("shard-*.tar")}
 
@@ -212,7 +213,7 @@ def test_a_complete_set_is_left_alone_and_others_refused(root: Path, tmp_path: P
     again = build_shards(root, out, workers=1)
     assert again == report and again.already_complete
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
-    with pytest.raises(SettingsError, match=r"shard_size 1073741824 there, 9999 here.*--overwrite"):
+    with pytest.raises(SettingsError, match=r"shard_size is 9999 and was 1073741824.*--overwrite"):
         build_shards(root, out, shard_size=9999)
     with pytest.raises(SettingsError, match="root_dir"):
         build_shards(root / "p0", out)
@@ -271,7 +272,7 @@ def test_command_line(root: Path, tmp_path: Path) -> None:
     assert plan.returncode == 0, plan.stderr
     assert "60 clips, 120 frames, 0.1 MB in 1 shard (" in plan.stdout
     assert "60 windows (span 2 frames); too short for one: 20 clips" in plan.stdout
-    assert "found broken when they are packed will lower these counts" in plan.stdout
+    assert "found invalid when they are packed will lower these counts" in plan.stdout
     built = _cli("--root-dir", str(root), "--out", out, "--splits", "train=0.8,val=0.2", "--label-from", "parent")
     assert built.returncode == 0 and f"built {out}: 60 clips, 120 frames" in built.stdout, built.stderr
     assert "labels: 5, the smallest of 12 clips, the largest of 12\n" in built.stdout
@@ -285,8 +286,8 @@ def test_command_line(root: Path, tmp_path: Path) -> None:
     assert _cli("verify", out, "--decode", "--source", str(root)).returncode == 0
     shard = tmp_path / "out" / "shard-000000.tar"
     content = bytearray(shard.read_bytes())
-    facts = ShardDataset(out).frame_facts([77])[0]
-    content[int(facts["offset"]) + 40] ^= 1
+    record = ShardDataset(out).frame_records([77])[0]
+    content[int(record["offset"]) + 40] ^= 1
     shard.write_bytes(content)
     damaged = _cli("verify", out)
     assert damaged.returncode == 1

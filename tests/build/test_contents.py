@@ -197,8 +197,8 @@ def test_resized_frames(tmp_path: Path) -> None:
     data.make_clips(root, {"b": 1}, height=30, width=20)
     report = build_shards(root, tmp_path / "out", resize_short=60, quality=85)
     dataset = ShardDataset(tmp_path / "out")
-    facts = dataset.frame_facts(range(4))
-    assert (facts["width"].tolist(), facts["height"].tolist()) == ([100, 100, 100, 20], [60, 60, 60, 30])
+    records = dataset.frame_records(range(4))
+    assert (records["width"].tolist(), records["height"].tolist()) == ([100, 100, 100, 20], [60, 60, 60, 30])
     assert report.reencoded == 4
     source = cv2.imread(str(root / "a/frame_000002.jpg"))
     expected = cv2.resize(source, (100, 60), interpolation=cv2.INTER_AREA).astype(int)
@@ -216,4 +216,4 @@ def test_a_plain_folder_reads_as_its_shards_do(tmp_path: Path) -> None:
     assert shards.read(ids) == folder.read(ids)
     assert [shards.frame_name(k) for k in ids] == [folder.frame_name(k) for k in ids]
     for name in ("size", "crc", "width", "height"):
-        assert shards.frame_facts(ids)[name].tolist() == folder.frame_facts(ids)[name].tolist(), name
+        assert shards.frame_records(ids)[name].tolist() == folder.frame_records(ids)[name].tolist(), name

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cltt import build_shards
+from cltt.build import plan_writer
 from cltt.errors import DataError, SettingsError
 from cltt.files.locks import locked_in
 from cltt.shards import format
@@ -129,7 +130,7 @@ def test_a_disk_that_fills_while_planning(root: Path, tmp_path: Path, monkeypatc
     def full(_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cltt.build.plan_writer._Columns.finish", full)
+    monkeypatch.setattr(plan_writer._Columns, "finish", full)
     with pytest.raises(DataError, match=r"cannot write .*plan: No space left on device; make room"):
         _build(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()

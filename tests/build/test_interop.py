@@ -70,13 +70,13 @@ def test_webdataset_keeps_names_with_dots_and_other_endings_apart(tmp_path: Path
 
 def _write_dali_index(dataset: ShardDataset, shard: int, path: Path) -> int:
     """DALI's webdataset index, version 1.2: a line a sample of (extension, offset, size, file name)."""
-    facts = dataset.frame_facts(range(dataset.num_frames))
-    mine = np.flatnonzero(facts["shard"] == shard)
+    records = dataset.frame_records(range(dataset.num_frames))
+    mine = np.flatnonzero(records["shard"] == shard)
     lines = [f"v1.2 {len(mine)}"]
     for frame in mine.tolist():
         folder, _, file = dataset.frame_name(frame).rpartition("/")
         member = tar.member_name(folder.encode(), file.encode()).decode()
-        lines.append(f"jpg {facts['offset'][frame]} {facts['size'][frame]} {member}")
+        lines.append(f"jpg {records['offset'][frame]} {records['size'][frame]} {member}")
     path.write_text("\n".join(lines) + "\n")
     return len(mine)
 

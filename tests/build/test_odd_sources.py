@@ -56,7 +56,7 @@ def test_a_picture_that_takes_more_memory_than_there_is(tmp_path: Path, monkeypa
             raise MemoryError
         return decode(jpeg, *args, **options)
 
-    monkeypatch.setattr("simplejpeg.decode_jpeg", out_of_memory)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", out_of_memory)
     assert build_shards(root, tmp_path / "out", workers=1).frames == 4
     assert _reasons(tmp_path / "out") == {"a/frame_000002.jpg": "invalid JPEG: it takes more memory than there is"}
 

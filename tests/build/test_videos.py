@@ -105,7 +105,7 @@ def test_members_are_named_by_key_and_count(shards: Path) -> None:
 
 def test_frames_are_made_smaller(shards: Path) -> None:
     dataset = ShardDataset(shards)
-    sizes = {(int(row["width"]), int(row["height"])) for row in dataset.frame_facts(range(90))}
+    sizes = {(int(row["width"]), int(row["height"])) for row in dataset.frame_records(range(90))}
     assert sizes == {(96, 60)}
 
 
@@ -169,7 +169,7 @@ def test_a_folder_of_videos_is_read_like_its_shards(root: Path, tmp_path: Path) 
     assert plain.read(ids) == built.read(ids)
     assert [plain.frame_name(int(k)) for k in ids] == [built.frame_name(int(k)) for k in ids]
     assert np.array_equal(plain.frame_time(ids), built.frame_time(ids), equal_nan=True)  # type: ignore[arg-type]
-    assert (plain.frame_facts(ids)["crc"] == built.frame_facts(ids)["crc"]).all()
+    assert (plain.frame_records(ids)["crc"] == built.frame_records(ids)["crc"]).all()
 
 
 # ---- odd and broken files
@@ -288,8 +288,8 @@ def test_verify_compares_with_the_videos(root: Path, shards: Path, tmp_path: Pat
     (other / "ben" / "old.avi").unlink()
     video.write_video(other / "ada" / "one.mp4", range(100, 190), options={"bf": "3"}, gop=25)
     video.write_video(other / "new.mp4", 5)
-    damages = {damage.name: damage.problem for damage in verify_shards(shards, source_dir=other)}
-    assert damages["ben/old.avi"] == "no such video in the source"
-    assert damages["new.mp4"] == "video in the source, not in the shards"
-    changed = [name for name in damages if name.startswith("ada/one.mp4#t=")]
-    assert len(changed) == 30 and len(damages) == 32
+    mismatches = {mismatch.name: mismatch.problem for mismatch in verify_shards(shards, source_dir=other)}
+    assert mismatches["ben/old.avi"] == "no such video in the source"
+    assert mismatches["new.mp4"] == "video in the source, not in the shards"
+    changed = [name for name in mismatches if name.startswith("ada/one.mp4#t=")]
+    assert len(changed) == 30 and len(mismatches) == 32

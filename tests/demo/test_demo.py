@@ -36,8 +36,8 @@ def test_the_demo_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
     with (out / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["epoch"] == "1" and float(row["loss"]) > 0
-    facts = json.loads((out / "accuracy.json").read_text())
-    results = {name: facts[name] for name in (*__main__.BASELINES, __main__.BEFORE, __main__.AFTER)}
+    figures = json.loads((out / "accuracy.json").read_text())
+    results = {name: figures[name] for name in (*__main__.BASELINES, __main__.BEFORE, __main__.AFTER)}
     for accuracy in results.values():
         assert set(accuracy) == {__main__.ONE_SHOT, __main__.PROBE}
         assert all(0 <= value <= 1 for value in accuracy.values())

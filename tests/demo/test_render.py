@@ -95,7 +95,7 @@ def test_the_camera_never_stands_still() -> None:
 
 def test_the_object_turns_and_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     grey = np.full((640, 640, 3), 128, np.uint8)
-    monkeypatch.setattr("cltt.demo.render.make_background", lambda rng: grey)
+    monkeypatch.setattr(render, "make_background", lambda rng: grey)
     images = clip(1, 4, frames=12).astype(float)
     shown = np.abs(images - images[:, :1, :1]).max(-1) > 12
     assert (shown.mean(axis=(1, 2)) > 0.04).all()

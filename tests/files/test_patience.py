@@ -15,14 +15,14 @@ from cltt.errors import StorageError
 from cltt.files import patience as module
 from cltt.files.npy import NpyRows
 from cltt.files.patience import PASSING, Patience, SharedFile
+from tests.helpers.quick import shorten_pauses
 
 CONTENT = bytes(range(256)) * 5000  # more than one piece
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.01)
+    shorten_pauses(monkeypatch)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cltt.frames.batch_cpu import FRAMES_A_TURN, CpuBatchMaker, tables
-from cltt.frames.gather import gather_plain, statistics
+from cltt.frames.gather import BatchFormat, gather_plain, statistics
 from cltt.frames.geometry import Framing
 from cltt.frames.leases import MOST_FREE, LeasedMemory
 from cltt.frames.store import FrameStore
@@ -108,7 +108,7 @@ def test_batches_are_those_of_plain_torch_to_the_last_bit(
 ) -> None:
     framing, slots = Framing(image_size=size), np.random.default_rng(1).integers(0, 30, (7, 3))
     store = filled_store(30, framing)
-    maker = CpuBatchMaker(framing, dtype, "none", channels_last, 3, normalise)
+    maker = CpuBatchMaker(framing, BatchFormat(dtype, channels_last, normalise), "none", 3)
     assert slots.size % FRAMES_A_TURN, "the last turn is a short one"
     for _ in range(3):  # in memory that was used before, too
         batch = maker.make(store, slots, None)

@@ -81,17 +81,17 @@ class ShardSets:
 
     def _use(self, rng: Rng, shards: Path, root: Path) -> str:
         dataset, refused = attempt(lambda: ShardDataset(shards))
-        damages, refused_too = attempt(lambda: verify_shards(shards, decode=True, source_dir=root, workers=2))
+        mismatches, refused_too = attempt(lambda: verify_shards(shards, decode=True, source_dir=root, workers=2))
         if rng.random() < 0.3:
             target = self._folder / "staged"
             shutil.rmtree(target, ignore_errors=True)
             attempt(lambda: stage(shards, target, RankInfo()))
         if dataset is None:
-            demand(bool(refused_too or damages), "refused when opened, but whole to the verifier")
+            demand(bool(refused_too or mismatches), "refused when opened, but whole to the verifier")
             return f"not opened: {refused}"
         self._read(dataset)
         attempt(lambda: open_labelled(shards))
-        return "read, and damaged to the verifier" if damages or refused_too else "whole"
+        return "read, and damaged to the verifier" if mismatches or refused_too else "whole"
 
     def _read(self, dataset: ShardDataset) -> None:
         demand(int(dataset.clip_lengths.sum()) == dataset.num_frames, "the clips are not the frames")
@@ -99,7 +99,7 @@ class ShardSets:
         for frame, found in zip(ids.tolist(), dataset.read_each(ids), strict=True):
             demand(isinstance(found, bytes | FrameError), "a frame that is neither bytes nor an error")
             if isinstance(found, bytes):
-                demand(zlib.crc32(found) == int(dataset.frame_facts([frame])["crc"][0]), "a frame with another CRC")
+                demand(zlib.crc32(found) == int(dataset.frame_records([frame])["crc"][0]), "a frame with another CRC")
             name, _ = attempt(lambda frame=frame: dataset.frame_name(frame))  # type: ignore[misc]
             demand(name is None or ".." not in name.split("/"), f"a name that leads out: {name!r}")
         attempt(lambda: dataset.frame_time(ids))

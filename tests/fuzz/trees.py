@@ -130,8 +130,8 @@ class Trees:
         skipped = [note for note in notes if note["what"] == "skipped"]
         demand(sum(report.skipped.values()) == len(skipped), "left out, but not named")
         demand(report.frames > 0 and int(report.clip_lengths.sum()) == report.frames, "counts that do not add up")
-        damages = verify_shards(out, decode=options["verify"] == "decode", source_dir=root, workers=2)
-        demand(not damages, f"damaged as built: {[str(damage) for damage in damages[:3]]}")
+        mismatches = verify_shards(out, decode=options["verify"] == "decode", source_dir=root, workers=2)
+        demand(not mismatches, f"damaged as built: {[str(mismatch) for mismatch in mismatches[:3]]}")
         return "built, all left out named"
 
 

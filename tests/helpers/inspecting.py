@@ -22,7 +22,7 @@ WINDOWS = ["--window-size", "3", "--frame-step", "4", "--window-stride", "2"]
 SMALL = [*WINDOWS, "--image-size", "32"]
 
 
-def facts(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> dict[str, Any]:
+def info(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> dict[str, Any]:
     """The JSON that the script prints; it must end with status 0."""
     capsys.readouterr()
     assert inspect.main([*map(str, argv), "--json"]) == 0

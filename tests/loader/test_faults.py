@@ -171,9 +171,9 @@ def test_flipped_bytes_in_a_shard(shards: Path, tmp_path: Path) -> None:
         for batch in loader:
             clean.update(zip(batch.window_ids.tolist(), batch.frames.clone(), strict=True))
     dataset = ShardDataset(copy)
-    facts = dataset._frames[17]
+    record = dataset._frames[17]
     with (copy / "shard-000000.tar").open("r+b") as shard:
-        shard.seek(int(facts["offset"]) + int(facts["size"]) // 2)
+        shard.seek(int(record["offset"]) + int(record["size"]) // 2)
         shard.write(b"\xaa\x55\xaa\x55")
     with make(dataset) as loader:
         for batch in loader:

@@ -20,6 +20,7 @@ from cltt.files import patience
 from cltt.loader.prefetch import GaveUp
 from cltt.shards import dataset as dataset_module
 from tests.helpers import data
+from tests.helpers.quick import shorten_pauses
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
+    shorten_pauses(monkeypatch)
 
 
 def make(shards: Path, **options: Any) -> WindowLoader:

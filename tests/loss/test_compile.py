@@ -18,7 +18,7 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 KERNELS = {
     "row": triton_kernels.row_kernel,
     "mirrored": triton_kernels.mirrored_kernel,
-    "weighted": triton_kernels.weighted_kernel,
+    "weighted": triton_kernels.gradient_kernel,
 }
 
 
@@ -26,7 +26,7 @@ def compiled(name: str, arch: int, dtype: torch.dtype, D: int, folder: Path, **f
     """The kernel with every feature that ``features`` does not switch."""
     blocks = sizes(name, D, dtype)
     constants: dict[str, Any] = {"T": 5, "D": D, "BM": blocks.bm, "BN": blocks.bn, "DB": blocks.db, "DC": blocks.dc}
-    constants |= {"RESIDENT": blocks.resident, "HAS_SPANS": True, "UNSHIFTED": False, "WITH_HITS": True, **features}
+    constants |= {"RESIDENT": blocks.resident, "HAS_SPANS": True, "UNSHIFTED": False, "WITH_TOP1": True, **features}
     options = {"num_warps": blocks.warps, "num_stages": triton_launch._STAGES}
     return Compiled(KERNELS[name], arch, POINTERS | {"v": "*" + TYPES[dtype]}, constants, options, folder)
 
@@ -65,7 +65,7 @@ default_set = pytest.mark.skipif(
 def test_nothing_is_spilled_and_as_many_programs_run_as_the_launch_counts_on(
     name: str, arch: int, dtype: torch.dtype, D: int, tmp_path: Path
 ) -> None:
-    kernel = compiled(name, arch, dtype, D, tmp_path, UNSHIFTED=True, HAS_SPANS=False, WITH_HITS=False)
+    kernel = compiled(name, arch, dtype, D, tmp_path, UNSHIFTED=True, HAS_SPANS=False, WITH_TOP1=False)
     assert kernel.spilled == 0
     assert kernel.programs() >= sizes(name, D, dtype).programs
 
@@ -89,7 +89,7 @@ def test_instructions_of_the_main_loop(name: str, serves: int, arch: int, most: 
     With 4 warps a program, each does the work of two. The loop must be the one without masks: as many exponentials as
     entries, and hardly a comparison.
     """
-    kernel = compiled(name, arch, torch.bfloat16, 128, tmp_path, UNSHIFTED=True, HAS_SPANS=False, WITH_HITS=False)
+    kernel = compiled(name, arch, torch.bfloat16, 128, tmp_path, UNSHIFTED=True, HAS_SPANS=False, WITH_TOP1=False)
     masked, body = kernel.loops()
     tile = sizes(name, 128, torch.bfloat16)
     assert count(body, PRODUCT[arch]) == count(masked, PRODUCT[arch])

@@ -24,8 +24,8 @@ def joined_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def own_part(x: torch.Tensor) -> torch.Tensor:
-    facts = world()
-    return x.chunk(facts.world_size)[facts.rank]
+    here = world()
+    return x.chunk(here.world_size)[here.rank]
 
 
 def loss_and_gradient(backend: str, with_ids: bool, gather: bool) -> Outcome:

@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import shutil
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from cltt import ShardDataset, WindowIndex, build_shards
 from cltt.errors import DataError, FrameError
+from cltt.files import threads
 from cltt.shards import dataset as dataset_module
 from cltt.shards import folder as folder_module
 from cltt.shards import format
@@ -71,7 +74,7 @@ def test_neighbours_come_in_one_read_and_distant_frames_do_not(built: Path, monk
         lambda handle, memory, offset: calls.append(len(memory)) or read(handle, memory, offset),
     )
     dataset = ShardDataset(built)
-    in_shard_0 = np.flatnonzero(dataset.frame_facts(range(FRAMES))["shard"] == 0)
+    in_shard_0 = np.flatnonzero(dataset.frame_records(range(FRAMES))["shard"] == 0)
     dataset.read(in_shard_0[::-1])
     assert len(calls) == 1
     calls.clear()
@@ -98,6 +101,38 @@ def test_many_threads_share_a_dataset(built: Path, contents: list[bytes]) -> Non
         assert all(pool.map(read, range(200)))
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_reads_that_wait_are_made_together_and_those_that_do_not_by_the_caller(
+    built: Path, contents: list[bytes], slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: set[int] = set()
+    read = dataset_module._pread_into
+
+    def watched(handle: int, memory: memoryview, offset: int) -> int:
+        readers.add(threading.get_ident())
+        time.sleep(0.003 if slow else 0)
+        return read(handle, memory, offset)
+
+    monkeypatch.setattr(dataset_module, "_pread_into", watched)
+    monkeypatch.setattr(dataset_module, "MAX_GAP", 0)
+    if not slow:  # another process may take the core in the midst of a read
+        monkeypatch.setattr(threads, "WAIT_SECONDS", 10.0)
+    dataset = ShardDataset(built)
+    wanted = list(range(0, FRAMES, 2))
+    for _ in range(3):
+        readers.clear()
+        assert dataset.read(wanted) == [contents[k] for k in wanted]
+    assert (len(readers) > 1) == slow and len(readers) <= 1 + dataset_module.HELPERS
+
+
+def test_what_a_helper_cannot_read_is_named_as_by_the_caller(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy / "shard-000001.tar").unlink()
+    dataset = ShardDataset(copy)
+    alone = list(map(str, dataset.read_each(range(FRAMES))))
+    monkeypatch.setattr(threads.WaitGauge, "slow", True)
+    assert list(map(str, dataset.read_each(range(FRAMES)))) == alone
+
+
 def test_clips(built: Path, root: Path) -> None:
     for dataset in (ShardDataset(built), FolderDataset(root)):
         assert (dataset.num_frames, dataset.num_clips) == (FRAMES, len(LENGTHS))
@@ -119,10 +154,10 @@ def test_clips(built: Path, root: Path) -> None:
 
 def test_a_flipped_byte_is_named_and_leaves_the_others(copy: Path, contents: list[bytes]) -> None:
     dataset = ShardDataset(copy)
-    facts = dataset.frame_facts([20])[0]
-    shard = copy / format.shard_name(int(facts["shard"]))
+    record = dataset.frame_records([20])[0]
+    shard = copy / format.shard_name(int(record["shard"]))
     content = bytearray(shard.read_bytes())
-    content[int(facts["offset"]) + 100] ^= 4
+    content[int(record["offset"]) + 100] ^= 4
     shard.write_bytes(content)
     frames = dataset.read_each(range(FRAMES))
     error = frames.pop(20)
@@ -141,7 +176,7 @@ def test_a_missing_or_cut_off_shard_is_named(copy: Path, contents: list[bytes], 
     else:
         os.truncate(shard, 100)
     dataset = ShardDataset(copy)
-    lost = dataset.frame_facts(range(FRAMES))["shard"] == 1
+    lost = dataset.frame_records(range(FRAMES))["shard"] == 1
     for frame, content, is_lost in zip(dataset.read_each(range(FRAMES)), contents, lost, strict=True):
         if not is_lost:
             assert frame == content
@@ -239,7 +274,7 @@ def test_a_checked_folder_has_the_clips_of_its_shards(broken_root: Path, tmp_pat
     assert [plain.frame_name(f) for f in frames] == [packed.frame_name(f) for f in frames]
     assert plain.read(frames) == packed.read(frames)
     for name in ("size", "crc", "width", "height"):
-        assert np.array_equal(plain.frame_facts(frames)[name], packed.frame_facts(frames)[name])
+        assert np.array_equal(plain.frame_records(frames)[name], packed.frame_records(frames)[name])
     report = json.loads((tmp_path / "s" / "report.json").read_text())["files"]
     left_out = {file["file"]: file["reason"] for file in report if file["what"] == "skipped"}
     assert plain.invalid.items() <= left_out.items() and len(plain.invalid) == 8

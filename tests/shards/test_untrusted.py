@@ -206,7 +206,7 @@ def test_a_record_that_leads_out_of_its_shard_is_a_bad_frame(shards: Path, field
     assert "its record leads out of its shard" in str(found[7]) and "in clip 'a'" in str(found[7])
     with pytest.raises(DataError):
         whole.frame_name(7)
-    assert [damage.name for damage in verify_shards(shards)] == [format.FRAMES]
+    assert [mismatch.name for mismatch in verify_shards(shards)] == [format.FRAMES]
 
 
 def test_frames_that_overlap_or_go_back_are_found_by_the_verifier(shards: Path) -> None:
@@ -239,13 +239,13 @@ def test_a_member_that_leads_out_is_not_looked_for(shards: Path, tmp_path: Path)
     dataset = ShardDataset(shards)
     secret.write_bytes(dataset.read([0])[0])
     (tmp_path / "root").mkdir()
-    tar, offset = shards / "shard-000000.tar", int(dataset.frame_facts([0])["offset"][0])
+    tar, offset = shards / "shard-000000.tar", int(dataset.frame_records([0])["offset"][0])
     content = bytearray(tar.read_bytes())
     content[offset - 512 : offset - 412] = b"../secret.jpg".ljust(100, b"\0")
     tar.write_bytes(content)
     with pytest.raises(DataError, match="not a path below the root folder"):
         dataset.frame_name(0)
-    problems = [str(damage) for damage in verify_shards(shards, source_dir=tmp_path / "root")]
+    problems = [str(mismatch) for mismatch in verify_shards(shards, source_dir=tmp_path / "root")]
     assert any("not a path below the root folder" in problem for problem in problems)
 
 

@@ -46,7 +46,7 @@ def _flip(path: Path, offset: int) -> None:
 
 
 def _names(path: Path, **options: object) -> list[str]:
-    return [damage.name for damage in verify_shards(path, **options)]  # type: ignore[arg-type]
+    return [mismatch.name for mismatch in verify_shards(path, **options)]  # type: ignore[arg-type]
 
 
 def test_whole_shards_are_whole(shards: Path, root: Path) -> None:
@@ -58,12 +58,12 @@ def test_a_flipped_byte_in_each_frame_of_a_few(shards: Path) -> None:
     rng = np.random.default_rng(0)
     victims = sorted(rng.choice(dataset.num_frames, 5, replace=False).tolist())
     for frame in victims:
-        facts = dataset.frame_facts([frame])[0]
-        where = int(facts["offset"]) + int(rng.integers(facts["size"]))
-        _flip(shards / format.shard_name(int(facts["shard"])), where)
+        record = dataset.frame_records([frame])[0]
+        where = int(record["offset"]) + int(rng.integers(record["size"]))
+        _flip(shards / format.shard_name(int(record["shard"])), where)
     found = _names(shards)
     assert [name for name in found if not name.startswith("shard-")] == [dataset.frame_name(k) for k in victims]
-    touched = {format.shard_name(int(shard)) for shard in dataset.frame_facts(victims)["shard"]}
+    touched = {format.shard_name(int(shard)) for shard in dataset.frame_records(victims)["shard"]}
     assert {name for name in found if name.startswith("shard-")} == touched
 
 
@@ -80,21 +80,21 @@ def test_a_flipped_byte_anywhere_is_found(shards: Path) -> None:
 
 def test_a_flipped_byte_between_frames(shards: Path) -> None:
     _flip(shards / "shard-000001.tar", 3)
-    (damage,) = verify_shards(shards)
-    assert damage.name == "shard-000001.tar" and "between the frames" in damage.problem
+    (mismatch,) = verify_shards(shards)
+    assert mismatch.name == "shard-000001.tar" and "between the frames" in mismatch.problem
 
 
 def test_a_cut_off_shard_names_the_frames_it_lost(shards: Path) -> None:
     dataset = ShardDataset(shards)
     tar = shards / "shard-000000.tar"
-    mine = np.flatnonzero(dataset.frame_facts(range(dataset.num_frames))["shard"] == 0)
-    cut = int(dataset.frame_facts(mine[-3:])["offset"][0]) + 10
+    mine = np.flatnonzero(dataset.frame_records(range(dataset.num_frames))["shard"] == 0)
+    cut = int(dataset.frame_records(mine[-3:])["offset"][0]) + 10
     with tar.open("r+b") as file:
         file.truncate(cut)
-    damages = verify_shards(shards)
-    assert damages[0].name == tar.name and f"{cut} bytes" in damages[0].problem
-    assert [damage.problem for damage in damages[1:]] == ["cut off"] * 3
-    assert damages[1].name == dataset.frame_name(int(mine[-3]))  # its header is still there
+    mismatches = verify_shards(shards)
+    assert mismatches[0].name == tar.name and f"{cut} bytes" in mismatches[0].problem
+    assert [mismatch.problem for mismatch in mismatches[1:]] == ["cut off"] * 3
+    assert mismatches[1].name == dataset.frame_name(int(mine[-3]))  # its header is still there
 
 
 def test_a_missing_shard(shards: Path, root: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_source_is_compared(shards: Path, root: Path, tmp_path: Path) -> Non
     (source / "a/frame_000002.jpg").write_bytes((source / "b/frame_000002.jpg").read_bytes())
     (source / "b/z.png").write_bytes(b"not a picture any more")
     shutil.copy(source / "b/frame_000000.jpg", source / "b/new.jpg")
-    problems = {damage.name: damage.problem for damage in verify_shards(shards, source_dir=source)}
+    problems = {mismatch.name: mismatch.problem for mismatch in verify_shards(shards, source_dir=source)}
     assert problems == {
         "a/frame_000001.jpg": "no source file: No such file or directory",
         "a/frame_000002.jpg": "not what the source file gives",
@@ -139,7 +139,7 @@ def test_a_folder_that_one_side_lacks_is_named_once(shards: Path, root: Path, tm
     source = Path(shutil.copytree(root, tmp_path / "source"))
     (source / "a").rename(source / "moved")
     (source / "b/frame_000007.jpg").unlink()
-    problems = {damage.name: damage.problem for damage in verify_shards(shards, source_dir=source)}
+    problems = {mismatch.name: mismatch.problem for mismatch in verify_shards(shards, source_dir=source)}
     assert problems == {
         "a": "no such folder in the source (29 frames here)",
         "b/frame_000007.jpg": "no source file: No such file or directory",
@@ -154,6 +154,6 @@ def test_decode_finds_what_a_header_check_lets_through(tmp_path: Path) -> None:
     victim.write_bytes(content[:700] + content[900:])  # still ends as a JPEG must
     build_shards(root, tmp_path / "out", verify="header")
     assert verify_shards(tmp_path / "out") == []
-    (damage,) = verify_shards(tmp_path / "out", decode=True)
-    assert damage.name == "a/frame_000001.jpg" and "invalid JPEG" in damage.problem
-    assert build_shards(root, tmp_path / "out2").skipped == {damage.problem: 1}
+    (mismatch,) = verify_shards(tmp_path / "out", decode=True)
+    assert mismatch.name == "a/frame_000001.jpg" and "invalid JPEG" in mismatch.problem
+    assert build_shards(root, tmp_path / "out2").skipped == {mismatch.problem: 1}

@@ -60,24 +60,24 @@ class Cluster:
         """Id of the job that ``sbatch args`` makes."""
         return self.call("sbatch", "--parsable", *args, **env).strip()
 
-    def facts(self, job: str) -> dict[str, str]:
+    def job_info(self, job: str) -> dict[str, str]:
         """What ``scontrol show job`` says of one job or array task."""
         words = self.call("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def state(self, job: str) -> str:
-        return self.facts(job)["JobState"]
+        return self.job_info(job)["JobState"]
 
     def ended(self, job: str) -> bool:
         return self.state(job) not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
     def wait(self, job: str, *, seconds: float = 300) -> dict[str, str]:
-        """The job's facts once it has ended for good; its log is shown if it does not end."""
+        """What is known of the job once it has ended for good; its log is shown if it does not end."""
         deadline = time.monotonic() + seconds
         while not self.ended(job):
             assert time.monotonic() < deadline, f"job {job} is still {self.state(job)}\n{self.logs()}"
             time.sleep(0.2)
-        return self.facts(job)
+        return self.job_info(job)
 
     def wait_for(self, job: str, file: Path, lines: int, *, seconds: float = 120) -> None:
         """Return when the job has written so many lines."""

@@ -61,8 +61,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
     names = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "FROM_MODULE")
     with open(os.environ["FAKES"] + "/runs", "a") as runs:
-        facts = dict(argv=sys.argv[1:], env=dict((name, os.environ.get(name)) for name in names))
-        runs.write(json.dumps(facts) + "\\n")
+        seen = dict(argv=sys.argv[1:], env=dict((name, os.environ.get(name)) for name in names))
+        runs.write(json.dumps(seen) + "\\n")
     take_steps()
 """
 

@@ -71,8 +71,8 @@ def train(cluster: Cluster, shards: Path, run: str) -> str:
 def unbroken(slurm: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """CSV files of a run that nothing interrupted."""
     cluster = Cluster(tmp_path_factory.mktemp("unbroken") / "my project")
-    facts = cluster.wait(train(cluster, shards, "a run"))
-    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), cluster.logs()
+    info = cluster.wait(train(cluster, shards, "a run"))
+    assert (info["JobState"], info["Restarts"]) == ("COMPLETED", "0"), cluster.logs()
     return metrics(cluster.folder / "a run")
 
 
@@ -95,8 +95,8 @@ def test_a_preempted_run_ends_as_if_nothing_had_happened(
             "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
         )
         assert cluster.wait(urgent)["JobState"] == "COMPLETED"
-    facts = cluster.wait(job)
-    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
+    info = cluster.wait(job)
+    assert (info["JobState"], info["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
     assert metrics(cluster.folder / "a run") == unbroken
     (log,) = (cluster.folder / "logs").glob("*.out")  # one file, appended to
     assert [log.read_text().count(words) for words in ("start 1 on", "start 2 on", "slurm: complete")] == [1, 1, 1]
@@ -106,8 +106,8 @@ def test_a_cancelled_run_stays_cancelled(cluster: Cluster, shards: Path) -> None
     job = train(cluster, shards, "a run")
     cluster.wait_for(job, cluster.folder / "a run/metrics.csv", 2)
     cluster.call("scancel", job)
-    facts = cluster.wait(job)
-    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0"), cluster.logs()
+    info = cluster.wait(job)
+    assert (info["JobState"], info["Restarts"]) == ("CANCELLED", "0"), cluster.logs()
 
 
 def test_a_run_that_crashes_is_not_requeued_for_ever(cluster: Cluster, tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_a_run_that_crashes_is_not_requeued_for_ever(cluster: Cluster, tmp_path:
     python.write_text('#!/bin/sh\nif [ "$SLURM_PROCID" = 1 ]; then exit 3; fi\nexec sleep 600\n')
     python.chmod(0o755)
     env = {**SMALL, "PYTHON": str(python), "MAX_REQUEUES": "1", "STRAGGLER_WAIT": "1"}
-    facts = cluster.wait(cluster.submit("--nodes=2", ONE_CPU, TRAIN, **env))
-    assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "1"), cluster.logs()
+    info = cluster.wait(cluster.submit("--nodes=2", ONE_CPU, TRAIN, **env))
+    assert (info["JobState"], info["Restarts"]) == ("FAILED", "1"), cluster.logs()
     assert "not requeued" in cluster.logs()
 
 
@@ -131,9 +131,9 @@ def test_a_sweep_of_two_lines(cluster: Cluster, shards: Path) -> None:
     # The last task is the one whose SLURM_JOB_ID is the id of the whole array.
     cluster.wait_for(f"{job}_1", runs[1] / "metrics.csv", 2)
     cluster.call("scancel", "--signal=USR1", "--batch", f"{job}_1")
-    facts = [cluster.wait(f"{job}_{task}") for task in (0, 1)]
-    assert [fact["JobState"] for fact in facts] == ["COMPLETED", "COMPLETED"], cluster.logs()
-    assert [fact["Restarts"] for fact in facts] == ["0", "1"], cluster.logs()
+    jobs = [cluster.wait(f"{job}_{task}") for task in (0, 1)]
+    assert [info["JobState"] for info in jobs] == ["COMPLETED", "COMPLETED"], cluster.logs()
+    assert [info["Restarts"] for info in jobs] == ["0", "1"], cluster.logs()
     for run, window_size in zip(runs, (3, 2), strict=True):
         assert len(metrics(run)[0].splitlines()) == 1 + EPOCHS
         assert json.loads((run / "settings.json").read_text())["windows"]["window_size"] == window_size

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
 from cltt.errors import InvalidImage
@@ -121,7 +122,7 @@ def test_an_error_of_any_kind_is_an_invalid_picture(monkeypatch: pytest.MonkeyPa
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr("simplejpeg.decode_jpeg", fail)
+            patch.setattr(simplejpeg, "decode_jpeg", fail)
             with pytest.raises(InvalidImage, match="invalid JPEG") as caught:
                 image.as_stored(PICTURES["jpeg"])
             assert "\n" not in str(caught.value)

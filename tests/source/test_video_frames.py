@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltt.source.video.file import BrokenVideo, opened
+from cltt.source.video.file import InvalidVideo, opened
 from cltt.source.video.frames import FOLLOWS, VideoReader, Wanted
 from cltt.source.video.pixels import Upright
 from cltt.source.video.times import Timeline, read_timeline, sample
@@ -182,7 +182,7 @@ def test_of_a_broken_file_the_good_part_is_kept(
         path.write_bytes(damage(bytearray(content), rng.randrange(len(content) // 4, len(content) * 3 // 4), rng))
         try:
             line = timeline(path)
-        except BrokenVideo:
+        except InvalidVideo:
             continue  # the tables at its end are gone
         for frame in read(path, line, range(len(line.ids))):
             if isinstance(frame, str):

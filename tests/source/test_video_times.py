@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltt.source.video.file import BrokenVideo, is_video, opened
+from cltt.source.video.file import InvalidVideo, is_video, opened
 from cltt.source.video.times import BACKWARDS, BEFORE_KEY, GAP, Timeline, read_timeline, sample
 from tests.helpers import data, video
 
@@ -127,7 +127,7 @@ def test_what_holds_no_video_says_why(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("#EXTM3U\n/etc/hostname\n")
     (tmp_path / "empty.mkv").write_bytes(b"")
     for name, reason in cases.items():
-        with pytest.raises(BrokenVideo, match=reason):
+        with pytest.raises(InvalidVideo, match=reason):
             timeline(tmp_path / name)
 
 

@@ -14,6 +14,7 @@ from cltt.files.patience import Patience
 from cltt.shards import format
 from cltt.source import videos
 from cltt.source.video import file as video_file
+from cltt.source.video import frames, times
 from tests.helpers import data
 
 pytest.importorskip("av")
@@ -28,8 +29,11 @@ def test_an_input_error_that_comes_again_at_one_place_is_the_files_own(tmp_path:
     assert video_file.is_of_the_file(path, 7, error)
     assert not video_file.is_of_the_file(path, 9, error)
     assert not video_file.is_of_the_file(path, 9, OSError(errno.ENOENT, "gone"))
-    os.unlink(path)
+    os.rename(path, path + b".away")
     assert not video_file.is_of_the_file(path, 9, error)  # the system cannot read it either
+    os.rename(path + b".away", path)
+    assert not video_file.is_of_the_file(path, 9, error)  # it has just recovered
+    assert video_file.is_of_the_file(path, 9, error)
 
 
 @pytest.mark.parametrize("container", [".webm", ".mp4", ".avi"])
@@ -49,8 +53,8 @@ def test_a_video_that_ffmpeg_cannot_parse_does_not_stop_a_build(
                 raise av.OSError(errno.EIO, "Input/output error", "film")
             yield packet
 
-    for module in ("times", "frames"):
-        monkeypatch.setattr(f"cltt.source.video.{module}.packets_of", breaks)
+    for module in (times, frames):
+        monkeypatch.setattr(module, "packets_of", breaks)
     report = build_shards(root, tmp_path / "out", workers=1, io_patience=20)
     assert report.frames >= 3
     assert any("film" in note["file"] for note in format.read_report(tmp_path / "out")["files"])

@@ -95,7 +95,7 @@ def test_a_failed_save_makes_the_next_one_due_after_five_minutes(
         saver.wait()
         assert not saver.due
         now = time.monotonic()
-        monkeypatch.setattr("cltt.training.trainer.time.monotonic", lambda: now + outputs.RETRY_SECONDS + 1)
+        monkeypatch.setattr(time, "monotonic", lambda: now + outputs.RETRY_SECONDS + 1)
         assert saver.due
         disk.full = False
         saver.save({}, epoch=1, step=9)

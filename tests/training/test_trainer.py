@@ -200,8 +200,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     trainer = make_trainer(tmp_path, loader=TensorLoader(bad_step=2), model=model, on_step=losses.append)
     with pytest.raises(NonFiniteLossError, match=r"loss is nan at epoch 1, step 3"):
         trainer.run()
-    facts = json.loads((tmp_path / "nonfinite.json").read_text())
-    assert facts == {"epoch": 1, "step": 3, "what": "loss", "value": "nan", "window_ids": [30, 31, 32, 33, 34, 35]}
+    written = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert written == {"epoch": 1, "step": 3, "what": "loss", "value": "nan", "window_ids": [30, 31, 32, 33, 34, 35]}
     twin = plain_model()
     make_trainer(tmp_path, model=twin, optim=OptimSettings(epochs=2, max_batches_per_epoch=2))._run_epoch()
     assert len(losses) == 2

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cltt import ShardDataset, build_shards
-from tests.helpers import data, training, video
-from tests.helpers.inspecting import facts, refusal
+from tests.helpers import data, video
+from tests.helpers.inspecting import info, refusal
+from tests.helpers.nursery import nursery
 
 TINY = ["--window-size", "3", "--frame-step", "2", "--batch-size", "8", "--image-size", "32"]
 RUN = [*TINY, "--epochs", "1", "--max-batches-per-epoch", "2", "--num-workers", "1", "--device", "cpu"]
@@ -19,9 +19,8 @@ RUN = [*TINY, "--epochs", "1", "--max-batches-per-epoch", "2", "--num-workers", 
 
 def train(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run train.py with the tiny model, in ``cwd``."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "LOSSES": str(cwd / "losses"), "PYTHONPATH": str(training.ROOT)}
-    command = [sys.executable, "-m", "tests.helpers.tiny_run", *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "LOSSES": str(cwd / "losses")}
+    return nursery().run("tests.helpers.tiny_run", arguments, env, folder=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_a_folder_of_videos_trains(videos: Path, tmp_path: Path) -> None:
 
 def test_inspecting_videos_shows_their_times(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--root-dir", videos, "--fps", "10", *TINY, "--sample-idx", "3", "--save-path", tmp_path / "w.png"]
-    found = facts(capsys, *flags)
+    found = info(capsys, *flags)
     assert found["frame_names"] == [[f"ada/one.mp4#t={time}" for time in ("0.300", "0.500", "0.700")]]
     assert found["seconds"] == [[pytest.approx(0.3), pytest.approx(0.5), pytest.approx(0.7)]]
     assert found["clips"] == 2 and found["frames"] == 50 and (tmp_path / "w.png").stat().st_size > 1000
@@ -58,13 +57,13 @@ def test_windows_of_videos_are_those_of_their_shards(
 ) -> None:
     build_shards(videos, tmp_path / "shards", fps=10)
     batch = [*TINY, "--mode", "batch", "--batch-sampling", "plan", "--step", "1", "--save-path", tmp_path / "w.png"]
-    plain = facts(capsys, "--root-dir", videos, "--fps", "10", *batch)
-    built = facts(capsys, "--shards", tmp_path / "shards", *batch)
+    plain = info(capsys, "--root-dir", videos, "--fps", "10", *batch)
+    built = info(capsys, "--shards", tmp_path / "shards", *batch)
     assert plain["frame_names"] == built["frame_names"] and plain["seconds"] == built["seconds"]
 
 
 def test_a_gallery_of_videos_opens_with_times(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    facts(capsys, "--root-dir", videos, "--fps", "10", *TINY, "--mode", "html", "--out", tmp_path / "gallery")
+    info(capsys, "--root-dir", videos, "--fps", "10", *TINY, "--mode", "html", "--out", tmp_path / "gallery")
     page = (tmp_path / "gallery" / "index.html").read_text()
     assert "ada/one.mp4#t=" in page and ' s"' in page
 
@@ -109,7 +108,7 @@ def test_a_resumed_run_must_have_the_same_clips_whatever_the_file(shards: Path, 
 def test_inspecting_a_list_of_clips(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "list.txt").write_text("a/two\n")
     flags = ["--shards", shards, "--clips", tmp_path / "list.txt", *TINY]
-    found = facts(capsys, *flags, "--sample-idx", "0", "--save-path", tmp_path / "w.png")
+    found = info(capsys, *flags, "--sample-idx", "0", "--save-path", tmp_path / "w.png")
     assert (found["clips"], found["windows"], found["clips_shown"]) == (1, 29, ["a/two"])
     (tmp_path / "list.txt").write_text("c\n")
     assert "no clip and no folder of clips" in refusal(capsys, *flags, "--sample-idx", "0", "--save-path", "w.png")

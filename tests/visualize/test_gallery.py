@@ -46,8 +46,8 @@ def gallery(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def facts(gallery: Path) -> dict[str, Any]:
-    found = re.search(r"^const facts = (.*);$", (gallery / "index.html").read_text(), re.MULTILINE)
+def contents(gallery: Path) -> dict[str, Any]:
+    found = re.search(r"^const contents = (.*);$", (gallery / "index.html").read_text(), re.MULTILINE)
     assert found
     return json.loads(found[1])
 
@@ -55,8 +55,8 @@ def facts(gallery: Path) -> dict[str, Any]:
 # ---- on disk
 
 
-def test_every_clip_has_its_facts_and_its_strip(gallery: Path) -> None:
-    clips = facts(gallery)["clips"]
+def test_every_clip_has_its_row_and_its_strip(gallery: Path) -> None:
+    clips = contents(gallery)["clips"]
     assert {clip["name"]: clip["length"] for clip in clips} == LENGTHS
     for clip in clips:
         sheet = simplejpeg.decode_jpeg((gallery / clip["strip"]).read_bytes())
@@ -67,7 +67,7 @@ def test_every_clip_has_its_facts_and_its_strip(gallery: Path) -> None:
 
 
 def test_a_strip_shows_the_frames_in_order(gallery: Path, folder: Path) -> None:
-    clip = next(clip for clip in facts(gallery)["clips"] if clip["name"].startswith("b/"))
+    clip = next(clip for clip in contents(gallery)["clips"] if clip["name"].startswith("b/"))
     sheet = simplejpeg.decode_jpeg((gallery / clip["strip"]).read_bytes()).astype(float)
     dataset = FolderDataset(folder)
     first = int(dataset.clip_offsets[clip["id"]])
@@ -84,7 +84,7 @@ def test_a_strip_shows_the_frames_in_order(gallery: Path, folder: Path) -> None:
 def test_the_batch_is_the_one_asked_for(gallery: Path, folder: Path) -> None:
     dataset = FolderDataset(folder)
     index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
-    rows = facts(gallery)["batch"]["rows"]
+    rows = contents(gallery)["batch"]["rows"]
     ids = views.random_ids(index, 18, 0, 0)
     assert [row["window"] for row in rows] == ids.tolist()
     view = views.view_windows(dataset, index, ids, image_size=40)
@@ -170,7 +170,7 @@ def expected_box(frame: int, length: int) -> list[float]:
 
 @needs_browser
 def test_the_page_renders_and_the_address_sets_the_window(gallery: Path, tmp_path: Path) -> None:
-    clips = facts(gallery)["clips"]
+    clips = contents(gallery)["clips"]
     page = browse(tmp_path, gallery / "index.html", "#t=3")
     assert page.frames == {clip["id"]: expected_frames(clip["length"], 3) for clip in clips[:20]}
     assert page.images == [clip["strip"] for clip in clips[:20]]
@@ -179,7 +179,7 @@ def test_the_page_renders_and_the_address_sets_the_window(gallery: Path, tmp_pat
 
 @needs_browser
 def test_the_slider_moves_the_marked_frames(gallery: Path, tmp_path: Path) -> None:
-    clips = {clip["id"]: clip["length"] for clip in facts(gallery)["clips"][:20]}
+    clips = {clip["id"]: clip["length"] for clip in contents(gallery)["clips"][:20]}
     page = browse(tmp_path, gallery / "index.html", events=move("t", 12))
     assert page.frames == {clip: expected_frames(length, 12) for clip, length in clips.items()}
     assert [box for boxes in page.boxes.values() for box in boxes] == [
@@ -199,30 +199,30 @@ def test_shuffled_frames_are_marked_in_no_clip(folder: Path, tmp_path: Path) -> 
     assert inspect_windows.main([*argv, "--window-size", "2", "--frame-step", "1", "--shuffle-frames"]) == 0
     page = browse(tmp_path, tmp_path / "g" / "index.html", "#t=1")
     assert len(page.images) == 20 and not any(page.frames.values())
-    assert "shuffled by seed 0" in facts(tmp_path / "g")["batch"]["title"]
+    assert "shuffled by seed 0" in contents(tmp_path / "g")["batch"]["title"]
 
 
 @needs_browser
 def test_search_and_pages_and_the_batch(gallery: Path, tmp_path: Path) -> None:
-    clips = facts(gallery)["clips"]
+    clips = contents(gallery)["clips"]
     page = browse(tmp_path, gallery / "index.html", events="get('after').click();")
     assert list(page.frames) == [clip["id"] for clip in clips[20:]]
     page = browse(tmp_path, gallery / "index.html", events=move("search", "TWO</I> & m"))
     assert [clips[clip]["name"] for clip in page.frames] == ["b/<i>two</i> & more"]
     page = browse(tmp_path, gallery / "index.html", events="get('view-batch').click(); get('after').click();")
-    rows = facts(gallery)["batch"]["rows"]
+    rows = contents(gallery)["batch"]["rows"]
     assert page.windows == [row["window"] for row in rows[16:]]
     assert page.images == ["batch/000016.jpg", "batch/000017.jpg"]
 
 
 @needs_browser
 def test_ten_thousand_clips_stay_usable(gallery: Path, tmp_path: Path) -> None:
-    """The page lists twenty at a time, whatever there is; here the facts alone, without their strips."""
+    """The page lists twenty at a time, whatever there is; here the rows alone, without their strips."""
     page = (gallery / "index.html").read_text()
-    known = facts(gallery)
+    known = contents(gallery)
     known["clips"] = [{**known["clips"][0], "id": number, "name": f"clip {number}"} for number in range(10_000)]
     many = gallery / "many.html"
-    start, end = re.search(r"const facts = (.*);\n", page).span(1)  # type: ignore[union-attr]
+    start, end = re.search(r"const contents = (.*);\n", page).span(1)  # type: ignore[union-attr]
     many.write_text(page[:start] + json.dumps(known) + page[end:])
     shown = browse(tmp_path, many, events=move("search", "clip 99") + "get('after').click();" + move("t", 2))
     assert len(shown.frames) == 20 and all(frames == [4, 8, 12] for frames in shown.frames.values())
@@ -236,7 +236,7 @@ def test_all_clips_are_listed_while_the_batch_is_of_the_training_split(folder: P
     assert inspect_windows.main(argv) == 0
     dataset = ShardDataset(tmp_path / "s")
     index = WindowIndex(dataset.clip_lengths, 2, 1, clips=dataset.split_clips("train"))
-    known = facts(tmp_path / "g")
+    known = contents(tmp_path / "g")
     assert {clip["name"]: clip["split"] for clip in known["clips"]} == {
         dataset.clip_key(clip): split for split in ("train", "val") for clip in dataset.split_clips(split).tolist()
     }

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib.image
@@ -14,13 +15,13 @@ import numpy as np
 import pytest
 
 from cltt.errors import SettingsError
-from cltt.visualize import figures, inspect, views
+from cltt.visualize import figures, gallery, inspect, views
 from cltt.visualize import windows as windows_module
 from tests.helpers import data
 from tests.helpers.inspecting import (
     ROOT,
     SMALL,
-    facts,
+    info,
     refusal,
     script,
 )
@@ -73,12 +74,12 @@ def test_a_place_that_cannot_be_written_gets_one_sentence(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tempfile.TemporaryFile", refuse)
+        patched.setattr(tempfile, "TemporaryFile", refuse)
         patched.setattr(inspect, "open_dataset", None)  # not come to
         said = refusal(capsys, *asked, tmp_path / "new/w.png")
     assert f"Permission denied; give another {argv[-1]}" in said and not (tmp_path / "new").exists()
-    for module in ("figures", "gallery"):
-        monkeypatch.setattr(f"cltt.visualize.{module}.check_writable", lambda *_: None)
+    for module in (figures, gallery):
+        monkeypatch.setattr(module, "check_writable", lambda *_: None)
     monkeypatch.setattr(Path, "mkdir", refuse)
     capsys.readouterr()
     with pytest.raises(SettingsError, match=rf"new/w\.png: Permission denied; give another {argv[-1]}"):
@@ -97,7 +98,7 @@ def test_json_needs_no_picture(
     for module, names in drawing.items():
         for name in names:
             monkeypatch.setattr(module, name, None)
-    assert facts(capsys, "--shards", shards, *SMALL, "--mode", *mode)["windows"] == 47
+    assert info(capsys, "--shards", shards, *SMALL, "--mode", *mode)["windows"] == 47
 
 
 def test_help_says_that_nothing_is_built() -> None:

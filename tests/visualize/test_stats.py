@@ -18,7 +18,7 @@ from cltt.visualize import stats as stats_module
 from tests.helpers.inspecting import (
     LENGTHS,
     WINDOWS,
-    facts,
+    info,
     obvious_windows,
 )
 
@@ -43,7 +43,7 @@ def test_stats_count_what_is_there(
     monkeypatch.setattr(stats_module, "PIECE", piece)
     expected = obvious_stats(folder)
     for flag, path in (("--shards", shards), ("--root-dir", folder)):
-        stats = facts(capsys, flag, path, *WINDOWS, "--mode", "stats")
+        stats = info(capsys, flag, path, *WINDOWS, "--mode", "stats")
         assert {key: stats[key] for key in ("clips", "frames", "bytes")} == {
             key: expected[key] for key in ("clips", "frames", "bytes")
         }
@@ -68,16 +68,16 @@ def test_windows_at_other_settings_are_counted_one_by_one() -> None:
 def test_stats_of_splits_and_labels_add_up(
     shards: Path, split_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labels = facts(capsys, "--shards", shards, *WINDOWS, "--mode", "stats")["labels"]
+    labels = info(capsys, "--shards", shards, *WINDOWS, "--mode", "stats")["labels"]
     assert {item["name"]: (item["clips"], item["frames"]) for item in labels} == {
         "a": (2, 55),
         "b": (2, 44),
         "c": (1, 28),
     }
-    stats = facts(capsys, "--shards", split_shards, *WINDOWS, "--mode", "stats")
+    stats = info(capsys, "--shards", split_shards, *WINDOWS, "--mode", "stats")
     for key in ("clips", "frames", "windows"):
         assert sum(item[key] for item in stats["splits"]) == stats[key]
-    train = facts(capsys, "--shards", split_shards, *WINDOWS, "--mode", "stats", "--split", "train")
+    train = info(capsys, "--shards", split_shards, *WINDOWS, "--mode", "stats", "--split", "train")
     named = {item["name"]: item for item in stats["splits"]}
     assert [train[key] for key in ("clips", "frames", "windows")] == [
         named["train"][key] for key in ("clips", "frames", "windows")
@@ -104,5 +104,5 @@ def test_the_page_of_stats_has_no_empty_panel(shards: Path, split_shards: Path, 
 
 
 def test_stats_need_no_window_to_fit(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stats = facts(capsys, "--shards", shards, "--window-size", "60", "--mode", "stats")
+    stats = info(capsys, "--shards", shards, "--window-size", "60", "--mode", "stats")
     assert stats["windows"] == 0 and stats["too_short"]["frames"] == 127

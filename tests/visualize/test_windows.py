@@ -19,7 +19,7 @@ from tests.helpers.inspecting import (
     SMALL,
     WINDOWS,
     drawn_frames,
-    facts,
+    info,
     obvious_windows,
     refusal,
 )
@@ -28,7 +28,7 @@ from tests.helpers.inspecting import (
 def test_every_sample_is_the_window_it_says(shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     windows = obvious_windows()
     for window in (0, 1, 12, len(windows) - 1):
-        shown = facts(capsys, "--shards", shards, *SMALL, "--sample-idx", window, "--save-path", tmp_path / "w.png")
+        shown = info(capsys, "--shards", shards, *SMALL, "--sample-idx", window, "--save-path", tmp_path / "w.png")
         assert shown["window_ids"] == [window] and shown["windows"] == len(windows)
         assert shown["frame_names"] == [windows[window]]
         assert shown["clips_shown"] == [windows[window][0].rpartition("/")[0]]
@@ -40,8 +40,8 @@ def test_a_folder_shows_what_its_shards_show(
     shards: Path, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     argv = [*SMALL, "--mode", "batch", "--batch-size", "6", "--save-path"]
-    packed = facts(capsys, "--shards", shards, *argv, tmp_path / "shards.png")
-    plain = facts(capsys, "--root-dir", folder, *argv, tmp_path / "folder.png")
+    packed = info(capsys, "--shards", shards, *argv, tmp_path / "shards.png")
+    plain = info(capsys, "--root-dir", folder, *argv, tmp_path / "folder.png")
     assert {**packed, "data": ""} == {**plain, "data": ""}
     assert (tmp_path / "shards.png").read_bytes() == (tmp_path / "folder.png").read_bytes()
 
@@ -84,13 +84,13 @@ def test_contiguous_batches_are_neighbours_and_random_ones_are_not(
     shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     argv = ["--shards", shards, *SMALL, "--mode", "batch", "--batch-size", "6", "--save-path", tmp_path / "b.png"]
-    shown = facts(capsys, *argv, "--batch-sampling", "contiguous", "--batch-idx", "1")
+    shown = info(capsys, *argv, "--batch-sampling", "contiguous", "--batch-idx", "1")
     windows = obvious_windows()
     assert shown["window_ids"] == list(range(6, 12))
     assert shown["overlapping_pairs"] == sum(
         2 * (j - i) <= 8 and windows[i][0][:5] == windows[j][0][:5] for i in range(6, 12) for j in range(i + 1, 12)
     )
-    drawn = facts(capsys, *argv, "--batch-idx", "2", "--seed", "9")["window_ids"]
+    drawn = info(capsys, *argv, "--batch-idx", "2", "--seed", "9")["window_ids"]
     assert len(set(drawn)) == 6 and np.ptp(drawn) > 12
 
 
@@ -104,7 +104,7 @@ def test_random_batches_take_all_windows_alike(shards: Path) -> None:
 
 def test_the_same_seed_gives_the_same_picture(shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     def picture(name: str, *argv: str) -> bytes:
-        facts(
+        info(
             capsys,
             "--shards",
             shards,
@@ -153,7 +153,7 @@ def test_a_plan_batch_is_the_batch_of_training(
                 if step % 4:
                     continue
                 save_path = tmp_path / f"{epoch}-{step}.png"
-                shown = facts(capsys, *argv, "--epoch", epoch, "--step", step, "--save-path", save_path)
+                shown = info(capsys, *argv, "--epoch", epoch, "--step", step, "--save-path", save_path)
                 assert shown["window_ids"] == batch.window_ids.tolist()
                 assert shown["clip_ids"] == batch.clip_ids.tolist()
                 assert shown["frame_ids"] == batch.frame_ids.tolist()
@@ -180,13 +180,13 @@ def test_a_plan_batch_of_a_folder_with_broken_files_is_the_batch_of_training(
     build_shards(root, tmp_path / "s", workers=1)
     dataset = ShardDataset(tmp_path / "s")
     index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
-    stats = facts(capsys, "--root-dir", root, *WINDOWS, "--mode", "stats")
-    packed = facts(capsys, "--shards", tmp_path / "s", *WINDOWS, "--mode", "stats")
+    stats = info(capsys, "--root-dir", root, *WINDOWS, "--mode", "stats")
+    packed = info(capsys, "--shards", tmp_path / "s", *WINDOWS, "--mode", "stats")
     assert {**stats, "data": ""} == {**packed, "data": ""} and stats["windows"] == len(index)
     argv = ["--root-dir", root, *SMALL, "--mode", "batch", "--batch-sampling", "plan", "--batch-size", "4"]
     with WindowLoader(dataset, index, 4, seed=5, image_size=32, device="cpu", num_threads=1) as loader:
         for step, batch in enumerate(loader):
-            shown = facts(capsys, *argv, "--seed", "5", "--step", step)
+            shown = info(capsys, *argv, "--seed", "5", "--step", step)
             assert shown["window_ids"] == batch.window_ids.tolist()
             assert shown["frame_ids"] == batch.frame_ids.tolist()
             names = [[dataset.frame_name(frame) for frame in row] for row in batch.frame_ids.tolist()]
@@ -218,9 +218,9 @@ def test_pictures_are_of_the_training_split_as_in_training(
     dataset = ShardDataset(split_shards)
     for split, clips in (("train", dataset.split_clips("train")), ("val", dataset.split_clips("val"))):
         chosen = [] if split == "train" else ["--split", split]
-        assert facts(capsys, *argv, *chosen)["frames"] == int(dataset.clip_lengths[clips].sum())
-    assert facts(capsys, *argv, "--split", "all")["frames"] == 127
-    assert facts(capsys, "--shards", split_shards, "--mode", "stats")["frames"] == 127
+        assert info(capsys, *argv, *chosen)["frames"] == int(dataset.clip_lengths[clips].sum())
+    assert info(capsys, *argv, "--split", "all")["frames"] == 127
+    assert info(capsys, "--shards", split_shards, "--mode", "stats")["frames"] == 127
     assert "no split 'test'" in refusal(capsys, *argv, "--split", "test")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cltt.frames.augment import blur_window, sample_params
-from cltt.frames.gather import gather, on_device
+from cltt.frames.gather import BatchFormat, gather, on_device
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
 
@@ -20,20 +20,10 @@ if TYPE_CHECKING:
 
 
 class GpuBatchMaker:
-    """Gather, augment, normalise on ``device``; arguments as of :class:`cltt.frames.batch.BatchMaker`."""
+    """Gather, augment, normalise on ``device``; frames as ``framing`` stores them, batches in ``format``."""
 
-    def __init__(
-        self,
-        framing: Framing,
-        device: torch.device,
-        dtype: torch.dtype,
-        augment: str,
-        channels_last: bool,
-        threads: int,
-        normalise: str,
-    ) -> None:
-        self.framing, self.device, self.dtype, self.augment = framing, device, dtype, augment
-        self.channels_last, self.normalise = channels_last, normalise
+    def __init__(self, framing: Framing, device: torch.device, format: BatchFormat, augment: str, threads: int) -> None:
+        self.framing, self.device, self.format, self.augment = framing, device, format, augment
         self._threads = threads
         self._graph: AugmentGraph | None = None
 
@@ -51,11 +41,11 @@ class GpuBatchMaker:
 
     def _laid_out(self, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """uint8 rows of pixels -> [n, 3, S, S] in the type and memory order asked for."""
-        size = self.framing.image_size
-        if self.dtype != torch.uint8:
-            return gather(rows, slots, size, self.dtype, self.normalise, channels_last=self.channels_last)
+        size, wanted = self.framing.image_size, self.format
+        if wanted.dtype != torch.uint8:
+            return gather(rows, slots, size, wanted.dtype, wanted.normalise, channels_last=wanted.channels_last)
         frames = rows[:, : size * size * 3].index_select(0, slots).view(-1, size, size, 3).permute(0, 3, 1, 2)
-        return frames if self.channels_last else frames.contiguous()
+        return frames if wanted.channels_last else frames.contiguous()
 
     def augmented(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray]) -> torch.Tensor:
         """Slots [n] -> uint8 [n, S*S*3]; returns when it is done, on a stream of the thread's own."""

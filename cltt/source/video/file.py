@@ -37,7 +37,7 @@ HEAD_BYTES = 197  # of a file, for :func:`is_video`
 Packets = Iterator[Any]  # of av.Packet: PyAV is an extra, imported where a video is met
 
 
-class BrokenVideo(ValueError):
+class InvalidVideo(ValueError):
     """A file that holds no video that can be read; the message is one short phrase."""
 
 
@@ -56,7 +56,7 @@ def is_video(head: bytes) -> bool:
 def opened(path: bytes) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
     """The container at ``path`` and its first video stream that is no cover picture.
 
-    Raises BrokenVideo if there is none or the file is not what the name says, OSError if it cannot be read at all.
+    Raises InvalidVideo if there is none or the file is not what the name says, OSError if it cannot be read at all.
     """
     import av
     import av.stream
@@ -71,20 +71,21 @@ def opened(path: bytes) -> Iterator[tuple[av.container.InputContainer, av.video.
         except av.FFmpegError as error:
             if isinstance(error, OSError) and not is_of_the_file(path, -1, error):
                 raise
-            raise BrokenVideo(f"cannot be opened as a video: {reason_of(error)}") from error
+            raise InvalidVideo(f"cannot be opened as a video: {reason_of(error)}") from error
         streams = moving_streams(container)
         if not streams:
-            raise BrokenVideo("no video stream")
+            raise InvalidVideo("no video stream")
         stream = streams[0]
         if stream.codec_context is None:
-            raise BrokenVideo("a video codec that FFmpeg does not know")
+            raise InvalidVideo("a video codec that FFmpeg does not know")
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
         yield container, stream
 
 
-_suspects: dict[bytes, int] = {}  # where a file was last said to give an input error
+# Of a file that gave an input error: where the last one was, and whether the system could read every byte after it.
+_suspects: dict[bytes, tuple[int, bool]] = {}
 _suspects_lock = threading.Lock()
 
 
@@ -92,14 +93,15 @@ def is_of_the_file(path: bytes, place: int, error: OSError) -> bool:
     """Whether an input error at packet ``place`` is the file's own, not the file system's.
 
     FFmpeg says EIO of what it cannot parse too. Such an error comes again at the same place, though the system reads
-    every byte of the file.
+    every byte of the file both before and after: after alone, a disk that has just recovered would spoil the file.
     """
     if error.errno != errno.EIO:
         return False
+    readable = _can_be_read(path)
     with _suspects_lock:
-        comes_again = _suspects.get(path) == place
-        _suspects[path] = place
-    return comes_again and _can_be_read(path)
+        comes_again = _suspects.get(path) == (place, True)
+        _suspects[path] = place, readable
+    return comes_again and readable
 
 
 def _can_be_read(path: bytes) -> bool:

@@ -49,7 +49,7 @@ class _Sent(NamedTuple):
 class VideoReader:
     """An open video file; gives frames by name. Not for several threads at once.
 
-    ``max_pixels``: the decoder refuses larger pictures. Raises BrokenVideo or OSError as ``file.opened`` does.
+    ``max_pixels``: the decoder refuses larger pictures. Raises InvalidVideo or OSError as ``file.opened`` does.
     """
 
     def __init__(self, path: bytes, timing: str, *, max_pixels: int = (1 << 31) - 1) -> None:

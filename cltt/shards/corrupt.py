@@ -1,4 +1,4 @@
-"""Reading every frame of a data set to find the damaged ones."""
+"""Reading every frame of a data set to find the corrupt ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NAMED = 20  # lines of frames for one reason
 AHEAD = 4  # pieces in flight for each thread
 
 
-def damaged_frames(dataset: Dataset, clips: Ids, *, decode: bool = False, threads: int = 4) -> list[FrameError]:
-    """Read every frame of ``clips`` and check its CRC; with ``decode``, decode it too; the damaged, in data order."""
+def corrupt_frames(dataset: Dataset, clips: Ids, *, decode: bool = False, threads: int = 4) -> list[FrameError]:
+    """Read every frame of ``clips`` and check its CRC; with ``decode``, decode it too; the corrupt, in data order."""
     pieces = (
         np.arange(first, min(first + PIECE, end), dtype=np.int64)
         for clip in clips.tolist()
@@ -29,26 +29,26 @@ def damaged_frames(dataset: Dataset, clips: Ids, *, decode: bool = False, thread
         for first in range(int(dataset.clip_offsets[clip]), end, PIECE)
     )
     total = int((dataset.clip_offsets[clips + 1] - dataset.clip_offsets[clips]).sum())
-    damaged: list[FrameError] = []
+    corrupt: list[FrameError] = []
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=total, unit="frame", delay=2, leave=False, disable=None) as bar,
     ):
         checked = ordered_map(pool, lambda ids: (len(ids), _check(dataset, ids, decode)), pieces, threads * AHEAD)
         for count, found in checked:
-            damaged += found
+            corrupt += found
             bar.update(count)
-    return damaged
+    return corrupt
 
 
 def _check(dataset: Dataset, ids: Ids, decode: bool) -> list[FrameError]:
-    damaged = []
+    corrupt = []
     for frame, data in zip(ids.tolist(), dataset.read_each(ids), strict=True):
         if isinstance(data, FrameError):
-            damaged.append(data)
+            corrupt.append(data)
         elif decode and (problem := decode_problem(data)):
-            damaged.append(FrameError(frame, dataset.frame_name(frame), problem))
-    return damaged
+            corrupt.append(FrameError(frame, dataset.frame_name(frame), problem))
+    return corrupt
 
 
 def decode_problem(data: bytes) -> str:
@@ -63,14 +63,14 @@ def decode_problem(data: bytes) -> str:
     return ""
 
 
-def damaged_text(damaged: list[FrameError]) -> list[str]:
+def corrupt_text(corrupt: list[FrameError]) -> list[str]:
     """Lines to read: for each reason (it names the shard, where there is one) how many frames, and which.
 
     A frame that is alone with its reason has one line. Neighbours of one name share a line: a missing shard takes the
     names of its frames with it, but not their clip.
     """
     reasons: dict[str, list[FrameError]] = {}
-    for error in damaged:
+    for error in corrupt:
         reasons.setdefault(error.reason, []).append(error)
     lines = []
     for reason, errors in reasons.items():

@@ -1,4 +1,4 @@
-"""inspect_windows.py --mode verify, and pictures of damaged frames."""
+"""inspect_windows.py --mode verify, and pictures of corrupt frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from cltt import WindowIndex, build_shards
 from cltt.errors import FrameError
-from cltt.shards import damage
+from cltt.shards import corrupt
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.visualize import inspect, views
@@ -21,13 +21,13 @@ from tests.helpers import data
 from tests.helpers.inspecting import (
     SMALL,
     drawn_frames,
-    facts,
+    info,
 )
 
 
 def flip(shards: Path, dataset: ShardDataset, frame: int) -> None:
     """Flip one bit in the middle of a frame."""
-    record = dataset.frame_facts([frame])[0]
+    record = dataset.frame_records([frame])[0]
     with (shards / f"shard-{record['shard']:06d}.tar").open("r+b") as file:
         file.seek(int(record["offset"]) + int(record["size"]) // 2)
         byte = file.read(1)[0]
@@ -36,30 +36,30 @@ def flip(shards: Path, dataset: ShardDataset, frame: int) -> None:
 
 
 @pytest.fixture
-def damaged_shards(folder: Path, tmp_path: Path) -> Path:
+def corrupt_shards(folder: Path, tmp_path: Path) -> Path:
     build_shards(folder, tmp_path / "s", workers=1)
     for frame in (4, 70):
         flip(tmp_path / "s", ShardDataset(tmp_path / "s"), frame)
     return tmp_path / "s"
 
 
-def test_verify_names_every_damaged_frame(
-    shards: Path, damaged_shards: Path, capsys: pytest.CaptureFixture[str]
+def test_verify_names_every_corrupt_frame(
+    shards: Path, corrupt_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert facts(capsys, "--shards", shards, "--mode", "verify", "--decode")["damaged"] == []
-    assert inspect.main(["--shards", str(damaged_shards), "--mode", "verify"]) == 1
+    assert info(capsys, "--shards", shards, "--mode", "verify", "--decode")["damaged"] == []
+    assert inspect.main(["--shards", str(corrupt_shards), "--mode", "verify"]) == 1
     reason, *lines, last = capsys.readouterr().out.splitlines()
-    dataset = ShardDataset(damaged_shards)
+    dataset = ShardDataset(corrupt_shards)
     named = [f"frame {frame} ({dataset.frame_name(frame)})" for frame in (4, 70)]
     assert lines == [f"  {name}" for name in named]
     assert reason.startswith("2 frames: ") and "shard-000000.tar: CRC mismatch" in reason
     assert last == "127 frames read, 2 damaged"
-    assert inspect.main(["--shards", str(damaged_shards), "--mode", "verify", "--json"]) == 1
-    damaged = json.loads(capsys.readouterr().out)["damaged"]
-    assert [line.split(":")[0] for line in damaged] == named
+    assert inspect.main(["--shards", str(corrupt_shards), "--mode", "verify", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["damaged"]
+    assert [line.split(":")[0] for line in found] == named
 
 
-def test_one_damaged_frame_has_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_corrupt_frame_has_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_shards(folder, tmp_path / "s", workers=1)
     flip(tmp_path / "s", ShardDataset(tmp_path / "s"), 4)
     inspect.main(["--shards", str(tmp_path / "s"), "--mode", "verify"])
@@ -72,7 +72,7 @@ def test_a_cut_off_shard_has_a_line_a_clip_not_a_frame(
 ) -> None:
     build_shards(folder, tmp_path / "s", workers=1)
     tar = tmp_path / "s/shard-000000.tar"
-    cut = int(ShardDataset(tmp_path / "s").frame_facts([40])["offset"][0]) - 512  # before the frame's own header
+    cut = int(ShardDataset(tmp_path / "s").frame_records([40])["offset"][0]) - 512  # before the frame's own header
     os.truncate(tar, cut)
     assert inspect.main(["--shards", str(tmp_path / "s"), "--mode", "verify"]) == 1
     reason, *lines, total = capsys.readouterr().out.splitlines()
@@ -82,11 +82,11 @@ def test_a_cut_off_shard_has_a_line_a_clip_not_a_frame(
     assert total == "127 frames read, 87 damaged"
 
 
-def test_a_picture_full_of_damage_names_some_and_counts_the_others(
-    damaged_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_picture_full_of_corrupt_frames_names_some_and_counts_the_others(
+    corrupt_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (damaged_shards / "shard-000000.tar").unlink()
-    argv = ["--shards", str(damaged_shards), *SMALL, "--mode", "batch", "--batch-size", "8", "--json"]
+    (corrupt_shards / "shard-000000.tar").unlink()
+    argv = ["--shards", str(corrupt_shards), *SMALL, "--mode", "batch", "--batch-size", "8", "--json"]
     inspect.main(argv)
     named = json.loads(capsys.readouterr().out)["damaged"]
     inspect.main([*argv[:-1], "--save-path", str(tmp_path / "b.png")])
@@ -95,9 +95,9 @@ def test_a_picture_full_of_damage_names_some_and_counts_the_others(
     assert more == f"damaged: {len(named) - len(lines)} frames more; --json names all"
 
 
-def test_of_very_many_damaged_frames_the_first_are_named_and_the_others_counted() -> None:
+def test_of_very_many_corrupt_frames_the_first_are_named_and_the_others_counted() -> None:
     errors = [FrameError(2 * k, f"a/{k}.jpg", "CRC mismatch") for k in range(100)]
-    reason, *lines, rest = damage.damaged_text(errors)
+    reason, *lines, rest = corrupt.corrupt_text(errors)
     assert reason == "100 frames: CRC mismatch"
     assert lines == [f"  frame {2 * k} (a/{k}.jpg)" for k in range(len(lines))]
     assert rest == f"  and {100 - len(lines)} frames more; --json names all" and 5 < len(lines) < 50
@@ -117,11 +117,11 @@ def test_decoding_finds_what_a_crc_cannot(folder: Path, tmp_path: Path, capsys: 
     assert "frame 5 (a/frame_000005.jpg): invalid JPEG" in capsys.readouterr().out
 
 
-def test_a_damaged_frame_is_shown_grey_and_named(
-    damaged_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_corrupt_frame_is_shown_grey_and_named(
+    corrupt_shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    argv = ["--shards", damaged_shards, *SMALL, "--sample-idx", "0", "--save-path", tmp_path / "w.png"]
-    shown = facts(capsys, *argv)
+    argv = ["--shards", corrupt_shards, *SMALL, "--sample-idx", "0", "--save-path", tmp_path / "w.png"]
+    shown = info(capsys, *argv)
     assert len(shown["damaged"]) == 1 and "a/one/frame_000004.jpg" in shown["damaged"][0]
     drawn = drawn_frames(tmp_path / "w.png", windows_module.Layout(1, 1, 3, 32), 0)[0]
     assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()
@@ -130,12 +130,12 @@ def test_a_damaged_frame_is_shown_grey_and_named(
     assert (drawn[1] == 128).all() and not (drawn[0] == 128).all()
 
 
-def test_a_damaged_frame_comes_with_what_training_does_about_it(
-    damaged_shards: Path, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_corrupt_frame_comes_with_what_training_does_about_it(
+    corrupt_shards: Path, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Of shards it takes a neighbour instead; of a folder it builds shards first, without the broken file."""
     argv = [*SMALL, "--sample-idx", "0", "--save-path", str(tmp_path / "w.png")]
-    inspect.main(["--shards", str(damaged_shards), *argv])
+    inspect.main(["--shards", str(corrupt_shards), *argv])
     assert "drawn grey; training takes the nearest good frame instead\n" in capsys.readouterr().out
     broken = shutil.copytree(folder, tmp_path / "frames")
     (broken / "a/one/frame_000004.jpg").write_bytes(b"")
@@ -147,7 +147,7 @@ def test_a_damaged_frame_comes_with_what_training_does_about_it(
     assert "grey: 1 damaged frame; training cuts the clip there" in texts
 
 
-def test_a_missing_shard_is_damage_not_a_crash(damaged_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (damaged_shards / "shard-000000.tar").unlink()
-    assert inspect.main(["--shards", str(damaged_shards), "--mode", "verify"]) == 1
+def test_a_missing_shard_is_reported_not_a_crash(corrupt_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (corrupt_shards / "shard-000000.tar").unlink()
+    assert inspect.main(["--shards", str(corrupt_shards), "--mode", "verify"]) == 1
     assert "127 frames read, 127 damaged" in capsys.readouterr().out

@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cltt.errors import SettingsError
-from cltt.text import shorten
-
-Range = tuple[float, float]
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 8192  # pixels
-MANY = 1_000_000_000
-MAX_SEED = (1 << 63) - 1
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise :class:`SettingsError` with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise SettingsError(message)
-
-
-def setting(default: Any, help: str, *, within: Range | None = None, **argparse_options: Any) -> Any:
-    """Declare a dataclass field with its command-line help and argparse options (``choices``, ``type`` ...).
-
-    ``within``: the smallest and the largest number allowed; every number has them, and :func:`check_fields` looks.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options, "within": within})
-
-
-def check_fields(settings: Any) -> None:
-    """SettingsError for a number outside its range, a choice that is none, or text that is empty or holds a NUL.
-
-    Call it first in ``__post_init__`` of a settings class.
-    """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if value is None or "within" not in field.metadata:  # not made by setting()
-            continue
-        if isinstance(value, str):
-            require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
-            require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
-        if field.metadata["within"] is not None:
-            require_within(field.name, value, *field.metadata["within"])
-        if "choices" in field.metadata["argparse"]:
-            require_one_of(field.name, value, field.metadata["argparse"]["choices"])
-
-
-def require_within(name: str, value: float, low: float, high: float) -> None:
-    require(low <= value <= high, f"{name} is {shorten(str(value), 30)}; it must be from {low} to {high}")
-
-
-def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    require(value in choices, f"{name} is {shorten(value, 30)!r}; it must be one of {', '.join(choices)}")
+from cltt.config.fields import (
+    MANY,
+    MAX_IMAGE_SIZE,
+    MAX_SEED,
+    MIN_IMAGE_SIZE,
+    check_fields,
+    require,
+    setting,
+)
+from cltt.config.recipe import ModelSettings, OptimSettings
+from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
+from cltt.text import changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +50,6 @@ class WindowSettings:
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
 NORMALISATIONS = ("imagenet", "none")
-BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 AMP_MODES = ("auto", "bf16", "off")
@@ -121,6 +83,13 @@ class DataSettings:
     num_workers: int = setting(4, "reading and decoding threads of a rank", within=(1, 1024))
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
+    region: str = setting("none", "where the network looks: at the center, or at the shards' boxes", choices=REGIONS)
+    region_effect: str | None = setting(
+        None, "blur all outside, or crop a square about its middle (default: blur)", type=str, choices=EFFECTS
+    )
+    region_scale: float | None = setting(
+        None, "side of that square, in short sides of the frame (default: 0.5)", type=float, within=SCALES
+    )
     normalise: str = setting(
         "imagenet",
         "pixels by ImageNet's mean and deviation, or (none) from 0 to 1 (with --checkpoint-path: as those weights were "
@@ -167,58 +136,18 @@ class DataSettings:
             (self.root_dir is None) != (self.shards is None),
             "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
         )
+        region = self.looked_at
+        require(region.kind != "boxes" or self.root_dir is None, BOXES_OF_SHARDS)
+        for name in ("effect", "scale"):  # what is saved is what was done
+            object.__setattr__(self, f"region_{name}", getattr(region, name))
+
+    @property
+    def looked_at(self) -> Region:
+        return Region(self.region, self.region_effect, self.region_scale)
 
     def shuffle_seed(self, seed: int) -> int | None:
         """What puts the frames of clips in another order, for a run of ``seed``; None: nothing does."""
         return seed if self.shuffle_frames else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Encoder, projection head and loss."""
-
-    backbone: str = setting("resnet18", "encoder", choices=BACKBONES)
-    proj_dim: int = setting(128, "numbers a frame is projected to for the loss (D)", within=(1, 65_536))
-    temperature: float = setting(0.5, "temperature of the loss", within=(1e-4, 1e4))
-    mask_overlaps: bool = setting(False, "leave pairs of one clip whose windows overlap out of the negatives")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimSettings:
-    """Adam, a cosine schedule over epochs, and how a step is made."""
-
-    epochs: int = setting(
-        25,
-        "epochs of the run; the cosine schedule ends with the last (to train a finished run longer, start a new one "
-        "from its weights with --checkpoint-path)",
-        within=(1, 1_000_000),
-    )
-    max_batches_per_epoch: int = setting(0, "end an epoch after this many batches (0: all)", within=(0, MANY))
-    lr: float = setting(
-        1e-3,
-        "learning rate of the first epoch; progress lines and CSV give that of the next, at each epoch's end",
-        within=(1e-12, 1e3),
-    )
-    weight_decay: float = setting(
-        1e-4, "L2 penalty added to the gradient (torch.optim.Adam's, not decoupled)", within=(0, 1e3)
-    )
-    max_grad_norm: float = setting(1.0, "clip the gradient to this norm (0: never)", within=(0, 1e9))
-    sub_batch_size: int = setting(
-        0,
-        "windows a rank embeds at a time (0: all); the loss and its gradient are still those of the whole batch, but "
-        "BatchNorm in training takes its statistics from each sub-batch",
-        within=(0, 1_000_000),
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def steps_per_epoch(self, batches: int) -> int:
-        """Steps of an epoch in which there are ``batches``."""
-        return min(batches, self.max_batches_per_epoch or batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +181,7 @@ class CheckpointSettings:
     checkpoint_path: str | None = setting(
         None,
         "start a new run from these weights: a checkpoint, the newest in a run's folder, a file of the older script, "
-        "or a ResNet's state dict under torchvision's names (its encoder)",
+        "or an encoder's state dict under torchvision's names or, with --backbone timm:NAME, timm's",
         type=str,
     )
     checkpoint_minutes: float = setting(
@@ -299,8 +228,8 @@ class TrainSettings:
 
     windows: WindowSettings
     data: DataSettings
-    model: ModelSettings = ModelSettings()
-    optim: OptimSettings = OptimSettings()
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
     run: RunSettings = RunSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
@@ -371,8 +300,8 @@ FREE_ON_RESUME = {
         "no_wait",
     },
     "run": {"device", "compile", "deterministic"},
-    "checkpoint": {field.name for field in fields(CheckpointSettings)},
-    "log": {field.name for field in fields(LogSettings)},
+    "checkpoint": {known.name for known in fields(CheckpointSettings)},
+    "log": {known.name for known in fields(LogSettings)},
 }
 
 
@@ -383,9 +312,7 @@ def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
     """
     found = []
     for group, values in now.items():
-        defaults = {field.name: field.default for field in fields(TrainSettings.groups()[group])}
-        for name, value in values.items():
-            before = saved.get(group, {}).get(name, defaults[name])
-            if name not in FREE_ON_RESUME.get(group, set()) and before != value:
-                found.append(f"{name} is {value} and was {before}")
+        before = {known.name: known.default for known in fields(TrainSettings.groups()[group])} | saved.get(group, {})
+        free = FREE_ON_RESUME.get(group, set())
+        found += changes(before, {name: value for name, value in values.items() if name not in free})
     return found
