@@ -43,7 +43,7 @@ def draw_accuracy(results: Mapping[str, Mapping[str, float]], chance: float) -> 
         heights = [100 * accuracy[measure] for measure in measures]
         bars = axes.bar(places, heights, 0.95 * width, label=name, color=COLOURS[number])
         axes.bar_label(bars, fmt="%.0f%%", padding=2)
-    axes.axhline(100 * chance, color="#D55E00", linewidth=1, linestyle="--", label=f"chance ({100 * chance:.0f}%)")
+    axes.axhline(100 * chance, color="#D55E00", linewidth=1, linestyle="--", label=f"chance ({100 * chance:.3g}%)")
     axes.set_xticks(range(len(measures)), measures)
     axes.set_ylim(0, 105)
     axes.set_ylabel("test frames named right, %")
