@@ -1,17 +1,20 @@
 """Faults inside the process that they strike; :mod:`benchmarks.chaos` orders them.
 
-    CHAOS=folder CHAOS_DATA=folder CHAOS_OUT=folder python -m benchmarks.faults train|build FLAGS
+    CHAOS=folder CHAOS_DATA=folder CHAOS_OUT=folder [CHAOS_PACE=seconds] python -m benchmarks.faults train|build FLAGS
 
 ``CHAOS/order`` says which fault is on, as JSON: its number, its kind, and until when (``time.monotonic``, which all
 processes of a machine share). The number goes into ``CHAOS/struck`` when the fault has really struck something. Reads
-are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in packing processes that it starts.
+are struck under CHAOS_DATA, writes under CHAOS_OUT, in this process and in packing processes that it starts. SIGUSR2
+prints where every thread stands.
 """
 
 from __future__ import annotations
 
 import errno
+import faulthandler
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,7 +27,6 @@ _writev, _readlink = os.writev, os.readlink
 _preadv = getattr(os, "preadv", None)
 POLL_SECONDS = 0.01
 HANG_SECONDS = 1.0
-PACE_SECONDS = float(os.environ.get("CHAOS_PACE", 0))  # of a training step, so that faults find something going on
 
 
 class Faults:
@@ -167,17 +169,19 @@ class _FullDisk:
         return int(self._file.write(data))
 
 
+# ---- what is struck
+
+
 def train(arguments: list[str]) -> int:
-    """The tiny run of the tests, slowed down to a step each PACE_SECONDS."""
-    inject()
+    """The tiny run of the tests, slowed down by CHAOS_PACE seconds a step so that faults find something going on."""
     from tests.helpers import tiny_run
 
-    log = tiny_run.LossLog
+    log, pace = tiny_run.LossLog, float(os.environ.get("CHAOS_PACE", 0))
 
     class Paced(log):  # type: ignore[misc, valid-type]
         def __call__(self, loss: float) -> None:
             super().__call__(loss)
-            time.sleep(PACE_SECONDS)
+            time.sleep(pace)
 
     tiny_run.LossLog = Paced  # type: ignore[misc]
     sys.argv[1:] = arguments
@@ -186,7 +190,6 @@ def train(arguments: list[str]) -> int:
 
 def build(arguments: list[str]) -> int:
     """``tools/build_shards.py``; its packing processes are struck too."""
-    inject()
     from cltt.build import workers
     from cltt.commands.build import build as face
 
@@ -200,4 +203,6 @@ def build(arguments: list[str]) -> int:
 if __name__ == "__main__":
     from cltt import cli
 
+    faulthandler.register(signal.SIGUSR2)
+    inject()
     cli.run(lambda: {"train": train, "build": build}[sys.argv[1]](sys.argv[2:]), f"faults {sys.argv[1]}")

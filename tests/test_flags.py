@@ -18,6 +18,7 @@ from cltt.errors import SettingsError
 from cltt.evaluation.__main__ import EvaluationSettings
 from cltt.visualize.inspect import LookSettings
 from tests.helpers import data
+from tests.helpers.nursery import nursery
 
 REPOSITORY = Path(__file__).parents[1]
 CLASSES = [*TrainSettings.groups().values(), BuildSettings, DemoSettings, EvaluationSettings, LookSettings]
@@ -110,9 +111,8 @@ LONG = "x" * 300
     ids=lambda arguments: " ".join(arguments)[:60],
 )
 def test_odd_values_get_one_sentence(tmp_path: Path, arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "cltt", *arguments]
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = nursery().run("cltt", arguments, environment, folder=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1 and len(done.stderr) < 1500
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "cltt"
 # From the ground up: a room imports from itself and from the floors below its own.
 FLOORS: list[set[str]] = [
     {"errors", "text", "machine"},
+    {"region"},
     {"config", "cli", "distributed", "files"},
     {"metrics", "checkpoint", "source", "sampling", "loss", "doctor"},
     {"shards", "frames", "models"},

@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 
 from cltt.build.labels import label_clips, read_boxes, split_clips, split_names
-from cltt.build.pack import read_part
+from cltt.build.pack import PART_DTYPE, read_part
 from cltt.build.plan import Plan
 from cltt.errors import DataError
 from cltt.files import atomic, npy
 from cltt.shards import format
 from cltt.shards.clip_table import ClipCutter
-
-# What pack.PART_ROW packs; full_width, full_height: pixels of the upright source, before any shrinking.
-PART_DTYPE = np.dtype([*format.FRAME_FIELDS, ("full_width", "<u4"), ("full_height", "<u4"), ("good", "?")])
-
 
 # ---- clips and frames
 

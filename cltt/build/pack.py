@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import struct
 import time
 import zlib
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from cltt.build.plan import Plan
 from cltt.errors import InvalidImage
@@ -29,9 +30,8 @@ from cltt.source.clips import FrameReader, Planned, Result
 PROGRESS_SECONDS = 0.05  # between two reports
 WRITE_BYTES = 1 << 20  # written at a time
 WRITE_BUFFERS = 1000  # IOV_MAX is 1024
-# A row of a part: a format.FRAME_DTYPE record, the size of the upright source in pixels, and whether the frame is in
-# the shard (merge.PART_DTYPE).
-PART_ROW = struct.Struct("<qIIIHHII?")
+# A row of a part; full_width, full_height: pixels of the upright source, before shrinking; good: it is in the shard.
+PART_DTYPE = np.dtype([*format.FRAME_FIELDS, ("full_width", "<u4"), ("full_height", "<u4"), ("good", "?")])
 Progress = Callable[[int, int, float], None]  # frames, bytes of source, seconds of video
 
 
@@ -48,13 +48,14 @@ class _ShardWriter:
         self._pending: list[bytes] = []
         self._written = 0
         self.size = 0
-        self.rows: list[bytes] = []
+        self._rows: list[tuple[int, ...]] = []
+        self._packed: list[bytes] = []  # rows of what is written: a tenth of what they take as tuples
         self.notes: list[tuple[str, str, str]] = []  # (path, "skipped" or "reencoded", reason)
 
     def add(self, frame: Planned, stored: Result) -> None:
         if isinstance(stored, InvalidImage):
             self.notes.append((os.fsdecode(frame.path), "skipped", str(stored)))
-            self.rows.append(PART_ROW.pack(0, 0, 0, self._shard, 0, 0, 0, 0, False))
+            self._rows.append((0, 0, 0, self._shard, 0, 0, 0, 0, False))
             return
         if stored.reencoded:
             self.notes.append((os.fsdecode(frame.path), "reencoded", stored.reencoded))
@@ -66,7 +67,7 @@ class _ShardWriter:
         header = tar.tar_header(tar.member_name(frame.key, frame.name), size)
         offset = self.size + len(header)
         sizes = width, height, full_width, full_height
-        self.rows.append(PART_ROW.pack(offset, size, zlib.crc32(data), self._shard, *sizes, True))
+        self._rows.append((offset, size, zlib.crc32(data), self._shard, *sizes, True))
         self._pending += (header, data, bytes(tar.padding(size)))
         self.size = offset + size + tar.padding(size)
         if self.size - self._written >= WRITE_BYTES or len(self._pending) >= WRITE_BUFFERS:
@@ -82,6 +83,8 @@ class _ShardWriter:
                 rest = rest[os.write(self._handle, rest) :]
         self._pending.clear()
         self._written = self.size
+        self._packed.append(np.array(self._rows, PART_DTYPE).tobytes())
+        self._rows.clear()
 
     def close(self) -> None:
         self._pending.append(tar.END_OF_ARCHIVE)
@@ -89,9 +92,9 @@ class _ShardWriter:
         self._write()
 
     def part(self) -> bytes:
-        """The part of the index: a line of JSON, and behind it a PART_ROW for each planned frame."""
+        """The part of the index: a line of JSON, and behind it a PART_DTYPE record for each planned frame."""
         summary = {"size": self.size, "crc": self._crc, "notes": self.notes}
-        return json.dumps(summary).encode() + b"\n" + b"".join(self.rows)
+        return json.dumps(summary).encode() + b"\n" + b"".join(self._packed)
 
 
 def part_path(out: Path, shard: int) -> Path:

@@ -1,8 +1,7 @@
 """The plan of a build: which frame goes into which shard, on disk before any shard is written and shared by all tasks.
 
 Shards are cut by the sizes of the source files alone, so the plan needs no look into a frame, and any worker can build
-any shard alone. Reading a shard's part needs no numpy: importing that would take a packing process longer than packing
-a thousand frames.
+any shard alone.
 """
 
 from __future__ import annotations
@@ -11,27 +10,35 @@ import functools
 import itertools
 import json
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cltt.files import npy
+import numpy as np
+
 from cltt.shards import format
 from cltt.source.clips import Planned
 
-if TYPE_CHECKING:
-    import numpy as np
-
 PLAN = "plan"
 PLAN_INFO = "plan.json"
-ROW = struct.Struct("<qqqqdI?")  # plan_writer.PLAN_DTYPE
+# A scan.SourceFrame; name: where its name starts in names.bin; gap: it does not follow the frame before it, as it
+# begins a part or the frame number jumped (where gaps split clips).
+PLAN_DTYPE = np.dtype(
+    [
+        ("size", "<i8"),
+        ("mark", "<i8"),
+        ("entry", "<i8"),
+        ("name", "<i8"),
+        ("time", "<f8"),
+        ("clip", "<u4"),
+        ("gap", "?"),
+    ]
+)
 VIDEOS, VIDEO_OFFSETS = (
     "videos.bin",
     "video_offsets.npy",
 )  # what the frames of each clip have in common: scan.SourceClip
 NOTES = "notes.jsonl"
-_OFFSET = struct.Struct("<q")
 _READ_FRAMES = 4096  # planned frames held at a time
 
 
@@ -57,9 +64,7 @@ class Plan:
 
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:
-        """One ``plan_writer.PLAN_DTYPE`` record a frame and one behind the last; memory-mapped."""
-        import numpy as np
-
+        """One PLAN_DTYPE record a frame and one behind the last; memory-mapped."""
         return np.load(self.folder / format.FRAMES, mmap_mode="r")
 
     def shard_frames(self, shard: int) -> range:
@@ -73,7 +78,7 @@ class Plan:
             yield from self._planned(start, min(start + _READ_FRAMES, frames.stop))
 
     def _planned(self, start: int, stop: int) -> Iterator[Planned]:
-        rows = npy.read_npy_rows(self.folder / format.FRAMES, ROW, start, stop + 1)
+        rows = self.frames[start : stop + 1].tolist()
         names = _cut(self.folder / "names.bin", [row[3] for row in rows])
         first, last = rows[0][5], rows[-2][5]
         keys, videos = self.keys(first, last + 1), self._videos(first, last + 1)
@@ -88,7 +93,8 @@ class Plan:
         return _cut(self.folder / VIDEOS, self._offsets(VIDEO_OFFSETS, start, stop + 1))
 
     def _offsets(self, name: str, start: int, stop: int) -> list[int]:
-        return [offset for (offset,) in npy.read_npy_rows(self.folder / name, _OFFSET, start, stop)]
+        offsets: list[int] = np.load(self.folder / name, mmap_mode="r")[start:stop].tolist()
+        return offsets
 
     def notes(self) -> Iterator[tuple[str, str, str]]:
         """(path, "skipped" or "cut", reason) of what the scan left out, and where it cuts clips."""

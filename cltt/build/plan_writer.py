@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from cltt.build.labels import check_labels
-from cltt.build.plan import NOTES, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
+from cltt.build.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
 from cltt.build.settings import BuildSettings
 from cltt.config import require
 from cltt.errors import SettingsError
@@ -26,19 +26,6 @@ from cltt.files.patience import Patience
 from cltt.shards import format, tar
 from cltt.source import clips, scan, videos
 
-# What plan.ROW unpacks: a scan.SourceFrame; name: where its name starts in names.bin; gap: it does not follow the frame
-# before it, as it begins a part or the frame number jumped (where gaps split clips).
-PLAN_DTYPE = np.dtype(
-    [
-        ("size", "<i8"),
-        ("mark", "<i8"),
-        ("entry", "<i8"),
-        ("name", "<i8"),
-        ("time", "<f8"),
-        ("clip", "<u4"),
-        ("gap", "?"),
-    ]
-)
 WRITE_FRAMES = 8192  # frames held before they are written
 
 

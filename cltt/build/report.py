@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from cltt.build.labels import NONE, label_clips, split_clips, split_names
-from cltt.build.merge import PART_DTYPE
-from cltt.build.pack import read_part
+from cltt.build.pack import PART_DTYPE, read_part
 from cltt.build.plan import Plan
 from cltt.shards import format
 from cltt.text import counted

@@ -3,7 +3,7 @@
 A worker is a fresh interpreter, not a fork: the caller may hold threads (torch, DALI), have no ``__main__`` guard,
 or be typed into a shell. It gets shard numbers on its standard input and answers with one JSON line an event. When the
 input closes, because the parent is done or dead, the worker ends at once: a killed build leaves no process behind.
-It starts without ``site`` and imports little (no numpy): that took longer than packing a thousand frames.
+It starts without ``site`` and imports little: that took longer than packing a thousand frames.
 """
 
 from __future__ import annotations

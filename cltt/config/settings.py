@@ -16,6 +16,7 @@ from cltt.config.fields import (
     setting,
 )
 from cltt.config.recipe import ModelSettings, OptimSettings
+from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
 from cltt.text import changes
 
 
@@ -82,6 +83,13 @@ class DataSettings:
     num_workers: int = setting(4, "reading and decoding threads of a rank", within=(1, 1024))
     augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
+    region: str = setting("none", "where the network looks: at the center, or at the shards' boxes", choices=REGIONS)
+    region_effect: str | None = setting(
+        None, "blur all outside, or crop a square about its middle (default: blur)", type=str, choices=EFFECTS
+    )
+    region_scale: float | None = setting(
+        None, "side of that square, in short sides of the frame (default: 0.5)", type=float, within=SCALES
+    )
     normalise: str = setting(
         "imagenet",
         "pixels by ImageNet's mean and deviation, or (none) from 0 to 1 (with --checkpoint-path: as those weights were "
@@ -128,6 +136,14 @@ class DataSettings:
             (self.root_dir is None) != (self.shards is None),
             "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
         )
+        region = self.looked_at
+        require(region.kind != "boxes" or self.root_dir is None, BOXES_OF_SHARDS)
+        for name in ("effect", "scale"):  # what is saved is what was done
+            object.__setattr__(self, f"region_{name}", getattr(region, name))
+
+    @property
+    def looked_at(self) -> Region:
+        return Region(self.region, self.region_effect, self.region_scale)
 
     def shuffle_seed(self, seed: int) -> int | None:
         """What puts the frames of clips in another order, for a run of ``seed``; None: nothing does."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cltt.distributed.collectives import all_gather_objects
-from cltt.distributed.group import waiting
+from cltt.distributed.group import poll, waiting
 from cltt.distributed.identity import world
 from cltt.errors import CLTTError, DataError
 
@@ -30,7 +29,7 @@ def from_main(make: Callable[[], T]) -> T:
         outcome = _outcome(make)
         store.set(key, pickle.dumps(outcome))
     else:
-        _poll(store, [key])
+        poll(store, [key])
         outcome = pickle.loads(store.get(key))
     value, error = outcome
     if error is not None:
@@ -53,7 +52,7 @@ def wait_for_all() -> None:
         return
     store, turn = _store(), next(_turns)
     store.set(f"wait/{turn}/{me.rank}", "")
-    _poll(store, [f"wait/{turn}/{rank}" for rank in range(me.world_size)])
+    poll(store, [f"wait/{turn}/{rank}" for rank in range(me.world_size)])
 
 
 def agreed(value: T, what: str) -> T:
@@ -70,11 +69,3 @@ def _store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return dist.PrefixStore("cltt", _get_default_store())
-
-
-def _poll(store: Any, keys: list[str]) -> None:
-    """Wait for ``keys`` without a limit, in short sleeps: signals are minded between them."""
-    pause = 0.005
-    while not store.check(keys):
-        time.sleep(pause)
-        pause = min(2 * pause, 0.5)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from cltt.distributed.identity import RankInfo, world
+from cltt.distributed.identity import RankInfo, rank_info
 from cltt.distributed.lifeline import FAILED, Hub, Lifeline, Spoke
 from cltt.distributed.network import route_interface
 from cltt.errors import DataError, SettingsError
@@ -27,6 +27,7 @@ Explain = Callable[[BaseException], "tuple[int, str] | None"]
 
 PATIENCE = 1800.0  # seconds without a step, and without a rank that says it waits, until a run is thought to hang
 _NEVER = timedelta(days=3650)
+_CONNECT = timedelta(seconds=60)  # to a server that has answered
 _CONSEQUENCE = 3.0  # seconds in which the failure behind a broken collective becomes known
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -40,7 +41,6 @@ def start(info: RankInfo, *, cuda: bool) -> None:
     """
     global _lifeline
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
     if info.world_size == 1 or dist.is_initialized():
         return
@@ -49,7 +49,7 @@ def start(info: RankInfo, *, cuda: bool) -> None:
         raise SettingsError(f"{info.world_size} ranks but {' and '.join(missing)} not set; see slurm/train.sbatch")
     if interface := route_interface(os.environ["MASTER_ADDR"], beyond=_spans_nodes(info)):
         os.environ.setdefault(_INTERFACE, interface)
-    store, _, _ = next(rendezvous("env://", info.rank, info.world_size, timeout=timedelta(seconds=PATIENCE)))
+    store = _meeting_place(info)
     _lifeline = _hub(store, info) if info.is_main else _spoke(store, info)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -58,6 +58,36 @@ def start(info: RankInfo, *, cuda: bool) -> None:
         world_size=info.world_size,
         timeout=_NEVER,
     )
+
+
+def _meeting_place(info: RankInfo) -> Any:
+    """The store at MASTER_ADDR, which all ranks reach: rank 0's, or that of torchrun.
+
+    Not by torch's rendezvous, which waits in C++: a rank whose peers are gone would be deaf to every signal.
+    """
+    import torch.distributed as dist
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = info.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not serves:
+        _wait_for_server(host, port)
+    store = dist.TCPStore(host, port, info.world_size, serves, timeout=_CONNECT, wait_for_workers=False)
+    store.set_timeout(timedelta(seconds=PATIENCE))
+    return store
+
+
+def _wait_for_server(host: str, port: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=10).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"nobody answers at MASTER_ADDR={host}, MASTER_PORT={port}, for {PATIENCE:.0f} s ({error}); is "
+                    "rank 0 started, and does the address lead to its node?"
+                ) from error
+        time.sleep(0.1)
 
 
 def _hub(store: Any, info: RankInfo) -> Lifeline:
@@ -72,8 +102,17 @@ def _hub(store: Any, info: RankInfo) -> Lifeline:
 
 
 def _spoke(store: Any, info: RankInfo) -> Lifeline:
+    poll(store, ["cltt/lifeline"])
     port, token = store.get("cltt/lifeline").decode().split()
     return Spoke(info.rank, os.environ["MASTER_ADDR"], int(port), token)
+
+
+def poll(store: Any, keys: list[str]) -> None:
+    """Wait for ``keys`` without a limit, in short sleeps: signals are minded between them."""
+    pause = 0.005
+    while not store.check(keys):
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
 
 
 def _spans_nodes(info: RankInfo) -> bool:
@@ -120,7 +159,7 @@ def _end_all(line: Lifeline, error: BaseException, explain: Explain) -> NoReturn
             f"error: {type(error).__name__}: {error}; its traceback stands above or in its rank's output",
         )
     status, sentence = explained
-    me = world()
+    me = rank_info()
     line.fail(status, f"{sentence} (rank {me.rank} of {me.world_size}, on {socket.gethostname()})" if sentence else "")
 
 

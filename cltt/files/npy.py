@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from cltt.errors import DataError
 from cltt.files.patience import Handle, Patience, SharedFile
-
-if TYPE_CHECKING:
-    import struct
-
-    import numpy as np
 
 
 class NpyWriter:
@@ -27,15 +25,11 @@ class NpyWriter:
         self._data_start = file.tell()
 
     def _write_header(self) -> None:
-        import numpy as np
-
         descr = np.lib.format.dtype_to_descr(self._dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self.rows,)}
         np.lib.format.write_array_header_1_0(self._file, header)  # numpy leaves room for the length to grow
 
     def write(self, rows: np.ndarray[Any, Any]) -> None:
-        import numpy as np
-
         self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
         self.rows += len(rows)
 
@@ -45,14 +39,6 @@ class NpyWriter:
         if self._file.tell() != self._data_start:
             raise DataError("the .npy header outgrew its room")
         self._file.seek(0, os.SEEK_END)
-
-
-def read_npy_rows(path: Path, row: struct.Struct, start: int, stop: int) -> list[tuple[Any, ...]]:
-    """Rows ``start`` to ``stop``-1 of a .npy file of version 1 that holds records laid out as ``row``."""
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(10)[8:], "little")
-        file.seek(10 + header + start * row.size)
-        return list(row.iter_unpack(file.read((stop - start) * row.size)))
 
 
 Shape = tuple[int | None, ...]
@@ -82,8 +68,6 @@ class NpyRows:
 
     def __getitem__(self, rows: Any) -> np.ndarray[Any, Any]:
         """The rows of the given numbers (each 0..len-1; an integer, or int64 [n], cheapest when sorted)."""
-        import numpy as np
-
         numbers = np.asarray(rows, np.int64)
         if numbers.ndim == 0:
             return self.read(int(numbers), int(numbers) + 1)[0]
@@ -99,8 +83,6 @@ class NpyRows:
 
     def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         """Rows ``start`` to ``stop`` - 1. DataError if the file ends before."""
-        import numpy as np
-
         size, offset = (stop - start) * self.dtype.itemsize, self._start + start * self.dtype.itemsize
         data = self.patience.ask(self.path, lambda: self._file.read(size, offset))
         if len(data) != size:
@@ -110,8 +92,6 @@ class NpyRows:
 
 def read_array(path: Path, patience: Patience, dtype: np.dtype[Any], shape: Shape) -> np.ndarray[Any, Any]:
     """The whole of a .npy file; None in ``shape``: any length. DataError unless it holds just that, in C order."""
-    import numpy as np
-
     data = patience.read_bytes(path, follow=False)
     found, start = _check_header(path, data[:HEADER_BYTES], len(data), dtype, shape)
     return np.frombuffer(data, dtype, offset=start).reshape(found)
@@ -133,10 +113,6 @@ def _check_header(
 
 def _read_header(path: Path, head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """(shape, whether in Fortran's order, type, where the data starts) from the first bytes of a .npy file."""
-    import io
-
-    import numpy as np
-
     file = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -21,8 +22,10 @@ from cltt.frames.gather import on_device
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
 from cltt.machine.gpus import hardware_jpeg_engines
+from cltt.region import Box
 
 log = logging.getLogger(__name__)
+LookAt = Sequence[Box | None]  # of each frame the box that a region of boxes looks at, if it has one
 
 
 class Decoder(Protocol):
@@ -38,7 +41,9 @@ class Decoder(Protocol):
     device: torch.device
     job_frames: int
 
-    def decode(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
+    def decode(
+        self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
+    ) -> dict[int, str]:
         """Decode ``jpegs`` into ``slots`` of ``store``; returns {position in jpegs: why it cannot be decoded}."""
 
 
@@ -48,12 +53,15 @@ class CpuDecoder(FrameDecoder):
     device = torch.device("cpu")
     job_frames = 32
 
-    def decode(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
+    def decode(
+        self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
+    ) -> dict[int, str]:
         """As :meth:`Decoder.decode`."""
         failures = {}
         for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
             try:
-                store.sizes[slot] = self.decode_into(jpeg, store.host_row(slot))
+                box = look_at[position] if look_at is not None else None
+                store.sizes[slot] = self.decode_into(jpeg, store.host_row(slot), box)
             except Exception as error:  # a decoder may raise anything, MemoryError too; the frame is named and counted
                 failures[position] = f"cannot be decoded ({str(error) or type(error).__name__})"
         return failures
@@ -80,45 +88,51 @@ class DaliDecoder:
         on_gpu = device.type == "cuda"
         hardware = on_gpu and bool(hardware_jpeg_engines())
         self._graphs = DecodeGraphs(
-            self._GRAPHS, self.job_frames, threads, (device.index or 0) if on_gpu else None, hardware
+            self._GRAPHS, self.job_frames, threads, (device.index or 0) if on_gpu else None, hardware, framing.blur
         )
         self._cpu = CpuDecoder(framing)
         self._works = True
-        # (h, w) of a JPEG -> top, left, height, width of the part stored, and height, width at which it is
-        self._cuts: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._cut = lru_cache(maxsize=1024)(self._cut_anew)
 
-    def decode(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
+    def decode(
+        self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
+    ) -> dict[int, str]:
         """As :meth:`Decoder.decode`; any number of JPEGs."""
         failures: dict[int, str] = {}
+        look_at = look_at or [None] * len(jpegs)
         # A worker thread's device is the first until it is told: a CUDA context of half a gigabyte there.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             for first in range(0, len(jpegs), self.job_frames):
                 part = slice(first, first + self.job_frames)
-                found = self._decode_part(jpegs[part], slots[part], store)
+                found = self._decode_part(jpegs[part], slots[part], store, look_at[part])
                 failures |= {first + position: reason for position, reason in found.items()}
         return failures
 
-    def _decode_part(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> dict[int, str]:
-        if self._works and self._run_or_say_why(jpegs, slots, store) is None:
+    def _decode_part(
+        self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt
+    ) -> dict[int, str]:
+        if self._works and self._run_or_say_why(jpegs, slots, store, look_at) is None:
             return {}
         aside = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
-        failures = self._cpu.decode(jpegs, range(len(jpegs)), aside)
+        failures = self._cpu.decode(jpegs, range(len(jpegs)), aside, look_at)
         good = [k for k in range(len(jpegs)) if k not in failures]
         rest = [slots[k] for k in good]
         if not good:
             return failures
         if self._works:
-            reason = self._run_or_say_why([jpegs[k] for k in good], rest, store)
+            reason = self._run_or_say_why([jpegs[k] for k in good], rest, store, [look_at[k] for k in good])
             if reason is None:
                 return failures
             self._note_failure(reason, len(good))
         self._write(store, rest, [aside.frame(k) for k in good])
         return failures
 
-    def _run_or_say_why(self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore) -> str | None:
+    def _run_or_say_why(
+        self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt
+    ) -> str | None:
         """Decode into slots -> None, or why DALI cannot."""
         try:
-            self._write(store, slots, self._graphs.decode(jpegs, *self._parts(jpegs)))
+            self._write(store, slots, self._graphs.decode(jpegs, *self._parts(jpegs, look_at)))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
@@ -134,7 +148,7 @@ class DaliDecoder:
         """DALI failed on frames that the CPU can decode: on these, or on all?"""
         probe = simplejpeg.encode_jpeg(np.full((64, 64, 3), 128, np.uint8))
         try:
-            self._graphs.decode([probe], *self._parts([probe]))
+            self._graphs.decode([probe], *self._parts([probe], [None]))
         except (RuntimeError, ValueError, OSError) as error:
             if self._works:
                 self._works = False
@@ -146,13 +160,15 @@ class DaliDecoder:
         else:
             log.warning("DALI cannot decode %d frames that the CPU can: %s", frames, reason)
 
-    def _parts(self, jpegs: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The part stored of each JPEG, int64 [n, 4], and its size in the store, int64 [n, 2]."""
-        shapes = [frame_size(jpeg) for jpeg in jpegs]
-        for shape in set(shapes) - self._cuts.keys():
-            self._cuts[shape] = (*self.framing.box(*shape), *self.framing.stored_size(*shape))
-        cuts = np.array([self._cuts[shape] for shape in shapes])
-        return cuts[:, :4], cuts[:, 4:]
+    def _parts(self, jpegs: Sequence[bytes], look_at: LookAt) -> tuple[np.ndarray, ...]:
+        """Of each JPEG the part stored, int64 [n, 4], its size in the store, [n, 2], and what stays clear, [n, 4]."""
+        cuts = np.array([self._cut(*frame_size(jpeg), box) for jpeg, box in zip(jpegs, look_at, strict=True)])
+        return cuts[:, :4], cuts[:, 4:6], cuts[:, 6:]
+
+    def _cut_anew(self, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
+        part = self.framing.box(height, width, look_at)
+        clear = self.framing.clear(height, width, look_at) or (0, 0, 0, 0)
+        return *part, *self.framing.stored_size(height, width), *clear
 
     def _write(self, store: FrameStore, slots: Sequence[int], frames: torch.Tensor | list[torch.Tensor]) -> None:
         """Copy frames [h, w, 3] into slots; when this returns the copy is done and ``frames`` may go."""

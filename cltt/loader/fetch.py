@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,18 +12,21 @@ from cltt.errors import FrameError
 from cltt.files.patience import Patience
 from cltt.frames.decoders import Decoder
 from cltt.frames.store import FrameStore
+from cltt.region import boxes_of
 
 
 class Dataset(Protocol):
     """The part of :class:`cltt.ShardDataset` used here."""
 
     fingerprint: str
+    has_boxes: bool
     patience: Patience
 
     @property
     def clip_offsets(self) -> np.ndarray: ...
     def read_each(self, frame_ids: np.ndarray) -> list[bytes | FrameError]: ...
     def frame_name(self, frame_id: int) -> str: ...
+    def frame_boxes(self, frame_ids: np.ndarray) -> np.ndarray | None: ...
     def clip_of(self, frame_ids: np.ndarray) -> np.ndarray: ...
     def clip_key(self, clip: int) -> str: ...
 
@@ -35,16 +38,21 @@ class Registry(Protocol):
     def register(self, error: FrameError) -> None: ...
 
 
-class FrameFetcher:
-    """Brings frames into the slots of ``store``; any number of threads may call :meth:`fetch`.
+class Totals(NamedTuple):
+    """Of all fetching so far; ``frames_without_box``: read where boxes are looked at, and had none."""
 
-    Attributes:
-        read, decoded, bytes_read: totals.
-    """
+    frames_read: int = 0
+    frames_decoded: int = 0
+    frames_without_box: int = 0
+    bytes_read: int = 0
+
+
+class FrameFetcher:
+    """Brings frames into the slots of ``store``; any number of threads may call :meth:`fetch`."""
 
     def __init__(self, dataset: Dataset, decoder: Decoder, store: FrameStore, bad: Registry) -> None:
         self._dataset, self._decoder, self.store, self._bad = dataset, decoder, store, bad
-        self.read = self.decoded = self.bytes_read = 0
+        self.totals = Totals()
         self._lock = threading.Lock()
 
     def fetch(self, frames: np.ndarray, slots: np.ndarray) -> None:
@@ -65,9 +73,11 @@ class FrameFetcher:
             else:
                 jpegs.append(found)
                 places.append(place)
-        failures = self._decoder.decode(jpegs, slots[places].tolist(), self.store) if jpegs else {}
-        errors += [self._error(int(frames[places[k]]), reason) for k, reason in failures.items()]
-        self._count(jpegs, len(failures))
+        if jpegs:
+            look_at = boxes_of(self._dataset, frames[places], self._decoder.framing.region)
+            failures = self._decoder.decode(jpegs, slots[places].tolist(), self.store, look_at)
+            errors += [self._error(int(frames[places[k]]), reason) for k, reason in failures.items()]
+            self._count(jpegs, len(failures), 0 if look_at is None else look_at.count(None))
         for error in errors:
             self._bad.register(error)
 
@@ -77,11 +87,10 @@ class FrameFetcher:
         other.store = store
         return other
 
-    def _count(self, jpegs: list[bytes], failures: int) -> None:
+    def _count(self, jpegs: list[bytes], failures: int, without_box: int) -> None:
+        more = Totals(len(jpegs), len(jpegs) - failures, without_box, sum(map(len, jpegs)))
         with self._lock:
-            self.read += len(jpegs)
-            self.bytes_read += sum(map(len, jpegs))
-            self.decoded += len(jpegs) - failures
+            self.totals = Totals(*map(sum, zip(self.totals, more, strict=True)))
 
     def _error(self, frame: int, reason: str) -> FrameError:
         return FrameError(frame, self._dataset.frame_name(frame), reason)

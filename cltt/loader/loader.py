@@ -8,30 +8,30 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from cltt.config import AUGMENT_SCOPES, AUGMENTATIONS, NORMALISATIONS, require, require_one_of
+from cltt.config import require
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
 from cltt.files.patience import IO_PATIENCE
 from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
-from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
 from cltt.loader.ahead import Ahead
 from cltt.loader.bad_frames import BadFrames
 from cltt.loader.clock import Clock
-from cltt.loader.fetch import Dataset, FrameFetcher
+from cltt.loader.fetch import Dataset, FrameFetcher, Totals
+from cltt.loader.look import Look
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import PageTable, SlotTable, block_uses
+from cltt.region import Region
 from cltt.sampling.epoch_plan import EpochPlan
-from cltt.sampling.order_state import require_unchanged
 from cltt.sampling.windows import WindowIndex
 
 log = logging.getLogger(__name__)
@@ -62,26 +62,6 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How the frames of a batch look: what a loader's state must agree on beside the order and the data."""
-
-    image_size: int
-    augment: str
-    augment_scope: str
-    normalise: str
-
-    def __post_init__(self) -> None:
-        require_one_of("augment", self.augment, AUGMENTATIONS)
-        require_one_of("augment_scope", self.augment_scope, AUGMENT_SCOPES)
-        require_one_of("normalise", self.normalise, NORMALISATIONS)
-
-    @property
-    def framing(self) -> Framing:
-        """An augmentation that crops needs a margin to crop from."""
-        return Framing(image_size=self.image_size, margin=self.augment != "none")
-
-
-@dataclass(frozen=True)
 class Share:
     """Which rows of each batch this process takes."""
 
@@ -101,6 +81,7 @@ class WindowLoader:
         dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).
         normalise: of float batches: ``imagenet``, by its mean and deviation, or ``none``, from 0 to 1.
         augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
+        region, region_effect, region_scale: which box of a frame counts, see :class:`~cltt.region.Region`.
         seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
         cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a share of what is
@@ -145,11 +126,16 @@ class WindowLoader:
         num_threads: int = 4,
         channels_last: bool = False,
         max_bad_frames: int = 100,
+        region: str = "none",
+        region_effect: str | None = None,
+        region_scale: float | None = None,
         normalise: str = "imagenet",
         io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
-        self._look = Look(image_size, augment, augment_scope, normalise)
+        looked_at = Region(region, region_effect, region_scale)
+        looked_at.check_boxes(dataset)
+        self._look = Look(image_size, augment, augment_scope, normalise, looked_at)
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
         require(io_patience >= 0, f"io_patience is {io_patience}; it must be 0 or more seconds")
@@ -206,7 +192,7 @@ class WindowLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer is (batches handed out, not those made ahead): plain values, the same on every rank."""
         plan = self.plan.state_dict(self._step)
-        return {"version": STATE_VERSION, "plan": plan, "fingerprint": self.dataset.fingerprint, **asdict(self._look)}
+        return {"version": STATE_VERSION, "plan": plan, **self._look.state(self.dataset)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
@@ -215,27 +201,22 @@ class WindowLoader:
             f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
             "resume with the version of cltt that saved it",
         )
-        here = {"fingerprint": self.dataset.fingerprint, **asdict(self._look)}
-        state = {"normalise": "imagenet", **state}  # all that 0.1.0 knew
-        require_unchanged("loader", state, here)
+        self._look.check_state(state, self.dataset)
         self.plan.check_state(state["plan"])
         self._go_to(state["plan"]["epoch"], state["plan"]["step"])
 
     def stats(self) -> dict[str, float]:
         """Totals of this rank since the loader was made.
 
-        frames_read, frames_decoded, bytes_read; frames_reused: places in windows that needed no decoding of their own;
-        frames_bad: distinct frames that could not be used; wait_share: share (0..1) of the time from the start of each
-        iteration to the end of its last step that the consumer spent waiting for batches.
+        frames_read, frames_decoded, bytes_read; frames_without_box: of those read, with region boxes, the ones that
+        took the center; frames_reused: places in windows that needed no decoding of their own; frames_bad: distinct
+        frames that could not be used; wait_share: share (0..1) of the time from the start of each iteration to the end
+        of its last step that the consumer spent waiting for batches.
         """
-        fetcher = self._fetcher
-        read, decoded, size = (fetcher.read, fetcher.decoded, fetcher.bytes_read) if fetcher else (0, 0, 0)
         return {
-            "frames_read": read,
-            "frames_decoded": decoded,
+            **(self._fetcher.totals if self._fetcher else Totals())._asdict(),
             "frames_reused": self._uses,
             "frames_bad": len(self._bad),
-            "bytes_read": size,
             "wait_share": self._clock.share,
         }
 

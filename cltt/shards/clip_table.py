@@ -18,6 +18,7 @@ from cltt.text import shorten
 Array = np.ndarray[Any, Any]
 _COMMENT = re.compile(r"(^|\s)#.*")
 MAX_LIST = 1 << 28  # bytes of a list of clips
+FRAMES_AT_ONCE = 1 << 20  # whose boxes are read
 
 
 class _ClipTable:
@@ -29,11 +30,13 @@ class _ClipTable:
         clip_offsets: int64 [clips + 1]; clip c holds the frame ids ``clip_offsets[c]`` to ``clip_offsets[c + 1] - 1``.
         label_names: names of the labels; split_names: names of the splits ([]: there are none).
         fingerprint: equal for equal frames in equal clips.
+        has_boxes: whether it has boxes of its frames.
     """
 
     num_frames: int
     num_clips: int
     fingerprint: str
+    has_boxes: bool = False
     label_names: list[str]
     split_names: list[str]
     _clips: Array  # [format.CLIP_ROWS, clips]
@@ -131,6 +134,18 @@ class _ClipTable:
         NaN for a frame without a box; a point is a box without extent.
         """
         return None
+
+    def frames_without_box(self, clips: Array) -> int:
+        """How many frames of ``clips``, int64 ids, have no box."""
+        ends = np.cumsum(self.clip_lengths[clips])
+        parts = np.split(clips, np.flatnonzero(np.diff(ends // FRAMES_AT_ONCE)) + 1)
+        return sum(self._without_box(part) for part in parts)
+
+    def _without_box(self, clips: Array) -> int:
+        lengths = self.clip_lengths[clips]
+        skipped = self.clip_offsets[clips] - (np.cumsum(lengths) - lengths)  # ids before a clip's that are not in clips
+        boxes = self.frame_boxes(np.arange(lengths.sum()) + np.repeat(skipped, lengths))
+        return int(lengths.sum() if boxes is None else np.isnan(boxes[:, 0]).sum())
 
     def _check_ids(self, frame_ids: Any) -> Array:
         ids = np.asarray(frame_ids, np.int64).reshape(-1)

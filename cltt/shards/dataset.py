@@ -1,7 +1,8 @@
 """Bytes of given frames, out of shards (:class:`ShardDataset`) or straight from clip folders (:class:`FolderDataset`).
 
 Reads are ``pread`` calls, not memory-mapped pages: on a network file system a page fault costs a round trip each, and
-neighbouring frames come in one read. Every frame's CRC-32 is checked before the frame goes on.
+neighbouring frames come in one read. Where reads wait for the storage, those of one request are made together. Every
+frame's CRC-32 is checked before the frame goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from cltt.errors import DataError, FrameError
 from cltt.files.patience import IO_PATIENCE, Handle, Patience, ShortRead
 from cltt.files.regular import AnyPath
+from cltt.files.threads import WaitGauge, map_together
 from cltt.shards import checks, format, tar
 from cltt.shards.clip_table import Array, _ClipTable
 from cltt.shards.open_shards import OpenShards
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
 MAX_READ = 8 << 20  # bytes of one read
+HELPERS = 8  # threads that read, beside the one that asks, once reads wait for the storage ...
+READS_IN_A_ROW = 8  # ... so many, one after the other: where the cores are busy, some wait for these
 
 
 class ShardDataset(_ClipTable):
@@ -54,7 +58,9 @@ class ShardDataset(_ClipTable):
         self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
         self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index, self.patience)
         self._parts = checks.open_parts(self.path, index, self.patience)
+        self.has_boxes = format.BOXES in self._parts
         self._files = _Files(self.path)
+        self._gauge = WaitGauge(READS_IN_A_ROW)
 
     def clip_key(self, clip: int) -> str:
         """The clip folder's path relative to the root folder the shards were built from."""
@@ -114,14 +120,18 @@ class ShardDataset(_ClipTable):
         """As :meth:`read`, with a FrameError in the place of each frame that is corrupt or missing."""
         ids = self._check_ids(frame_ids)
         unique, places = np.unique(ids, return_inverse=True)
-        found: list[bytes | FrameError] = []
         records = np.asarray(self._frames[unique])
         within = checks.records_within(records, self.shard_sizes)
         if not within.all():
             return self._read_those_within(unique, within, places)
         columns = [records[name].tolist() for name in ("shard", "offset", "size", "crc")]
-        for start, stop in _neighbours(records):
-            found += self._read_range(unique[start:stop], *(column[start:stop] for column in columns))
+
+        def read(part: tuple[int, int]) -> list[bytes | FrameError]:
+            return list(self._read_range(unique[slice(*part)], *(column[slice(*part)] for column in columns)))
+
+        parts = list(_neighbours(records))
+        each = map_together(read, parts, HELPERS) if self._gauge.slow else list(map(read, parts))
+        found = [frame for frames in each for frame in frames]
         return [found[place] for place in places.tolist()]
 
     def _read_those_within(self, ids: Array, within: Array, places: Array) -> list[bytes | FrameError]:
@@ -160,8 +170,8 @@ class ShardDataset(_ClipTable):
                 yield self._read_once_more(int(ids[k]))
 
     def _view(self, shard: int, size: int, offset: int) -> memoryview:
-        path = self.path / format.shard_name(shard)
-        return self.patience.ask(path, lambda: self._files.view(shard, size, offset))
+        path = self._files.path(shard)
+        return self._gauge.timed(lambda: self.patience.ask(path, lambda: self._files.view(shard, size, offset)))
 
     def _read_once_more(self, frame_id: int) -> bytes | FrameError:
         """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
@@ -209,20 +219,25 @@ class _Files:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._paths: dict[int, Path] = {}
         self._open = OpenShards(path)
         self._threads = threading.local()
+
+    def path(self, shard: int) -> Path:
+        """Of a shard, made once: this takes as long as a read from memory."""
+        return self._paths.get(shard) or self._paths.setdefault(shard, self._path / format.shard_name(shard))
 
     def view(self, shard: int, size: int, offset: int) -> memoryview:
         """Up to ``size`` bytes at ``offset``, fewer only at the end of the file, in memory that this thread's next view
         overwrites: fresh memory costs more than reading. The shard is opened anew by the next call after an OSError.
         """
         with self._open.handle(shard) as handle:
-            if offset + size > (there := os.fstat(handle).st_size):
-                size = max(0, there - offset)  # memory is taken for what is there alone
             memory = getattr(self._threads, "memory", memoryview(b""))
+            if len(memory) < size:  # memory is taken for what is there alone
+                size = max(0, min(size, os.fstat(handle).st_size - offset))
             if len(memory) < size:
                 memory = self._threads.memory = memoryview(bytearray(size))
-            return _read_into(memory[:size], handle, offset, self._path / format.shard_name(shard))
+            return _read_into(memory[:size], handle, offset, self.path(shard))
 
 
 def _read_into(memory: memoryview, handle: int, offset: int, path: AnyPath) -> memoryview:

@@ -16,14 +16,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from cltt.errors import DataError
 from cltt.files.patience import Patience
 from cltt.files.regular import open_regular, read_regular
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FORMAT = "cltt-shards"
 VERSION = 2  # the newest that is read; a set without optional parts is written as version 1
@@ -51,20 +50,12 @@ FRAME_FIELDS = [
     ("width", "<u2"),
     ("height", "<u2"),
 ]
-FRAME_DTYPE: np.dtype[Any]  # the same to numpy, made when first touched: packing processes start without numpy
+FRAME_DTYPE = np.dtype(FRAME_FIELDS)
 # Rows of clips.npy, int64 [6, clips]: a row lies in one piece, so reading the lengths touches nothing else.
 CLIP_FIRST, CLIP_LENGTH, CLIP_KEY, CLIP_PART, CLIP_LABEL, CLIP_SPLIT = range(6)
 CLIP_ROWS = 6
 
 _SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")
-
-
-def __getattr__(name: str) -> Any:
-    if name != "FRAME_DTYPE":
-        raise AttributeError(f"module 'cltt.shards.format' has no attribute {name!r}")
-    import numpy as np
-
-    return globals().setdefault(name, np.dtype(FRAME_FIELDS))
 
 
 def shard_name(shard: int) -> str:

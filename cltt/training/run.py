@@ -22,6 +22,7 @@ from cltt.evaluation.parts import seen_in_training
 from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.metrics import History, is_ours_to_replace
+from cltt.region import without_box_line
 from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
 from cltt.text import changes, say
@@ -48,8 +49,8 @@ def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[
     stop = StopSignals(STOP_NOTICE if info.is_main else "", cli.EXIT_REQUEUE)
     with ExitStack() as stack:
         stack.callback(stop.restore)
-        distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
         with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
+            distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
             ended = _train(settings, info, stack, stop, on_step)
             distributed.stop()
     return EXIT_STATUS[ended]
@@ -77,6 +78,8 @@ def _train(
         _warn_of_known_clips(evaluator, dataset, settings)
     loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
     stack.enter_context(loader)
+    if info.is_main and settings.data.region == "boxes":
+        _say_without_box(dataset, settings)
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
     store, records, listeners = None, None, {}
     if info.is_main:
@@ -267,6 +270,11 @@ def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: 
     warning = seen_in_training(evaluator.data.parts, dataset.fingerprint, clips)
     if warning:
         say(f"warning: {warning}")
+
+
+def _say_without_box(dataset: ShardDataset, settings: TrainSettings) -> None:
+    _, clips = dataset.training_clips(settings.data.split, settings.data.clips)
+    say(without_box_line(dataset.frames_without_box(clips), int(dataset.clip_lengths[clips].sum())))
 
 
 def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:

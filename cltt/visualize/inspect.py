@@ -16,6 +16,7 @@ import numpy as np
 from cltt.cli import Parser, add_settings, is_given, settings_from
 from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
 from cltt.config.old_flags import add_old_flags, take_old_flags
+from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
 from cltt.shards import corrupt
@@ -163,6 +164,16 @@ class Inspection:
             print(f"note: {warning.message}", file=sys.stderr)
         return plan
 
+    def view(self, index: WindowIndex, ids: np.ndarray) -> views.WindowView:
+        """The windows ``ids``, seen as the network does; with boxes a line on stderr says how many frames have none."""
+        region = self.data.looked_at
+        region.check_boxes(self.dataset)
+        if region.kind == "boxes":
+            _, clips = self.dataset.training_clips(self.look.split, self.data.clips)
+            without, frames = self.dataset.frames_without_box(clips), self.dataset.clip_lengths[clips].sum()
+            print(f"note: {without_box_line(without, int(frames))}", file=sys.stderr)
+        return views.view_windows(self.dataset, index, ids, image_size=self.data.image_size, region=region)
+
     def size_info(self, split: str) -> dict[str, Any]:
         clips = self.clips(split)
         frames = int(self.dataset.clip_lengths[clips].sum())
@@ -207,7 +218,7 @@ def show_windows(made: Inspection) -> int:
     else:
         ids, name = made.batch_ids(index)
     name += made.shuffled
-    view = views.view_windows(made.dataset, index, ids, image_size=data.image_size)
+    view = made.view(index, ids)
     info = {**made.size_info(split), "windows": len(index), "showing": name, "normalise": data.normalise}
     info |= view.info()
     emit(info, views.windows_text(info), look.json)
@@ -248,7 +259,7 @@ def write_html(made: Inspection) -> int:
     index, _ = made.index()
     ids, title = made.batch_ids(index)
     title += made.shuffled
-    view = views.view_windows(made.dataset, index, ids, image_size=made.data.image_size)
+    view = made.view(index, ids)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
     marks = None if made.data.shuffle_frames else made.windows
     page = gallery.write_gallery(made.dataset, Path(out), marks, made.clips(split), view, title, features)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cltt.errors import DataError, FrameError, SettingsError
+from cltt.region import NO_REGION, Box, Region, boxes_of
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import Dataset
@@ -39,6 +40,8 @@ class WindowView:
         seconds: float64 [b, T], times in the source; NaN, or None for all, where it has none.
         corrupt: one sentence for each frame id that cannot be shown.
         in_training: what training does about those.
+        region: where the network looks.
+        without_box: distinct frames that have no box, where boxes are looked at.
     """
 
     window_ids: Ids
@@ -52,6 +55,8 @@ class WindowView:
     corrupt: dict[int, str]
     seconds: Pixels | None = None
     in_training: str = IN_PLACE
+    region: Region = NO_REGION
+    without_box: int = 0
 
     @property
     def distinct_frames(self) -> int:
@@ -79,18 +84,25 @@ class WindowView:
             "shape": list(channels_first),
             "distinct_frames": self.distinct_frames,
             "overlapping_pairs": self.overlapping_pairs,
+            "region": self.region.kind,
+            "region_effect": self.region.effect,
+            "region_scale": self.region.scale,
+            "without_box": self.without_box,
             "damaged": list(self.corrupt.values()),
             "damaged_in_training": self.in_training if self.corrupt else "",
         }
 
 
-def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int) -> WindowView:
+def view_windows(
+    dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int, region: Region = NO_REGION
+) -> WindowView:
     """Read and decode the windows ``window_ids`` [b]; each distinct frame once."""
     frame_ids = index.frames(window_ids)
     clips, _ = index.locate(window_ids)
     clips = np.asarray(clips, dtype=np.int64)
     distinct, position = np.unique(frame_ids, return_inverse=True)
-    pictures, corrupt = decode_frames(dataset, distinct, image_size)
+    look_at = boxes_of(dataset, distinct, region)
+    pictures, corrupt = decode_frames(dataset, distinct, image_size, region, look_at)
     names = [frame_name(dataset, int(frame)) for frame in distinct]
     return WindowView(
         window_ids=window_ids,
@@ -104,6 +116,8 @@ def view_windows(dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image
         corrupt=corrupt,
         seconds=dataset.frame_time(frame_ids),
         in_training=IN_PLACE if isinstance(dataset, ShardDataset) else CUT,
+        region=region,
+        without_box=look_at.count(None) if look_at is not None else 0,
     )
 
 
@@ -117,12 +131,14 @@ def seconds_text(seconds: float) -> str:
     return f"t = {seconds:.2f}".rstrip("0").rstrip(".") + " s"
 
 
-def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pixels, dict[int, str]]:
+def decode_frames(
+    dataset: Dataset, frame_ids: Ids, image_size: int, region: Region, look_at: list[Box | None] | None
+) -> tuple[Pixels, dict[int, str]]:
     """Pictures uint8 [n, S, S, 3] of ``frame_ids`` [n] and, for those left grey, a sentence saying why."""
     from cltt.frames.decode_cpu import FrameDecoder
     from cltt.frames.geometry import Framing  # not at the top: OpenCV is slow to import and curves need none
 
-    decoder = FrameDecoder(Framing(image_size=image_size))
+    decoder = FrameDecoder(Framing(image_size=image_size, region=region))
     pictures = np.full((len(frame_ids), image_size, image_size, 3), GREY_LEVEL, dtype=np.uint8)
     corrupt: dict[int, str] = {}
     for place, (frame, data) in enumerate(zip(frame_ids.tolist(), dataset.read_each(frame_ids), strict=True)):
@@ -130,7 +146,7 @@ def decode_frames(dataset: Dataset, frame_ids: Ids, image_size: int) -> tuple[Pi
             corrupt[frame] = str(data)
             continue
         try:
-            pictures[place] = decoder.frame(data)
+            pictures[place] = decoder.frame(data, look_at[place] if look_at is not None else None)
         except ValueError as error:
             corrupt[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
     return pictures, corrupt
@@ -150,11 +166,12 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     from cltt.frames.store import FrameStore
 
     cpu = torch.device("cpu")
-    framing = Framing(image_size=view.frames.shape[2], margin=True)
+    framing = Framing(image_size=view.frames.shape[2], margin=True, region=view.region)
     distinct, slots = np.unique(view.frame_ids, return_inverse=True)
     store = FrameStore(len(distinct), framing, cpu)
     good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]
-    CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store)
+    look_at = boxes_of(dataset, distinct[[slot for slot, _ in good]], view.region)
+    CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store, look_at)
     maker = BatchMaker(framing, cpu, torch.uint8, augment, channels_last=True, threads=1)
     draws = random_numbers(seed, epoch, view.window_ids, view.frame_ids, scope)
     batch = maker.make(store, slots.reshape(view.frame_ids.shape), draws)  # [b, T, 3, S, S]

@@ -67,9 +67,8 @@ def draw_windows(
     figure.figimage(layout.paste(grid), origin="upper", zorder=-1)  # under the text
     write(axes, MARGIN, MARGIN + 8, title, size=17, weight="bold")
     write(axes, MARGIN, MARGIN + 27, _shape_line(view), size=12, color=GREY)
-    if view.corrupt:
-        line = f"grey: {counted(len(view.corrupt), 'damaged frame')}; {view.in_training}"
-        write(axes, MARGIN, MARGIN + 41, line, size=12, color=GREY)
+    for number, line in enumerate(_notes(view)):
+        write(axes, MARGIN, MARGIN + 41 + 14 * number, line, size=12, color=GREY)
     extra = [f"change since the\nframe before (x{DIFFERENCE_GAIN})"] if difference else []
     extra += ["augmented"] if augmented is not None else []
     for window in range(layout.windows):
@@ -154,6 +153,18 @@ def _shape_line(view: WindowView) -> str:
     if count > 1:
         line += f", {view.overlapping_pairs} of {count * (count - 1) // 2} pairs of windows overlap in time"
     return line
+
+
+def _notes(view: WindowView) -> list[str]:
+    """What must be known of the frames drawn, a line each."""
+    region, lines = view.region, []
+    if region.kind != "none":
+        done = f"a square of {region.scale} short sides about it" if region.crops else "all outside it blurred"
+        without = f"; {counted(view.without_box, 'frame')} without a box" if view.without_box else ""
+        lines.append(f"region: {region.kind}, {done}{without}")
+    if view.corrupt:
+        lines.append(f"grey: {counted(len(view.corrupt), 'damaged frame')}; {view.in_training}")
+    return lines
 
 
 def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames_per_second: float | None) -> None:

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import chaos
+from benchmarks import chaos, chaos_building, chaos_orders
+from tests.helpers.nursery import Nursery
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    with Nursery(**chaos_building.video_faults(tmp_path_factory.mktemp("library"))) as nursery:
+        yield nursery
 
 
 @pytest.mark.slow
-def test_training_under_faults_ends_bit_identical(tmp_path: Path) -> None:
-    struck, runs = chaos.chaos_of_training(tmp_path / "chaos", seed=5, faults=5, ranks=1, gap=0.2)
-    assert struck.total() >= 5 and runs >= 1
+def test_training_under_faults_ends_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
+    part = chaos.training_part(nursery, tmp_path / "chaos", seed=5, faults=5, ranks=1, gap=0.2, epochs=2)
+    part.play()
+    assert part.struck.total() >= 5 and part.identical == part.runs >= 1
 
 
 @pytest.mark.slow
-def test_two_ranks_under_faults_end_bit_identical(tmp_path: Path) -> None:
-    struck, runs = chaos.chaos_of_training(tmp_path / "chaos", seed=6, faults=2, ranks=2, gap=0.2)
-    assert struck.total() >= 2 and runs >= 1
+def test_two_ranks_under_faults_end_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
+    part = chaos.training_part(nursery, tmp_path / "chaos", seed=6, faults=2, ranks=2, gap=0.2, epochs=2)
+    part.play()
+    assert part.struck.total() >= 2 and part.identical == part.runs >= 1
 
 
 @pytest.mark.slow
-def test_building_under_faults_ends_byte_identical(tmp_path: Path) -> None:
-    struck, builds = chaos.chaos_of_building(tmp_path, seed=5, faults=8, gap=0.5)
-    assert struck.total() >= 8 and builds >= 1
+def test_building_under_faults_ends_byte_identical(nursery: Nursery, tmp_path: Path) -> None:
+    part = chaos.building_part(nursery, tmp_path / "chaos", seed=5, faults=8, gap=0.5)
+    part.play()
+    assert part.struck.total() >= 8 and part.identical == part.runs >= 1
 
 
 def test_a_difference_is_a_finding(tmp_path: Path) -> None:
     for name, content in (("a", b"1"), ("b", b"2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(content)
-    with pytest.raises(chaos.ChaosError, match="not as undisturbed"):
-        chaos.check_same_folder(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(chaos_orders.ChaosError, match="not as undisturbed"):
+        chaos_building.check_same_folder(tmp_path / "a", tmp_path / "b")
+
+
+def test_standing_still_is_a_finding_with_the_place_of_every_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chaos_orders, "PATIENCE", 1.0)
+    log = tmp_path / "log"
+    code = "import faulthandler, signal, time; faulthandler.register(signal.SIGUSR2); time.sleep(100)"
+    with open(log, "wb") as output, subprocess.Popen([sys.executable, "-c", code], stderr=output) as process:
+        started = chaos_orders.Started([process], log, lambda: 0)
+        try:
+            with pytest.raises(chaos_orders.ChaosError, match=r"nothing has moved(.|\n)*most recent call first"):
+                started.wait()
+        finally:
+            started.kill()
+
+
+def test_only_seconds_awake_are_counted() -> None:
+    watch = chaos_orders.Watch(_last=time.monotonic() - 1000)
+    assert watch.look() == 1.0 and watch.look() < 2.0

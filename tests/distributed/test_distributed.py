@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -120,3 +122,26 @@ def test_collectives_over_two_processes() -> None:
     outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
     assert all("fine" in output for output in outputs)
+
+
+ALONE = """
+from cltt import distributed
+from cltt.training.signals import StopSignals
+StopSignals("", 85)
+print("waits", flush=True)
+distributed.start(distributed.rank_info(), cuda=False)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_for_the_others_ends_when_it_is_told_to(rank: int) -> None:
+    own = training.rank_environment(rank, 2, training.free_port())
+    command = [sys.executable, "-c", ALONE]
+    with subprocess.Popen(command, cwd=training.ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE) as alone:
+        try:
+            assert alone.stdout is not None and alone.stdout.readline() == b"waits\n"
+            time.sleep(0.5)
+            alone.send_signal(signal.SIGUSR1)
+            assert alone.wait(timeout=10) == 85
+        finally:
+            alone.kill()

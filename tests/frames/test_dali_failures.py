@@ -28,11 +28,11 @@ class Failing:
     def __init__(self, decoder: DaliDecoder, fails: Fails) -> None:
         self.graphs, self.fails, self.calls = decoder._graphs, fails, 0
 
-    def decode(self, jpegs: list[bytes], boxes: np.ndarray, sizes: np.ndarray) -> list[torch.Tensor] | torch.Tensor:
+    def decode(self, jpegs: list[bytes], *cuts: np.ndarray) -> list[torch.Tensor] | torch.Tensor:
         self.calls += 1
         if (message := self.fails(jpegs)) is not None:
             raise RuntimeError(f"{message}\nStacktrace (5 entries):\n[frame 0]: libdali.so")
-        return self.graphs.decode(jpegs, boxes, sizes)
+        return self.graphs.decode(jpegs, *cuts)
 
 
 def failing(fails: Fails) -> tuple[DaliDecoder, Failing]:

@@ -12,6 +12,7 @@ from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import CpuDecoder, DaliDecoder, Decoder, best_decoder, dali_installed
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
+from cltt.region import Box, Region
 from tests.helpers.pictures import KINDS, SIZES, detailed, jpeg
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not dali_installed(), reason="DALI is not installed")]
@@ -24,9 +25,11 @@ def cuda() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def decoded(decoder: Decoder, jpegs: list[bytes]) -> tuple[list[np.ndarray], dict[int, str]]:
+def decoded(
+    decoder: Decoder, jpegs: list[bytes], boxes: list[Box | None] | None = None
+) -> tuple[list[np.ndarray], dict[int, str]]:
     store = FrameStore(len(jpegs), decoder.framing, decoder.device)
-    failures = decoder.decode(jpegs, range(len(jpegs)), store)
+    failures = decoder.decode(jpegs, range(len(jpegs)), store, boxes)
     return [store.frame(k).cpu().numpy() for k in range(len(jpegs))], failures
 
 
@@ -39,6 +42,19 @@ def test_mixed_decoding_gives_the_pixels_of_the_cpu(kind: str, margin: bool) -> 
     assert not failures and [f.shape for f in found] == [f.shape for f in ours]
     difference = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, found, strict=True)]
     assert np.mean(difference) < MEAN and max(difference) < MOST, difference
+
+
+@pytest.mark.parametrize("effect", ["blur", "crop"])
+def test_regions_give_the_pixels_of_the_cpu(effect: str) -> None:
+    boxes: list[Box | None] = [(0.1, 0.2, 0.6, 0.9), (0.0, 0.0, 0.05, 0.1), (0.5, 0.5, 0.5, 0.5), (1.0, 0.0, 1.0, 0.0)]
+    boxes += [None, (0.0, 0.0, 1.0, 1.0), (0.97, 0.4, 1.0, 0.6), (0.2, 0.9, 0.3, 1.0), None]
+    for margin in (False, True):
+        framing = Framing(image_size=112, margin=margin, region=Region("boxes", effect))
+        ours, _ = decoded(CpuDecoder(framing), KINDS["baseline"], boxes)
+        found, failures = decoded(DaliDecoder(framing, cuda(), 2), KINDS["baseline"], boxes)
+        assert not failures and [f.shape for f in found] == [f.shape for f in ours]
+        difference = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, found, strict=True)]
+        assert np.mean(difference) < MEAN and max(difference) < MOST, difference
 
 
 def test_cuda_gets_dali_and_a_store_on_the_device() -> None:

@@ -1,12 +1,17 @@
 """Run a function in several real processes joined by gloo.
 
-The processes are spawned, not forked: torch's thread pools and autograd threads do not survive a fork. Each rank writes
-its result to a file, so that a rank that dies leaves the others' results and its own traceback to look at.
+    python -m tests.helpers.ddp FOLDER RANK WORLD_SIZE TIMEOUT
+
+The function lies pickled in FOLDER. Each rank writes its result to a file there, so that a rank that dies leaves the
+others' results and its own traceback to look at.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,7 +21,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from tests.helpers.nursery import nursery
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60) -> list[Any]:
@@ -30,30 +36,23 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
     Raises RuntimeError with the traceback of every rank that raised.
     """
-    with TemporaryDirectory() as folder:
-        context = mp.get_context("spawn")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "job").write_bytes(pickle.dumps((function, args)))
         ranks = [
-            context.Process(target=_rank_main, args=(function, rank, world_size, args, folder, timeout), daemon=True)
+            nursery().start("tests.helpers.ddp", [name, str(rank), str(world_size), str(timeout)], os.environ)
             for rank in range(world_size)
         ]
-        for process in ranks:
-            process.start()
         try:
-            _join(ranks, timeout)
+            return _results(folder, [rank.wait(timeout) for rank in ranks])
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"a rank of {world_size} did not finish within {timeout} s") from error
         finally:
-            for process in ranks:
-                process.kill()
-        return _results(Path(folder), [process.exitcode for process in ranks])
+            for rank in ranks:
+                rank.kill()
 
 
-def _join(ranks: list[Any], timeout: float) -> None:
-    for rank, process in enumerate(ranks):
-        process.join(timeout)
-        if process.is_alive():
-            raise TimeoutError(f"rank {rank} of {len(ranks)} did not finish within {timeout} s")
-
-
-def _results(folder: Path, codes: list[int | None]) -> list[Any]:
+def _results(folder: Path, codes: list[int]) -> list[Any]:
     failures = [
         f"rank {rank} (exit status {code}):\n{_read(folder / f'error-{rank}')}"
         for rank, code in enumerate(codes)
@@ -68,18 +67,21 @@ def _read(path: Path) -> str:
     return path.read_text() if path.exists() else "(died without a traceback)"
 
 
-def _rank_main(
-    function: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], folder: str, timeout: float
-) -> None:
+def _rank_main(folder: Path, rank: int, world_size: int, timeout: float) -> None:
     """Body of one process: a file in ``folder`` is the meeting point, so no port can be taken by someone else."""
+    function, args = pickle.loads((folder / "job").read_bytes())
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-    store = dist.FileStore(str(Path(folder) / "store"), world_size)
+    store = dist.FileStore(str(folder / "store"), world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout))
     try:
-        torch.save(function(*args), Path(folder) / f"result-{rank}")
+        torch.save(function(*args), folder / f"result-{rank}")
     except BaseException:
-        (Path(folder) / f"error-{rank}").write_text(traceback.format_exc())
+        (folder / f"error-{rank}").write_text(traceback.format_exc())
         raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _rank_main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

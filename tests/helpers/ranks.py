@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.helpers import training
+from tests.helpers.nursery import Child, nursery
 
 
 @dataclass
@@ -17,7 +16,7 @@ class Ranks:
     """Processes ``rank 0, 1, ...``; use it in a ``with`` block, which kills what is left of them."""
 
     folder: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Child] = field(default_factory=list)
     ended: dict[int, float] = field(
         default_factory=dict
     )  # rank -> time.time() at which its process was seen to be gone
@@ -81,17 +80,15 @@ def start_ranks(
     """Start ``python -m module arguments`` on every rank; what is its ``own`` is a rank's alone."""
     folder.mkdir(parents=True, exist_ok=True)
     ranks, port = Ranks(folder), training.free_port()
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(training.ROOT)}
-    shared |= {"LOSSES": str(ranks.losses), "GAVE_UP": str(folder / "gave-up"), **environment}
+    shared = {**os.environ, "LOSSES": str(ranks.losses), "GAVE_UP": str(folder / "gave-up"), **environment}
     for rank in range(world_size):
         own = training.rank_environment(rank, world_size, port) | (own_environment or {}).get(rank, {})
-        with open(folder / f"rank-{rank}.out", "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments, *(own_arguments or {}).get(rank, [])],
-                cwd=(own_folders or {}).get(rank, training.ROOT),
-                env={**shared, **own},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        process = nursery().start(
+            module,
+            [*arguments, *(own_arguments or {}).get(rank, [])],
+            {**shared, **own},
+            log=folder / f"rank-{rank}.out",
+            folder=(own_folders or {}).get(rank, training.ROOT),
+        )
         ranks.processes.append(process)
     return ranks

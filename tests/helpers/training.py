@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,6 +12,7 @@ from cltt import build_shards
 from cltt.commands import train
 from cltt.training import factory, run
 from tests.helpers import data, tiny_run
+from tests.helpers.nursery import Child, nursery
 
 ROOT = Path(__file__).parents[2]
 CLIPS = {"a/one": 40, "a/two": 33, "b/one": 51, "b/two": 28}
@@ -35,24 +34,15 @@ def flags(shards: Path, run_dir: Path, *more: str) -> list[str]:
     ]
 
 
-def start_tiny(arguments: list[str], losses: Path, **environment: str) -> subprocess.Popen[str]:
+def start_tiny(arguments: list[str], losses: Path, **environment: str) -> Child:
     """Start ``tests.helpers.tiny_run``; its output comes with ``communicate``."""
-    env = {**os.environ, "LOSSES": str(losses), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **environment}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.helpers.tiny_run", *arguments],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return nursery().start("tests.helpers.tiny_run", arguments, {**os.environ, "LOSSES": str(losses), **environment})
 
 
 def run_tiny(arguments: list[str], losses: Path, **environment: str) -> tuple[int, str]:
     """Run ``tests.helpers.tiny_run`` to its end -> (exit status, output)."""
     process = start_tiny(arguments, losses, **environment)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    return process.wait(timeout=300), process.log.read_text()
 
 
 def run_here(arguments: list[str], *, stop_after: int = 0) -> tuple[int, list[float]]:

@@ -24,6 +24,7 @@ from cltt.sets.use import in_use
 from cltt.shards import format
 from tests.helpers import data
 from tests.helpers.folders import assert_same
+from tests.helpers.nursery import nursery
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = {"a/one": 30, "a/two": 25}
@@ -193,9 +194,7 @@ def test_no_wait_raises_what_says_who_builds(folder: Path, capsys: pytest.Captur
 
 
 def prune(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "cltt", "prune", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = nursery().run("cltt", ["prune", *arguments], os.environ, folder=folder)
     assert done.returncode == 0 or "error" in done.stderr, done.stderr
     return done.stdout + done.stderr
 

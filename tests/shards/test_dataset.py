@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import shutil
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from cltt import ShardDataset, WindowIndex, build_shards
 from cltt.errors import DataError, FrameError
+from cltt.files import threads
 from cltt.shards import dataset as dataset_module
 from cltt.shards import folder as folder_module
 from cltt.shards import format
@@ -96,6 +99,38 @@ def test_many_threads_share_a_dataset(built: Path, contents: list[bytes]) -> Non
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(read, range(200)))
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_reads_that_wait_are_made_together_and_those_that_do_not_by_the_caller(
+    built: Path, contents: list[bytes], slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: set[int] = set()
+    read = dataset_module._pread_into
+
+    def watched(handle: int, memory: memoryview, offset: int) -> int:
+        readers.add(threading.get_ident())
+        time.sleep(0.003 if slow else 0)
+        return read(handle, memory, offset)
+
+    monkeypatch.setattr(dataset_module, "_pread_into", watched)
+    monkeypatch.setattr(dataset_module, "MAX_GAP", 0)
+    if not slow:  # another process may take the core in the midst of a read
+        monkeypatch.setattr(threads, "WAIT_SECONDS", 10.0)
+    dataset = ShardDataset(built)
+    wanted = list(range(0, FRAMES, 2))
+    for _ in range(3):
+        readers.clear()
+        assert dataset.read(wanted) == [contents[k] for k in wanted]
+    assert (len(readers) > 1) == slow and len(readers) <= 1 + dataset_module.HELPERS
+
+
+def test_what_a_helper_cannot_read_is_named_as_by_the_caller(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy / "shard-000001.tar").unlink()
+    dataset = ShardDataset(copy)
+    alone = list(map(str, dataset.read_each(range(FRAMES))))
+    monkeypatch.setattr(threads.WaitGauge, "slow", True)
+    assert list(map(str, dataset.read_each(range(FRAMES)))) == alone
 
 
 def test_clips(built: Path, root: Path) -> None:

@@ -29,8 +29,11 @@ def test_an_input_error_that_comes_again_at_one_place_is_the_files_own(tmp_path:
     assert video_file.is_of_the_file(path, 7, error)
     assert not video_file.is_of_the_file(path, 9, error)
     assert not video_file.is_of_the_file(path, 9, OSError(errno.ENOENT, "gone"))
-    os.unlink(path)
+    os.rename(path, path + b".away")
     assert not video_file.is_of_the_file(path, 9, error)  # the system cannot read it either
+    os.rename(path + b".away", path)
+    assert not video_file.is_of_the_file(path, 9, error)  # it has just recovered
+    assert video_file.is_of_the_file(path, 9, error)
 
 
 @pytest.mark.parametrize("container", [".webm", ".mp4", ".avi"])

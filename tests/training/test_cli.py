@@ -25,11 +25,12 @@ import pytest
 from cltt import cli
 from cltt.commands import train
 from tests.helpers import data, training
+from tests.helpers.nursery import nursery
 
 FLAG_LIST = """
 root-dir shards fps rescan stage-to split clips batch-size image-size num-workers augment augment-scope shuffle-frames
-min-gap depth run cache-gb max-bad-frames normalise io-patience no-wait window-size frame-step window-stride
-max-windows-per-clip short-clip-windows backbone proj-dim proj-hidden proj-layers temperature mask-overlaps epochs
+min-gap depth run cache-gb max-bad-frames normalise io-patience no-wait region region-effect region-scale
+window-size frame-step window-stride max-windows-per-clip short-clip-windows backbone proj-dim proj-hidden proj-layers temperature mask-overlaps epochs
 max-batches-per-epoch lr optimizer momentum weight-decay schedule warmup-steps max-grad-norm sub-batch-size
 seed device amp compile deterministic checkpoint-dir resume checkpoint-path
 checkpoint-minutes keep-last keep-every csv-log csv-log-path eval-csv-log-path eval-data eval-every tensorboard
@@ -41,15 +42,8 @@ TINY += ["--max-batches-per-epoch", "2", "--num-workers", "1", "--device", "cpu"
 
 def run_train(arguments: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run train.py with the tiny model, in ``cwd``."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "LOSSES": str(cwd / "losses"), "PYTHONPATH": str(training.ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "tests.helpers.tiny_run", *arguments],
-        cwd=cwd,
-        env={**env, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    env = {**os.environ, "LOSSES": str(cwd / "losses"), **environment}
+    return nursery().run("tests.helpers.tiny_run", arguments, env, folder=cwd)
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from cltt import checkpoint
 from tests.helpers import training
+from tests.helpers.nursery import Child
 from tests.helpers.tiny_run import read_losses
 
 EPOCHS, STEPS = 4, 48
@@ -50,7 +50,7 @@ def assert_same_end(run_dir: Path, unbroken: Path) -> None:
         assert (run_dir / name).read_bytes() == (unbroken / "run" / name).read_bytes()
 
 
-def follow(process: subprocess.Popen[str], losses: Path, lines: int) -> None:
+def follow(process: Child, losses: Path, lines: int) -> None:
     """Wait until the loss log has ``lines`` lines; fail with the output if the process ends before."""
     while not (losses.is_file() and losses.read_text().count("\n") >= lines):
         assert process.poll() is None, process.communicate()[0]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from cltt import checkpoint
 from tests.helpers import training
+from tests.helpers.nursery import nursery
 from tests.helpers.ranks import start_ranks
 from tests.helpers.tiny_run import read_losses
 
@@ -29,22 +28,14 @@ def struck_run(folder: Path, arguments: list[str], order: dict[str, object] | No
     """A tiny run whose reads are struck by ``order`` from its fifth step on."""
     (folder / "order").unlink(missing_ok=True)
     environment = {"CHAOS": str(folder), "CHAOS_DATA": arguments[1], "CHAOS_OUT": str(folder / "run")}
-    environment |= {"CHAOS_PACE": "0.05", "LOSSES": str(folder / "losses"), "PYTHONPATH": str(training.ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.faults", "train", *arguments],
-        cwd=training.ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    environment |= {"CHAOS_PACE": "0.05", "LOSSES": str(folder / "losses")}
+    process = nursery().start("benchmarks.faults", ["train", *arguments], {**os.environ, **environment})
     if order is not None:
         while len((folder / "losses").read_text().split() if (folder / "losses").is_file() else []) < 5:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.02)
         (folder / "order").write_text(json.dumps(order))
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    return process.wait(timeout=300), process.log.read_text()
 
 
 def test_when_patience_ends_the_run_saves_and_asks_to_be_started_again(shards: Path, tmp_path: Path) -> None:
@@ -86,8 +77,8 @@ def test_a_second_run_in_the_folder_says_what_it_waits_for(shards: Path, tmp_pat
     arguments = training.flags(shards, tmp_path / "run", *FINE)
     with locked(tmp_path / "run" / ".lock"):
         process = training.start_tiny(arguments, tmp_path / "losses")
-        assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        assert any(f"waiting for up to 120 s: {tmp_path / 'run'} is written to by process" in line for line in lines)
+        while f"waiting for up to 120 s: {tmp_path / 'run'} is written to by process" not in process.log.read_text():
+            assert process.poll() is None, process.log.read_text()
+            time.sleep(0.02)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

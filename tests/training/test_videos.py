@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cltt import ShardDataset, build_shards
-from tests.helpers import data, training, video
+from tests.helpers import data, video
 from tests.helpers.inspecting import info, refusal
+from tests.helpers.nursery import nursery
 
 TINY = ["--window-size", "3", "--frame-step", "2", "--batch-size", "8", "--image-size", "32"]
 RUN = [*TINY, "--epochs", "1", "--max-batches-per-epoch", "2", "--num-workers", "1", "--device", "cpu"]
@@ -19,9 +19,8 @@ RUN = [*TINY, "--epochs", "1", "--max-batches-per-epoch", "2", "--num-workers", 
 
 def train(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run train.py with the tiny model, in ``cwd``."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "LOSSES": str(cwd / "losses"), "PYTHONPATH": str(training.ROOT)}
-    command = [sys.executable, "-m", "tests.helpers.tiny_run", *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "LOSSES": str(cwd / "losses")}
+    return nursery().run("tests.helpers.tiny_run", arguments, env, folder=cwd)
 
 
 @pytest.fixture(scope="module")

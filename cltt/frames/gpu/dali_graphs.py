@@ -49,14 +49,23 @@ class Graph:
 class DecodeGraph(Graph):
     """JPEGs, the box stored of each and its size -> uint8 [h, w, 3] each.
 
+    ``blur``: taps and deviation of a Gaussian for all of a stored frame but a rectangle; None: no blur.
+
     ``hardware``: give every JPEG that it can take to the GPU's JPEG engine. All or none: its pixels differ a little
     from those of the CUDA decoder, and with a share between, which frames go to it depends on how batches were cut, so
     that a resumed run would see other pixels (https://github.com/NVIDIA/DALI/pull/2232).
     """
 
-    def __init__(self, batch_size: int, threads: int, device_id: int | None, hardware: bool = False) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        threads: int,
+        device_id: int | None,
+        hardware: bool = False,
+        blur: tuple[int, float] | None = None,
+    ) -> None:
         super().__init__(batch_size, threads, device_id)
-        self.batch_size = batch_size
+        self.batch_size, self.blurs = batch_size, blur is not None
         with self.pipe:
             jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1)
             start, end, size = (fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("start", "end", "size"))
@@ -69,15 +78,18 @@ class DecodeGraph(Graph):
                 jpeg_fancy_upsampling=True,  # else edges of strong colours differ from the CPU's by over 2/255
             )
             stored = fn.resize(frames, size=size, roi_start=start, roi_end=end, antialias=True)
-            self.pipe.set_outputs(stored)
+            self.pipe.set_outputs(stored if blur is None else _blurred_outside(stored, *blur))
         self.pipe.build()
 
-    def decode(self, jpegs: Sequence[bytes], boxes: np.ndarray, sizes: np.ndarray) -> list[torch.Tensor] | torch.Tensor:
+    def decode(
+        self, jpegs: Sequence[bytes], boxes: np.ndarray, sizes: np.ndarray, clear: np.ndarray
+    ) -> list[torch.Tensor] | torch.Tensor:
         """Decode n JPEGs.
 
         Args:
             boxes: [n, 4] top, left, height, width of what is stored, in pixels of the JPEG.
             sizes: [n, 2] height and width at which it is stored.
+            clear: [n, 4] top, left, height, width of what is not blurred, in pixels of the stored frame.
 
         Returns:
             uint8 [n, h, w, 3] if all sizes are equal, else a list of uint8 [h, w, 3]; DALI's memory, not a copy.
@@ -86,15 +98,30 @@ class DecodeGraph(Graph):
             RuntimeError: a JPEG cannot be decoded; this graph must not be used again.
         """
         corners = boxes[:, :2]
+        inside = {"corner": clear[:, :2].astype(np.float32), "extent": clear[:, 2:].astype(np.float32)}
         output = self.run(
             jpegs=[TensorCPU(jpeg, "") for jpeg in jpegs],  # what feed_input makes of an array, at half the cost
             start=corners.astype(np.float32),
             end=(corners + boxes[:, 2:]).astype(np.float32),
             size=sizes.astype(np.float32),
+            **(inside if self.blurs else {}),
         )
         if (sizes == sizes[0]).all():
             return torch.from_dlpack(output.as_tensor())
         return [torch.from_dlpack(output[k]) for k in range(len(jpegs))]
+
+
+def _blurred_outside(frames: Any, taps: int, sigma: float) -> Any:
+    """``frames`` blurred but for a rectangle each, by the inputs ``corner`` and ``extent``.
+
+    The blurred frame with nothing in the rectangle, and the clear one with nothing outside it, are added.
+    """
+    corner, extent = (fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("corner", "extent"))
+
+    def without(pictures: Any) -> Any:
+        return fn.erase(pictures, axis_names="HW", anchor=corner, shape=extent)
+
+    return without(fn.gaussian_blur(frames, window_size=taps, sigma=sigma)) + (frames - without(frames))
 
 
 class AugmentGraph(Graph):
@@ -141,14 +168,22 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, count: int, batch_size: int, threads: int, device_id: int | None, hardware: bool = False
+        self,
+        count: int,
+        batch_size: int,
+        threads: int,
+        device_id: int | None,
+        hardware: bool = False,
+        blur: tuple[int, float] | None = None,
     ) -> None:
-        self._arguments = (batch_size, threads, device_id, hardware)
+        self._arguments = (batch_size, threads, device_id, hardware, blur)
         self._idle: queue.SimpleQueue[DecodeGraph | None] = queue.SimpleQueue()
         for _ in range(count):
             self._idle.put(None)
 
-    def decode(self, jpegs: Sequence[bytes], boxes: np.ndarray, sizes: np.ndarray) -> list[torch.Tensor] | torch.Tensor:
+    def decode(
+        self, jpegs: Sequence[bytes], boxes: np.ndarray, sizes: np.ndarray, clear: np.ndarray
+    ) -> list[torch.Tensor] | torch.Tensor:
         """As :meth:`DecodeGraph.decode`; waits for an idle graph."""
         graph = self._idle.get()
         try:
@@ -156,8 +191,8 @@ class DecodeGraphs:
                 graph = DecodeGraph(*self._arguments)
                 if graph.on_gpu:
                     full = np.arange(graph.batch_size) % len(jpegs)
-                    graph.decode([jpegs[k] for k in full.tolist()], boxes[full], sizes[full])
-            frames = graph.decode(jpegs, boxes, sizes)
+                    graph.decode([jpegs[k] for k in full.tolist()], boxes[full], sizes[full], clear[full])
+            frames = graph.decode(jpegs, boxes, sizes, clear)
         except BaseException:
             self._idle.put(None)
             raise

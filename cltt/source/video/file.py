@@ -84,7 +84,8 @@ def opened(path: bytes) -> Iterator[tuple[av.container.InputContainer, av.video.
         yield container, stream
 
 
-_suspects: dict[bytes, int] = {}  # where a file was last said to give an input error
+# Of a file that gave an input error: where the last one was, and whether the system could read every byte after it.
+_suspects: dict[bytes, tuple[int, bool]] = {}
 _suspects_lock = threading.Lock()
 
 
@@ -92,14 +93,15 @@ def is_of_the_file(path: bytes, place: int, error: OSError) -> bool:
     """Whether an input error at packet ``place`` is the file's own, not the file system's.
 
     FFmpeg says EIO of what it cannot parse too. Such an error comes again at the same place, though the system reads
-    every byte of the file.
+    every byte of the file both before and after: after alone, a disk that has just recovered would spoil the file.
     """
     if error.errno != errno.EIO:
         return False
+    readable = _can_be_read(path)
     with _suspects_lock:
-        comes_again = _suspects.get(path) == place
-        _suspects[path] = place
-    return comes_again and _can_be_read(path)
+        comes_again = _suspects.get(path) == (place, True)
+        _suspects[path] = place, readable
+    return comes_again and readable
 
 
 def _can_be_read(path: bytes) -> bool:

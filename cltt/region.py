@@ -1,0 +1,108 @@
+"""Where in a frame the network looks: what may be said of it, and which box of a frame that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cltt.errors import SettingsError
+from cltt.text import counted
+
+REGIONS = ("none", "center", "boxes")
+EFFECTS = ("blur", "crop")
+SCALES = (0.01, 1.0)
+BOXES_OF_SHARDS = (
+    "region is boxes, and shards alone hold boxes of their frames, those built with build_shards --boxes csv:FILE; "
+    "give --shards with such a set, or take --region center"
+)
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 from 0 to 1 of a frame's width and height
+CENTER: Box = (0.25, 0.25, 0.75, 0.75)
+
+
+class Boxed(Protocol):
+    """The part of a data set used here."""
+
+    has_boxes: bool
+
+    def frame_boxes(self, frame_ids: np.ndarray) -> np.ndarray | None: ...
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of each frame, and what becomes of all outside it.
+
+    Attributes:
+        kind: ``none``; ``center``, a quarter to three quarters of width and height; or ``boxes``, those of the data set
+            (a frame without one takes that of ``center``).
+        effect: ``blur`` all outside the box, or ``crop`` a square about its middle; None: blur, where there is a box.
+        scale: side of that square, of the frame's short side; also of the square that ``blur`` leaves clear around a
+            point, which is a box without extent. None: 0.5, where there is such a square.
+
+    Raises SettingsError for what is none of these, or says nothing beside the rest.
+    """
+
+    kind: str = "none"
+    effect: str | None = None
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in REGIONS:
+            raise SettingsError(f"region is {self.kind!r}; it must be one of {', '.join(REGIONS)}")
+        if self.effect is not None and self.effect not in EFFECTS:
+            raise SettingsError(f"region_effect is {self.effect!r}; it must be one of {', '.join(EFFECTS)}")
+        if self.scale is not None and not SCALES[0] <= self.scale <= SCALES[1]:
+            raise SettingsError(f"region_scale is {self.scale}; it must be from {SCALES[0]} to {SCALES[1]}")
+        self._check_together()
+        if self.kind != "none":
+            object.__setattr__(self, "effect", self.effect or "blur")
+            if self._has_square:
+                object.__setattr__(self, "scale", self.scale or 0.5)
+
+    @property
+    def _has_square(self) -> bool:
+        return self.effect == "crop" or self.kind == "boxes"
+
+    def _check_together(self) -> None:
+        for name, value in (("effect", self.effect), ("scale", self.scale)):
+            if value is not None and self.kind == "none":
+                raise SettingsError(
+                    f"region_{name} is {value}, but no region is looked at; give --region center or boxes"
+                )
+        if self.scale is not None and not self._has_square:
+            raise SettingsError(
+                f"region_scale is {self.scale}, but the center that is left clear has one size; leave it out, or give "
+                "--region-effect crop"
+            )
+
+    @property
+    def crops(self) -> bool:
+        return self.effect == "crop"
+
+    @property
+    def blurs(self) -> bool:
+        return self.effect == "blur"
+
+    def check_boxes(self, dataset: Boxed) -> None:
+        """SettingsError if boxes are looked at and ``dataset`` has none."""
+        if self.kind == "boxes" and not dataset.has_boxes:
+            raise SettingsError(BOXES_OF_SHARDS)
+
+
+NO_REGION = Region()
+
+
+def boxes_of(dataset: Boxed, frame_ids: np.ndarray, region: Region) -> list[Box | None] | None:
+    """The box of each of the frames [n], None for one without; None for all where no boxes are looked at."""
+    rows = dataset.frame_boxes(frame_ids) if region.kind == "boxes" else None
+    if rows is None:
+        return None
+    return [None if math.isnan(x1) else (x1, y1, x2, y2) for x1, y1, x2, y2 in rows.tolist()]
+
+
+def without_box_line(without: int, frames: int) -> str:
+    """What is said where boxes are used, of ``frames`` of which ``without`` have none."""
+    have = "has" if without == 1 else "have"
+    return f"boxes: {without:,} of {counted(frames, 'frame')} {have} none and take the center"
