@@ -40,6 +40,7 @@ from cltt.config import (
 from cltt.distributed import RankInfo, pick_device
 from cltt.loader.loader import Batch
 from cltt.training import factory, run
+from cltt.training.optim import build_optimizer
 from cltt.training.progress import Progress
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver, Trainer
@@ -80,7 +81,7 @@ def bare_loop(device: torch.device, steps: int) -> Callable[[], None]:
     """``steps`` updates as one would write them down."""
     torch.manual_seed(0)
     model = factory.prepare_model(factory.build_model(ModelSettings()), RunSettings(), device, RankInfo()).train()
-    optimizer, _ = factory.build_optimizer(model, OptimSettings(), device)
+    optimizer, _ = build_optimizer(model, OptimSettings(), device, 1)
     loss_fn, frames = TemporalInfoNCE(), a_batch(device).frames
 
     def loop() -> None:
@@ -100,7 +101,7 @@ def our_trainer(device: torch.device, steps: int, run_dir: Path, store: Checkpoi
     torch.manual_seed(0)
     model = factory.prepare_model(factory.build_model(ModelSettings()), RunSettings(), device, RankInfo())
     optim = OptimSettings(epochs=1_000_000)
-    optimizer, scheduler = factory.build_optimizer(model, optim, device)
+    optimizer, scheduler = build_optimizer(model, optim, device, 1)
     progress = Progress(
         total_steps=10**9, done_steps=0, steps_per_epoch=steps, batch_size=B, wait_share=lambda: 0.0, device=device
     )

@@ -23,7 +23,8 @@ from typing import IO, Any, TypeVar, cast
 
 import torch
 
-from cltt.config import BACKBONES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
+from cltt.config import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
+from cltt.config.recipe import is_backbone
 from cltt.errors import DataError, StorageError
 from cltt.files.atomic import create, flush, replace_file
 from cltt.files.patience import Patience, passes
@@ -182,7 +183,7 @@ def settings_of(path: Path, state: Mapping[str, Any]) -> dict[str, dict[str, Any
     if not all(isinstance(group, dict) for group in settings.values()):
         raise DataError(f"checkpoint {path} holds no 'settings' as training writes them; is it another program's?")
     model, data = settings.get("model", {}), settings.get("data", {})
-    fits = model.get("backbone") in BACKBONES and type(model.get("proj_dim")) is int
+    fits = is_backbone(model.get("backbone")) and type(model.get("proj_dim")) is int
     if (
         not fits
         or type(data.get("image_size")) is not int

@@ -72,6 +72,12 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tu
         parser.add_argument("--" + field.name.replace("_", "-"), **options)
 
 
+def is_given(parser: argparse.ArgumentParser, argv: list[str] | None, name: str) -> bool:
+    """Whether the flag stands on the command line, be it with its default."""
+    silent = argparse.Namespace(**{name: argparse.SUPPRESS})
+    return getattr(parser.parse_args(argv, silent), name) is not argparse.SUPPRESS
+
+
 def settings_from(args: argparse.Namespace, settings: type[S]) -> S:
     """Build ``settings`` from the fields of the same names in ``args``; its own checks run here."""
     names = [field.name for field in dataclasses.fields(settings) if hasattr(args, field.name)]  # type: ignore[arg-type]

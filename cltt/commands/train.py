@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cltt import cli
 from cltt.config import TrainSettings
+from cltt.config.old_flags import add_old_flags, take_old_flags
 from cltt.errors import CLTTError
 
 DESCRIPTION = "Train an encoder by contrastive learning through time on a folder of clips."
@@ -21,20 +22,16 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
     parser = cli.Parser(prog=prog, description=DESCRIPTION)
     for name, settings in TrainSettings.groups().items():
         cli.add_settings(parser.add_argument_group(name), settings)
+    add_old_flags(parser)
     args = parser.parse_args(argv)
-    if args.checkpoint_path and not _is_given(parser, argv, "normalise"):
-        args.normalise = _normalise_of(args.checkpoint_path, args.normalise if args.resume else None)
+    take_old_flags(args, partial(cli.is_given, parser, argv))
+    if args.checkpoint_path and not cli.is_given(parser, argv, "normalise"):
+        args.normalise = _normalise_of(args.checkpoint_path, args.backbone, args.normalise if args.resume else None)
     made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
     return TrainSettings(**made)
 
 
-def _is_given(parser: argparse.ArgumentParser, argv: list[str] | None, name: str) -> bool:
-    """Whether the flag stands on the command line, be it with its default."""
-    silent = argparse.Namespace(**{name: argparse.SUPPRESS})
-    return getattr(parser.parse_args(argv, silent), name) is not argparse.SUPPRESS
-
-
-def _normalise_of(weights: str, otherwise: str | None) -> str:
+def _normalise_of(weights: str, backbone: str, otherwise: str | None) -> str:
     """How pixels entered the network whose weights a run starts from.
 
     A run that is gone on with no longer needs them: ``otherwise``, if they cannot be read.
@@ -42,7 +39,7 @@ def _normalise_of(weights: str, otherwise: str | None) -> str:
     from cltt.models.weights import read_weights  # imports torch, see main
 
     try:
-        return read_weights(Path(weights)).normalise
+        return read_weights(Path(weights), backbone).normalise
     except CLTTError:
         if otherwise is None:
             raise

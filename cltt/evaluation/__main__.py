@@ -27,6 +27,7 @@ from cltt.evaluation.probe import ProbeSettings
 from cltt.files import atomic
 from cltt.files.atomic import file_sha256
 from cltt.models.encoders import build_encoder
+from cltt.models.timm_models import check_takes
 from cltt.models.weights import Weights, read_weights
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize.embeddings import Embeddings, check_npz
@@ -128,6 +129,7 @@ class Evaluation:
 
     def _features(self, encoder: torch.nn.Module, weights: Weights) -> Features:
         size, normalise = self._image_size(weights), self._normalise(weights)
+        check_takes(encoder, weights.backbone, size)
         encoder = encoder.to(self.device)
         return {
             part: extract_features(encoder, images, image_size=size, device=self.device, normalise=normalise)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cltt import cli
+from cltt.config.recipe import TIMM
 from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable, file_sha256, replace_file
 from cltt.files.regular import check_path
@@ -100,6 +101,12 @@ _PIXELS = {
 
 def _loading(weights: Weights, file: Path) -> list[str]:
     read = f'safetensors.torch.load_file("{file.name}")' if file.suffix == SAFETENSORS else f'torch.load("{file.name}")'
+    if weights.backbone.startswith(TIMM):
+        name = weights.backbone.removeprefix(TIMM)
+        return [
+            f'encoder = timm.create_model("{name}", num_classes=0)',
+            f"encoder.load_state_dict({read}, strict=True)",
+        ]
     return [
         f"encoder = torchvision.models.{weights.backbone}()",
         f"encoder.{'fc' if weights.backbone.startswith('resnet') else 'head'} = torch.nn.Identity()",

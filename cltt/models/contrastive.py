@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear, BatchNorm, ReLU, Linear: [n, in_dim] -> [n, out_dim] (the head of SimCLR, arXiv:2002.05709)."""
+    """Linear layers with BatchNorm and ReLU between them: [n, in_dim] -> [n, out_dim].
 
-    def __init__(self, in_dim: int, out_dim: int = 128) -> None:
-        super().__init__(
-            nn.Linear(in_dim, in_dim, bias=False),  # the bias would be taken out again by BatchNorm
-            nn.BatchNorm1d(in_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(in_dim, out_dim),
-        )
+    Two layers are the head of SimCLR (arXiv:2002.05709), three that of SimCLR v2 (arXiv:2006.10029).
+
+    Args:
+        in_dim, out_dim: features of the encoder, numbers for the loss.
+        hidden: width between the layers; None: ``in_dim``.
+        layers: linear layers, 2 or more.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int = 128, *, hidden: int | None = None, layers: int = 2) -> None:
+        widths = [in_dim] + [hidden or in_dim] * (layers - 1)
+        between = [module for pair in pairwise(widths) for module in _hidden_layer(*pair)]
+        super().__init__(*between, nn.Linear(widths[-1], out_dim))
+
+
+def _hidden_layer(in_dim: int, out_dim: int) -> tuple[nn.Module, ...]:
+    # The bias would be taken out again by BatchNorm.
+    return nn.Linear(in_dim, out_dim, bias=False), nn.BatchNorm1d(out_dim), nn.ReLU(inplace=True)
 
 
 class ContrastiveModel(nn.Module):

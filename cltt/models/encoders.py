@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cltt.config import require_one_of
+from cltt.config.recipe import TIMM, require_backbone
 from cltt.models.resnet import ResNet, resnet18, resnet34, resnet50
 from cltt.models.swin import Swin, swin_b, swin_s, swin_t
+from cltt.models.timm_models import TimmEncoder, build_timm
 
-Encoder = ResNet | Swin
+Encoder = ResNet | Swin | TimmEncoder
 _ENCODERS: dict[str, Callable[[], Encoder]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
@@ -20,6 +21,9 @@ _ENCODERS: dict[str, Callable[[], Encoder]] = {
 
 
 def build_encoder(name: str) -> Encoder:
-    """Make a randomly initialised encoder; SettingsError for a name that is not among ``config.BACKBONES``."""
-    require_one_of("backbone", name, tuple(_ENCODERS))
-    return _ENCODERS[name]()
+    """Make a randomly initialised encoder.
+
+    ``name``: one of ``config.BACKBONES``, or ``timm:NAME``. SettingsError for others, and where timm is missing.
+    """
+    require_backbone(name)
+    return build_timm(name) if name.startswith(TIMM) else _ENCODERS[name]()

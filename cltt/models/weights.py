@@ -8,17 +8,17 @@ What is read: checkpoints of a run; ``{"model_state_dict": {"encoder.*", "projec
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
 from cltt import checkpoint
-from cltt.config import BACKBONES
+from cltt.config.recipe import BACKBONES, TIMM, is_backbone
 from cltt.errors import DataError, SettingsError
 from cltt.models.contrastive import ProjectionHead
 from cltt.models.encoders import Encoder, build_encoder
@@ -29,6 +29,7 @@ SAFETENSORS = ".safetensors"
 EXTRA = "pip install 'cltt[safetensors]'"
 _WRAPPERS = ("teacher", "state_dict", "model")
 _PREFIXES = ("module.", "backbone.", "encoder.")
+_CLASSIFIERS = ("fc.", "head.", "classifier.")
 _EPOCH = re.compile(r"epoch[_-](\d{1,9})")
 _NAMED = 4  # tensors named where many do not fit
 
@@ -69,19 +70,22 @@ class Weights:
 
     def build_head(self) -> ProjectionHead:
         """The projection head with these weights; DataError if there are none, or they are of another kind of head."""
-        found = (self.head or {}).values()
-        biases = [value for value in found if isinstance(value, torch.Tensor) and value.dim() == 1]
-        if self.head is None or not biases:
+        head_weights = self.head or {}
+        matrices = [value for value in head_weights.values() if isinstance(value, torch.Tensor) and value.dim() == 2]
+        if not matrices:
             raise DataError(f"{self.path} holds no projection head")
-        head = ProjectionHead(empty_encoder(self.backbone).feature_dim, len(biases[-1]))
-        if wrong := misfit(head.state_dict(), self.head):
+        head = _empty_head(empty_encoder(self.backbone).feature_dim, matrices)
+        if wrong := misfit(head.state_dict(), head_weights):
             raise DataError(f"the projection head in {self.path} is of another kind than this program's: {wrong}")
-        load_into(head, self.head, self.path)
+        head.to_empty(device="cpu")
+        load_into(head, head_weights, self.path)
         return head
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, backbone: str | None = None) -> Weights:
     """The weights in ``path``, a file or a run's folder (its newest checkpoint).
+
+    ``backbone``: where it is a model of timm's, whose weights a state dict without the name of any may hold.
 
     Raises DataError for what is damaged or cannot be read, and SettingsError, naming tensors, for a network that none
     of ours is.
@@ -94,7 +98,7 @@ def read_weights(path: Path) -> Weights:
         return _of_a_run(file)
     if isinstance(state.get("model_state_dict"), Mapping):
         return _of_the_script(file, state)
-    return _of_torchvision(file, state)
+    return _of_torchvision(file, state, backbone)
 
 
 def load_into(module: nn.Module, state: State, path: Path) -> None:
@@ -171,13 +175,20 @@ def _of_the_script(file: Path, state: Mapping[str, Any]) -> Weights:
     )
 
 
-def _of_torchvision(file: Path, state: Mapping[str, Any]) -> Weights:
+def _of_torchvision(file: Path, state: Mapping[str, Any], asked: str | None) -> Weights:
     """Trained, as all of torchvision's and DINO's, on pixels less ImageNet's mean, over its deviation."""
     wrapped = next((state[name] for name in _WRAPPERS if isinstance(state.get(name), Mapping)), state)
     named = {_bare(str(name)): value for name, value in wrapped.items()}
-    backbone, encoder = _fitting(file, _without_classifier(named), None)
-    normalise = _metadata(file).get("normalise", "imagenet") if file.suffix == SAFETENSORS else "imagenet"
+    said = _metadata(file) if file.suffix == SAFETENSORS else {}
+    model = next((name for name in (said.get("backbone"), asked) if _is_of_timm(name)), None)
+    known = _encoder_state(model) if model else {}
+    backbone, encoder = _fitting(file, _without_classifier(named, known), model)
+    normalise = said.get("normalise", "imagenet")
     return Weights(file, backbone, encoder, None, "torchvision", normalise, None, _epoch_in(file), 0, {})
+
+
+def _is_of_timm(backbone: str | None) -> TypeGuard[str]:
+    return is_backbone(backbone) and str(backbone).startswith(TIMM)
 
 
 def _fitting(file: Path, found: State, said: Any) -> tuple[str, State]:
@@ -185,7 +196,7 @@ def _fitting(file: Path, found: State, said: Any) -> tuple[str, State]:
 
     SettingsError, naming what does not fit the backbone ``said``, or the nearest, if there is none.
     """
-    known = [said] if said in BACKBONES else list(BACKBONES)
+    known = [said] if is_backbone(said) else list(BACKBONES)
     wrongs = {}
     for backbone in known:
         wanted = _encoder_state(backbone)
@@ -198,9 +209,19 @@ def _fitting(file: Path, found: State, said: Any) -> tuple[str, State]:
     raise SettingsError(f"{file} holds no {' or '.join(known)} that fits; as {nearest}, {wrongs[nearest]}")
 
 
+def _empty_head(features: int, matrices: list[torch.Tensor]) -> ProjectionHead:
+    """The head, without memory for its weights, whose linear layers have ``matrices``, if there is one."""
+    layers = min(max(len(matrices), 2), 3)
+    with torch.device("meta"):
+        return ProjectionHead(features, max(1, len(matrices[-1])), hidden=len(matrices[0]), layers=layers)
+
+
 @cache
 def empty_encoder(backbone: str) -> Encoder:
-    """The encoder without memory for its weights."""
+    """The encoder without memory for its weights; of timm with it, as not all of its models can be made without."""
+    if _is_of_timm(backbone):
+        with torch.random.fork_rng(devices=[]):
+            return build_encoder(backbone)
     with torch.device("meta"):
         return build_encoder(backbone)
 
@@ -219,9 +240,9 @@ def _bare(name: str) -> str:
     return name
 
 
-def _without_classifier(named: State) -> State:
-    """An encoder ends before the classifier, and before DINO's head."""
-    return {name: value for name, value in named.items() if not name.startswith(("fc.", "head."))}
+def _without_classifier(named: State, known: Container[str] = ()) -> State:
+    """An encoder ends before the classifier, and before DINO's head; what is ``known`` to be its own stays."""
+    return {name: value for name, value in named.items() if name in known or not name.startswith(_CLASSIFIERS)}
 
 
 def _epoch_in(file: Path) -> int:

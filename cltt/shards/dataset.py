@@ -1,7 +1,8 @@
 """Bytes of given frames, out of shards (:class:`ShardDataset`) or straight from clip folders (:class:`FolderDataset`).
 
 Reads are ``pread`` calls, not memory-mapped pages: on a network file system a page fault costs a round trip each, and
-neighbouring frames come in one read. Every frame's CRC-32 is checked before the frame goes on.
+neighbouring frames come in one read. Where reads wait for the storage, those of one request are made together. Every
+frame's CRC-32 is checked before the frame goes on.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class ShardDataset(_ClipTable):
                 yield self._read_once_more(int(ids[k]))
 
     def _view(self, shard: int, size: int, offset: int) -> memoryview:
-        path = self.path / format.shard_name(shard)
+        path = self._files.path(shard)
         return self._gauge.timed(lambda: self.patience.ask(path, lambda: self._files.view(shard, size, offset)))
 
     def _read_once_more(self, frame_id: int) -> bytes | FrameError:
@@ -218,20 +219,25 @@ class _Files:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._paths: dict[int, Path] = {}
         self._open = OpenShards(path)
         self._threads = threading.local()
+
+    def path(self, shard: int) -> Path:
+        """Of a shard, made once: this takes as long as a read from memory."""
+        return self._paths.get(shard) or self._paths.setdefault(shard, self._path / format.shard_name(shard))
 
     def view(self, shard: int, size: int, offset: int) -> memoryview:
         """Up to ``size`` bytes at ``offset``, fewer only at the end of the file, in memory that this thread's next view
         overwrites: fresh memory costs more than reading. The shard is opened anew by the next call after an OSError.
         """
         with self._open.handle(shard) as handle:
-            if offset + size > (there := os.fstat(handle).st_size):
-                size = max(0, there - offset)  # memory is taken for what is there alone
             memory = getattr(self._threads, "memory", memoryview(b""))
+            if len(memory) < size:  # memory is taken for what is there alone
+                size = max(0, min(size, os.fstat(handle).st_size - offset))
             if len(memory) < size:
                 memory = self._threads.memory = memoryview(bytearray(size))
-            return _read_into(memory[:size], handle, offset, self._path / format.shard_name(shard))
+            return _read_into(memory[:size], handle, offset, self.path(shard))
 
 
 def _read_into(memory: memoryview, handle: int, offset: int, path: AnyPath) -> memoryview:

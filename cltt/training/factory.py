@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cltt import distributed
 from cltt.checkpoint import CheckpointStore
-from cltt.config import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
+from cltt.config import DataSettings, ModelSettings, RunSettings, TrainSettings
 from cltt.distributed import RankInfo
 from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation import results
@@ -25,11 +25,13 @@ from cltt.metrics import History
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
 from cltt.models.sync_batchnorm import synchronise
-from cltt.models.weights import load_into, misfit, read_weights
+from cltt.models.timm_models import check_takes
+from cltt.models.weights import Weights, load_into, misfit, read_weights
 from cltt.sampling.windows import WindowIndex
 from cltt.sets.locate import locate_shards
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.stage import stage
+from cltt.training.optim import build_optimizer
 from cltt.training.progress import show
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver, Trainer
@@ -78,6 +80,7 @@ def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
         max_windows_per_clip=w.max_windows_per_clip,
         clips=None if split == "all" and settings.data.clips is None else clips,
         short_clip_windows=w.short_clip_windows,
+        shuffle_seed=settings.data.shuffle_seed(settings.run.seed),
     )
 
 
@@ -124,7 +127,10 @@ def build_loader(
 def build_model(settings: ModelSettings) -> ContrastiveModel:
     """Encoder and head with weights drawn from torch's random state."""
     encoder = build_encoder(settings.backbone)
-    return ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, settings.proj_dim))
+    head = ProjectionHead(
+        encoder.feature_dim, settings.proj_dim, hidden=settings.proj_hidden, layers=settings.proj_layers
+    )
+    return ContrastiveModel(encoder, head)
 
 
 def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, info: RankInfo) -> nn.Module:
@@ -145,15 +151,6 @@ def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.devic
     # Buffers are the running statistics: equal on all ranks, and unused in training anyway.
     options: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, **options)
-
-
-def build_optimizer(
-    model: nn.Module, optim: OptimSettings, device: torch.device
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam, and a cosine from ``lr`` to 0 that moves once an epoch."""
-    fused = True if device.type == "cuda" else None
-    optimizer = torch.optim.Adam(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
-    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=optim.epochs)
 
 
 def autocast_type(run: RunSettings, device: torch.device) -> torch.dtype | None:
@@ -179,12 +176,14 @@ def build_trainer(
     """
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model)
+    check_takes(model.encoder, settings.model.backbone, settings.data.image_size)
     if weights is not None:
-        loaded = load_weights(model, Path(weights))
+        loaded = load_weights(model, Path(weights), settings.model.backbone)
         if info.is_main:
             print(f"starting from the weights of {loaded}", flush=True)
     wrapped = prepare_model(model, settings.run, device, info)
-    optimizer, scheduler = build_optimizer(wrapped, settings.optim, device)
+    steps = settings.optim.steps_per_epoch(len(loader))
+    optimizer, scheduler = build_optimizer(wrapped, settings.optim, device, steps)
     identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
     return Trainer(
         model=wrapped,
@@ -198,7 +197,7 @@ def build_trainer(
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
-        mask_overlaps=settings.model.mask_overlaps,
+        places=_places_in(loader.index) if settings.model.mask_overlaps else None,
         evaluate=None
         if settings.log.eval_data is None
         else _evaluation(settings, model.encoder, evaluator, listeners.get("history")),
@@ -207,22 +206,26 @@ def build_trainer(
     )
 
 
-def load_weights(model: ContrastiveModel, path: Path) -> str:
+def _places_in(index: WindowIndex) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Window ids [b] -> places of their frames [b, T] in the order that windows are cut from, all int64 on the CPU."""
+    return lambda window_ids: torch.from_numpy(index.places(window_ids.numpy()))
+
+
+def load_weights(model: ContrastiveModel, path: Path, backbone: str | None = None) -> str:
     """Load the weights in ``path`` into ``model``; returns what was loaded.
 
-    ``path`` is what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as a whole. Of other
-    files the encoder must; a head that is not there, or is of another kind, is left as it is in ``model``, and said.
+    ``path`` and ``backbone`` are what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as
+    a whole. Of other files the encoder must; a head that is not there, or is of another kind, is left as it is in
+    ``model``, and said.
     Raises SettingsError, naming tensors, for what does not fit.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, backbone)
     wrong = misfit(model.encoder.state_dict(), weights.encoder)
     head_wrong = misfit(model.head.state_dict(), weights.head or {})
     if wrong or (head_wrong and weights.origin == "run"):
-        proj_dim = weights.saved["settings"]["model"]["proj_dim"] if weights.saved else None
-        of = f" with proj_dim {proj_dim}" if proj_dim else ""
         raise SettingsError(
-            f"the weights in {path} are of backbone {weights.backbone}{of}; give the same --backbone and --proj-dim "
-            f"({wrong or head_wrong})"
+            f"the weights in {path} are of backbone {weights.backbone}{_head_of(weights)}; give the same --backbone, "
+            f"--proj-dim, --proj-hidden and --proj-layers ({wrong or head_wrong})"
         )
     load_into(model.encoder, weights.encoder, weights.path)
     if not head_wrong and weights.head is not None:
@@ -230,6 +233,13 @@ def load_weights(model: ContrastiveModel, path: Path) -> str:
         return str(weights.path)
     why = f"its head is of another kind ({head_wrong})" if weights.head else "it has no projection head"
     return f"{weights.path}: its encoder; {why}, so the head starts anew"
+
+
+def _head_of(weights: Weights) -> str:
+    """The head that a run's weights were saved with, as its settings say."""
+    model = weights.saved["settings"]["model"] if weights.saved else {}
+    known = [f"{name} {model[name]}" for name in ("proj_dim", "proj_hidden", "proj_layers") if model.get(name)]
+    return f" with {', '.join(known)}" if known else ""
 
 
 def _evaluation(

@@ -45,7 +45,6 @@ class Batch(Protocol):
     frames: torch.Tensor  # [b, T, C, H, W] on the device
     window_ids: torch.Tensor  # [b] int64
     clip_ids: torch.Tensor  # [b] int64
-    frame_ids: torch.Tensor  # [b, T] int64
 
 
 class Loader(Protocol):
@@ -131,15 +130,16 @@ class Trainer:
 
     Args:
         model: ContrastiveModel, in DistributedDataParallel if there are several ranks.
-        loss_fn: ``(z [b, T, D], clip_ids, frame_ids) -> scalar``, the same on every rank.
-        optimizer, scheduler: the scheduler steps once an epoch.
+        loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank; with ``places`` ``(z, clip_ids, places)``.
+        optimizer, scheduler: the scheduler steps once an epoch or, where ``optim`` says so, after every step.
         loader: batches of this rank.
         saver: where checkpoints go.
         stop: what is asked of the run, looked at before every step and while it waits for a batch.
         device: where the model is.
         optim: epochs, batches an epoch, clipping, sub-batches.
         autocast: type of the model's autocast (None: off).
-        mask_overlaps: give the loss the ids of the frames.
+        places: ``(window ids [b]) -> [b, T]``, where their frames stand in the order that windows are cut from; given,
+            the loss is told, so that it leaves out pairs of windows that overlap.
         history: of the run so far; filled as it goes on.
         evaluate: ``() -> row`` of an evaluation ({}: it failed), called on every rank after every ``eval_every``-th
             epoch and the last.
@@ -165,7 +165,7 @@ class Trainer:
         optim: OptimSettings,
         run_dir: Path,
         autocast: torch.dtype | None = None,
-        mask_overlaps: bool = False,
+        places: Callable[[torch.Tensor], torch.Tensor] | None = None,
         history: History | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         eval_every: int = 1,
@@ -183,7 +183,7 @@ class Trainer:
         self.optim = optim
         self.run_dir = run_dir
         self.autocast = autocast
-        self.mask_overlaps = mask_overlaps
+        self.places = places
         self.evaluate = evaluate
         self.eval_every = eval_every
         self.on_step = on_step
@@ -247,6 +247,8 @@ class Trainer:
             if batch is None or asked.stops:
                 return asked
             loss = self._step(batch)
+            if self.optim.moves_every_step:
+                self.scheduler.step()
             self.history.add_step(loss)
             self.on_step(loss)
             distributed.made_progress()
@@ -297,7 +299,9 @@ class Trainer:
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss of the batch; autocast tells it in which type its products may be. The ids stay on the CPU."""
         with self._autocast():
-            return self.loss_fn(z, batch.clip_ids, batch.frame_ids) if self.mask_overlaps else self.loss_fn(z)
+            if self.places is None:
+                return self.loss_fn(z)
+            return self.loss_fn(z, batch.clip_ids, self.places(batch.window_ids))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
@@ -345,7 +349,8 @@ class Trainer:
         )
 
     def _end_epoch(self) -> None:
-        self.scheduler.step()
+        if not self.optim.moves_every_step:
+            self.scheduler.step()
         self.history.end_epoch(float(self.scheduler.get_last_lr()[0]), float(self.scheduler.base_lrs[0]))
         self.loader.set_epoch(self.history.epoch)
         last = self.history.epoch == self.optim.epochs

@@ -45,7 +45,7 @@ THREADS = 4
 def write_gallery(
     dataset: Dataset,
     out: Path,
-    settings: WindowSettings,
+    settings: WindowSettings | None,
     clips: Ids,
     batch: WindowView | None,
     batch_title: str,
@@ -53,7 +53,8 @@ def write_gallery(
 ) -> Path:
     """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
 
-    With ``embeddings`` a click on a frame shows the nearest ones of other clips.
+    ``settings``: the windows that are marked in the clips; None: frames are shuffled first, so none can be. With
+    ``embeddings`` a click on a frame shows the nearest ones of other clips.
 
     Raises SettingsError if ``out`` holds anything else or cannot be written, or the embeddings are of other clips.
     """
@@ -61,7 +62,8 @@ def write_gallery(
     scripts = [] if embeddings is None else _neighbour_scripts(dataset, clips, embeddings)
     contents = {
         "columns": COLUMNS,
-        "settings": asdict(settings),
+        "settings": asdict(settings or WindowSettings()),
+        "marked": settings is not None,
         "labels": dataset.label_names,
         "clips": _clip_rows(dataset, clips),
         "neighbours": embeddings is not None,

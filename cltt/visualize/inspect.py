@@ -6,14 +6,16 @@ import json
 import sys
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt.cli import Parser, add_settings, settings_from
+from cltt.cli import Parser, add_settings, is_given, settings_from
 from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
+from cltt.config.old_flags import add_old_flags, take_old_flags
 from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
@@ -99,7 +101,9 @@ class Inspection:
         add_settings(parser, LookSettings)
         add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
+        add_old_flags(parser)
         args = parser.parse_args(argv)
+        take_old_flags(args, partial(is_given, parser, argv))
         self.look = settings_from(args, LookSettings)
         self.windows = settings_from(args, WindowSettings)
         self.data = settings_from(args, DataSettings)
@@ -116,7 +120,16 @@ class Inspection:
     def index(self) -> tuple[WindowIndex, str]:
         """The windows that training would take, and the name of their split."""
         split, clips = self.dataset.training_clips(self.look.split, self.data.clips)
-        return WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=clips), split
+        shuffle_seed = self.data.shuffle_seed(self.look.seed)
+        return (
+            WindowIndex(self.dataset.clip_lengths, **asdict(self.windows), clips=clips, shuffle_seed=shuffle_seed),
+            split,
+        )
+
+    @property
+    def shuffled(self) -> str:
+        """What a picture's title says of the frames' order."""
+        return f", frames of a clip shuffled by seed {self.look.seed}" if self.data.shuffle_frames else ""
 
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
         """Window ids of the batch asked for, and its name."""
@@ -204,6 +217,7 @@ def show_windows(made: Inspection) -> int:
         ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of {len(index):,}"
     else:
         ids, name = made.batch_ids(index)
+    name += made.shuffled
     view = made.view(index, ids)
     info = {**made.size_info(split), "windows": len(index), "showing": name, "normalise": data.normalise}
     info |= view.info()
@@ -244,9 +258,11 @@ def write_html(made: Inspection) -> int:
     assert out is not None  # LookSettings wants it in this mode
     index, _ = made.index()
     ids, title = made.batch_ids(index)
+    title += made.shuffled
     view = made.view(index, ids)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
-    page = gallery.write_gallery(made.dataset, Path(out), made.windows, made.clips(split), view, title, features)
+    marks = None if made.data.shuffle_frames else made.windows
+    page = gallery.write_gallery(made.dataset, Path(out), marks, made.clips(split), view, title, features)
     text = [*views.corrupt_lines(view.info()), f"wrote {page}: open it in a browser"]
     emit({**made.size_info(split), "page": str(page)}, "\n".join(text), made.look.json)
     return 0

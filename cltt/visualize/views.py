@@ -31,6 +31,8 @@ class WindowView:
         window_ids: int64 [b].
         clip_ids: int64 [b].
         frame_ids: int64 [b, T], dataset-wide.
+        places: int64 [b, T], where they stand in the order that windows are cut from: their ids, unless frames are
+            shuffled.
         times: int64 [b, T], each frame's number within its clip, counted from 0.
         frames: uint8 [b, T, S, S, 3], RGB; a frame that cannot be read or decoded is grey.
         clip_names: [b], the clip's folder, with its part where a corrupt frame cut the clip in two.
@@ -45,6 +47,7 @@ class WindowView:
     window_ids: Ids
     clip_ids: Ids
     frame_ids: Ids
+    places: Ids
     times: Ids
     frames: Pixels
     clip_names: list[str]
@@ -62,7 +65,7 @@ class WindowView:
     @property
     def overlapping_pairs(self) -> int:
         """Unordered pairs of windows of one clip of which one begins before the other has ended."""
-        first, last = self.frame_ids[:, 0], self.frame_ids[:, -1]
+        first, last = self.places[:, 0], self.places[:, -1]
         meets = (first[:, None] <= last) & (first <= last[:, None]) & (self.clip_ids[:, None] == self.clip_ids)
         return int(np.triu(meets, 1).sum())
 
@@ -105,6 +108,7 @@ def view_windows(
         window_ids=window_ids,
         clip_ids=clips,
         frame_ids=frame_ids,
+        places=index.places(window_ids),
         times=frame_ids - dataset.clip_offsets[clips][:, None],
         frames=pictures[position.reshape(frame_ids.shape)],
         clip_names=[clip_name(dataset, int(clip)) for clip in clips],

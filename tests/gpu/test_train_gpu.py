@@ -64,7 +64,16 @@ def test_deterministic_resume_is_bit_identical(shards: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--mask-overlaps",), ("--augment", "simclr"), ("--sub-batch-size", "4")], ids=str
+    "more",
+    [
+        (),
+        ("--mask-overlaps", "--shuffle-frames"),
+        ("--augment", "simclr"),
+        ("--sub-batch-size", "4"),
+        ("--optimizer", "adamw", "--schedule", "cosine", "--warmup-steps", "4"),
+        ("--optimizer", "sgd", "--schedule", "constant"),
+    ],
+    ids=str,
 )
 def test_a_whole_step_never_waits_on_a_stream(shards: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     """From one step's end to the end of another: data, forward and backward pass, loss, clipping, update, loss read.

@@ -18,10 +18,10 @@ from cltt import cli
 from cltt.commands import train
 from cltt.config import ModelSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
-from cltt.models.encoders import build_encoder
 from cltt.training import factory, run
 
 FEATURES = 16
+THAT_OF_TRAINING = factory.build_model
 
 
 class TinyEncoder(nn.Sequential):
@@ -50,8 +50,7 @@ def tiny_model(settings: ModelSettings) -> ContrastiveModel:
 def real_model(settings: ModelSettings) -> ContrastiveModel:
     """The model of train.py, in the type that MODEL_TYPE names."""
     dtype = getattr(torch, os.environ.get("MODEL_TYPE", "float32"))
-    encoder = build_encoder(settings.backbone)
-    model = ContrastiveModel(encoder, ProjectionHead(encoder.feature_dim, settings.proj_dim)).to(dtype)
+    model = THAT_OF_TRAINING(settings).to(dtype)
     model.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(dtype),))
     return model
 

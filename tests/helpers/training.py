@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
+from unittest.mock import patch
 
 from cltt import build_shards
-from tests.helpers import data
+from cltt.commands import train
+from cltt.training import factory, run
+from tests.helpers import data, tiny_run
 from tests.helpers.nursery import Child, nursery
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +43,22 @@ def run_tiny(arguments: list[str], losses: Path, **environment: str) -> tuple[in
     """Run ``tests.helpers.tiny_run`` to its end -> (exit status, output)."""
     process = start_tiny(arguments, losses, **environment)
     return process.wait(timeout=300), process.log.read_text()
+
+
+def run_here(arguments: list[str], *, stop_after: int = 0) -> tuple[int, list[float]]:
+    """Run ``train.py`` with the tiny model in this process -> (exit status, loss of every step).
+
+    ``stop_after``: ask it to stop, as a batch system does, once it has made so many steps.
+    """
+    losses: list[float] = []
+
+    def on_step(loss: float) -> None:
+        losses.append(loss)
+        if len(losses) == stop_after:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with patch.object(factory, "build_model", tiny_run.tiny_model):
+        return run.train(train.parse(arguments), on_step=on_step), losses
 
 
 def free_port() -> int:

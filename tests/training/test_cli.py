@@ -28,11 +28,12 @@ from tests.helpers import data, training
 from tests.helpers.nursery import nursery
 
 FLAG_LIST = """
-root-dir shards fps rescan stage-to split clips batch-size image-size num-workers augment augment-scope min-gap depth
-run cache-gb max-bad-frames normalise io-patience no-wait window-size frame-step window-stride max-windows-per-clip
+root-dir shards fps rescan stage-to split clips batch-size image-size num-workers augment augment-scope shuffle-frames
 region region-effect region-scale
-short-clip-windows backbone proj-dim temperature mask-overlaps epochs max-batches-per-epoch lr weight-decay
-max-grad-norm sub-batch-size seed device amp compile deterministic checkpoint-dir resume checkpoint-path
+min-gap depth run cache-gb max-bad-frames normalise io-patience no-wait window-size frame-step window-stride
+max-windows-per-clip short-clip-windows backbone proj-dim proj-hidden proj-layers temperature mask-overlaps epochs
+max-batches-per-epoch lr optimizer momentum weight-decay schedule warmup-steps max-grad-norm sub-batch-size
+seed device amp compile deterministic checkpoint-dir resume checkpoint-path
 checkpoint-minutes keep-last keep-every csv-log csv-log-path eval-csv-log-path eval-data eval-every tensorboard
 """
 FLAGS = FLAG_LIST.split()
@@ -85,7 +86,9 @@ def test_defaults() -> None:
     wanted = {
         "window_size": 5, "frame_step": 10, "window_stride": 1, "batch_size": 64, "epochs": 25, "num_workers": 4,
         "image_size": 224, "backbone": "resnet18", "proj_dim": 128, "temperature": 0.5, "lr": 1e-3,
-        "weight_decay": 1e-4, "max_grad_norm": 1.0, "split": None, "augment": "none",
+        "weight_decay": 1e-4, "max_grad_norm": 1.0, "split": None, "augment": "none", "shuffle_frames": False,
+        "optimizer": "adam", "momentum": None, "schedule": "epochs", "warmup_steps": 0, "proj_hidden": None,
+        "proj_layers": 2,
     }  # fmt: skip
     found = {name: value for group in settings.values() for name, value in group.items()}
     assert {name: found[name] for name in wanted} == wanted
@@ -117,11 +120,30 @@ def test_the_command_people_use_is_understood() -> None:
         (["--shards", "x", "--batch-size", "many"], ["--batch-size", "many"]),
         (["--shards", "x", "--batch-size", "0"], ["batch_size is 0"]),
         (["--shards", "x", "--no-such-flag"], ["--no-such-flag"]),
+        (["--shards", "x", "--momentum", "0.9"], ["--momentum is of --optimizer sgd", "the optimizer is adam"]),
+        (["--shards", "x", "--optimizer", "lars"], ["--optimizer", "lars", "adamw"]),
+        (["--shards", "x", "--schedule", "steps"], ["--schedule", "steps", "cosine"]),
+        (["--shards", "x", "--proj-layers", "4"], ["proj_layers is 4; it must be from 2 to 3"]),
         (["--shards", "x", "--csv-log-path", "a.csv"], ["a.csv", "--csv-log"]),
         (["--shards", "x", "--root-dir", "y"], ["--root-dir", "--shards"]),
         (["--root-dir", "{frames}", "--frame-step", "100"], ["30", "window"]),
         (["--root-dir", "{frames}", "--batch-size", "1000", "--frame-step", "1"], ["1000"]),
         (["--root-dir", "{frames}", "--frame-step", "0"], ["--augment none", "crop or simclr"]),
+        (
+            [
+                "--root-dir",
+                "{frames}",
+                "--frame-step",
+                "1",
+                "--batch-size",
+                "8",
+                "--epochs",
+                "1",
+                "--warmup-steps",
+                "99",
+            ],
+            ["--warmup-steps is 99, but the run has 5 steps"],
+        ),
         (["--root-dir", "{frames}", "--frame-step", "1", "--split", "val"], ["val", "none"]),
         (["--shards", "x", "--window-size", "1"], ["--window-size is 1", "2 or more"]),
         (["--shards", "x", "--image-size", "7"], ["image_size is 7", "16"]),

@@ -154,7 +154,7 @@ def test_max_batches_per_epoch_ends_epochs_early(tmp_path: Path) -> None:
     assert (loader.epoch, loader.step) == (3, 0)
 
 
-def test_mask_overlaps_hands_the_ids_to_the_loss(tmp_path: Path) -> None:
+def test_the_loss_is_told_where_frames_stand(tmp_path: Path) -> None:
     seen: list[tuple[Any, ...]] = []
     loss_fn = TemporalInfoNCE(0.5, backend="chunked")
 
@@ -165,8 +165,13 @@ def test_mask_overlaps_hands_the_ids_to_the_loss(tmp_path: Path) -> None:
     make_trainer(tmp_path, loss_fn=spy).run()
     assert all(ids == () for ids in seen)
     seen.clear()
-    make_trainer(tmp_path, loss_fn=spy, mask_overlaps=True).run()
-    assert all([list(x.shape) for x in ids] == [[B], [B, T]] for ids in seen)
+    make_trainer(tmp_path, loss_fn=spy, places=lambda ids: ids[:, None] * 100 + torch.arange(T)).run()
+    batches = TensorLoader()
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        for (clip_ids, places), batch in zip(seen[4 * epoch :], batches, strict=False):
+            assert torch.equal(clip_ids, batch.clip_ids) and torch.equal(places, batch.frame_ids)
+    assert len(seen) == 8
 
 
 def test_evaluation_comes_every_nth_epoch_and_after_the_last(tmp_path: Path) -> None:

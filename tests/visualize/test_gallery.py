@@ -193,6 +193,16 @@ def test_the_slider_moves_the_marked_frames(gallery: Path, tmp_path: Path) -> No
 
 
 @needs_browser
+def test_shuffled_frames_are_marked_in_no_clip(folder: Path, tmp_path: Path) -> None:
+    """The clips show frames in time, where no window lies any more; the batch is that of training."""
+    argv = ["--root-dir", str(folder), "--mode", "html", "--out", str(tmp_path / "g"), "--batch-size", "2"]
+    assert inspect_windows.main([*argv, "--window-size", "2", "--frame-step", "1", "--shuffle-frames"]) == 0
+    page = browse(tmp_path, tmp_path / "g" / "index.html", "#t=1")
+    assert len(page.images) == 20 and not any(page.frames.values())
+    assert "shuffled by seed 0" in contents(tmp_path / "g")["batch"]["title"]
+
+
+@needs_browser
 def test_search_and_pages_and_the_batch(gallery: Path, tmp_path: Path) -> None:
     clips = contents(gallery)["clips"]
     page = browse(tmp_path, gallery / "index.html", events="get('after').click();")

@@ -125,9 +125,12 @@ def test_the_same_seed_gives_the_same_picture(shards: Path, capsys: pytest.Captu
     assert picture("4.png", "--seed", "3", "--batch-idx", "1") != first
 
 
-@pytest.mark.parametrize(("augment", "scope"), [("none", "frame"), ("crop", "frame"), ("simclr", "window")])
+@pytest.mark.parametrize(
+    ("augment", "scope", "shuffle"),
+    [("none", "frame", False), ("crop", "frame", False), ("simclr", "window", False), ("none", "frame", True)],
+)
 def test_a_plan_batch_is_the_batch_of_training(
-    shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, augment: str, scope: str
+    shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, augment: str, scope: str, shuffle: bool
 ) -> None:
     """Ids, names and pixels, in several epochs and steps, of a loader that knows nothing of the script."""
     import torch
@@ -135,11 +138,12 @@ def test_a_plan_batch_is_the_batch_of_training(
     from cltt import WindowLoader
 
     dataset = ShardDataset(shards)
-    index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
+    index = WindowIndex(dataset.clip_lengths, 3, 4, 2, shuffle_seed=5 if shuffle else None)
     look = {"image_size": 32, "augment": augment, "augment_scope": scope, "dtype": torch.uint8, "device": "cpu"}
     loader = WindowLoader(dataset, index, 4, seed=5, min_gap=1, depth=6, num_threads=1, **look)  # type: ignore[arg-type]
     argv = [*SMALL, "--shards", shards, "--mode", "batch", "--batch-sampling", "plan", "--batch-size", "4"]
     argv += ["--seed", "5", "--min-gap", "1", "--depth", "6", "--augment", augment, "--augment-scope", scope]
+    argv += ["--shuffle-frames"] if shuffle else []
     layout = windows_module.Layout(4, 1 if augment == "none" else 2, 3, 32)
     compared = 0
     with loader:
@@ -153,6 +157,7 @@ def test_a_plan_batch_is_the_batch_of_training(
                 assert shown["window_ids"] == batch.window_ids.tolist()
                 assert shown["clip_ids"] == batch.clip_ids.tolist()
                 assert shown["frame_ids"] == batch.frame_ids.tolist()
+                assert shown["overlapping_pairs"] == 0 and ("shuffled by seed 5" in shown["showing"]) is shuffle
                 drawn = drawn_frames(save_path, layout, layout.rows - 1)[
                     :, :, :: layout.cell // 32, :: layout.cell // 32
                 ]

@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cltt.errors import SettingsError
+from cltt.config.fields import (
+    MANY,
+    MAX_IMAGE_SIZE,
+    MAX_SEED,
+    MIN_IMAGE_SIZE,
+    check_fields,
+    require,
+    setting,
+)
+from cltt.config.recipe import ModelSettings, OptimSettings
 from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
-from cltt.text import changes, shorten
-
-Range = tuple[float, float]
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 8192  # pixels
-MANY = 1_000_000_000
-MAX_SEED = (1 << 63) - 1
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise :class:`SettingsError` with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise SettingsError(message)
-
-
-def setting(default: Any, help: str, *, within: Range | None = None, **argparse_options: Any) -> Any:
-    """Declare a dataclass field with its command-line help and argparse options (``choices``, ``type`` ...).
-
-    ``within``: the smallest and the largest number allowed; every number has them, and :func:`check_fields` looks.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options, "within": within})
-
-
-def check_fields(settings: Any) -> None:
-    """SettingsError for a number outside its range, a choice that is none, or text that is empty or holds a NUL.
-
-    Call it first in ``__post_init__`` of a settings class.
-    """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if value is None or "within" not in field.metadata:  # not made by setting()
-            continue
-        if isinstance(value, str):
-            require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
-            require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
-        if field.metadata["within"] is not None:
-            require_within(field.name, value, *field.metadata["within"])
-        if "choices" in field.metadata["argparse"]:
-            require_one_of(field.name, value, field.metadata["argparse"]["choices"])
-
-
-def require_within(name: str, value: float, low: float, high: float) -> None:
-    require(low <= value <= high, f"{name} is {shorten(str(value), 30)}; it must be from {low} to {high}")
-
-
-def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    require(value in choices, f"{name} is {shorten(value, 30)!r}; it must be one of {', '.join(choices)}")
+from cltt.text import changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +50,6 @@ class WindowSettings:
 AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
 NORMALISATIONS = ("imagenet", "none")
-BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")
 SPLITS = ("train", "val", "test", "all")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 AMP_MODES = ("auto", "bf16", "off")
@@ -135,6 +96,11 @@ class DataSettings:
         "trained)",
         choices=NORMALISATIONS,
     )
+    shuffle_frames: bool = setting(
+        False,
+        "put each clip's frames in a random order, fixed by the seed, before windows are cut: a control that shows "
+        "what time teaches",
+    )
     min_gap: int = setting(
         0, "frames that must lie between two windows of one clip in a batch, at least", within=(0, MANY)
     )
@@ -179,53 +145,9 @@ class DataSettings:
     def looked_at(self) -> Region:
         return Region(self.region, self.region_effect, self.region_scale)
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Encoder, projection head and loss."""
-
-    backbone: str = setting("resnet18", "encoder", choices=BACKBONES)
-    proj_dim: int = setting(128, "numbers a frame is projected to for the loss (D)", within=(1, 65_536))
-    temperature: float = setting(0.5, "temperature of the loss", within=(1e-4, 1e4))
-    mask_overlaps: bool = setting(False, "leave pairs of one clip whose windows overlap out of the negatives")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimSettings:
-    """Adam, a cosine schedule over epochs, and how a step is made."""
-
-    epochs: int = setting(
-        25,
-        "epochs of the run; the cosine schedule ends with the last (to train a finished run longer, start a new one "
-        "from its weights with --checkpoint-path)",
-        within=(1, 1_000_000),
-    )
-    max_batches_per_epoch: int = setting(0, "end an epoch after this many batches (0: all)", within=(0, MANY))
-    lr: float = setting(
-        1e-3,
-        "learning rate of the first epoch; progress lines and CSV give that of the next, at each epoch's end",
-        within=(1e-12, 1e3),
-    )
-    weight_decay: float = setting(
-        1e-4, "L2 penalty added to the gradient (torch.optim.Adam's, not decoupled)", within=(0, 1e3)
-    )
-    max_grad_norm: float = setting(1.0, "clip the gradient to this norm (0: never)", within=(0, 1e9))
-    sub_batch_size: int = setting(
-        0,
-        "windows a rank embeds at a time (0: all); the loss and its gradient are still those of the whole batch, but "
-        "BatchNorm in training takes its statistics from each sub-batch",
-        within=(0, 1_000_000),
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def steps_per_epoch(self, batches: int) -> int:
-        """Steps of an epoch in which there are ``batches``."""
-        return min(batches, self.max_batches_per_epoch or batches)
+    def shuffle_seed(self, seed: int) -> int | None:
+        """What puts the frames of clips in another order, for a run of ``seed``; None: nothing does."""
+        return seed if self.shuffle_frames else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +181,7 @@ class CheckpointSettings:
     checkpoint_path: str | None = setting(
         None,
         "start a new run from these weights: a checkpoint, the newest in a run's folder, a file of the older script, "
-        "or a ResNet's state dict under torchvision's names (its encoder)",
+        "or an encoder's state dict under torchvision's names or, with --backbone timm:NAME, timm's",
         type=str,
     )
     checkpoint_minutes: float = setting(
@@ -306,8 +228,8 @@ class TrainSettings:
 
     windows: WindowSettings
     data: DataSettings
-    model: ModelSettings = ModelSettings()
-    optim: OptimSettings = OptimSettings()
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
     run: RunSettings = RunSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
@@ -378,8 +300,8 @@ FREE_ON_RESUME = {
         "no_wait",
     },
     "run": {"device", "compile", "deterministic"},
-    "checkpoint": {field.name for field in fields(CheckpointSettings)},
-    "log": {field.name for field in fields(LogSettings)},
+    "checkpoint": {known.name for known in fields(CheckpointSettings)},
+    "log": {known.name for known in fields(LogSettings)},
 }
 
 
@@ -390,7 +312,7 @@ def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
     """
     found = []
     for group, values in now.items():
-        before = {field.name: field.default for field in fields(TrainSettings.groups()[group])} | saved.get(group, {})
+        before = {known.name: known.default for known in fields(TrainSettings.groups()[group])} | saved.get(group, {})
         free = FREE_ON_RESUME.get(group, set())
         found += changes(before, {name: value for name, value in values.items() if name not in free})
     return found

@@ -1,0 +1,123 @@
+"""Flags of the older script: they work, or end with status 2 and a sentence; the page of old names shows the table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cltt import cli
+from cltt.commands import train
+from cltt.config.old_flags import SUCCESSORS, WORKING
+from cltt.visualize import inspect
+from tests.helpers import data
+
+PAGE = Path(__file__).parents[2] / "docs" / "old_names.md"
+# As that script's parser had them, of all its versions.
+OLD = """
+single-window-short-clips allow-multiple-short-windows short-clip-window-threshold use-object-focus two-view-offset
+linear-eval-every linear-eval-epochs linear-eval-batch-size linear-eval-lr linear-eval-weight-decay
+linear-eval-max-batches linear-eval-train-fraction linear-eval-split-seed cifar-dataset cifar-data-dir cifar-download
+wandb wandb-project wandb-entity wandb-name wandb-tags wandb-mode
+root-dir window-size frame-step window-stride max-windows-per-clip image-size num-workers epochs batch-size
+sub-batch-size lr weight-decay temperature proj-dim max-grad-norm max-batches-per-epoch checkpoint-dir resume
+checkpoint-path device seed csv-log csv-log-path eval-csv-log-path backbone
+"""
+
+OLDER_COMMAND = """
+--root-dir /data/clips --window-size 5 --frame-step 2 --batch-size 64 --epochs 100 --lr 1e-3 --seed 0
+--checkpoint-dir runs/a --resume --num-workers 8 --backbone swin_t --image-size 224 --temperature 0.5
+--proj-dim 128 --weight-decay 1e-4 --max-grad-norm 1.0 --window-stride 10 --max-windows-per-clip 0
+--single-window-short-clips --short-clip-window-threshold 2 --csv-log --csv-log-path runs/a/metrics.csv
+"""
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as exit:
+        cli.run(lambda: train.main(["--shards", "x", *arguments]), "train.py")
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.count("\n") == 1, error
+    return error
+
+
+def test_none_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    known = set(re.findall(r"--([\w-]+)", capsys.readouterr().out))
+    assert not (SUCCESSORS.keys() | WORKING.keys()) & known  # the help shows what one should give
+    assert set(OLD.split()) <= known | SUCCESSORS.keys() | WORKING.keys()
+
+
+@pytest.mark.parametrize("name", SUCCESSORS)
+def test_a_flag_whose_work_has_another_name_says_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([f"--{name}"], [f"--{name}", "5"], [f"--{name}=5"]):
+        assert f"--{name} is a flag of the older script: {SUCCESSORS[name]}" in refusal(arguments, capsys)
+
+
+@pytest.mark.parametrize("name", [name for name, says in SUCCESSORS.items() if "--probe" in says or "--max" in says])
+def test_what_it_says_of_evaluation_is_understood_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from cltt.evaluation.__main__ import main as evaluate
+
+    with pytest.raises(SystemExit):
+        evaluate(["--help"])
+    known = re.findall(r"--[\w-]+", capsys.readouterr().out)
+    assert set(re.findall(r"--[\w-]+", SUCCESSORS[name].split("cltt evaluate")[1])) <= set(known)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "windows"),
+    [
+        ([], 0),
+        (["--single-window-short-clips"], 2),
+        (["--single-window-short-clips", "--short-clip-window-threshold", "5"], 5),
+        (["--short-clip-window-threshold", "5", "--single-window-short-clips"], 5),
+        (["--short-clip-window-threshold=2"], 2),
+        (["--allow-multiple-short-windows"], 0),
+        (["--allow-multiple-short-windows", "--short-clip-window-threshold", "5"], 0),
+        (["--single-window-short-clips", "--allow-multiple-short-windows"], 0),
+    ],
+)
+def test_the_rule_for_short_clips_works_as_it_did(arguments: list[str], windows: int) -> None:
+    assert train.parse(["--shards", "x", *arguments]).windows.short_clip_windows == windows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--short-clip-windows", "0", "--allow-multiple-short-windows"], "give one of them"),
+        (["--short-clip-window-threshold", "0"], "--short-clip-window-threshold is 0; it must be from 1"),
+        (["--short-clip-window-threshold", "many"], "invalid int value"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refusal(arguments, capsys)
+
+
+def test_a_command_of_the_older_batch_file_works_but_for_one_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    command = OLDER_COMMAND.split()
+    settings = train.parse(command)
+    assert settings.windows.short_clip_windows == 2 and settings.model.backbone == "swin_t"
+    with pytest.raises(SystemExit):
+        train.parse([*command, "--use-object-focus"])
+    assert "--region center --region-effect blur" in capsys.readouterr().err
+
+
+def test_the_inspector_understands_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The older script that showed windows had some of them."""
+    root = data.make_clips(tmp_path / "frames", {"a": 8, "b": 12})
+    given = ["--root-dir", str(root), "--window-size", "2", "--frame-step", "6", "--mode", "stats", "--json"]
+    for flags, windows in (([], 8), (["--single-window-short-clips"], 7), (["--allow-multiple-short-windows"], 8)):
+        assert inspect.main([*given, *flags]) == 0
+        assert json.loads(capsys.readouterr().out)["windows"] == windows
+    with pytest.raises(SystemExit):
+        inspect.main([*given, "--use-object-focus"])
+    assert SUCCESSORS["use-object-focus"] in capsys.readouterr().err
+
+
+def test_the_page_of_old_names_has_the_table() -> None:
+    rows = dict(re.findall(r"^\| `--([\w-]+)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE))
+    assert rows == {**WORKING, **SUCCESSORS}
