@@ -20,7 +20,7 @@ SIGNALS = {"SIGKILL": 1, "SIGUSR1": 1}
 EXPECTED = {"SIGKILL": -signal.SIGKILL, "SIGUSR1": 85}  # exit status
 CLIPS = {"a/one": 60, "a/two": 45, "b/one": 70, "b/two": 40}
 EPOCHS, STEPS = 5, 24  # and steps an epoch
-PACE = 0.08  # seconds that a step is slowed down by
+PACE = 0.05  # seconds that a step is slowed down by
 STRAGGLERS, GOODBYE = 5.0, 10.0  # seconds until ranks that have not met are told to end, and in which they then must
 
 

@@ -26,7 +26,7 @@ _open_file, _open, _fdopen, _pread, _read = open, os.open, os.fdopen, os.pread, 
 _writev, _readlink = os.writev, os.readlink
 _preadv = getattr(os, "preadv", None)
 POLL_SECONDS = 0.01
-HANG_SECONDS = 1.0
+HANG_SECONDS = 0.4
 
 
 class Faults:

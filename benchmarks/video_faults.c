@@ -60,7 +60,7 @@ static int fault(const char *path, int handle) {
     int number = !strcmp(now.kind, "EIO") ? EIO : !strcmp(now.kind, "ESTALE") ? ESTALE : 0;
     int hangs = !strcmp(now.kind, "hanging read") && __sync_lock_test_and_set(&hung, now.number) != now.number;
     if (number || hangs) note(folder, now.number);
-    if (hangs) sleep(1);
+    if (hangs) usleep(400000);
     return number;
 }
 

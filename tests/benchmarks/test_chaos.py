@@ -20,18 +20,21 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
         yield nursery
 
 
+# By these seeds the fourth fault is a SIGKILL, and of one process the eighth a SIGUSR1.
+
+
 @pytest.mark.slow
 def test_training_under_faults_ends_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
-    part = chaos.training_part(nursery, tmp_path / "chaos", seed=5, faults=5, ranks=1, gap=0.2, epochs=2)
+    part = chaos.training_part(nursery, tmp_path / "chaos", seed=333, faults=5, ranks=1, gap=0.2, epochs=2)
     part.play()
     assert part.struck.total() >= 5 and part.identical == part.runs >= 1
 
 
 @pytest.mark.slow
 def test_two_ranks_under_faults_end_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
-    part = chaos.training_part(nursery, tmp_path / "chaos", seed=6, faults=2, ranks=2, gap=0.2, epochs=2)
+    part = chaos.training_part(nursery, tmp_path / "chaos", seed=1519, faults=3, ranks=2, gap=0.2, epochs=2)
     part.play()
-    assert part.struck.total() >= 2 and part.identical == part.runs >= 1
+    assert part.struck.total() >= 3 and part.identical == part.runs >= 1
 
 
 @pytest.mark.slow
