@@ -151,7 +151,7 @@ def draw(rows: list[Row], path: Path) -> None:
                 bar = axes.bar(place, sum(seeds) / len(seeds), 0.8, color=colour)
                 axes.bar_label(bar, fmt="%.0f", label_type="center", color="white", fontweight="bold")
                 axes.plot([place] * len(seeds), seeds, "o", color="black", markersize=3)
-        axes.set_xticks(range(len(ARMS)), [arm.replace(" ", "\n", 1) for arm in ARMS], fontsize=8)
+        axes.set_xticks(range(len(ARMS)), ["\n".join(arm.rsplit(" ", 1)) for arm in ARMS], fontsize=8)
         axes.set_ylim(0, 105)
         axes.set_title(f"{data}, {EPOCHS[data]} epochs", loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
