@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from cltt import cli
 from cltt.commands import train
 from cltt.config.old_flags import SUCCESSORS, WORKING
+from cltt.evaluation.__main__ import main as evaluate
 from cltt.visualize import inspect
 from tests.helpers import data
 
@@ -56,14 +58,17 @@ def test_a_flag_whose_work_has_another_name_says_it(name: str, capsys: pytest.Ca
         assert f"--{name} is a flag of the older script: {SUCCESSORS[name]}" in refusal(arguments, capsys)
 
 
-@pytest.mark.parametrize("name", [name for name, says in SUCCESSORS.items() if "--probe" in says or "--max" in says])
-def test_what_it_says_of_evaluation_is_understood_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from cltt.evaluation.__main__ import main as evaluate
-
+def flags_of(main: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str]) -> set[str]:
     with pytest.raises(SystemExit):
-        evaluate(["--help"])
-    known = re.findall(r"--[\w-]+", capsys.readouterr().out)
-    assert set(re.findall(r"--[\w-]+", SUCCESSORS[name].split("cltt evaluate")[1])) <= set(known)
+        main(["--help"])
+    return set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+
+
+def test_what_they_say_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"train": flags_of(train.parse, capsys), "evaluate": flags_of(evaluate, capsys)}
+    for says in {**SUCCESSORS, **WORKING}.values():
+        named = set(re.findall(r"--[\w-]+", says))
+        assert named <= known["evaluate" if "cltt evaluate" in says else "train"] | {f"--{name}" for name in WORKING}
 
 
 @pytest.mark.parametrize(
