@@ -10,6 +10,9 @@ from enum import IntEnum
 from types import FrameType
 
 STOPPED_EARLY = "stopped on request before the first step, so there is nothing new to save\n"
+STOPPED_LATE = (
+    "stopped on request behind the last step; the same command with --resume goes on from the newest checkpoint\n"
+)
 
 
 class Request(IntEnum):
@@ -28,10 +31,10 @@ class Request(IntEnum):
 class StopSignals:
     """SIGUSR1, SIGTERM and Ctrl-C (SIGINT) ask the run to save and stop.
 
-    Outside :meth:`deferred` nothing is there to save, so the process ends at once, by SystemExit (Ctrl-C:
-    KeyboardInterrupt); inside, the signal is remembered and the loop acts on it after the step (several ranks: at the
-    latest after the next one, which is the same for all). Further signals change nothing, but that a second Ctrl-C
-    ends the process at once.
+    Outside :meth:`deferred` nothing is there to save (behind it: nothing that could be), so the process ends at once,
+    by SystemExit (Ctrl-C: KeyboardInterrupt); inside, the signal is remembered and the loop acts on it after the step
+    (several ranks: at the latest after the next one, which is the same for all). Further signals change nothing, but
+    that a second Ctrl-C ends the process at once.
 
     Args:
         notice: said on the terminal at the first Ctrl-C ("": nothing).
@@ -41,6 +44,7 @@ class StopSignals:
     def __init__(self, notice: str = "", exit_status: int = 1) -> None:
         self.request = Request.NOTHING
         self._deferred = False
+        self._words = STOPPED_EARLY
         self._notice = notice
         self._exit_status = exit_status
         numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)]
@@ -58,12 +62,13 @@ class StopSignals:
             yield
         finally:
             self._deferred = False
+            self._words = STOPPED_LATE
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
             self.request = max(self.request, Request.STOP)
             if not self._deferred:
-                os.write(2, STOPPED_EARLY.encode())
+                os.write(2, self._words.encode())
                 raise SystemExit(self._exit_status)
             return
         if self.request is Request.INTERRUPT or not self._deferred:

@@ -265,6 +265,19 @@ def test_ctrl_c_asks_first_and_insists_when_repeated(capfd: pytest.CaptureFixtur
         stop.restore()
 
 
+def test_a_request_to_stop_outside_the_loop_says_what_is_left(capfd: pytest.CaptureFixture[str]) -> None:
+    stop = StopSignals(exit_status=85)
+    try:
+        for words in ("before the first step", "goes on from the newest checkpoint"):
+            with pytest.raises(SystemExit) as ended:
+                signal.raise_signal(signal.SIGTERM)
+            assert ended.value.code == 85 and words in capfd.readouterr().err
+            with stop.deferred():
+                pass
+    finally:
+        stop.restore()
+
+
 def test_cached_passes_agree_in_training_mode() -> None:
     """Dropout draws the same twice, running statistics move once: as in one pass over the sub-batches with a graph."""
     frames = torch.randn(B, T, 3, SIDE, SIDE)
