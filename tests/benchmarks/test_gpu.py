@@ -32,7 +32,8 @@ def test_the_whole_road_on_a_cpu(tmp_path: Path) -> None:
         "host",
     ]
     assert not [row for row in rows if row["metric"] == "failed"]
-    assert json.loads((tmp_path / "gpu.json").read_text())["machine"]["torch"] == torch.__version__
+    version = json.loads((tmp_path / "gpu.json").read_text())["machine"]["torch"]
+    assert version.split("+")[0] == torch.__version__.split("+")[0]  # the build is not always in both
 
 
 def test_a_failing_section_is_recorded_and_the_rest_is_kept(tmp_path: Path) -> None:

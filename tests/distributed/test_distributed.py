@@ -125,6 +125,7 @@ def test_collectives_over_two_processes() -> None:
 
 
 ALONE = """
+import torch.distributed  # as training has by then; an import may swallow what a signal raises
 from cltt import distributed
 from cltt.training.signals import StopSignals
 StopSignals("", 85)
