@@ -58,7 +58,7 @@ def test_a_demo_deletes_no_folder_of_others(tmp_path: Path, name: str, stamp: st
     precious = tmp_path / name / "precious"
     precious.parent.mkdir()
     precious.write_text("dear")
-    settings = DemoSettings(out=str(tmp_path), objects=2, frames=12)
+    settings = DemoSettings(out=str(tmp_path), objects=2, frames=16)
     if stamp is None:
         with pytest.raises(SettingsError, match="not of a demo, so it is left alone"):
             render_clips(settings)
@@ -77,5 +77,5 @@ def test_a_demo_follows_no_link(tmp_path: Path) -> None:
     (out / "rendered.json").write_text("{}")
     (out / "clips").symlink_to(tmp_path / "precious")
     with pytest.raises(SettingsError, match="left alone"):
-        render_clips(DemoSettings(out=str(out), objects=2, frames=12))
+        render_clips(DemoSettings(out=str(out), objects=2, frames=16))
     assert (tmp_path / "precious" / "file").read_text() == "dear"
