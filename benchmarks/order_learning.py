@@ -1,4 +1,4 @@
-"""What the order does to learning: COIL-20's accuracy after two epochs with other runs and depths.
+"""What the order does to learning: COIL-20's accuracy after an epoch with other runs and depths.
 
 ``python -m benchmarks.order_learning [--quick] [--data FOLDER]`` trains as ``benchmarks.coil20`` does, three seeds an
 order, and writes order_learning.csv. At the default depth an epoch of COIL-20 (42 steps) is one block, and runs do not
@@ -15,7 +15,7 @@ from benchmarks import coil20, harness
 from cltt import cli
 from tests.helpers.data import SHARED
 
-EPOCHS = 2
+EPOCHS = 1
 ORDERS: list[dict[str, int | None]] = [
     {"depth": None, "run": None},
     {"depth": 14, "run": 20},
