@@ -74,75 +74,88 @@ def _path_of(handle: int) -> str:
         return ""
 
 
-def inject() -> Faults:
-    """Let this process's reads and writes be struck."""
-    faults = Faults(Path(os.environ["CHAOS"]), os.environ["CHAOS_DATA"], os.environ["CHAOS_OUT"])
+class _Struck:
+    """The system's calls, struck by ``faults``."""
 
-    def is_data(path: str) -> bool:
-        return path.startswith(faults.data) and not path.startswith(faults.out)
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
 
-    def fail_read(path: str) -> None:
-        if faults.quiet() or not is_data(path):
+    def is_data(self, path: str) -> bool:
+        return path.startswith(self.faults.data) and not path.startswith(self.faults.out)
+
+    def fail_read(self, path: str) -> None:
+        if self.faults.quiet() or not self.is_data(path):
             return
-        if faults.strikes("EIO", "ESTALE"):
-            number = getattr(errno, faults.kind, errno.EIO)
+        if self.faults.strikes("EIO", "ESTALE"):
+            number = getattr(errno, self.faults.kind, errno.EIO)
             raise OSError(number, os.strerror(number), path)
-        if faults.strikes("hanging read", once=True):
+        if self.faults.strikes("hanging read", once=True):
             time.sleep(HANG_SECONDS)
 
-    def turn(path: str, size: int) -> int:
+    def turn(self, path: str, size: int) -> int:
         """The byte of a read of ``size`` in which a bit is to be turned; -1: in none. The tars alone have checksums."""
-        if size < 100 or not path.endswith(".tar") or not is_data(path) or faults.quiet():
+        if size < 100 or not path.endswith(".tar") or not self.is_data(path) or self.faults.quiet():
             return -1
-        return size // 2 if faults.strikes("flipped bit", once=True) else -1
+        return size // 2 if self.faults.strikes("flipped bit", once=True) else -1
 
-    def is_short(path: str, size: int) -> bool:
-        return size > 1 and not faults.quiet() and is_data(path) and faults.strikes("short read", once=True)
+    def is_short(self, path: str, size: int) -> bool:
+        return (
+            size > 1 and not self.faults.quiet() and self.is_data(path) and self.faults.strikes("short read", once=True)
+        )
 
-    def pread(handle: int, size: int, offset: int) -> bytes:
-        path = "" if faults.quiet() else _path_of(handle)
-        fail_read(path)
-        if is_short(path, size):
+    def pread(self, handle: int, size: int, offset: int) -> bytes:
+        path = "" if self.faults.quiet() else _path_of(handle)
+        self.fail_read(path)
+        if self.is_short(path, size):
             return b""
         data = _pread(handle, size, offset)
-        if (place := turn(path, len(data))) >= 0:
+        if (place := self.turn(path, len(data))) >= 0:
             data = data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
         return data
 
-    def preadv(handle: int, buffers: Any, offset: int, *rest: Any) -> int:
+    def preadv(self, handle: int, buffers: Any, offset: int, *rest: Any) -> int:
         assert _preadv is not None
-        path = "" if faults.quiet() else _path_of(handle)
-        fail_read(path)
-        if is_short(path, len(buffers[0])):
+        path = "" if self.faults.quiet() else _path_of(handle)
+        self.fail_read(path)
+        if self.is_short(path, len(buffers[0])):
             return 0
         count = int(_preadv(handle, buffers, offset, *rest))
-        if (place := turn(path, count)) >= 0:
+        if (place := self.turn(path, count)) >= 0:
             buffers[0][place] ^= 16
         return count
 
-    def read(handle: int, size: int) -> bytes:
-        path = "" if faults.quiet() else _path_of(handle)
-        fail_read(path)
-        return b"" if is_short(path, size) else _read(handle, size)
+    def read(self, handle: int, size: int) -> bytes:
+        path = "" if self.faults.quiet() else _path_of(handle)
+        self.fail_read(path)
+        return b"" if self.is_short(path, size) else _read(handle, size)
 
-    def open_(path: Any, flags: int, *rest: Any, **more: Any) -> int:
-        if not faults.quiet() and not flags & (os.O_WRONLY | os.O_RDWR):
-            fail_read(os.path.realpath(os.fsdecode(path)))
+    def open_(self, path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if not self.faults.quiet() and not flags & (os.O_WRONLY | os.O_RDWR):
+            self.fail_read(os.path.realpath(os.fsdecode(path)))
         return _open(path, flags, *rest, **more)
 
-    def writev(handle: int, buffers: Any) -> int:
-        if not faults.quiet() and _path_of(handle).startswith(faults.out) and faults.strikes("full disk"):
+    def writev(self, handle: int, buffers: Any) -> int:
+        if (
+            not self.faults.quiet()
+            and _path_of(handle).startswith(self.faults.out)
+            and self.faults.strikes("full disk")
+        ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return _writev(handle, buffers)
 
-    def fdopen(handle: int, mode: str = "r", *rest: Any, **more: Any) -> Any:
+    def fdopen(self, handle: int, mode: str = "r", *rest: Any, **more: Any) -> Any:
         file = _fdopen(handle, mode, *rest, **more)
-        return _FullDisk(file, faults) if "w" in mode and _path_of(handle).startswith(faults.out) else file
+        return _FullDisk(file, self.faults) if "w" in mode and _path_of(handle).startswith(self.faults.out) else file
 
-    os.pread, os.read, os.open, os.writev = pread, read, open_, writev  # type: ignore[assignment]
+
+def inject() -> Faults:
+    """Let this process's reads and writes be struck."""
+    faults = Faults(Path(os.environ["CHAOS"]), os.environ["CHAOS_DATA"], os.environ["CHAOS_OUT"])
+    struck = _Struck(faults)
+    os.pread, os.read, os.open, os.writev = struck.pread, struck.read, struck.open_, struck.writev  # type: ignore[assignment]
     if _preadv is not None:
-        os.preadv = preadv
-    os.fdopen = fdopen  # type: ignore[assignment]  # by which cltt.files.atomic opens what it writes
+        os.preadv = struck.preadv
+    os.fdopen = struck.fdopen  # type: ignore[assignment]  # by which cltt.files.atomic opens what it writes
     return faults
 
 

@@ -3,26 +3,17 @@
  * Built and used by benchmarks/build.py: cc -shared -fPIC -O2 slow_files.c -o slow_files.so -ldl */
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "preload.h"
+
 static void wait_for(const char *path) {
     const char *prefix = getenv("SLOW_PREFIX"), *delay = getenv("SLOW_MICROSECONDS");
     if (prefix && delay && path && !strncmp(path, prefix, strlen(prefix))) usleep(atoi(delay));
 }
-
-#define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
-#define MODE(last) \
-    mode_t mode = 0; \
-    va_list list; \
-    va_start(list, last); \
-    if (flags & (O_CREAT | __O_TMPFILE)) mode = va_arg(list, mode_t); \
-    va_end(list)
 
 int open(const char *path, int flags, ...) { MODE(flags); wait_for(path); return NEXT(open)(path, flags, mode); }
 int open64(const char *path, int flags, ...) { MODE(flags); wait_for(path); return NEXT(open64)(path, flags, mode); }

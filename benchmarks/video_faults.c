@@ -2,17 +2,16 @@
  * fail (EIO, ESTALE) or hang once while $CHAOS/order says so; see benchmarks/faults.py, which strikes all else.
  * Built and used by benchmarks/chaos.py: cc -shared -fPIC -O2 video_faults.c -o video_faults.so -ldl */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "preload.h"
 
 struct order { int number; char kind[32]; double until; };
 
@@ -64,13 +63,6 @@ static int fault(const char *path, int handle) {
     return number;
 }
 
-#define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
-#define MODE(last) \
-    mode_t mode = 0; \
-    va_list list; \
-    va_start(list, last); \
-    if (flags & (O_CREAT | __O_TMPFILE)) mode = va_arg(list, mode_t); \
-    va_end(list)
 #define FAIL_IF_STRUCK(path, handle) \
     int number = fault(path, handle); \
     if (number) { errno = number; return -1; }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -82,14 +82,14 @@ class DaliDecoder:
     _GRAPHS = 2
 
     def __init__(self, framing: Framing, device: torch.device, threads: int) -> None:
-        from cltt.frames.gpu.dali_graphs import DecodeGraphs
+        from cltt.frames.gpu.dali_graphs import DecodeGraph, DecodeGraphs
 
         self.framing, self.device = framing, device
         on_gpu = device.type == "cuda"
         hardware = on_gpu and bool(hardware_jpeg_engines())
-        self._graphs = DecodeGraphs(
-            self._GRAPHS, self.job_frames, threads, (device.index or 0) if on_gpu else None, hardware, framing.blur
-        )
+        device_id = (device.index or 0) if on_gpu else None
+        make = partial(DecodeGraph, self.job_frames, threads, device_id, hardware, framing.blur)
+        self._graphs = DecodeGraphs(self._GRAPHS, make)
         self._cpu = CpuDecoder(framing)
         self._works = True
         self._cut = lru_cache(maxsize=1024)(self._cut_anew)

@@ -11,7 +11,7 @@ ready.
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,22 +161,14 @@ class AugmentGraph(Graph):
 
 
 class DecodeGraphs:
-    """A few decode graphs, so that one can parse headers while another one's pixels are computed.
+    """A few decode graphs from ``make``, so that one can parse headers while another one's pixels are computed.
 
     A graph that failed is thrown away (DALI says it is no longer valid) and a new one is built in its place. On a GPU a
     new graph first decodes a full batch: its memory is then as large as it gets before training takes the rest.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        threads: int,
-        device_id: int | None,
-        hardware: bool = False,
-        blur: tuple[int, float] | None = None,
-    ) -> None:
-        self._arguments = (batch_size, threads, device_id, hardware, blur)
+    def __init__(self, count: int, make: Callable[[], DecodeGraph]) -> None:
+        self._make = make
         self._idle: queue.SimpleQueue[DecodeGraph | None] = queue.SimpleQueue()
         for _ in range(count):
             self._idle.put(None)
@@ -188,7 +180,7 @@ class DecodeGraphs:
         graph = self._idle.get()
         try:
             if graph is None:
-                graph = DecodeGraph(*self._arguments)
+                graph = self._make()
                 if graph.on_gpu:
                     full = np.arange(graph.batch_size) % len(jpegs)
                     graph.decode([jpegs[k] for k in full.tolist()], boxes[full], sizes[full], clear[full])
