@@ -13,16 +13,16 @@ ColorJitter has it, and all other shares and ranges are its arguments in SimCLR'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 
+from cltt.frames.filters import gaussian, shrink
 from cltt.sampling.permutation import GOLDEN, mix64
 
 Array = np.ndarray
-Shrink = Callable[[Array, Array], None]  # source [., ., 3] into target [h, w, 3]
 AREA = (0.2, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 JITTER, HUE = 0.8, 0.2  # brightness, contrast, saturation +-0.8; hue +-0.2 of a full turn
@@ -52,6 +52,12 @@ class Augmentation:
     flip: Array
     colour: Array
     sigma: Array
+
+    @cached_property
+    def recolours(self) -> Array:
+        """bool [n]: where ``colour`` changes anything."""
+        changes: Array = (self.colour != np.eye(3, 4, dtype=np.float32)).any(axis=(1, 2))
+        return changes
 
 
 def blur_window(image_size: int) -> int:
@@ -132,17 +138,18 @@ def _hue_turns(angle: Array) -> Array:
     return np.linalg.inv(_TO_YIQ) @ turns @ _TO_YIQ
 
 
-def augment(frame: Array, augmentation: Augmentation, k: int, shrink: Shrink, out: Array) -> None:
+def augment(frame: Array, augmentation: Augmentation, k: int, out: Array) -> None:
     """Augment one ``frame`` uint8 [h, w, 3] by entry ``k`` into ``out`` uint8 [S, S, 3], with OpenCV."""
     top, left, height, width = augmentation.box[k].tolist()
-    shrink(frame[top : top + height, left : left + width], out)
+    # Copied first: Intel's kernel waits for memory several times as long as a copy does.
+    shrink(frame[top : top + height, left : left + width].copy(), out)
     if augmentation.flip[k]:
         cv2.flip(out, 1, dst=out)
-    if not np.array_equal(augmentation.colour[k], np.eye(3, 4)):
+    if augmentation.recolours[k]:
         colour = augmentation.colour[k].copy()
         colour[:, 3] *= np.dot(LUMA, cv2.mean(out)[:3])
         cv2.transform(out, colour, dst=out)
     if augmentation.sigma[k] > 0:
         # Beyond three deviations a kernel's weights round to nothing, and a narrow kernel takes a fifth of the time.
-        window = min(blur_window(len(out)), 2 * math.ceil(3 * augmentation.sigma[k]) + 1)
-        cv2.GaussianBlur(out, (window, window), float(augmentation.sigma[k]), dst=out)
+        taps = min(blur_window(len(out)), 2 * math.ceil(3 * augmentation.sigma[k]) + 1)
+        gaussian(out, taps, float(augmentation.sigma[k]))

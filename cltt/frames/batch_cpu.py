@@ -8,22 +8,24 @@ Legend: S image_size; b windows in a batch; T frames in a window; n = b*T.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
 
 from cltt.frames.augment import Augmentation, augment, sample_params
-from cltt.frames.decode_cpu import shrink
 from cltt.frames.gather import BatchFormat, statistics
 from cltt.frames.geometry import Framing
 from cltt.frames.leases import LeasedMemory
 from cltt.frames.store import FrameStore
 
-# Frames that a gathering thread takes at a time: few, for the decoders may hold one of the threads up.
+# Frames that a gathering thread takes at a time: few, for the decoders may hold one of the threads up ...
 FRAMES_A_TURN = 8
+# ... and no more values of a channel than this: OpenCV cuts a longer table look-up into parts for threads of its own.
+VALUES_A_TURN = 2**18 - 1
 
 
 class CpuBatchMaker:
@@ -48,12 +50,13 @@ class CpuBatchMaker:
         rows = block.reshape(len(flat), -1)
         if numbers is None:
             # Copying takes little more than handing it out, so it is handed out once a thread.
-            turn = -(-len(flat) // self._threads) if self._writer.copies else FRAMES_A_TURN
+            turn = -(-len(flat) // self._threads) if self._writer.copies else self._writer.turn
             self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat), turn)
         else:
             draws = {name: values.reshape(-1) for name, values in numbers.items()}
             augmentation = sample_params(self.augment, draws, store.sizes[flat])
-            self._in_threads(lambda part: self._augment(store, flat, augmentation, rows, part), len(flat))
+            work = partial(self._augment, store, flat, augmentation, rows)
+            self._in_threads(work, len(flat), self._writer.turn)
         return self._writer.as_batch(self._memory.lease(block), slots.shape)
 
     def close(self) -> None:
@@ -62,7 +65,7 @@ class CpuBatchMaker:
             self._pool.shutdown()
             self._pool = None
 
-    def _in_threads(self, work: Callable[[slice], None], count: int, turn: int = FRAMES_A_TURN) -> None:
+    def _in_threads(self, work: Callable[[slice], None], count: int, turn: int) -> None:
         """Do ``work`` on 0..count-1, ``turn`` at a time, in threads that live until :meth:`close`."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="cltt-gather")
@@ -77,17 +80,18 @@ class CpuBatchMaker:
     def _gather(self, store: FrameStore, slots: np.ndarray, rows: np.ndarray) -> None:
         if self._writer.copies:
             store.gather_into(slots, rows)
-            return
-        for slot, row in zip(slots.tolist(), rows, strict=True):
-            self._writer.write(store.host_frame(slot), row)
+        else:
+            self._writer.write(map(store.host_frame, slots.tolist()), rows)
 
     def _augment(
         self, store: FrameStore, slots: np.ndarray, augmentation: Augmentation, rows: np.ndarray, part: slice
     ) -> None:
-        for k in range(len(slots))[part]:
-            picture = self._scratch.picture
-            augment(store.host_frame(int(slots[k])), augmentation, k, shrink, picture)
-            self._writer.write(picture, rows[k])
+        def pictures() -> Iterator[np.ndarray]:
+            for k in range(len(slots))[part]:
+                augment(store.host_frame(int(slots[k])), augmentation, k, self._scratch.picture)
+                yield self._scratch.picture
+
+        self._writer.write(pictures(), rows[part])
 
 
 class Scratch(threading.local):
@@ -98,10 +102,11 @@ class Scratch(threading.local):
 
 
 class Planes(threading.local):
-    """The channels of one frame for each thread: ``planes``, three uint8 [S, S]."""
+    """Channels of some frames for each thread: ``planes`` uint8 [3, frames, S*S], ``of[k]`` the three [S, S] of one."""
 
-    def __init__(self, image_size: int) -> None:
-        self.planes = [np.empty((image_size, image_size), np.uint8) for _ in range(3)]
+    def __init__(self, frames: int, image_size: int) -> None:
+        self.planes = np.empty((3, frames, image_size * image_size), np.uint8)
+        self.of = [[plane[k].reshape(image_size, image_size) for plane in self.planes] for k in range(frames)]
 
 
 class FrameWriter:
@@ -110,6 +115,7 @@ class FrameWriter:
     Attributes:
         frame_bytes: of a frame in the batch.
         copies: a frame goes into the batch byte for byte.
+        turn: most frames of one :meth:`write`.
     """
 
     def __init__(self, image_size: int, format: BatchFormat) -> None:
@@ -117,30 +123,35 @@ class FrameWriter:
         self._size, self._dtype, self._channels_last = image_size, dtype, format.channels_last
         self.copies = dtype == torch.uint8 and format.channels_last
         self.frame_bytes = image_size * image_size * 3 * dtype.itemsize
-        self._planes = Planes(image_size)
+        self.turn = min(max(VALUES_A_TURN // image_size**2, 1), FRAMES_A_TURN)
+        self._planes = Planes(self.turn, image_size)
         self._tables = np.empty((3, 0))
         if dtype != torch.uint8:
             self._tables = tables(dtype, format.normalise)
             self._interleaved = np.ascontiguousarray(self._tables.T)[None]
 
-    def write(self, frame: np.ndarray, row: np.ndarray) -> None:
-        """``frame`` uint8 [S, S, 3], contiguous, into ``row`` uint8 [frame_bytes] of a batch."""
-        if self._channels_last:
-            self._write_pixels(frame, row)
-        elif self._dtype == torch.uint8:
-            cv2.split(frame, list(row.reshape(3, self._size, self._size)))
-        else:
-            target = row.view(self._tables.dtype).reshape(3, self._size, self._size)
-            planes = self._planes.planes
-            cv2.split(frame, planes)
-            for channel in range(3):
-                cv2.LUT(planes[channel], self._tables[channel], dst=target[channel])
-
-    def _write_pixels(self, frame: np.ndarray, row: np.ndarray) -> None:
+    def write(self, frames: Iterable[np.ndarray], rows: np.ndarray) -> None:
+        """``frames``, n uint8 [S, S, 3], each used before the next is asked for, into ``rows`` uint8 [n, frame_bytes]."""
         if self.copies:
-            row[:] = frame.reshape(-1)
+            for frame, row in zip(frames, rows, strict=True):
+                row[:] = frame.reshape(-1)
+        elif self._channels_last:
+            for frame, row in zip(frames, rows, strict=True):
+                cv2.LUT(frame, self._interleaved, dst=row.view(self._tables.dtype).reshape(frame.shape))
+        elif self._dtype == torch.uint8:
+            for frame, row in zip(frames, rows, strict=True):
+                cv2.split(frame, list(row.reshape(3, self._size, self._size)))
         else:
-            cv2.LUT(frame, self._interleaved, dst=row.view(self._tables.dtype).reshape(frame.shape))
+            self._write_planes(frames, rows)
+
+    def _write_planes(self, frames: Iterable[np.ndarray], rows: np.ndarray) -> None:
+        """A channel of all frames at once: a call of OpenCV costs as much as looking up a small plane."""
+        scratch = self._planes
+        for planes, frame in zip(scratch.of, frames, strict=False):
+            cv2.split(frame, planes)
+        target = rows.view(self._tables.dtype).reshape(len(rows), 3, -1)
+        for channel in range(3):
+            cv2.LUT(scratch.planes[channel, : len(rows)], self._tables[channel], dst=target[:, channel])
 
     def as_batch(self, memory: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
         """``memory`` uint8 of b*T frames, written -> a tensor [b, T, 3, S, S] over it."""

@@ -1,4 +1,4 @@
-"""JPEG bytes to the pixels of a stored frame on the CPU: which part is stored, and the resize all decoders agree on.
+"""JPEG bytes to the pixels of a stored frame on the CPU: which part is stored, and at what size.
 
 Nothing here imports torch, so that looking at a frame starts at once.
 
@@ -7,29 +7,19 @@ Legend: S image_size; h, w height and width of a stored frame; P most pixels of 
 
 from __future__ import annotations
 
-import math
 import threading
 from functools import lru_cache
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
 
+from cltt.frames.filters import blur_outside, shrink, widen
 from cltt.frames.geometry import Framing, Rectangle
 from cltt.region import Box
 from cltt.source import image, reduced
 from cltt.source import jpeg as jpeg_markers
 
-# Shrinking by up to this factor, plain bilinear and the anti-aliased filter differ by less than 1/255 on average.
-PLAIN_SHRINK = 1.25
-# From this factor on the triangle of DALI's filter is built in two passes; in between, area averaging is closer.
-TRIANGLE_SHRINK = 2.0
-_TRIANGLE = np.array([1, 3, 3, 1], np.float32) / 8
-# From this deviation on, in pixels, a blur is done at half size.
-HALF_SIGMA = 1.8
-# A reduced picture is an average over squares, narrower than the triangle; where no resize follows, this widens it.
-_WIDEN = np.array([1, 14, 1], np.float32) / 16
 
 
 def frame_size(data: bytes) -> tuple[int, int]:
@@ -106,7 +96,7 @@ class FrameDecoder:
     def _resize(self, part: np.ndarray, target: np.ndarray, reduction: int) -> None:
         """``part``, decoded ``reduction`` times smaller, into ``target`` uint8 [h, w, 3]."""
         if reduction > 1 and part.shape == target.shape:
-            cv2.sepFilter2D(part, -1, _WIDEN, _WIDEN, dst=target, borderType=cv2.BORDER_REPLICATE)
+            widen(part, target)
         else:
             shrink(part, target)
 
@@ -128,52 +118,3 @@ class FrameDecoder:
         if held is None or held.size < size:
             held = self._scratch.bytes = np.empty(size, np.uint8)
         return held
-
-
-def shrink(source: np.ndarray, target: np.ndarray) -> None:
-    """Resize ``source`` uint8 [., ., 3] into ``target`` uint8 [h, w, 3] as DALI's anti-aliased linear resize does.
-
-    That filter is a triangle as wide as the shrink factor. Near 1 it is bilinear; from 2 on it is built from area
-    averages at twice the target size, weighted 1:3:3:1. Mean difference on real frames below 1.2/255 at any factor
-    (bilinear: up to 10/255; area averaging: up to 2.6/255).
-    """
-    height, width = target.shape[:2]
-    factor = min(source.shape[0] / height, source.shape[1] / width)
-    if factor <= PLAIN_SHRINK:
-        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
-    elif factor < TRIANGLE_SHRINK:
-        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_AREA)
-    else:
-        double = cv2.resize(source, (2 * width, 2 * height), interpolation=cv2.INTER_AREA)
-        padded = cv2.copyMakeBorder(double, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-        smooth = cv2.sepFilter2D(padded, -1, _TRIANGLE, _TRIANGLE, anchor=(0, 0))
-        target[:] = smooth[0 : 2 * height : 2, 0 : 2 * width : 2]
-
-
-def blur_outside(frame: np.ndarray, clear: Rectangle, taps: int, sigma: float) -> None:
-    """Blur ``frame`` uint8 [h, w, 3] by a Gaussian of ``taps`` pixels, in place, and leave ``clear`` as it is.
-
-    At its edges the frame goes on as its mirror image, without the edge twice, as in DALI's. From a deviation of
-    HALF_SIGMA on it is blurred at half its size, for a fifth of the time and within 0.5/255 on average.
-    """
-    top, left, height, width = clear
-    inside = frame[top : top + height, left : left + width]
-    kept = inside.copy()
-    if sigma < HALF_SIGMA:
-        cv2.GaussianBlur(frame, (taps, taps), sigma, dst=frame)
-    else:
-        _blur_at_half_size(frame, taps, sigma)
-    inside[:] = kept
-
-
-def _blur_at_half_size(frame: np.ndarray, taps: int, sigma: float) -> None:
-    height, width = frame.shape[:2]
-    odd = height % 2, width % 2
-    even = cv2.copyMakeBorder(frame, 0, odd[0], 0, odd[1], cv2.BORDER_REFLECT_101) if any(odd) else frame
-    half = cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    # Averaging over 2 x 2 pixels has a variance of 1/4 pixel, and going back by interpolation one of 3/4.
-    window = 2 * (taps // 4) + 1
-    cv2.GaussianBlur(half, (window, window), math.sqrt(sigma**2 - 1) / 2, dst=half)
-    cv2.resize(half, even.shape[1::-1], dst=even, interpolation=cv2.INTER_LINEAR)
-    if even is not frame:
-        frame[:] = even[:height, :width]

@@ -102,7 +102,7 @@ def test_contrast_turns_about_the_mean_grey_of_the_crop(factor: float) -> None:
     whole = np.array([[0, 0, 32, 32]])
     drawn = augment.Augmentation(whole, np.array([False]), colour, np.zeros(1, np.float32))
     out = np.empty((32, 32, 3), np.uint8)
-    augment.augment(frame, drawn, 0, lambda source, target: np.copyto(target, source), out)
+    augment.augment(frame, drawn, 0, out)
     mean = (frame @ [0.299, 0.587, 0.114]).mean()
     wanted = np.clip(factor * frame + (1 - factor) * mean, 0, 255)
     assert np.abs(out - wanted).max() <= 0.51

@@ -15,7 +15,6 @@ from PIL import Image
 from cltt.frames import augment
 from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
-from cltt.frames.decode_cpu import shrink
 from cltt.frames.decoders import CpuDecoder, DaliDecoder, dali_installed
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
@@ -124,7 +123,7 @@ def test_opencv_and_dali_augment_alike(kind: str, size: int) -> None:
     dali = AugmentGraph(size, augment.blur_window(size), 24, 1, None).augment(frames, augmentation).numpy()
     ours = np.empty((24, size, size, 3), np.uint8)
     for k, frame in enumerate(frames):
-        augment.augment(frame.numpy(), augmentation, k, shrink, ours[k])
+        augment.augment(frame.numpy(), augmentation, k, ours[k])
     difference = np.abs(ours.astype(int) - dali).reshape(24, -1).mean(axis=1)
     assert difference.mean() < 1 and difference.max() < 2 * TOLERANCE, difference
 

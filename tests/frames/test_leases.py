@@ -102,7 +102,7 @@ def filled_store(slots: int, framing: Framing) -> FrameStore:
 @pytest.mark.parametrize("normalise", ["imagenet", "none"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [16, 33])
+@pytest.mark.parametrize("size", [16, 33, 224, 520])  # eight frames a turn, then five, then one
 def test_batches_are_those_of_plain_torch_to_the_last_bit(
     dtype: torch.dtype, channels_last: bool, normalise: str, size: int
 ) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cltt.errors import SettingsError
 from cltt.frames.augment import augment, random_numbers, sample_params
-from cltt.frames.decode_cpu import FrameDecoder, shrink
+from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.decoders import CpuDecoder, DaliDecoder, dali_installed
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
@@ -203,7 +203,7 @@ def test_crops_of_an_augmentation_stay_inside_the_kept_square(box: Box | None) -
     out = np.empty((64, 64, 3), np.uint8)
     touched = np.zeros(4, int)
     for k in ids.tolist():
-        augment(frame, drawn, k, shrink, out)
+        augment(frame, drawn, k, out)
         assert out.min() > 200
         first, last = drawn.box[k, :2], drawn.box[k, :2] + drawn.box[k, 2:]
         touched += np.concatenate([first == 0, last == framing.short])
