@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -67,12 +67,17 @@ def blur_window(image_size: int) -> int:
 
 def random_numbers(seed: int, epoch: int, window_ids: Array, frame_ids: Array, scope: str) -> dict[str, Array]:
     """Numbers in [0, 1), float64 [b, T] for each draw; ``scope`` "window": all T frames of a window get the same."""
-    key = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
+    key = _key(seed, epoch)
     frames = np.broadcast_to(window_ids[:, None], frame_ids.shape) if scope == "window" else frame_ids
     state = mix64(mix64(window_ids.astype(np.uint64)[:, None] ^ key[0]) ^ frames.astype(np.uint64) ^ key[1])
     steps = (np.arange(len(_DRAWS), dtype=np.uint64) + np.uint64(1)) * GOLDEN
-    draws = mix64(state[..., None] + steps) >> np.uint64(11)
-    return {name: draws[..., k] * 2.0**-53 for k, name in enumerate(_DRAWS)}
+    draws = (mix64(state[..., None] + steps) >> np.uint64(11)) * 2.0**-53
+    return {name: draws[..., k] for k, name in enumerate(_DRAWS)}
+
+
+@lru_cache(maxsize=8)
+def _key(seed: int, epoch: int) -> Array:
+    return np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
 
 
 def sample_params(kind: str, numbers: dict[str, Array], sizes: Array) -> Augmentation:

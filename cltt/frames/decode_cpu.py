@@ -21,7 +21,6 @@ from cltt.source import image, reduced
 from cltt.source import jpeg as jpeg_markers
 
 
-
 def frame_size(data: bytes) -> tuple[int, int]:
     """(height, width) of a JPEG that is to be decoded.
 

@@ -57,7 +57,9 @@ def test_a_blur_is_within_one_level_of_opencvs_own(size: tuple[int, int], sigma:
     assert worst <= 1 and mean < 0.1
 
 
-@pytest.mark.parametrize(("size", "taps", "sigma"), [((224, 224), 13, 2.0), ((257, 341), 31, 5.0), ((101, 77), 13, 1.8)])
+@pytest.mark.parametrize(
+    ("size", "taps", "sigma"), [((224, 224), 13, 2.0), ((257, 341), 31, 5.0), ((101, 77), 13, 1.8)]
+)
 def test_a_wide_blur_at_half_the_size_is_near_it(size: tuple[int, int], taps: int, sigma: float) -> None:
     assert sigma >= HALF_SIGMA
     frame = detailed(*size, 2)
