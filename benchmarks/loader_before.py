@@ -2,9 +2,8 @@
 
 ``python -m benchmarks.loader_before --before CHECKOUT [--quick]``: CHECKOUT is a folder with an earlier version (a
 ``git worktree``). Both read the same shards of real frames at 256 lines: T = 5, frame_step 2, 16 windows a batch, two
-threads, an epoch a turn after one to warm up, by several pairs of processes where a ratio is asked for. Writes
-loader_before.csv: windows a second and CPU time a window of either, the ratio round by round, and for crop and simclr
-the share of ``none``'s rate that is left.
+threads, an epoch a turn after one to warm up, by several pairs of processes. Writes loader_before.csv: windows a second and CPU
+time a window of either, the ratio round by round, and for crop and simclr the share of ``none``'s rate that is left.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def race(before: Path, shards: Path, case: dict[str, Any], rounds: int) -> dict[
     """One row: the medians of both, and of their ratio round by round."""
     asked = ASKED.get((case["image_size"], case["dtype"]), "")
     found: dict[str, list[dict[str, float]]] = {"now": [], "before": []}
-    for _ in range(PAIRS if asked else 1):
+    for _ in range(PAIRS):
         with Contender(harness.ROOT, shards, case) as now, Contender(before, shards, case) as then:
             contenders = {"now": now, "before": then}
             for turn in range(rounds):
@@ -95,7 +94,7 @@ def race(before: Path, shards: Path, case: dict[str, Any], rounds: int) -> dict[
 
 
 def add_shares(rows: list[dict[str, Any]]) -> None:
-    """What augmenting leaves of ``none``'s rate, by CPU time, now and before."""
+    """What augmenting leaves of ``none``'s rate, by CPU time and by the clock, now and before."""
     plain = {
         row["stride"]: row
         for row in rows
@@ -103,9 +102,10 @@ def add_shares(rows: list[dict[str, Any]]) -> None:
     }
     for row in rows:
         for when in ("", "_before"):
-            cost = f"cpu_ms_a_window{when}"
+            cost, rate = f"cpu_ms_a_window{when}", f"windows_per_s{when}"
             shown = row["augment"] != "none" and row["stride"] in plain
             row[f"share_of_none{when}"] = plain[row["stride"]][cost] / row[cost] if shown else ""
+            row[f"share_by_clock{when}"] = row[rate] / plain[row["stride"]][rate] if shown else ""
 
 
 def main() -> int:

@@ -12,7 +12,6 @@ ColorJitter has it, and all other shares and ranges are its arguments in SimCLR'
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -155,6 +154,6 @@ def augment(frame: Array, augmentation: Augmentation, k: int, out: Array) -> Non
         colour[:, 3] *= np.dot(LUMA, cv2.mean(out)[:3])
         cv2.transform(out, colour, dst=out)
     if augmentation.sigma[k] > 0:
-        # Beyond three deviations a kernel's weights round to nothing, and a narrow kernel takes a fifth of the time.
-        taps = min(blur_window(len(out)), 2 * math.ceil(3 * augmentation.sigma[k]) + 1)
+        # Beyond three deviations a kernel's weights round to nothing (OpenCV's own rule for bytes has this width).
+        taps = min(blur_window(len(out)), round(6 * float(augmentation.sigma[k]) + 1) | 1)
         gaussian(out, taps, float(augmentation.sigma[k]))

@@ -131,7 +131,7 @@ class FrameWriter:
             self._interleaved = np.ascontiguousarray(self._tables.T)[None]
 
     def write(self, frames: Iterable[np.ndarray], rows: np.ndarray) -> None:
-        """``frames``, n uint8 [S, S, 3], each used before the next is asked for, into ``rows`` uint8 [n, frame_bytes]."""
+        """``frames``, n uint8 [S, S, 3], each used before the next, into ``rows`` uint8 [n, frame_bytes]."""
         if self.copies:
             for frame, row in zip(frames, rows, strict=True):
                 row[:] = frame.reshape(-1)

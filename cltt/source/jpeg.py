@@ -73,6 +73,30 @@ def _colours(frame: _Frame, has_jfif: bool, adobe_transform: int | None) -> str:
 
 def jpeg_info(data: bytes) -> JpegInfo:
     """Read the markers up to the start of the first scan; InvalidImage if they don't add up."""
+    return _read_markers(data)[0]
+
+
+class HeaderReader:
+    """:func:`jpeg_info` of one picture after the other; any number of threads may call it.
+
+    Most encoders write the same bytes up to the first scan in every frame of a video. Where they are those of the
+    picture before, nothing is read: what is said of a picture depends on them alone.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[bytes, JpegInfo] | None = None
+
+    def __call__(self, data: bytes) -> JpegInfo:
+        last = self._last
+        if last is not None and data.startswith(last[0]):
+            return last[1]
+        info, length = _read_markers(data)
+        self._last = data[:length], info
+        return info
+
+
+def _read_markers(data: bytes) -> tuple[JpegInfo, int]:
+    """What the markers say, and how many bytes say it: all up to the length of the first scan's header."""
     position, frame = 2, None
     has_metadata, has_jfif, adobe_transform = False, False, None
     last = len(data) - 4
@@ -98,7 +122,8 @@ def jpeg_info(data: bytes) -> JpegInfo:
     if frame is None or position > last or not (frame.width and frame.height):
         raise InvalidImage("invalid JPEG: cut off before the picture")
     colours = _colours(frame, has_jfif, adobe_transform)
-    return JpegInfo(frame.width, frame.height, frame.precision, frame.marker, frame.sampling, colours, has_metadata)
+    info = JpegInfo(frame.width, frame.height, frame.precision, frame.marker, frame.sampling, colours, has_metadata)
+    return info, position + 4
 
 
 def why_not_for_hardware(info: JpegInfo) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,28 @@ def test_a_file_that_cannot_be_a_picture_by_its_size_is_not_read(tmp_path: Path)
         with pytest.raises(InvalidImage, match=reason):
             image.read_source(path)
         assert time.monotonic() - start < 1
+
+
+def test_a_header_reader_says_what_reading_each_picture_anew_says() -> None:
+    """In any order, cut off anywhere, with any byte of a header turned: what it remembers is of no consequence."""
+    rng = np.random.default_rng(0)
+    whole = [data for name, data in PICTURES.items() if data.startswith(jpeg.START) and len(data) < 100_000]
+    heads = [data[: data.index(b"\xff\xda") + 40] for data in whole if b"\xff\xda" in data]
+    assert len(heads) > 10
+    read, remembered = jpeg.HeaderReader(), 0
+    for _ in range(20_000):
+        data = bytearray(heads[rng.integers(3) if rng.random() < 0.7 else rng.integers(len(heads))])
+        if rng.random() < 0.4:
+            data[rng.integers(len(data))] = rng.integers(256)
+        if rng.random() < 0.2:
+            del data[rng.integers(2, len(data)) :]
+        remembered += read._last is not None and data.startswith(read._last[0])
+        assert _said(read, bytes(data)) == _said(jpeg.jpeg_info, bytes(data))
+    assert remembered > 1000
+
+
+def _said(read: Callable[[bytes], jpeg.JpegInfo], data: bytes) -> object:
+    try:
+        return read(data)
+    except InvalidImage as error:
+        return str(error)
