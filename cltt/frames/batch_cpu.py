@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from cltt.frames.augment import Augmentation, augment, sample_params
+from cltt.frames.filters import quick_kernels
 from cltt.frames.gather import BatchFormat, statistics
 from cltt.frames.geometry import Framing
 from cltt.frames.leases import LeasedMemory
@@ -91,7 +92,8 @@ class CpuBatchMaker:
                 augment(store.host_frame(int(slots[k])), augmentation, k, self._scratch.picture)
                 yield self._scratch.picture
 
-        self._writer.write(pictures(), rows[part])
+        with quick_kernels:
+            self._writer.write(pictures(), rows[part])
 
 
 class Scratch(threading.local):

@@ -18,6 +18,7 @@ import torch
 
 from cltt.errors import DataError
 from cltt.frames.decode_cpu import FrameDecoder, frame_size
+from cltt.frames.filters import quick_kernels
 from cltt.frames.gather import on_device
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
@@ -58,12 +59,13 @@ class CpuDecoder(FrameDecoder):
     ) -> dict[int, str]:
         """As :meth:`Decoder.decode`."""
         failures = {}
-        for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
-            try:
-                box = look_at[position] if look_at is not None else None
-                store.sizes[slot] = self.decode_into(jpeg, store.host_row(slot), box)
-            except Exception as error:  # a decoder may raise anything, MemoryError too; the frame is named and counted
-                failures[position] = f"cannot be decoded ({str(error) or type(error).__name__})"
+        with quick_kernels:
+            for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
+                try:
+                    box = look_at[position] if look_at is not None else None
+                    store.sizes[slot] = self.decode_into(jpeg, store.host_row(slot), box)
+                except Exception as error:  # may be anything, MemoryError too; the frame is named and counted
+                    failures[position] = f"cannot be decoded ({str(error) or type(error).__name__})"
         return failures
 
 

@@ -95,11 +95,11 @@ class Prefetcher:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._blocks, self._fetch, self._table, self._start = blocks, fetch, table, start
         self._job_frames = job_frames
-        self._threads = [threading.Thread(target=self._guarded, args=(self._plan,), name="cltt-plan", daemon=True)]
-        self._threads += [
+        self._threads = [
             threading.Thread(target=self._guarded, args=(self._work,), name=f"cltt-decode-{k}", daemon=True)
             for k in range(threads)
-        ]
+        ]  # the planner last: it keeps the interpreter's lock, and the others could not start
+        self._threads.append(threading.Thread(target=self._guarded, args=(self._plan,), name="cltt-plan", daemon=True))
         try:
             for thread in self._threads:
                 thread.start()
@@ -204,6 +204,7 @@ class Prefetcher:
             self._shared.changed.notify_all()
         for part in parts:
             self._jobs.put(Job(frames[part], slots[part], chunk))
+        time.sleep(0)  # lets go of the interpreter's lock, or the workers would wait until the planner does
 
 
 class PendingChunk:
