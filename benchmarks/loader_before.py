@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.loader_before --before CHECKOUT [--quick]``: CHECKOUT is a folder with an earlier version (a
 ``git worktree``). Both read the same shards of real frames at 256 lines: T = 5, frame_step 2, 16 windows a batch, two
-threads, an epoch a turn after one to warm up, by several pairs of processes. Writes loader_before.csv: windows a second and CPU
-time a window of either, the ratio round by round, and for crop and simclr the share of ``none``'s rate that is left.
+threads, an epoch a turn after one to warm up, by several pairs of processes. Writes loader_before.csv: windows a second
+and CPU time a window of either, the ratio round by round, and for crop and simclr the share of ``none``'s rate left.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def main() -> int:
     if not (args.before / "cltt").is_dir():
         raise SettingsError(f"there is no cltt/ in {args.before}; give a checkout of the earlier version with --before")
     name = "loader_before_quick" if args.quick else "loader_before"
-    rounds, longest = (2, 120) if args.quick else (4, 10_000)
+    rounds, longest = (2, 120) if args.quick else (3, 10_000)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="loader-") as folder:
         shards = {stride: Path(folder) / f"shards_{stride}" for stride in COPIES}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import cv2
@@ -30,7 +30,10 @@ VALUES_A_TURN = 2**18 - 1
 
 
 class CpuBatchMaker:
-    """Gather, augment, normalise in ``threads`` threads; frames as ``framing`` stores them, batches in ``format``."""
+    """Gather, augment, normalise in ``threads`` threads, of which the caller's is one.
+
+    Frames are as ``framing`` stores them, batches in ``format``.
+    """
 
     def __init__(self, framing: Framing, format: BatchFormat, augment: str, threads: int) -> None:
         self.framing, self.augment = framing, augment
@@ -50,8 +53,8 @@ class CpuBatchMaker:
         block = self._memory.acquire(len(flat) * self._writer.frame_bytes)
         rows = block.reshape(len(flat), -1)
         if numbers is None:
-            # Copying takes little more than handing it out, so it is handed out once a thread.
-            turn = -(-len(flat) // self._threads) if self._writer.copies else self._writer.turn
+            # Copying takes little more than handing it out, so it is handed out twice a thread.
+            turn = -(-len(flat) // (2 * self._threads)) if self._writer.copies else self._writer.turn
             self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat), turn)
         else:
             draws = {name: values.reshape(-1) for name, values in numbers.items()}
@@ -67,16 +70,25 @@ class CpuBatchMaker:
             self._pool = None
 
     def _in_threads(self, work: Callable[[slice], None], count: int, turn: int) -> None:
-        """Do ``work`` on 0..count-1, ``turn`` at a time, in threads that live until :meth:`close`."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="cltt-gather")
+        """Do ``work`` on 0..count-1, ``turn`` at a time, here and in threads that live until :meth:`close`."""
         parts = iter([slice(k, k + turn) for k in range(0, count, turn)])
 
-        def take_turns(_: int) -> None:
+        def take_turns() -> None:
             for part in parts:  # one iterator for all: who is done takes the next
                 work(part)
 
-        list(self._pool.map(take_turns, range(self._threads)))
+        helpers = [self._helpers().submit(take_turns) for _ in range(self._threads - 1)]
+        try:
+            take_turns()
+        finally:  # whatever happened, nobody may write any more; who has not begun by now would find nothing left
+            working = wait([helper for helper in helpers if not helper.cancel()]).done
+        for helper in working:
+            helper.result()
+
+    def _helpers(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads - 1, thread_name_prefix="cltt-gather")
+        return self._pool
 
     def _gather(self, store: FrameStore, slots: np.ndarray, rows: np.ndarray) -> None:
         if self._writer.copies:

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,36 @@ def test_batches_are_those_of_plain_torch_to_the_last_bit(
         assert batch.flatten(0, 1).stride() == expected.stride()
         del batch
     maker.close()
+
+
+@pytest.mark.parametrize("failing", [0, 7, 39])
+def test_nobody_writes_once_a_failure_has_been_raised(failing: int) -> None:
+    maker = CpuBatchMaker(Framing(image_size=8), BatchFormat(torch.float32, False, "none"), "none", 3)
+    begun, done = set(), set()
+
+    def work(part: slice) -> None:
+        begun.add(part.start)
+        time.sleep(0.002)
+        if part.start == failing:
+            raise RuntimeError("this turn cannot be done")
+        done.add(part.start)
+
+    with pytest.raises(RuntimeError, match="this turn"):
+        maker._in_threads(work, 40, 1)
+    at_once = begun.copy(), done.copy()
+    time.sleep(0.02)
+    assert (begun, done) == at_once and begun - done == {failing}
+    failing = -1
+    maker._in_threads(work, 40, 1)
+    assert done == set(range(40)), "and it goes on working"
+    maker.close()
+
+
+def test_one_thread_is_the_callers() -> None:
+    maker = CpuBatchMaker(Framing(image_size=8), BatchFormat(torch.float32, False, "none"), "none", 1)
+    threads = set()
+    maker._in_threads(lambda part: threads.add(threading.get_ident()), 40, 8)
+    assert threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
