@@ -113,14 +113,15 @@ def file_batches(wanted: Wanted, how: str) -> Iterator[torch.Tensor]:
     """PIL or OpenCV in the workers of a shuffling DataLoader."""
     load = {"pil": with_pil, "opencv": with_opencv}[how]
     dataset = WindowFiles(wanted, partial(load, halve=wanted.halve))
-    options: dict[str, Any] = {"num_workers": wanted.workers, "worker_init_fn": _one_thread}
+    options: dict[str, Any] = {"num_workers": wanted.workers, "worker_init_fn": _quickest}
     sampler = RandomSampler(dataset, num_samples=wanted.batches * wanted.batch)
     for frames in DataLoader(dataset, wanted.batch, sampler=sampler, **options):
         yield frames if wanted.floats else frames.permute(0, 1, 4, 2, 3)
 
 
-def _one_thread(_: int) -> None:
+def _quickest(_: int) -> None:
     cv2.setNumThreads(0)
+    cv2.ipp.setUseIPP_NotExact(True)  # as our own loader resizes
 
 
 def dali_batches(wanted: Wanted) -> Iterator[torch.Tensor]:
@@ -208,5 +209,5 @@ class Streamed(IterableDataset[torch.Tensor]):
 def webdataset_batches(wanted: Wanted, dataset: ShardDataset) -> Iterator[torch.Tensor]:
     """webdataset in the workers of a DataLoader, each with its own shards and shuffle buffer."""
     streamed = Streamed(wanted, dataset)
-    for frames in DataLoader(streamed, batch_size=None, num_workers=wanted.workers, worker_init_fn=_one_thread):
+    for frames in DataLoader(streamed, batch_size=None, num_workers=wanted.workers, worker_init_fn=_quickest):
         yield frames if wanted.floats else frames.permute(0, 1, 4, 2, 3)
