@@ -56,7 +56,10 @@ def position(path: Path) -> tuple[int, int]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
-    found = (path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    try:
+        found = [path for path in folder.glob("epoch-*.pt") if _NAME.fullmatch(path.name) and path.is_file()]
+    except FileNotFoundError:  # another rank tried whether the folder can be made, and took it away meanwhile
+        return []
     return sorted(found, key=position)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -144,3 +145,21 @@ def test_killed_while_saving_leaves_whole_checkpoints(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:  # its first save clears what the killed ones left
         store.save({}, epoch=10**6)
     assert list(tmp_path.glob(".epoch-*.tmp")) == []
+
+
+def test_a_folder_that_comes_and_goes_holds_no_checkpoints(tmp_path: Path) -> None:
+    """Rank 0 tries whether the run's folder can be made while the others look for what is in it."""
+    folder, over = tmp_path / "run", threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            folder.mkdir()
+            folder.rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert all(checkpoint.list_checkpoints(folder) == [] for _ in range(2000))
+    finally:
+        over.set()
+        thread.join()
