@@ -90,6 +90,7 @@ class Hub(Lifeline):
         self._all_done = threading.Event()
         self._ending = threading.Lock()
         self._last_sign = time.monotonic()
+        self._all_came = False  # until then wait_for_ranks keeps the time, for it knows who is missing
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
         self._lines = _Lines()
@@ -102,6 +103,8 @@ class Hub(Lifeline):
                 missing = sorted(set(range(1, self._size)) - set(self._ranks.values()))
                 raise TimeoutError(f"ranks {missing} did not connect to rank 0 within {self._patience:.0f} s")
             time.sleep(0.02)
+        self.made_progress()
+        self._all_came = True
         for connection in list(self._ranks):
             with contextlib.suppress(OSError):  # it failed at once: the thread ends all
                 _send(connection, {"go": self._size})
@@ -139,7 +142,7 @@ class Hub(Lifeline):
                 else:
                     self._read(key.fileobj)  # type: ignore[arg-type]  # only sockets are registered
             silent = time.monotonic() - self._last_sign
-            if silent > self._patience and not self._waiting and not self._done:
+            if self._all_came and silent > self._patience and not self._waiting and not self._done:
                 self._end(
                     FAILED,
                     f"no step was made for {silent:.0f} s, and no rank says what it waits for: all ranks end here; "

@@ -94,8 +94,12 @@ def gaussian(frame: Pixels, taps: int, sigma: float) -> None:
     if sigma >= HALF_SIGMA and taps >= 6 * sigma:
         _blur_at_half_size(frame, taps, sigma)
     else:
-        kernel = cv2.getGaussianKernel(taps, sigma, cv2.CV_32F)
-        cv2.sepFilter2D(frame, -1, kernel, kernel, dst=frame)
+        _blur_fully(frame, taps, sigma)
+
+
+def _blur_fully(frame: Pixels, taps: int, sigma: float) -> None:
+    kernel = cv2.getGaussianKernel(taps, sigma, cv2.CV_32F)
+    cv2.sepFilter2D(frame, -1, kernel, kernel, dst=frame)
 
 
 def _blur_at_half_size(frame: Pixels, taps: int, sigma: float) -> None:
@@ -105,9 +109,7 @@ def _blur_at_half_size(frame: Pixels, taps: int, sigma: float) -> None:
     half = np.empty((even.shape[0] // 2, even.shape[1] // 2, 3), np.uint8)
     resize(even, half, cv2.INTER_AREA)
     # Averaging over 2 x 2 pixels has a variance of 1/4 pixel, and going back by interpolation one of 3/4.
-    left = math.sqrt(sigma**2 - 1) / 2
-    kernel = cv2.getGaussianKernel(2 * (taps // 4) + 1, left, cv2.CV_32F)
-    cv2.sepFilter2D(half, -1, kernel, kernel, dst=half)
+    _blur_fully(half, 2 * (taps // 4) + 1, math.sqrt(sigma**2 - 1) / 2)
     resize(half, even, cv2.INTER_LINEAR)
     if even is not frame:
         frame[:] = even[:height, :width]

@@ -77,3 +77,11 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     ends = play(tmp_path, "rank_1_never_comes", patience=3)
     assert "TimeoutError: ranks [1] did not connect to rank 0 within 3 s" in ends[0][2]
     assert ends[2][0] == 1 and "ended without a word" not in ends[2][2]
+
+
+def test_the_watch_does_not_speak_before_who_knows_which_rank_is_missing() -> None:
+    """However late that is asked, with the watch's time long over."""
+    late = 'import time; from cltt.distributed.lifeline import Hub; hub = Hub(2, "token", 0.1); time.sleep(1.5)'
+    command = [sys.executable, "-c", f"{late}; hub.wait_for_ranks()"]
+    done = subprocess.run(command, cwd=training.ROOT, capture_output=True, text=True, timeout=30)
+    assert "TimeoutError: ranks [1] did not connect" in done.stderr and "no step was made" not in done.stderr
