@@ -203,8 +203,8 @@ def train(arguments: list[str]) -> int:
 
 def build(arguments: list[str]) -> int:
     """``tools/build_shards.py``; its packing processes are struck too."""
-    from cltt.build import workers
     from cltt.commands.build import build as face
+    from cltt.packing import workers
 
     workers._START = (
         "import sys; sys.path[:] = {path!r}; from benchmarks import faults; faults.inject(); "

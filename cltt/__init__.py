@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOME = {
-    "build_shards": "cltt.build.builder",
-    "BuildReport": "cltt.build.report",
+    "build_shards": "cltt.packing.builder",
+    "BuildReport": "cltt.packing.report",
     "ShardDataset": "cltt.shards.dataset",
     "WindowIndex": "cltt.sampling.windows",
     "EpochPlan": "cltt.sampling.epoch_plan",
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cltt.build.builder import build_shards
-    from cltt.build.report import BuildReport
     from cltt.loader.loader import WindowLoader
     from cltt.loss.infonce import TemporalInfoNCE
     from cltt.loss.reference import positive_mask
+    from cltt.packing.builder import build_shards
+    from cltt.packing.report import BuildReport
     from cltt.sampling.epoch_plan import EpochPlan
     from cltt.sampling.windows import WindowIndex
     from cltt.shards.dataset import ShardDataset

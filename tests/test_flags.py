@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from cltt.build.settings import BuildSettings
 from cltt.config import TrainSettings, check_fields
 from cltt.demo.__main__ import DemoSettings
 from cltt.errors import SettingsError
 from cltt.evaluation.__main__ import EvaluationSettings
+from cltt.packing.settings import BuildSettings
 from cltt.visualize.inspect import LookSettings
 from tests.helpers import data
 from tests.helpers.nursery import nursery

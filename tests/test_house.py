@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"config", "cli", "distributed", "files"},
     {"metrics", "checkpoint", "source", "sampling", "loss", "doctor"},
     {"shards", "frames", "models"},
-    {"build", "loader", "export"},
+    {"packing", "loader", "export"},
     {"sets", "visualize"},
     {"evaluation"},
     {"training"},

@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import time
 
-from cltt.build.builder import MAX_WORKERS, build_shards
-from cltt.build.labels import check_rules
-from cltt.build.report import BuildReport
-from cltt.build.settings import BuildSettings
 from cltt.cli import Parser, add_settings, settings_from
 from cltt.config import WindowSettings, require_within
 from cltt.files.patience import IO_PATIENCE
+from cltt.packing.builder import MAX_WORKERS, build_shards
+from cltt.packing.labels import check_rules
+from cltt.packing.report import BuildReport
+from cltt.packing.settings import BuildSettings
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.verify import verify_shards
 from cltt.text import counted, printable

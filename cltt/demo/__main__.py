@@ -19,7 +19,6 @@ from torch import nn
 from tqdm import tqdm
 
 from cltt import distributed
-from cltt.build.builder import build_shards
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import (
     DEVICES,
@@ -45,6 +44,7 @@ from cltt.evaluation.datasets import open_labelled
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.regular import is_regular
+from cltt.packing.builder import build_shards
 from cltt.training import factory
 from cltt.training.run import train
 from cltt.visualize.curves import plot_run

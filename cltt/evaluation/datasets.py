@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cltt.build.labels import Rule
 from cltt.config import MANY, check_fields, require, setting
 from cltt.errors import SettingsError
 from cltt.evaluation import cifar
 from cltt.evaluation.images import ArraySource, FileSource, Images, ShardSource, Source
 from cltt.evaluation.parts import PARTS, by_part, first_of, held_out, path_rule, split_all, thin
+from cltt.packing.labels import Rule
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
 from cltt.source.scan import path_order

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cltt.build.labels import Rule, labeller, table_rows
 from cltt.errors import SettingsError
 from cltt.evaluation.images import Images, ShardSource
+from cltt.packing.labels import Rule, labeller, table_rows
 from cltt.text import shorten
 
 PARTS = ("train", "val", "test")

@@ -17,15 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cltt import distributed
-from cltt.build.builder import LOCK, build_shards, discard_unfinished
-from cltt.build.plan import PLAN, Plan
-from cltt.build.report import BuildReport
-from cltt.build.settings import BuildSettings
 from cltt.config import DataSettings
 from cltt.errors import BusyError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.files.locks import holder
 from cltt.files.patience import Patience
+from cltt.packing.builder import LOCK, build_shards, discard_unfinished
+from cltt.packing.plan import PLAN, Plan
+from cltt.packing.report import BuildReport
+from cltt.packing.settings import BuildSettings
 from cltt.sets.record import Source, describe, differences, read_source, to_json
 from cltt.shards import checks, format
 from cltt.source.scan import check_root

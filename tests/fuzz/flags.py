@@ -10,13 +10,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cltt.build.settings import BuildSettings
 from cltt.cli import Parser, add_settings, settings_from
 from cltt.commands import build as build_command
 from cltt.commands import train as train_command
 from cltt.config import TrainSettings
 from cltt.demo.__main__ import DemoSettings
 from cltt.evaluation.__main__ import EvaluationSettings
+from cltt.packing.settings import BuildSettings
 from cltt.visualize import inspect
 from cltt.visualize.inspect import LookSettings
 from tests.fuzz.contract import Rng, demand, one_sentence

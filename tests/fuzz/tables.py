@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from cltt.build import labels
 from cltt.metrics import EVAL_COLUMNS, TRAIN_COLUMNS, is_ours_to_replace, read_run
+from cltt.packing import labels
 from cltt.shards.clip_table import read_clip_list
 from tests.fuzz.contract import Rng, attempt, demand, spoil
 

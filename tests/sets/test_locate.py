@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from cltt import ShardDataset, build_shards
-from cltt.build.settings import BuildSettings
 from cltt.config import DataSettings
 from cltt.errors import BusyError, SettingsError
 from cltt.files.locks import locked
 from cltt.files.owned import claim
+from cltt.packing.settings import BuildSettings
 from cltt.sets import locate
 from cltt.sets.locate import locate_shards, shards_name
 from cltt.sets.prune import list_sets

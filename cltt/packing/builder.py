@@ -20,20 +20,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cltt.build import labels
-from cltt.build.merge import merge
-from cltt.build.pack import Progress, is_done
-from cltt.build.plan import PLAN, Plan
-from cltt.build.plan_writer import make_plan, regroup
-from cltt.build.report import BuildReport, built_report, planned_report, task_report
-from cltt.build.settings import BuildSettings
-from cltt.build.workers import Worker, pack_shards, started_workers
 from cltt.config import require_within
 from cltt.errors import CLTTError, DataError, SettingsError
 from cltt.files import atomic, owned
 from cltt.files.locks import locked_in
 from cltt.files.patience import IO_PATIENCE, MAX_PATIENCE, Patience
 from cltt.files.regular import check_path, is_regular
+from cltt.packing import labels
+from cltt.packing.merge import merge
+from cltt.packing.pack import Progress, is_done
+from cltt.packing.plan import PLAN, Plan
+from cltt.packing.plan_writer import make_plan, regroup
+from cltt.packing.report import BuildReport, built_report, planned_report, task_report
+from cltt.packing.settings import BuildSettings
+from cltt.packing.workers import Worker, pack_shards, started_workers
 from cltt.shards import checks, format
 from cltt.source.image import MAX_PIXELS
 from cltt.text import changes, counted, say, shorten

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cltt import BuildReport, ShardDataset, build_shards
-from cltt.build import builder
 from cltt.errors import DataError, SettingsError
+from cltt.packing import builder
 from cltt.shards import format
 from cltt.shards.verify import verify_shards
 from tests.helpers import data

@@ -16,13 +16,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from cltt.build.labels import check_labels
-from cltt.build.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
-from cltt.build.settings import BuildSettings
 from cltt.config import require
 from cltt.errors import SettingsError
 from cltt.files import atomic, npy
 from cltt.files.patience import Patience
+from cltt.packing.labels import check_labels
+from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
+from cltt.packing.settings import BuildSettings
 from cltt.shards import format, tar
 from cltt.source import clips, scan, videos
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cltt.build.labels import labeller, parse_splits, read_table
 from cltt.errors import SettingsError
+from cltt.packing.labels import labeller, parse_splits, read_table
 
 
 def _table(tmp_path: Path, content: bytes) -> dict[str, str]:

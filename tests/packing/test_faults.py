@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cltt import build_shards
-from cltt.build import plan_writer
 from cltt.errors import DataError, SettingsError
 from cltt.files.locks import locked_in
+from cltt.packing import plan_writer
 from cltt.shards import format
 from tests.helpers import data
 from tests.helpers.folders import assert_same
@@ -76,7 +76,7 @@ def test_an_unreadable_file_is_named(tmp_path_factory: pytest.TempPathFactory) -
     code = """
 import os, pathlib, sys, tempfile
 sys.path.insert(0, sys.argv[1])
-import cltt.build.builder, cv2, mmap, simplejpeg  # before this user may not read them
+import cltt.packing.builder, cv2, mmap, simplejpeg  # before this user may not read them
 from tests.helpers import data
 folder = pathlib.Path(tempfile.mkdtemp())
 root = data.make_clips(folder / "root", {"a": 3})
@@ -84,7 +84,7 @@ os.chmod(root / "a" / "frame_000001.jpg", 0)
 os.chown(folder, 65534, 65534)
 os.setuid(65534)
 try:
-    cltt.build.builder.build_shards(root, folder / "out", workers=1)
+    cltt.packing.builder.build_shards(root, folder / "out", workers=1)
 except cltt.errors.DataError as error:
     print(error)
 print([p.name for p in (folder / "out").iterdir() if p.name != ".build"])

@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import IO, Any
 
-from cltt.build.pack import Packer, Progress, is_done
-from cltt.build.plan import PLAN, Plan
 from cltt.errors import CLTTError, DataError, StorageError
 from cltt.files.patience import Patience
+from cltt.packing.pack import Packer, Progress, is_done
+from cltt.packing.plan import PLAN, Plan
 from cltt.shards import format
 
-_START = "import sys; sys.path[:] = {path!r}; from cltt.build.workers import serve; serve({out!r}, {patience!r})"
+_START = "import sys; sys.path[:] = {path!r}; from cltt.packing.workers import serve; serve({out!r}, {patience!r})"
 _PACKAGES = str(Path(__file__).parents[2])  # where this package lies, for an editable one is not on sys.path
 FINISH = "finish"
 

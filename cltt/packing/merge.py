@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from cltt.build.labels import label_clips, read_boxes, split_clips, split_names
-from cltt.build.pack import PART_DTYPE, read_part
-from cltt.build.plan import Plan
 from cltt.errors import DataError
 from cltt.files import atomic, npy
+from cltt.packing.labels import label_clips, read_boxes, split_clips, split_names
+from cltt.packing.pack import PART_DTYPE, read_part
+from cltt.packing.plan import Plan
 from cltt.shards import format
 from cltt.shards.clip_table import ClipCutter
 

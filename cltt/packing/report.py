@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cltt.build.labels import NONE, label_clips, split_clips, split_names
-from cltt.build.pack import PART_DTYPE, read_part
-from cltt.build.plan import Plan
+from cltt.packing.labels import NONE, label_clips, split_clips, split_names
+from cltt.packing.pack import PART_DTYPE, read_part
+from cltt.packing.plan import Plan
 from cltt.shards import format
 from cltt.text import counted
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from cltt.build.plan import Plan
 from cltt.errors import SettingsError
 from cltt.files.regular import read_regular
+from cltt.packing.plan import Plan
 from cltt.source import scan
 from cltt.text import shorten
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cltt import ShardDataset, build_shards
-from cltt.build import workers as workers_module
-from cltt.build.builder import MAX_WORKERS
 from cltt.errors import SettingsError
+from cltt.packing import workers as workers_module
+from cltt.packing.builder import MAX_WORKERS
 from cltt.shards import format
 from cltt.shards.folder import FolderDataset
 from tests.helpers import data, hostile

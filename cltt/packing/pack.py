@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from cltt.build.plan import Plan
 from cltt.errors import InvalidImage
 from cltt.files import atomic
 from cltt.files.locks import locked_in
 from cltt.files.patience import Patience
+from cltt.packing.plan import Plan
 from cltt.shards import format, tar
 from cltt.source import image
 from cltt.source.clips import FrameReader, Planned, Result
