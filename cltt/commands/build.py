@@ -65,7 +65,8 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
     if report.boxes is not None:
         fit = f"; {counted(report.boxes[1], 'row')} of the table fit no frame" if report.boxes[1] else ""
         lines.append(f"  boxes for {counted(report.boxes[0], 'frame')}{fit}")
-    return "\n".join(lines + group_counts(report))
+    lines += group_counts(report)
+    return "\n".join(lines + [f"  odd: {line}" for line in report.odd])
 
 
 def group_counts(report: BuildReport) -> list[str]:

@@ -25,6 +25,7 @@ from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEO
 from cltt.packing.settings import BuildSettings
 from cltt.shards import format, tar
 from cltt.source import clips, scan, videos
+from cltt.source.odd import Odd, merge_odd
 
 WRITE_FRAMES = 8192  # frames held before they are written
 
@@ -132,11 +133,14 @@ def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience:
         columns = _Columns(folder, settings["shard_size"], files)
         notes = files.enter_context((folder / NOTES).open("w"))
         found = scan.scan_folders(root, pool, patience)
-        for clip, about in clips.list_clips(found, pool, videos.sampling_of(settings)):
+        odd: list[Odd] = []
+        for clip, about, strange in clips.list_clips(found, pool, videos.sampling_of(settings)):
             if clip.frames:
                 columns.add(clip, settings["split_gaps"])
             _write_notes(notes, found.skipped, about)
+            odd = merge_odd([*odd, *strange]) if strange else odd
         _write_notes(notes, found.skipped)
+        odd = merge_odd([*odd, *found.odd])
         columns.finish()
     if columns.frames == 0:
         raise SettingsError(
@@ -148,7 +152,7 @@ def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience:
     )
     names = ("frames", "clips", "shards", "bytes", "largest", "has_times")
     counts = {name: getattr(columns, name) for name in names}
-    atomic.write_json(folder / PLAN_INFO, {"root_dir": root_dir, "settings": settings, **counts})
+    atomic.write_json(folder / PLAN_INFO, {"root_dir": root_dir, "settings": settings, **counts, "odd": odd})
 
 
 def regroup(plan: Plan, settings: dict[str, Any]) -> Plan:

@@ -74,6 +74,8 @@ def _check_index(index: Mapping[str, Any]) -> None:
     for what in ("skipped", "reencoded", *({"cut"} & set(counts))):
         for reason in _mapping(counts, what):
             _number(counts[what], reason)
+    if not all(isinstance(line, str) for line in _list({"odd": [], **index}, "odd")):
+        raise Untrue("odd is not lines of text")
     if index["fingerprint"] != format.fingerprint(files):
         raise Untrue("the fingerprint is not that of its files")
 

@@ -54,6 +54,7 @@ class ShardDataset(_ClipTable):
         self.split_names: list[str] = index["split_names"]
         self.settings: dict[str, Any] = index["settings"]
         self.root_dir: str = index["root_dir"]
+        self.odd: list[str] = index.get("odd", [])
         self.shards: list[dict[str, Any]] = index["shards"]
         self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
         self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index, self.patience)

@@ -23,6 +23,7 @@ from cltt.shards import format
 from cltt.shards.clip_table import Array, ClipCutter, _ClipTable
 from cltt.shards.dataset import ShardDataset
 from cltt.source import clips, image, scan, videos
+from cltt.source.odd import odd_lines
 
 
 class FolderDataset(_ClipTable):
@@ -60,14 +61,14 @@ class FolderDataset(_ClipTable):
         self.root_dir = os.path.realpath(root_dir)
         self._root = scan.check_root(self.root_dir)
         listed = self._list(videos.Sampling(fps=fps))
-        found = [clip for clip, _ in listed]
+        found = [clip for clip, _, _ in listed]
         self._keys = [clip.key for clip in found]
         self._videos = [clip.video for clip in found]
         self._frames = [frame for clip in found for frame in clip.frames]
         self._records: Array | None = None
         self.invalid = {
             os.fsdecode(path): reason
-            for _, notes in listed
+            for _, notes, _ in listed
             for path, what, reason in notes
             if what == "skipped" and reason != videos.OTHER_STREAM
         }
@@ -88,8 +89,10 @@ class FolderDataset(_ClipTable):
 
     def _list(self, sampling: videos.Sampling) -> list[clips.Listed]:
         with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
-            listed = list(clips.list_clips(scan.scan_folders(self._root, pool, self.patience), pool, sampling))
-        if not any(clip.frames for clip, _ in listed):
+            folders = scan.scan_folders(self._root, pool, self.patience)
+            listed = list(clips.list_clips(folders, pool, sampling))
+        self.odd = odd_lines([*folders.odd, *(odd for _, _, some in listed for odd in some)])
+        if not any(clip.frames for clip, _, _ in listed):
             raise SettingsError(
                 f"no frames under {os.fsdecode(self._root)!r}; it must hold videos, or folders with one image a frame"
             )

@@ -115,7 +115,7 @@ def fingerprint(files: Mapping[str, Any]) -> str:
 def read_report(path: Path) -> dict[str, Any]:
     """``report.json``: ``files``, a list of {file, what: skipped, cut or reencoded, reason}, and ``counts`` by reason.
 
-    DataError if it is not that.
+    ``odd``: lines, where anything looked odd. DataError if it is not that.
     """
     try:
         report = read_json(path / REPORT, limit=MAX_REPORT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from cltt.files import threads
 from cltt.files.patience import Patience, ShortRead
 from cltt.files.regular import open_regular
 from cltt.source import image, scan, videos
+from cltt.source.odd import Odd
 from cltt.source.scan import Scan, SourceClip
 
 READ_THREADS = 32  # they wait for the file system, they do not compute
@@ -35,14 +36,15 @@ Result = image.Stored | InvalidImage
 
 
 class Listed(NamedTuple):
-    """A clip with all its frames, and (path, "skipped" or "cut", reason) for what is not among them."""
+    """A clip with all its frames, (path, "skipped" or "cut", reason) for what is not among them, and what is odd."""
 
     clip: SourceClip
-    notes: list[tuple[bytes, str, str]]
+    notes: Sequence[tuple[bytes, str, str]] = ()
+    odd: Sequence[Odd] = ()
 
 
 def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling) -> Iterator[Listed]:
-    """The clips of ``found`` in order; ``found.skipped`` grows along the way.
+    """The clips of ``found`` in order; ``found.skipped`` and ``found.odd`` grow along the way.
 
     Videos are read to their ends, not decoded. Raises SettingsError if there is one and PyAV is not installed,
     DataError for a file that cannot be read.
@@ -52,7 +54,7 @@ def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling)
     clips = scan.scan_clips(found, pool)
     for is_video, group in itertools.groupby(clips, lambda clip: bool(clip.video)):
         if not is_video:
-            yield from (Listed(clip, []) for clip in group)
+            yield from map(Listed, group)
             continue
         videos.need_av()
         with ThreadPoolExecutor(os.cpu_count()) as readers:

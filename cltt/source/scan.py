@@ -18,6 +18,7 @@ from cltt.errors import DataError, SettingsError
 from cltt.files.patience import Handle, Patience
 from cltt.files.threads import PatientMap
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
+from cltt.source.odd import Odd
 from cltt.source.video.file import HEAD_BYTES, has_video_name, is_video
 
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
@@ -57,13 +58,14 @@ class SourceClip(NamedTuple):
 
 
 class Scan:
-    """The folders under ``root`` in natural order of their keys, and what was left out (path, reason) so far."""
+    """The folders under ``root`` in natural order of their keys; what was left out (path, reason) or is odd so far."""
 
     def __init__(self, root: bytes, keys: list[bytes], patience: Patience) -> None:
         self.root = root
         self.keys = keys
         self.patience = patience
         self.skipped: list[tuple[bytes, str]] = []
+        self.odd: list[Odd] = []
 
 
 def natural_key(name: bytes) -> tuple[bytes | int, ...]:

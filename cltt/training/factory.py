@@ -143,7 +143,7 @@ def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.devic
         synchronise(model)
     model = model.to(device)
     if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        model.to(memory_format=torch.channels_last)
     if run.compile:
         model.compile()
     if info.world_size == 1:
