@@ -211,7 +211,7 @@ class CheckpointStore:
 
     ``save`` copies the state and writes it in a thread, so that training goes on. What cannot be written is said, once
     when it begins and once when it ends, and leaves the older checkpoints as they are; the next ``save`` and ``retry``
-    try again.
+    try again. Entered as a context, before anything is written to ``folder``, it removes what a killed run left there.
 
     Args:
         folder: folder of the run; made at the first save if missing.
@@ -235,9 +235,9 @@ class CheckpointStore:
         self._newest: tuple[Path, dict[str, Any]] | None = None  # what is to be written, until it is
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._used = False
 
     def __enter__(self) -> CheckpointStore:
+        self._remove_leftovers()  # before the first save: later, this process writes such files itself
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -275,7 +275,6 @@ class CheckpointStore:
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         try:
-            self._remove_leftovers()
             write(path, state)
             replace_file(self.folder / LATEST, f"{path.name}\n".encode())
         except OSError as error:
@@ -291,12 +290,11 @@ class CheckpointStore:
             self._remove_old()
 
     def _remove_leftovers(self) -> None:
-        """What a run left that was killed while it saved."""
-        if not self._used:
-            for leftover in self.folder.glob(".*.tmp"):
-                if _LEFTOVER.fullmatch(leftover.name):
-                    leftover.unlink()
-        self._used = True
+        """Remove the temporary files of a run that was killed while it wrote here; what cannot be removed stays."""
+        for path in self.folder.glob(".*.tmp"):
+            if _LEFTOVER.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _remove_old(self) -> None:
         for path in list_checkpoints(self.folder)[: -self.keep_last]:
