@@ -61,9 +61,8 @@ def open_dataset(
     shards = locate_shards(data, fingerprint=fingerprint)
     on_located(shards)
     if data.stage_to is not None:
-        shards = stage(shards, Path(data.stage_to), info or RankInfo(), data.io_patience)
-    dataset = ShardDataset(shards, io_patience=data.io_patience)
-    dataset.patience.meanwhile = distributed.waiting
+        shards = stage(shards, Path(data.stage_to), info or RankInfo())
+    dataset = ShardDataset(shards)
     distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
     return dataset
 
