@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cltt import distributed
+from cltt.config import require
 
 Forward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # y, mean, invstd, var, counts
 Backward = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # dx, dweight, dbias
@@ -63,14 +64,37 @@ class SyncBatchNorm2d(_SyncMixin, nn.BatchNorm2d):
     """``nn.BatchNorm2d`` over all ranks: [n, C, H, W] of any n >= 1 a rank; same parameters and buffers."""
 
 
+class _SyncActMixin(_SyncMixin):
+    """For timm's ``BatchNormAct2d``, whose forward pass is that of a norm, ``drop`` and ``act``."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        y = super().forward(input)
+        return self.act(self.drop(y)) if self.training else y
+
+
 def synchronise(model: nn.Module) -> nn.Module:
-    """Make every BatchNorm1d and BatchNorm2d of ``model`` one over all ranks, in place; parameters and buffers stay."""
-    for module in model.modules():
-        if type(module) is nn.BatchNorm1d:
-            module.__class__ = SyncBatchNorm1d
-        elif type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
+    """Make every BatchNorm of ``model`` one over all ranks, in place; parameters and buffers stay.
+
+    SettingsError for a kind of BatchNorm that is not known here: its statistics would differ from rank to rank.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, _SyncMixin):
+            module.__class__ = _synchronised(name, type(module))
     return model
+
+
+def _synchronised(name: str, kind: type[nn.Module]) -> type[nn.Module]:
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return SyncBatchNorm1d if kind is nn.BatchNorm1d else SyncBatchNorm2d
+    require(
+        kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm."),
+        f"{name} of the model is a {kind.__name__}, whose statistics cannot be taken over ranks; "
+        "train this backbone with one process, or choose another",
+    )
+    return type("SyncBatchNormAct2d", (_SyncActMixin, kind), {})
 
 
 def _forward(
