@@ -29,8 +29,13 @@ def stage(shards: Path, target: Path, info: RankInfo, io_patience: float = IO_PA
     other's copy behind a lock. What is there already is used if it is whole. Returns the copy's folder.
 
     Reads that fail in a way that passes are tried again for ``io_patience`` seconds, writes never. Raises SettingsError
-    if ``target`` cannot be written, DataError if a file cannot be copied whole.
+    if ``target`` cannot be written or holds a ``$``, DataError if a file cannot be copied whole.
     """
+    if "$" in str(target):
+        raise SettingsError(
+            f"--stage-to is {str(target)!r}, with a variable that no shell has replaced; give the path itself, or "
+            "STAGE_TO to slurm/train.sbatch, which replaces it on the node"
+        )
     patience = Patience(io_patience)
     index = checks.read_index(shards, patience)
     copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
