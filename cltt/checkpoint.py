@@ -27,7 +27,7 @@ from cltt.config import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from cltt.config.recipe import is_backbone
 from cltt.errors import DataError, StorageError
 from cltt.files.atomic import create, flush, replace_file
-from cltt.files.patience import Patience, passes
+from cltt.files.retry import is_transient, retry
 from cltt.text import shorten
 
 T = TypeVar("T")
@@ -103,9 +103,9 @@ class _Watched:
             raise
 
 
-def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; DataError if it is missing, damaged, or of another version."""
-    state = read(path, patience)
+    state = read(path)
     version = state.get("version") if isinstance(state, dict) else None
     if type(version) is not int or version != VERSION:
         found = shorten(repr(version).partition("\n")[0], 30)
@@ -113,15 +113,14 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     return dict(state)
 
 
-def read(path: Path, patience: Patience | None = None) -> Any:
+def read(path: Path) -> Any:
     """What any program saved with torch, onto the CPU: tensors and plain values; DataError if there is nothing intact.
 
-    Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes is tried
-    again, by ``patience``.
+    Files of before torch 1.6 are no archives and have no checksums. Transient errors are retried.
     """
     if not os.path.isfile(path):  # False, too, for a name that the system cannot take
         raise DataError(f"no checkpoint at {shorten(str(path), 200)}")
-    return (patience or Patience()).ask(path, lambda: _read_once(path))
+    return retry(path, lambda: _read_once(path))
 
 
 def _read_once(path: Path) -> Any:
@@ -134,7 +133,7 @@ def _read_once(path: Path) -> Any:
     except DataError:
         raise
     except Exception as error:  # a damaged file can fail in the zip, pickle and tensor readers alike
-        if isinstance(error, OSError) and passes(error):
+        if isinstance(error, OSError) and is_transient(error):
             raise
         words = shorten(" ".join(str(error).split()), 200) or type(error).__name__
         raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({words})") from error

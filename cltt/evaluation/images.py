@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cltt.errors import DataError, InvalidImage
-from cltt.files.patience import Patience
+from cltt.files.retry import retry
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
 from cltt.shards.dataset import ShardDataset
@@ -186,7 +186,7 @@ class ShardSource:
 
 def _read(file: Path) -> bytes:
     try:
-        return Patience().ask(file, lambda: image.read_source(file))
+        return retry(file, lambda: image.read_source(file))
     except InvalidImage as error:
         raise DataError(f"{file} cannot be decoded as an image ({error})") from error
     except OSError as error:
