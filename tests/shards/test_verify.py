@@ -81,7 +81,7 @@ def test_a_flipped_byte_anywhere_is_found(shards: Path) -> None:
 def test_a_flipped_byte_between_frames(shards: Path) -> None:
     _flip(shards / "shard-000001.tar", 3)
     (mismatch,) = verify_shards(shards)
-    assert mismatch.name == "shard-000001.tar" and "between the frames" in mismatch.problem
+    assert mismatch.name == "shard-000001.tar" and "checksum mismatch" in mismatch.problem
 
 
 def test_a_cut_off_shard_names_the_frames_it_lost(shards: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_cut_off_shard_names_the_frames_it_lost(shards: Path) -> None:
         file.truncate(cut)
     mismatches = verify_shards(shards)
     assert mismatches[0].name == tar.name and f"{cut} bytes" in mismatches[0].problem
-    assert [mismatch.problem for mismatch in mismatches[1:]] == ["cut off"] * 3
+    assert len(mismatches) == 4 and all(f"{tar}: cut off" in mismatch.problem for mismatch in mismatches[1:])
     assert mismatches[1].name == dataset.frame_name(int(mine[-3]))  # its header is still there
 
 
