@@ -30,7 +30,7 @@ from cltt.text import counted
 CHUNK = 64  # frames checked by one thread at a time ...
 VIDEO_CHUNK = 1024  # ... where they may be of videos, which are decoded from some way before the first
 PIECE = 1 << 20  # records looked at together
-AHEAD = 4  # chunks in flight for each thread
+THREADS = 4  # that read the frames of some clips
 NO_SOURCE = "no source file"
 OTHER_NOW = "not what the source file gives"
 REMEDY = "copy it again, or build the shards again with --overwrite"
@@ -95,19 +95,17 @@ def _file_mismatch(folder: Path, name: str, written: Mapping[str, Any]) -> list[
     return [Mismatch(name, f"{problem}; {REMEDY}")] if problem else []
 
 
-def corrupt_frames(
-    dataset: Dataset, clips: NDArray[np.int64], *, decode: bool = False, workers: int = 4
-) -> list[FrameError]:
+def corrupt_frames(dataset: Dataset, clips: NDArray[np.int64], *, decode: bool) -> list[FrameError]:
     """The frames of ``clips``, in data order, that cannot be read with their CRC, or with ``decode`` be decoded."""
     whole = (range(*dataset.clip_offsets[clip : clip + 2].tolist()) for clip in clips.tolist())
     chunks = (ids[start : start + CHUNK] for ids in whole for start in range(0, len(ids), CHUNK))
     corrupt: list[FrameError] = []
     with (
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=int(dataset.clip_lengths[clips].sum()), unit="frame", delay=2, leave=False, disable=None) as bar,
     ):
         checked = threads.ordered_map(
-            pool, lambda ids: (len(ids), _corrupt_among(dataset, ids, decode)), chunks, workers * AHEAD
+            pool, lambda ids: (len(ids), _corrupt_among(dataset, ids, decode)), chunks, 4 * THREADS
         )
         for count, found in checked:
             corrupt += found
