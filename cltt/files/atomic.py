@@ -45,12 +45,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)  # the last: /proc
 
 
-def _remedy(error: OSError) -> str:
+def _remedy(path: Path, error: OSError) -> str:
     if error.errno in _FULL:
-        return "make room and start again, the build goes on"
+        return "make room and start again"
     if error.errno in _FORBIDDEN:
-        return "mend the permissions or choose another folder for the shards"
-    return "start again when it can be written, the build goes on"
+        return f"see that this user may write in {path.parent}, or choose another folder"
+    return "start again when it can be written"
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def writing(path: Path, remedy: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         kind = SettingsError if remedy else DataError
-        raise kind(f"cannot write {path}: {error.strerror or error}; {remedy or _remedy(error)}") from error
+        raise kind(f"cannot write {path}: {error.strerror or error}; {remedy or _remedy(path, error)}") from error
 
 
 @contextlib.contextmanager
