@@ -7,7 +7,7 @@ import sys
 import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,13 @@ import numpy as np
 from cltt.cli import Parser, add_settings, is_given, settings_from
 from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
 from cltt.config.old_flags import add_old_flags, take_old_flags
+from cltt.errors import FrameError
 from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
-from cltt.shards import corrupt
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
+from cltt.shards.verify import corrupt_frames
 from cltt.text import counted, printable_lines
 from cltt.visualize import embeddings, figures, gallery, stats, stats_page, views, windows
 
@@ -245,12 +246,45 @@ def show_stats(made: Inspection) -> int:
 def verify(made: Inspection) -> int:
     """Exit status 1 if any frame is corrupt."""
     split, decode = made.look.split or "all", made.look.decode
-    found = corrupt.corrupt_frames(made.dataset, made.clips(split), decode=decode)
+    found = corrupt_frames(made.dataset, made.clips(split), decode=decode)
     info = {**made.size_info(split), "decoded": decode, "damaged": [str(error) for error in found]}
     frames = counted(info["frames"], "frame")
     total = f"{frames} {'read and decoded' if decode else 'read'}, {len(found):,} damaged"
-    emit(info, "\n".join([*corrupt.corrupt_text(found), total]), made.look.json)
+    emit(info, "\n".join([*corrupt_text(found), total]), made.look.json)
     return 1 if found else 0
+
+
+def corrupt_text(corrupt: list[FrameError]) -> list[str]:
+    """Lines to read: for each reason (it names the shard, where there is one) how many frames, and which.
+
+    A frame that is alone with its reason has one line. Neighbours of one name share a line: a missing shard takes the
+    names of its frames with it, but not their clip.
+    """
+    reasons: dict[str, list[FrameError]] = {}
+    for error in corrupt:
+        reasons.setdefault(error.reason, []).append(error)
+    lines = []
+    for reason, errors in reasons.items():
+        if len(errors) == 1:
+            lines.append(str(errors[0]))
+            continue
+        lines.append(f"{counted(len(errors), 'frame')}: {reason}")
+        runs = _runs(errors)
+        lines += [f"  {_frames_text(run)}" for run in runs[:NAMED]]
+        if rest := sum(map(len, runs[NAMED:])):
+            lines.append(f"  and {counted(rest, 'frame')} more; --json names all")
+    return lines
+
+
+def _runs(errors: list[FrameError]) -> list[list[FrameError]]:
+    """Neighbouring frames of one name together."""
+    grouped = groupby(enumerate(errors), lambda item: (item[1].name, item[1].frame_id - item[0]))
+    return [[error for _, error in group] for _, group in grouped]
+
+
+def _frames_text(run: list[FrameError]) -> str:
+    first, last = run[0].frame_id, run[-1].frame_id
+    return f"frame {first} ({run[0].name})" if first == last else f"frames {first} to {last} ({run[0].name})"
 
 
 def write_html(made: Inspection) -> int:
