@@ -6,16 +6,25 @@ import json
 import sys
 import warnings
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt.cli import Parser, add_settings, is_given, settings_from
-from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
-from cltt.config.old_flags import add_old_flags, take_old_flags
+from cltt.cli import Parser, add_settings, settings_from
+from cltt.config import (
+    MANY,
+    MAX_SEED,
+    SPLITS,
+    DataSettings,
+    OrderSettings,
+    WindowSettings,
+    check_fields,
+    require,
+    setting,
+    values_of,
+)
 from cltt.errors import FrameError
 from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
@@ -44,14 +53,12 @@ class LookSettings:
     save_path: str | None = setting(
         None,
         "picture to write (sample, batch, stats); without it, and without --json, sample and batch open a window",
-        type=str,
     )
-    out: str | None = setting(None, "folder for the gallery (html)", type=str)
+    out: str | None = setting(None, "folder for the gallery (html)")
     embeddings: str | None = setting(
         None,
         "features of these clips, as cltt evaluate --embeddings writes them: a click on a frame lists the nearest ones "
         "of other clips (html)",
-        type=str,
     )
     json: bool = setting(False, "print JSON instead of lines to read")
     sample_idx: int = setting(0, "window to show (sample)", within=(0, MANY * MANY))
@@ -68,14 +75,12 @@ class LookSettings:
     split: str | None = setting(
         None,
         "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
-        type=str,
         choices=SPLITS,
     )
     difference: bool = setting(False, "add rows of differences between neighbouring frames")
     fps: float | None = setting(
         None,
         "frames a second of the clips: gives times in seconds, and is taken of videos under --root-dir",
-        type=float,
         within=(1e-3, 1e6),
     )
     decode: bool = setting(False, "decode every frame as well (verify)")
@@ -102,9 +107,7 @@ class Inspection:
         add_settings(parser, LookSettings)
         add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
-        add_old_flags(parser)
         args = parser.parse_args(argv)
-        take_old_flags(args, partial(is_given, parser, argv))
         self.look = settings_from(args, LookSettings)
         self.windows = settings_from(args, WindowSettings)
         self.data = settings_from(args, DataSettings)
@@ -152,15 +155,7 @@ class Inspection:
         data, look = self.data, self.look
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            plan = EpochPlan(
-                index,
-                data.batch_size,
-                seed=look.seed,
-                epoch=look.epoch,
-                min_gap=data.min_gap,
-                depth=data.depth,
-                run=data.run,
-            )
+            plan = EpochPlan(index, **values_of(data, OrderSettings), seed=look.seed, epoch=look.epoch)
         for warning in caught:
             print(f"note: {warning.message}", file=sys.stderr)
         return plan
