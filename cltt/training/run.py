@@ -261,8 +261,10 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
                 Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
             )
         )
-    for note in opened[0].data.notes if opened else ():
-        say(f"note: evaluation data: {note}")
+    if opened:
+        say(f"evaluation data: {opened[0].data.layout}")
+        for note in opened[0].data.notes:
+            say(f"note: evaluation data: {note}")
     return opened[0] if opened else None
 
 
