@@ -63,7 +63,6 @@ def open_dataset(
     if data.stage_to is not None:
         shards = stage(shards, Path(data.stage_to), info or RankInfo(), data.io_patience)
     dataset = ShardDataset(shards, io_patience=data.io_patience)
-    dataset.patience.meanwhile = distributed.waiting
     distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
     return dataset
 

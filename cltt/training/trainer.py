@@ -251,7 +251,6 @@ class Trainer:
                 self.scheduler.step()
             self.history.add_step(loss)
             self.on_step(loss)
-            distributed.made_progress()
         self._end_epoch()
         return Request.NOTHING
 
