@@ -124,6 +124,14 @@ def long_evaluation() -> None:
     before(Evaluator, "__call__", lambda call: time.sleep(LONG))
 
 
+def endless_evaluation() -> None:
+    def act(call: int) -> None:
+        gave_up()
+        time.sleep(1000)
+
+    before(Evaluator, "__call__", act)
+
+
 def long_staging() -> None:
     before(stage, "_copy_missing", lambda call: time.sleep(LONG))
 

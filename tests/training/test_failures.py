@@ -185,6 +185,17 @@ def test_a_signal_at_one_rank_stops_all_with_a_checkpoint(
     assert_goes_on(arguments, tmp_path)
 
 
+def test_a_stop_in_an_evaluation_is_heard_and_loses_no_epoch(shards: Path, tmp_path: Path) -> None:
+    arguments = flags(shards, tmp_path, "--eval-data", str(shards))
+    with start_ranks(tmp_path, arguments, own_environment={0: {"FAULT": "endless_evaluation"}}) as ranks:
+        ranks.follow(tmp_path / "gave-up")
+        for process in ranks.processes:
+            process.send_signal(signal.SIGUSR1)
+        assert_all_ended(ranks, time.time(), [85, 85], "no evaluation of epoch 1", "stopped on request at epoch 1/3")
+    assert_goes_on(arguments, tmp_path)
+    assert (tmp_path / "run" / "metrics_eval.csv").read_text().count("\n") == 1 + 3
+
+
 @pytest.mark.parametrize(("number", "status", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 85, "")])
 def test_a_signal_while_others_are_waited_for(
     number: signal.Signals, status: int, words: str, shards: Path, tmp_path: Path
