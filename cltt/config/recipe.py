@@ -45,6 +45,16 @@ class ModelSettings:
     proj_layers: int = setting(2, "linear layers of the projection head, 2 or 3", within=(2, 3))
     temperature: float = setting(0.5, "temperature of the loss", within=(1e-4, 1e4))
     mask_overlaps: bool = setting(False, "leave pairs of one clip whose windows overlap out of the negatives")
+    hard_negatives: float = setting(
+        0.0,
+        "beta: how much more a negative counts the more similar it is (0: all alike; 0.5 to 2 is usual)",
+        within=(0, 100),
+    )
+    memory: int = setting(
+        0,
+        "windows of earlier batches that are further negatives, those that overlap in time left out",
+        within=(0, 10_000_000),
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

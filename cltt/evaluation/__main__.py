@@ -105,6 +105,7 @@ class Evaluation:
         self.data = open_labelled(settings.data, labelled, unlabelled=settings.shows_frames)
         given = {name: value for name, value in asdict(labelled).items() if value is not None}
         self.rules = " ".join(f"{name}={value}" for name, value in given.items() if name != "max_images")
+        print(self.data.layout, flush=True)
         for note in self.data.notes:
             print(f"note: {note}", flush=True)
 

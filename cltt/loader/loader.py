@@ -17,7 +17,7 @@ import torch
 from cltt.config import require
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
-from cltt.files.patience import IO_PATIENCE
+from cltt.files.retry import IO_PATIENCE, set_policy
 from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
@@ -90,8 +90,8 @@ class WindowLoader:
         channels_last: keep C innermost in memory ([b, T, C, S, S] stays the shape); for uint8 it saves a copy.
         max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. In the
             place of a bad frame comes the nearest good one of its window, or, if it has none, of its clip.
-        io_patience: seconds for which the data set's reads are tried again where they fail in a way that passes (EIO,
-            ESTALE ...): no frame is bad for that.
+        io_patience: seconds for which all reads of this process that fail with a transient error (EIO, ESTALE ...) are
+            tried again, from now on: no frame is bad for that. Whatever sets it last in a process holds.
 
     Attributes:
         give_up: asked now and then while the consumer waits for a batch; once it is true, GaveUp is raised and the
@@ -138,10 +138,9 @@ class WindowLoader:
         self._look = Look(image_size, augment, augment_scope, normalise, looked_at)
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
-        require(io_patience >= 0, f"io_patience is {io_patience}; it must be 0 or more seconds")
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
         self.dataset, self.index = dataset, index
-        dataset.patience.seconds = io_patience
+        set_policy(io_patience)
         self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
         self._share = Share(rank, world_size)

@@ -18,7 +18,6 @@ import numpy as np
 
 from cltt.errors import DataError, InvalidImage
 from cltt.files import atomic, threads
-from cltt.files.patience import Patience
 from cltt.files.regular import is_regular, open_regular
 from cltt.shards import checks, format, tar
 from cltt.shards.corrupt import decode_problem
@@ -200,7 +199,6 @@ class _Videos:
     def __init__(self, root: bytes, settings: dict[str, Any]) -> None:
         self._root = root
         self._sampling = videos.sampling_of(settings)
-        self._patience = Patience()
         self._listed: dict[bytes, scan.SourceClip] = {}
         self._lock = threading.Lock()
 
@@ -222,7 +220,7 @@ class _Videos:
         yield from (Mismatch(name, OTHER_NOW) for path, name, _ in frames if _file_name(path) not in given)
         wanted = [given[_file_name(path)] for path, _, _ in here]
         options: dict[str, Any] = {"resize_short": self._sampling.resize_short, "quality": self._sampling.quality}
-        stored = videos.read_frames(self._root, key, clip.video, wanted, self._patience, **options)
+        stored = videos.read_frames(self._root, key, clip.video, wanted, **options)
         for (_, name, crc), one in zip(here, stored, strict=True):
             if isinstance(one, InvalidImage) or zlib.crc32(one.data) != crc:
                 yield Mismatch(name, OTHER_NOW)
@@ -230,7 +228,7 @@ class _Videos:
     def _clip(self, key: bytes) -> scan.SourceClip:
         with self._lock:
             if key not in self._listed:
-                self._listed[key] = videos.list_one(self._root, key, self._sampling, self._patience)
+                self._listed[key] = videos.list_one(self._root, key, self._sampling)
             return self._listed[key]
 
 

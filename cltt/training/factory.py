@@ -61,8 +61,8 @@ def open_dataset(
     shards = locate_shards(data, fingerprint=fingerprint)
     on_located(shards)
     if data.stage_to is not None:
-        shards = stage(shards, Path(data.stage_to), info or RankInfo(), data.io_patience)
-    dataset = ShardDataset(shards, io_patience=data.io_patience)
+        shards = stage(shards, Path(data.stage_to), info or RankInfo())
+    dataset = ShardDataset(shards)
     distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
     return dataset
 
@@ -132,6 +132,17 @@ def build_model(settings: ModelSettings) -> ContrastiveModel:
     return ContrastiveModel(encoder, head)
 
 
+def build_loss(settings: TrainSettings) -> TemporalInfoNCE:
+    """The loss; one that remembers windows ignores those that the order keeps out of a batch, too."""
+    model = settings.model
+    return TemporalInfoNCE(
+        temperature=model.temperature,
+        ignore_gap=settings.data.min_gap if model.memory else 0,
+        hard_negatives=model.hard_negatives,
+        memory=model.memory,
+    )
+
+
 def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, info: RankInfo) -> nn.Module:
     """Put the model on its device, compile it if asked to, and tie it to the other ranks.
 
@@ -142,7 +153,7 @@ def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.devic
         synchronise(model)
     model = model.to(device)
     if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        model.to(memory_format=torch.channels_last)
     if run.compile:
         model.compile()
     if info.world_size == 1:
@@ -186,7 +197,7 @@ def build_trainer(
     identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
     return Trainer(
         model=wrapped,
-        loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
+        loss_fn=build_loss(settings),
         optimizer=optimizer,
         scheduler=scheduler,
         loader=loader,
@@ -196,7 +207,7 @@ def build_trainer(
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
-        places=_places_in(loader.index) if settings.model.mask_overlaps else None,
+        places=_places_in(loader.index) if settings.model.mask_overlaps or settings.model.memory else None,
         evaluate=None
         if settings.log.eval_data is None
         else _evaluation(settings, model.encoder, evaluator, listeners.get("history"), stop),

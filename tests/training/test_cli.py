@@ -31,9 +31,9 @@ FLAG_LIST = """
 root-dir shards fps rescan stage-to split clips batch-size image-size num-workers augment augment-scope shuffle-frames
 min-gap depth run cache-gb max-bad-frames normalise io-patience no-wait region region-effect region-scale window-size
 frame-step window-stride max-windows-per-clip short-clip-windows backbone proj-dim proj-hidden proj-layers temperature
-mask-overlaps epochs max-batches-per-epoch lr optimizer momentum weight-decay schedule warmup-steps max-grad-norm
-sub-batch-size seed device amp compile deterministic checkpoint-dir resume checkpoint-path checkpoint-minutes
-keep-last keep-every csv-log csv-log-path eval-csv-log-path eval-data eval-every tensorboard
+mask-overlaps hard-negatives memory epochs max-batches-per-epoch lr optimizer momentum weight-decay schedule
+warmup-steps max-grad-norm sub-batch-size seed device amp compile deterministic checkpoint-dir resume checkpoint-path
+checkpoint-minutes keep-last keep-every csv-log csv-log-path eval-csv-log-path eval-data eval-every tensorboard
 """
 FLAGS = FLAG_LIST.split()
 TINY = ["--window-size", "3", "--frame-step", "2", "--batch-size", "8", "--image-size", "32", "--epochs", "1"]
@@ -328,6 +328,7 @@ def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> N
         (["--csv-log", "--csv-log-path", "a.csv", "--eval-csv-log-path", "a.csv"], "both name a.csv"),
         (["--cache-gb", "1e300"], "cache_gb is 1e+300; it must be from"),
         (["--stage-to", "/proc/nowhere"], "give another --stage-to"),
+        (["--stage-to", "$SLURM_TMPDIR/cltt"], "a variable that no shell has replaced"),
     ],
 )
 def test_values_that_would_lose_something_are_refused(flags: list[str], words: str, tmp_path: Path) -> None:
