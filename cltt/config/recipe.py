@@ -39,7 +39,6 @@ class ModelSettings:
     proj_hidden: int | None = setting(
         None,
         "width of the projection head's hidden layers (default: the encoder's features)",
-        type=int,
         within=(1, 65_536),
     )
     proj_layers: int = setting(2, "linear layers of the projection head, 2 or 3", within=(2, 3))
@@ -80,7 +79,7 @@ class OptimSettings:
     )
     optimizer: str = setting("adam", "what updates the weights, as torch has it", choices=OPTIMIZERS)
     momentum: float | None = setting(
-        None, f"momentum of --optimizer sgd (default: {DEFAULT_MOMENTUM})", type=float, within=(0, 0.99999)
+        None, f"momentum of --optimizer sgd (default: {DEFAULT_MOMENTUM})", within=(0, 0.99999)
     )
     weight_decay: float = setting(
         1e-4,

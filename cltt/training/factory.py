@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cltt import distributed
 from cltt.checkpoint import CheckpointStore
-from cltt.config import DataSettings, ModelSettings, RunSettings, TrainSettings
+from cltt.config import (
+    DataSettings,
+    ModelSettings,
+    OrderSettings,
+    RunSettings,
+    TrainSettings,
+    ViewSettings,
+    values_of,
+)
 from cltt.distributed import RankInfo
 from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation import results
@@ -69,16 +78,11 @@ def open_dataset(
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
     """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
-    w = settings.windows
     split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
-        window_size=w.window_size,
-        frame_step=w.frame_step,
-        window_stride=w.window_stride,
-        max_windows_per_clip=w.max_windows_per_clip,
+        **asdict(settings.windows),
         clips=None if split == "all" and settings.data.clips is None else clips,
-        short_clip_windows=w.short_clip_windows,
         shuffle_seed=settings.data.shuffle_seed(settings.run.seed),
     )
 
@@ -99,20 +103,12 @@ def build_loader(
     return WindowLoader(
         dataset,
         index,
-        data.batch_size,
+        **values_of(data, OrderSettings),
+        **values_of(data, ViewSettings),
         image_size=data.image_size,
         device=device,
         dtype=autocast_type(settings.run, device) or torch.float32,
-        augment=data.augment,
-        augment_scope=data.augment_scope,
-        region=data.region,
-        region_effect=data.region_effect,
-        region_scale=data.region_scale,
-        normalise=data.normalise,
         seed=settings.run.seed,
-        min_gap=data.min_gap,
-        depth=data.depth,
-        run=data.run,
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
