@@ -8,7 +8,7 @@ import time
 
 from cltt.cli import Parser, add_settings, settings_from
 from cltt.config import WindowSettings, require_within
-from cltt.files.patience import IO_PATIENCE
+from cltt.files.retry import IO_PATIENCE
 from cltt.packing.builder import MAX_WORKERS, build_shards
 from cltt.packing.labels import check_rules
 from cltt.packing.report import BuildReport

@@ -21,7 +21,6 @@ import numpy as np
 from cltt.errors import InvalidImage
 from cltt.files import atomic
 from cltt.files.locks import locked_in
-from cltt.files.patience import Patience
 from cltt.packing.plan import Plan
 from cltt.shards import format, tar
 from cltt.source import image
@@ -148,11 +147,11 @@ class _Meter:
 class Packer:
     """Packs one shard after another; while one is flushed to disk, the next is written."""
 
-    def __init__(self, plan: Plan, out: Path, patience: Patience) -> None:
+    def __init__(self, plan: Plan, out: Path) -> None:
         self._plan = plan
         self._out = out
         options = {name: plan.settings[name] for name in ("verify", "resize_short", "quality", "max_pixels")}
-        self._reader = FrameReader(plan.root, plan.largest, patience, **options)
+        self._reader = FrameReader(plan.root, plan.largest, **options)
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 

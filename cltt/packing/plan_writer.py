@@ -19,7 +19,6 @@ import numpy as np
 from cltt.config import require
 from cltt.errors import SettingsError
 from cltt.files import atomic, npy
-from cltt.files.patience import Patience
 from cltt.packing.labels import check_labels
 from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
 from cltt.packing.settings import BuildSettings
@@ -105,7 +104,7 @@ def _write_notes(file: IO[str], skipped: list[tuple[bytes, str]], notes: Iterabl
     skipped.clear()
 
 
-def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
+def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
 
     Raises SettingsError if there is no frame at all or no clip gets a label that should, DataError for a folder or file
@@ -116,7 +115,7 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: P
     try:
         with atomic.writing(folder):
             temporary.mkdir(parents=True)
-            _write_plan(root_dir, temporary, settings, patience)
+            _write_plan(root_dir, temporary, settings)
         check_labels(Plan(temporary), settings)
         with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
             list(pool.map(atomic.flush, temporary.iterdir()))
@@ -127,12 +126,12 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: P
     atomic.flush(folder.parent)
 
 
-def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
+def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     root = scan.check_root(root_dir)
     with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         columns = _Columns(folder, settings["shard_size"], files)
         notes = files.enter_context((folder / NOTES).open("w"))
-        found = scan.scan_folders(root, pool, patience)
+        found = scan.scan_folders(root, pool)
         odd: list[Odd] = []
         for clip, about, strange in clips.list_clips(found, pool, videos.sampling_of(settings)):
             if clip.frames:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cltt.errors import DataError, InvalidImage, SettingsError
-from cltt.files.patience import Patience, passes
+from cltt.files.retry import is_transient, retry
 from cltt.source import image, pixels
 from cltt.source.odd import Odd
 from cltt.source.scan import SourceClip, SourceFrame
@@ -86,12 +86,12 @@ class Listing(NamedTuple):
     odd: list[Odd]
 
 
-def list_frames(root: bytes, found: SourceClip, sampling: Sampling, patience: Patience) -> Listing:
+def list_frames(root: bytes, found: SourceClip, sampling: Sampling) -> Listing:
     """The clip of a video that was ``found``. Raises DataError if the file cannot be read, or changes meanwhile."""
     path = os.path.join(root, found.key)
     identity = (found.frames[0].size, found.frames[0].mark)
     try:
-        seen = patience.ask(path, lambda: _look(path, sampling))
+        seen = retry(path, lambda: _look(path, sampling))
     except InvalidVideo as error:
         return Listing(found._replace(frames=[]), [(found.key, "skipped", str(error))], [])
     except OSError as error:
@@ -128,7 +128,7 @@ def _odd(key: bytes, seen: _Look, sampling: Sampling) -> Iterator[Odd]:
         yield Odd(f"videos without times, whose frames are taken to come at {seen.made_up:g} per second", name)
 
 
-def list_one(root: bytes, key: bytes, sampling: Sampling, patience: Patience) -> SourceClip:
+def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
     """The clip of the video ``key`` as it lies there now; DataError if it cannot be read."""
     path = os.path.join(root, key)
     need_av()
@@ -136,7 +136,7 @@ def list_one(root: bytes, key: bytes, sampling: Sampling, patience: Patience) ->
         size, mtime_ns = file_identity(path)
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
-    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling, patience).clip
+    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling).clip
 
 
 class _Look(NamedTuple):
@@ -195,7 +195,6 @@ def read_frames(
     key: bytes,
     video: bytes,
     wanted: Sequence[tuple[int, int]],
-    patience: Patience,
     *,
     resize_short: int | None = None,
     quality: int = 90,
@@ -224,10 +223,10 @@ def read_frames(
                     yield one
                     given += 1
             except OSError as error:
-                if not passes(error):
+                if not is_transient(error):
                     raise
                 rest = wanted[given:]
-                yield patience.ask(path, lambda: next(decode(rest)))  # noqa: B023  # called at once
+                yield retry(path, lambda: next(decode(rest)))  # noqa: B023  # called at once
                 given += 1
     except OSError as error:
         raise DataError(f"{os.fsdecode(path)!r} cannot be read ({error.strerror}); {AGAIN}") from error
