@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 from functools import partial
@@ -26,12 +27,12 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
     args = parser.parse_args(argv)
     take_old_flags(args, partial(cli.is_given, parser, argv))
     if args.checkpoint_path and not cli.is_given(parser, argv, "normalise"):
-        args.normalise = _normalise_of(args.checkpoint_path, args.backbone, args.normalise if args.resume else None)
+        args.normalise = _normalise_of(args, args.normalise if args.resume else None)
     made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
     return TrainSettings(**made)
 
 
-def _normalise_of(weights: str, backbone: str, otherwise: str | None) -> str:
+def _normalise_of(args: argparse.Namespace, otherwise: str | None) -> str:
     """How pixels entered the network whose weights a run starts from.
 
     A run that is gone on with no longer needs them: ``otherwise``, if they cannot be read.
@@ -39,7 +40,7 @@ def _normalise_of(weights: str, backbone: str, otherwise: str | None) -> str:
     from cltt.models.weights import read_weights  # imports torch, see main
 
     try:
-        return read_weights(Path(weights), backbone).normalise
+        return read_weights(Path(args.checkpoint_path), args.backbone, image_size=args.image_size).normalise
     except CLTTError:
         if otherwise is None:
             raise

@@ -13,7 +13,6 @@ from cltt.config.fields import (
     setting,
 )
 from cltt.config.recipe import (
-    BACKBONES,
     ModelSettings,
     OptimSettings,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "AMP_MODES",
     "AUGMENTATIONS",
     "AUGMENT_SCOPES",
-    "BACKBONES",
     "DEVICES",
     "FREE_ON_RESUME",
     "MANY",
