@@ -27,7 +27,7 @@ from cltt.config import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from cltt.config.recipe import is_backbone
 from cltt.errors import DataError, StorageError
 from cltt.files.atomic import create, flush, replace_file
-from cltt.files.patience import Patience, passes
+from cltt.files.retry import is_transient, retry
 from cltt.text import shorten
 
 T = TypeVar("T")
@@ -103,9 +103,9 @@ class _Watched:
             raise
 
 
-def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; DataError if it is missing, damaged, or of another version."""
-    state = read(path, patience)
+    state = read(path)
     version = state.get("version") if isinstance(state, dict) else None
     if type(version) is not int or version != VERSION:
         found = shorten(repr(version).partition("\n")[0], 30)
@@ -113,15 +113,14 @@ def load(path: Path, patience: Patience | None = None) -> dict[str, Any]:
     return dict(state)
 
 
-def read(path: Path, patience: Patience | None = None) -> Any:
+def read(path: Path) -> Any:
     """What any program saved with torch, onto the CPU: tensors and plain values; DataError if there is nothing intact.
 
-    Files of before torch 1.6 are no archives and have no checksums. A read that fails in a way that passes is tried
-    again, by ``patience``.
+    Files of before torch 1.6 are no archives and have no checksums. Transient errors are retried.
     """
     if not os.path.isfile(path):  # False, too, for a name that the system cannot take
         raise DataError(f"no checkpoint at {shorten(str(path), 200)}")
-    return (patience or Patience()).ask(path, lambda: _read_once(path))
+    return retry(path, lambda: _read_once(path))
 
 
 def _read_once(path: Path) -> Any:
@@ -134,7 +133,7 @@ def _read_once(path: Path) -> Any:
     except DataError:
         raise
     except Exception as error:  # a damaged file can fail in the zip, pickle and tensor readers alike
-        if isinstance(error, OSError) and passes(error):
+        if isinstance(error, OSError) and is_transient(error):
             raise
         words = shorten(" ".join(str(error).split()), 200) or type(error).__name__
         raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({words})") from error
@@ -212,7 +211,7 @@ class CheckpointStore:
 
     ``save`` copies the state and writes it in a thread, so that training goes on. What cannot be written is said, once
     when it begins and once when it ends, and leaves the older checkpoints as they are; the next ``save`` and ``retry``
-    try again.
+    try again. Entered as a context, before anything is written to ``folder``, it removes what a killed run left there.
 
     Args:
         folder: folder of the run; made at the first save if missing.
@@ -236,9 +235,9 @@ class CheckpointStore:
         self._newest: tuple[Path, dict[str, Any]] | None = None  # what is to be written, until it is
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._used = False
 
     def __enter__(self) -> CheckpointStore:
+        self._remove_leftovers()  # before the first save: later, this process writes such files itself
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -276,7 +275,6 @@ class CheckpointStore:
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         try:
-            self._remove_leftovers()
             write(path, state)
             replace_file(self.folder / LATEST, f"{path.name}\n".encode())
         except OSError as error:
@@ -292,12 +290,11 @@ class CheckpointStore:
             self._remove_old()
 
     def _remove_leftovers(self) -> None:
-        """What a run left that was killed while it saved."""
-        if not self._used:
-            for leftover in self.folder.glob(".*.tmp"):
-                if _LEFTOVER.fullmatch(leftover.name):
-                    leftover.unlink()
-        self._used = True
+        """Remove the temporary files of a run that was killed while it wrote here; what cannot be removed stays."""
+        for path in self.folder.glob(".*.tmp"):
+            if _LEFTOVER.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _remove_old(self) -> None:
         for path in list_checkpoints(self.folder)[: -self.keep_last]:

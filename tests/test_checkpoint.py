@@ -142,9 +142,24 @@ def test_killed_while_saving_leaves_whole_checkpoints(tmp_path: Path) -> None:
         assert path is not None and warnings == []
         state = checkpoint.load(path)
         assert torch.equal(state["weights"], torch.full((200_000,), float(state["epoch"])))
-    with CheckpointStore(tmp_path) as store:  # its first save clears what the killed ones left
-        store.save({}, epoch=10**6)
+    with CheckpointStore(tmp_path):  # removes what the killed ones left
+        pass
     assert list(tmp_path.glob(".epoch-*.tmp")) == []
+
+
+def test_a_save_leaves_files_alone_that_the_run_is_writing(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path) as store, atomic.replacing(tmp_path / "metrics.csv") as file:
+        store.save({}, epoch=1)
+        store.wait()
+        file.write(b"1")
+    assert (tmp_path / "metrics.csv").read_bytes() == b"1"
+
+
+def test_a_leftover_that_cannot_be_removed_fails_no_save(tmp_path: Path) -> None:
+    (tmp_path / ".latest.77.tmp").mkdir()
+    with CheckpointStore(tmp_path) as store:
+        store.save({}, epoch=1)
+        assert store.retry() == ""
 
 
 def test_a_folder_that_comes_and_goes_holds_no_checkpoints(tmp_path: Path) -> None:

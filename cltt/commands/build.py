@@ -8,7 +8,7 @@ import time
 
 from cltt.cli import Parser, add_settings, settings_from
 from cltt.config import WindowSettings, require_within
-from cltt.files.patience import IO_PATIENCE
+from cltt.files.retry import IO_PATIENCE
 from cltt.packing.builder import MAX_WORKERS, build_shards
 from cltt.packing.labels import check_rules
 from cltt.packing.report import BuildReport
@@ -65,7 +65,8 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
     if report.boxes is not None:
         fit = f"; {counted(report.boxes[1], 'row')} of the table fit no frame" if report.boxes[1] else ""
         lines.append(f"  boxes for {counted(report.boxes[0], 'frame')}{fit}")
-    return "\n".join(lines + group_counts(report))
+    lines += group_counts(report)
+    return "\n".join(lines + [f"  odd: {line}" for line in report.odd])
 
 
 def group_counts(report: BuildReport) -> list[str]:

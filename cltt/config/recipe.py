@@ -42,12 +42,21 @@ class ModelSettings:
     proj_hidden: int | None = setting(
         None,
         "width of the projection head's hidden layers (default: the encoder's features)",
-        type=int,
         within=(1, 65_536),
     )
     proj_layers: int = setting(2, "linear layers of the projection head, 2 or 3", within=(2, 3))
     temperature: float = setting(0.5, "temperature of the loss", within=(1e-4, 1e4))
     mask_overlaps: bool = setting(False, "leave pairs of one clip whose windows overlap out of the negatives")
+    hard_negatives: float = setting(
+        0.0,
+        "beta: how much more a negative counts the more similar it is (0: all alike; 0.5 to 2 is usual)",
+        within=(0, 100),
+    )
+    memory: int = setting(
+        0,
+        "windows of earlier batches that are further negatives, those that overlap in time left out",
+        within=(0, 10_000_000),
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,7 +82,7 @@ class OptimSettings:
     )
     optimizer: str = setting("adam", "what updates the weights, as torch has it", choices=OPTIMIZERS)
     momentum: float | None = setting(
-        None, f"momentum of --optimizer sgd (default: {DEFAULT_MOMENTUM})", type=float, within=(0, 0.99999)
+        None, f"momentum of --optimizer sgd (default: {DEFAULT_MOMENTUM})", within=(0, 0.99999)
     )
     weight_decay: float = setting(
         1e-4,

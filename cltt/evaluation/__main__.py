@@ -53,28 +53,27 @@ class EvaluationSettings:
         required=True,
     )
     out: str | None = config.setting(
-        None, "folder for evaluation.csv, .json and .png, to which rows are added (default: the run's folder)", type=str
+        None, "folder for evaluation.csv, .json and .png, to which rows are added (default: the run's folder)"
     )
     baseline: bool = config.setting(
         True, "also evaluate the encoder as it was before training", action=BooleanOptionalAction
     )
     embeddings: str | None = config.setting(
-        None, "file (.npz) for the features of all images, of the last checkpoint, with what is known of each", type=str
+        None, "file (.npz) for the features of all images, of the last checkpoint, with what is known of each"
     )
     neighbours: str | None = config.setting(
-        None, "picture of some frames beside the nearest ones of other clips, by the last checkpoint", type=str
+        None, "picture of some frames beside the nearest ones of other clips, by the last checkpoint"
     )
     map: str | None = config.setting(
-        None, "picture of all frames in two dimensions, by the last checkpoint (extra: map)", type=str
+        None, "picture of all frames in two dimensions, by the last checkpoint (extra: map)"
     )
     image_size: int | None = config.setting(
-        None, "side of the frames, in pixels (default: as trained)", type=int, within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
+        None, "side of the frames, in pixels (default: as trained)", within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
     )
     normalise: str | None = config.setting(
         None,
         "how pixels enter the network: less ImageNet's mean, over its deviation, or (none) from 0 to 1 (default: as "
         "trained; the older script's files: none)",
-        type=str,
         choices=NORMALISATIONS,
     )
     device: str = config.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
@@ -104,6 +103,7 @@ class Evaluation:
         self.data = open_labelled(settings.data, labelled, unlabelled=settings.shows_frames)
         given = {name: value for name, value in asdict(labelled).items() if value is not None}
         self.rules = " ".join(f"{name}={value}" for name, value in given.items() if name != "max_images")
+        print(self.data.layout, flush=True)
         for note in self.data.notes:
             print(f"note: {note}", flush=True)
 

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from cltt.errors import DataError, SettingsError
-from cltt.files.patience import Patience
+from cltt.files.retry import read_pieces
 
 
-def file_sha256(path: Path, patience: Patience | None = None) -> str:
+def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    for piece in (patience or Patience()).pieces(path):
+    for piece in read_pieces(path):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def file_crc32(path: Path, patience: Patience | None = None) -> int:
+def file_crc32(path: Path) -> int:
     crc = 0
-    for piece in (patience or Patience()).pieces(path):
+    for piece in read_pieces(path):
         crc = zlib.crc32(piece, crc)
     return crc
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError
-from cltt.files.patience import Handle, Patience, SharedFile
+from cltt.files.retry import Handle, SharedFile, read_bytes, retry
 
 
 class NpyWriter:
@@ -52,14 +52,14 @@ class NpyRows:
 
     DataError unless the file holds ``rows`` (None: any number of) entries of ``dtype``, and nothing else.
 
-    Not memory-mapped: where a page cannot be read, a mapping kills the process, and this waits by ``patience``.
+    Not memory-mapped: where a page cannot be read, a mapping kills the process, and this retries.
     """
 
-    def __init__(self, path: Path, patience: Patience, dtype: np.dtype[Any], rows: int | None = None) -> None:
-        self.path, self.patience, self.dtype = path, patience, dtype
+    def __init__(self, path: Path, dtype: np.dtype[Any], rows: int | None = None) -> None:
+        self.path, self.dtype = path, dtype
         with Handle(path, follow=False) as file:
-            head = patience.ask(path, lambda: file.read(HEADER_BYTES, 0))
-        size = patience.ask(path, path.stat).st_size
+            head = retry(path, lambda: file.read(HEADER_BYTES, 0))
+        size = retry(path, path.stat).st_size
         (self._rows,), self._start = _check_header(path, head, size, dtype, (rows,))
         self._file = SharedFile(path, follow=False)
 
@@ -84,15 +84,15 @@ class NpyRows:
     def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         """Rows ``start`` to ``stop`` - 1. DataError if the file ends before."""
         size, offset = (stop - start) * self.dtype.itemsize, self._start + start * self.dtype.itemsize
-        data = self.patience.ask(self.path, lambda: self._file.read(size, offset))
+        data = retry(self.path, lambda: self._file.read(size, offset))
         if len(data) != size:
             raise DataError(f"{self.path} is cut off; {_REPAIR}")
         return np.frombuffer(data, self.dtype)
 
 
-def read_array(path: Path, patience: Patience, dtype: np.dtype[Any], shape: Shape) -> np.ndarray[Any, Any]:
+def read_array(path: Path, dtype: np.dtype[Any], shape: Shape) -> np.ndarray[Any, Any]:
     """The whole of a .npy file; None in ``shape``: any length. DataError unless it holds just that, in C order."""
-    data = patience.read_bytes(path, follow=False)
+    data = read_bytes(path, follow=False)
     found, start = _check_header(path, data[:HEADER_BYTES], len(data), dtype, shape)
     return np.frombuffer(data, dtype, offset=start).reshape(found)
 

@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from cltt.errors import FrameError
-from cltt.files.patience import Patience
 from cltt.frames.decoders import Decoder
 from cltt.frames.store import FrameStore
 from cltt.region import boxes_of
@@ -20,7 +19,6 @@ class Dataset(Protocol):
 
     fingerprint: str
     has_boxes: bool
-    patience: Patience
 
     @property
     def clip_offsets(self) -> np.ndarray: ...

@@ -34,8 +34,8 @@ class Rows:
         window_size: T; rows w*T to (w+1)*T - 1 are the frames of window w.
         first: index of the first row; ``count`` rows follow. Both are multiples of T.
         max_abs_logit: upper bound of |S|, which is 1/temperature.
-        spans: int64 [N/T, 3], clip, first and last frame of each window (the gap added to the last); None: nothing is
-            ignored.
+        spans: int64 [N/T, 3], clip, first and last frame of each window (the gap added to the last), then those of the
+            remembered windows, if any; None: nothing is ignored.
     """
 
     window_size: int
@@ -110,10 +110,15 @@ def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
     return out[rows.first : rows.first + rows.count]
 
 
+def tile_side(v: torch.Tensor, size: int) -> int:
+    """Rows of a tile on ``v``'s device: a multiple of the window ``size``."""
+    return max(1, _TILE_SIDE.get(v.device.type, 512) // size) * size
+
+
 def _tiles(v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
     """The tiles that cover ``rows``, one after the other in the same memory; their bounds are multiples of T."""
     total = len(v)
-    side = max(1, _TILE_SIDE.get(v.device.type, 512) // rows.window_size) * rows.window_size
+    side = tile_side(v, rows.window_size)
     alone = rows.count == total  # then the tiles left of the diagonal are mirrored, not computed
     buffer = v.new_empty(min(side, rows.count) * min(side, total))
     end = rows.first + rows.count

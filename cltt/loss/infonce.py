@@ -36,7 +36,9 @@ from cltt.config import require
 from cltt.distributed import RankInfo, all_gather_integers, all_gather_rows, world
 from cltt.errors import SettingsError
 from cltt.loss import chunked
+from cltt.loss.memory import WindowMemory
 from cltt.loss.reference import reference_accuracy, reference_loss, unit_rows, working_dtype
+from cltt.loss.weighted import Weighted
 
 BACKENDS = ("auto", "reference", "chunked", "triton")
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -51,6 +53,10 @@ class TemporalInfoNCE(torch.nn.Module):
             ``auto``: triton where it can run, else chunked.
         gather: take the frames of all ranks as negatives; False keeps to this rank's own, with its own loss.
         ignore_gap: with ids given, pairs of windows of one clip at most this many frames apart are ignored, too.
+        hard_negatives: beta, 0 or more: how much more a similar negative counts (:mod:`cltt.loss.weighted`).
+        memory: windows of earlier batches that are further negatives (:mod:`cltt.loss.memory`); needs ``gather`` and
+            ids, so that a remembered window that overlaps the anchor's is ignored. Each forward pass with gradients in
+            training mode appends the joined batch; ``state_dict()`` holds what is remembered.
 
     Called with ``z`` [b, T, D] (fp64, fp32, bf16 or fp16; any strides), it returns an fp32 scalar (fp64 for fp64). All
     is done in at least fp32 but for the products of ``triton``: it multiplies half inputs, and fp32 inputs under
@@ -68,6 +74,9 @@ class TemporalInfoNCE(torch.nn.Module):
     Over W ranks every rank returns the loss of the joined batch, and z.grad is W times the rank's rows of its gradient,
     so that DistributedDataParallel's mean over ranks is the gradient of one process.
 
+    Hard negatives and memory are computed by ``reference`` and ``chunked``; ``auto`` takes chunked for them. The
+    accuracy looks at the batch alone.
+
     NaN in any row gives a NaN loss and a NaN accuracy. Only ``reference`` can be differentiated twice; the others raise
     a RuntimeError.
 
@@ -76,7 +85,13 @@ class TemporalInfoNCE(torch.nn.Module):
     """
 
     def __init__(
-        self, temperature: float = 0.5, backend: str = "auto", gather: bool = True, ignore_gap: int = 0
+        self,
+        temperature: float = 0.5,
+        backend: str = "auto",
+        gather: bool = True,
+        ignore_gap: int = 0,
+        hard_negatives: float = 0.0,
+        memory: int = 0,
     ) -> None:
         super().__init__()
         require(
@@ -85,10 +100,20 @@ class TemporalInfoNCE(torch.nn.Module):
         )
         require(backend in BACKENDS, f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
         require(ignore_gap >= 0, f"ignore_gap is {ignore_gap}; it must be 0 or more frames")
+        require(
+            0 <= hard_negatives < math.inf,
+            f"hard_negatives is {hard_negatives}; it must be 0 or more (0.5 to 2 is usual)",
+        )
+        require(memory >= 0, f"memory is {memory}; it must be 0 or more windows")
+        require(gather or not memory, f"memory is {memory}, but gather is False; remembered windows are of all ranks")
+        plain = not (hard_negatives or memory)
+        require(plain or backend != "triton", "backend 'triton' has no hard_negatives and no memory; use 'chunked'")
         self.temperature = temperature
-        self.backend = backend
+        self.backend = backend if plain or backend != "auto" else "chunked"
         self.gather = gather
         self.ignore_gap = ignore_gap
+        self.hard_negatives = hard_negatives
+        self.memory = WindowMemory(memory) if memory else None
 
     def forward(
         self,
@@ -101,22 +126,30 @@ class TemporalInfoNCE(torch.nn.Module):
         """The loss of ``z`` [b, T, D], and the retrieval accuracy if asked for; see the class."""
         info = world() if self.gather else RankInfo()
         signature = self._signature(z, clip_ids, return_accuracy)
-        _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids), signature, info)
+        _check_on_all_ranks(lambda: _check(z, clip_ids, frame_ids, self.memory), signature, info)
         products = _autocast_dtype(z)
         with torch.autocast(z.device.type, enabled=False):
             spans = self._spans(z, clip_ids, frame_ids, info)
             loss, accuracy = self._evaluate(z, spans, info, return_accuracy, products)
+            if self.memory is not None and spans is not None and self.training and torch.is_grad_enabled():
+                self.memory.append(all_gather_rows(unit_rows(z.detach().float(), 1.0)).view(-1, *z.shape[1:]), spans)
         # NaN * 0 is NaN: a broken embedding must not come with a clean accuracy.
         return (loss, accuracy + 0 * loss.detach()) if return_accuracy else loss
 
     def extra_repr(self) -> str:
-        names = ("temperature", "backend", "gather", "ignore_gap")
+        names = ("temperature", "backend", "gather", "ignore_gap", "hard_negatives")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _signature(self, z: torch.Tensor, clip_ids: torch.Tensor | None, return_accuracy: bool) -> tuple[int, ...]:
-        """What must be the same on all ranks before their rows are gathered; always 9 numbers."""
+        """What must be the same on all ranks before their rows are gathered; always 11 numbers."""
         shape = (*z.shape, 0, 0, 0)[:3]
-        settings = BACKENDS.index(self.backend), hash(self.temperature) & 0x7FFFFFFF, self.ignore_gap
+        hashes = (hash(number) & 0x7FFFFFFF for number in (self.temperature, self.hard_negatives))
+        settings = (
+            BACKENDS.index(self.backend),
+            *hashes,
+            self.ignore_gap,
+            0 if self.memory is None else len(self.memory),
+        )
         return (*shape, _TYPES.get(z.dtype, -1), int(clip_ids is not None), int(return_accuracy), *settings)
 
     def _spans(
@@ -142,11 +175,16 @@ class TemporalInfoNCE(torch.nn.Module):
         products: torch.dtype | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         backend = resolve_backend(self.backend, z)
+        windows, remembered = None if spans is None else len(spans), None
+        if self.memory is not None and spans is not None:
+            remembered, their_spans = self.memory.columns(z)
+            spans = torch.cat([spans, their_spans])
         if backend == "reference":
-            ignored = None if spans is None else _dense_overlaps(spans, z.shape[1])
+            ignored = None if spans is None else _dense_overlaps(spans[:windows], spans, z.shape[1])
             z = _gather_with_own_gradient(z, info)
-            accuracy = reference_accuracy(z, ignored) if with_accuracy else z.new_zeros(())
-            return reference_loss(z, self.temperature, ignored), accuracy
+            of_batch = None if ignored is None else ignored[:, : len(ignored)]
+            accuracy = reference_accuracy(z, of_batch) if with_accuracy else z.new_zeros(())
+            return reference_loss(z, self.temperature, ignored, self.hard_negatives, remembered), accuracy
         rows = chunked.Rows(
             window_size=z.shape[1],
             first=info.rank * z.shape[0] * z.shape[1],
@@ -154,10 +192,21 @@ class TemporalInfoNCE(torch.nn.Module):
             max_abs_logit=1 / self.temperature,
             spans=spans,
         )
-        kernels = _kernels_for(backend)
+        kernels = self._kernels(backend, z, remembered)
         v = unit_rows(z, self.temperature * kernels.NATS)
         dtype = products or z.dtype if backend == "triton" else working_dtype(z)
         return _FusedLoss.apply(v, rows, kernels, dtype, info.world_size, with_accuracy)
+
+    def _kernels(self, backend: str, z: torch.Tensor, remembered: torch.Tensor | None) -> ModuleType | Weighted:
+        """What visits the tiles."""
+        if self.hard_negatives or remembered is not None:
+            rows = z.new_empty(0, z.shape[2]) if remembered is None else remembered
+            return Weighted(self.hard_negatives, rows.to(working_dtype(z)) * self.temperature**-0.5)
+        if backend == "chunked":
+            return chunked
+        from cltt.loss import triton_launch  # triton is an optional package and slow to import
+
+        return triton_launch
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -171,17 +220,18 @@ class _FusedLoss(torch.autograd.Function):
         ctx: Any,
         v: torch.Tensor,
         rows: chunked.Rows,
-        kernels: ModuleType,
+        kernels: ModuleType | Weighted,
         dtype: torch.dtype,
         world_size: int,
         with_accuracy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gather: Callable[[torch.Tensor], torch.Tensor] = all_gather_rows if world_size > 1 else lambda x: x
         v = gather(v.to(dtype))
-        lse, top1_correct = kernels.row_logsumexp(v, rows, with_top1=with_accuracy)
-        accuracy = lse.new_zeros(()) if top1_correct is None else gather(top1_correct).to(lse.dtype).mean()
-        lse = gather(lse)
-        ctx.save_for_backward(v, lse)
+        stats, top1_correct = kernels.row_logsumexp(v, rows, with_top1=with_accuracy)
+        accuracy = stats.new_zeros(()) if top1_correct is None else gather(top1_correct).to(stats.dtype).mean()
+        stats = gather(stats)  # [N] or [N, k]; the log-sum-exps of the rows come first
+        lse = stats.view(len(v), -1)[:, 0]
+        ctx.save_for_backward(v, stats)
         ctx.rows, ctx.kernels, ctx.world_size = rows, kernels, world_size
         ctx.mark_non_differentiable(accuracy)
         return (lse.mean() - _mean_positive(v.to(lse.dtype), rows.window_size)) * kernels.NATS, accuracy
@@ -190,10 +240,10 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; torch's once_differentiable would let part of it through
             raise RuntimeError("this loss has no second derivative; use TemporalInfoNCE(backend='reference')")
-        v, lse = ctx.saved_tensors
+        v, stats = ctx.saved_tensors
         rows, size = ctx.rows, ctx.rows.window_size
         with torch.autocast(v.device.type, enabled=False):
-            grad = ctx.kernels.grad_rows(v, lse, rows) / len(v)
+            grad = ctx.kernels.grad_rows(v, stats, rows) / len(v)
             own = v[rows.first : rows.first + rows.count].to(grad.dtype)
             others = own.view(-1, size, own.shape[1]).sum(1, keepdim=True).expand(-1, size, -1).flatten(0, 1) - own
             grad.sub_(others, alpha=2 / (len(v) * (size - 1)))
@@ -231,15 +281,6 @@ def _interpreted(z: torch.Tensor) -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and z.device.type == "cpu" and z.dtype != torch.float64
 
 
-def _kernels_for(backend: str) -> ModuleType:
-    """The module that visits the tiles."""
-    if backend == "chunked":
-        return chunked
-    from cltt.loss import triton_launch  # triton is an optional package and slow to import
-
-    return triton_launch
-
-
 def _autocast_dtype(z: torch.Tensor) -> torch.dtype | None:
     """The half-precision type in which autocast multiplies fp32 matrices; None: autocast is off, or z is not fp32."""
     kind = z.device.type
@@ -254,9 +295,10 @@ def _mean_positive(v: torch.Tensor, size: int) -> torch.Tensor:
     return (sums.square().sum() - v.square().sum()) / (len(v) * (size - 1))
 
 
-def _dense_overlaps(spans: torch.Tensor, size: int) -> torch.Tensor:
-    """The ignored pairs of frames as a matrix: bool [N, N]."""
-    ignored = chunked.overlapping(spans, spans).fill_diagonal_(False)
+def _dense_overlaps(spans: torch.Tensor, columns: torch.Tensor, size: int) -> torch.Tensor:
+    """The ignored pairs of frames as a matrix: bool [N, N + M]; ``columns`` are ``spans`` and the M remembered ones."""
+    ignored = chunked.overlapping(spans, columns)
+    ignored.diagonal().fill_(False)
     return ignored.repeat_interleave(size, 0).repeat_interleave(size, 1)
 
 
@@ -272,7 +314,12 @@ def _gather_with_own_gradient(z: torch.Tensor, info: RankInfo) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _check(z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None) -> None:
+def _check(
+    z: torch.Tensor,
+    clip_ids: torch.Tensor | None,
+    frame_ids: torch.Tensor | None,
+    memory: WindowMemory | None,
+) -> None:
     """Raise SettingsError unless the arguments fit each other."""
     given = f"z has shape {tuple(z.shape)}"
     require(z.ndim == 3 and z.numel() > 0, f"{given}; expected [B, T, D], none of them 0")
@@ -281,7 +328,12 @@ def _check(z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tens
     )
     require(z.is_floating_point(), f"z is of type {z.dtype}; a floating-point type is expected")
     if clip_ids is None and frame_ids is None:
+        require(
+            memory is None, "clip_ids and frame_ids are not given; a loss with memory needs them to ignore overlaps"
+        )
         return
+    if memory is not None:
+        memory.columns(z)
     clips, frames = (None if ids is None else tuple(ids.shape) for ids in (clip_ids, frame_ids))
     expected = (z.shape[0],), tuple(z.shape[:2])
     require(

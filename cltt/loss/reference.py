@@ -24,21 +24,47 @@ def positive_mask(B: int, T: int, device: torch.device | None = None) -> torch.T
     return (window[:, None] == window) & ~torch.eye(B * T, dtype=torch.bool, device=device)
 
 
-def reference_loss(z: torch.Tensor, temperature: float = 0.5, ignored: torch.Tensor | None = None) -> torch.Tensor:
+def reference_loss(
+    z: torch.Tensor,
+    temperature: float = 0.5,
+    ignored: torch.Tensor | None = None,
+    hard_negatives: float = 0.0,
+    remembered: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The formula as it stands, N x N matrices and all: what every other backend is held to.
 
     Args:
         z: float [B, T, D].
         temperature: divides the cosine similarities.
-        ignored: bool [N, N], pairs that are left out of the denominators.
+        ignored: bool [N, N + M], pairs that are left out of the denominators.
+        hard_negatives: beta; see :mod:`cltt.loss.weighted`.
+        remembered: [M, D] unit rows, further negatives without a gradient.
 
     Returns a scalar of z's dtype, at least fp32.
     """
     v = unit_rows(z, temperature)
-    logits = v @ v.T
-    positive = positive_mask(z.shape[0], z.shape[1], z.device)
-    visible = logits.masked_fill(_hidden(len(v), ignored, z.device), -torch.inf)
-    return -(logits - visible.logsumexp(1, keepdim=True))[positive].mean()
+    columns = v if remembered is None else torch.cat([v, remembered.to(v.dtype) * temperature**-0.5])
+    logits = v @ columns.T
+    positive = F.pad(positive_mask(z.shape[0], z.shape[1], z.device), (0, len(columns) - len(v)))
+    hidden = _hidden(len(v), len(columns), ignored, z.device)
+    if hard_negatives == 0:
+        denominator = logits.masked_fill(hidden, -torch.inf).logsumexp(1, keepdim=True)
+    else:
+        denominator = _with_hard_negatives(logits, positive, hidden, hard_negatives)[:, None]
+    return -(logits - denominator)[positive].mean()
+
+
+def _with_hard_negatives(
+    logits: torch.Tensor, positive: torch.Tensor, hidden: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """Log of each row's denominator, whose negatives are weighted by e^(beta s) -> [N]."""
+    negative = ~(positive | hidden)
+    number = negative.sum(1)
+    negative |= (number == 0)[:, None]  # a row without negatives: any finite sums, which log(0) takes away
+    hard = ((1 + beta) * logits).masked_fill(~negative, -torch.inf).logsumexp(1)
+    weight = (beta * logits).masked_fill(~negative, -torch.inf).logsumexp(1)
+    positives = logits.masked_fill(~positive, -torch.inf).logsumexp(1)
+    return torch.logaddexp(positives, number.to(logits.dtype).log() + hard - weight)
 
 
 @torch.no_grad()
@@ -46,14 +72,14 @@ def reference_accuracy(z: torch.Tensor, ignored: torch.Tensor | None = None) -> 
     """Share of frames whose best positive is more similar than every negative -> scalar; arguments as above."""
     v = unit_rows(z, 1.0)
     positive = positive_mask(z.shape[0], z.shape[1], z.device)
-    visible = (v @ v.T).masked_fill(_hidden(len(v), ignored, z.device), -torch.inf)
+    visible = (v @ v.T).masked_fill(_hidden(len(v), len(v), ignored, z.device), -torch.inf)
     best_positive = visible.masked_fill(~positive, -torch.inf).amax(1)
     return (best_positive > visible.masked_fill(positive, -torch.inf).amax(1)).to(v.dtype).mean()
 
 
-def _hidden(N: int, ignored: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """The pairs that are in no denominator: self and what is ignored -> bool [N, N]."""
-    itself = torch.eye(N, dtype=torch.bool, device=device)
+def _hidden(N: int, columns: int, ignored: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """The pairs that are in no denominator: self and what is ignored -> bool [N, columns]."""
+    itself = torch.eye(N, columns, dtype=torch.bool, device=device)
     return itself if ignored is None else itself | ignored
 
 

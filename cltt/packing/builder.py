@@ -24,8 +24,8 @@ from cltt.config import require_within
 from cltt.errors import CLTTError, DataError, SettingsError
 from cltt.files import atomic, owned
 from cltt.files.locks import locked_in
-from cltt.files.patience import IO_PATIENCE, MAX_PATIENCE, Patience
 from cltt.files.regular import check_path, is_regular
+from cltt.files.retry import IO_PATIENCE, set_policy
 from cltt.packing import labels
 from cltt.packing.merge import merge
 from cltt.packing.pack import Progress, is_done
@@ -93,7 +93,8 @@ def build_shards(
         boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point; frame as ``frame_name`` gives it; pixels
             of the upright source) is kept with the frames, relative to their size (``ds.frame_boxes``).
         max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
-        io_patience: seconds for which reads that fail in a way that passes (EIO, ESTALE ...) are tried again.
+        io_patience: seconds for which all reads of this process that fail with a transient error (EIO, ESTALE ...) are
+            tried again, from now on. Whatever sets it last in a process holds.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
@@ -127,18 +128,16 @@ def build_shards(
     mode = _Mode(_parse_task(task), finalize, overwrite, dry_run)
     if workers is not None:
         require_within("workers", workers, 1, MAX_WORKERS)
-    require_within("io_patience", io_patience, 0, MAX_PATIENCE)
+    set_policy(io_patience)
     check_path(root_dir, "root_dir")
     check_path(out_dir, "out_dir")
     root, out = os.path.realpath(root_dir), Path(out_dir)
-    return _carry_out(mode, root, out, settings, workers or _cores(), Patience(io_patience))
+    return _carry_out(mode, root, out, settings, workers or _cores())
 
 
-def _carry_out(
-    mode: _Mode, root: str, out: Path, settings: dict[str, Any], workers: int, patience: Patience
-) -> BuildReport:
+def _carry_out(mode: _Mode, root: str, out: Path, settings: dict[str, Any], workers: int) -> BuildReport:
     if mode.dry_run:
-        return _dry_run(root, out, settings, patience)
+        return _dry_run(root, out, settings)
     if not mode.overwrite and (finished := _finished(root, out, settings)):
         _tidy_up(out)
         return finished
@@ -150,8 +149,8 @@ def _carry_out(
             owned.remove(out / format.BUILD)
             return finished
         if mode.finalize:
-            return _publish(_open_plan(root, out, settings, patience, may_make=False), out)
-        return _build(root, out, settings, workers, mode.part, patience)
+            return _publish(_open_plan(root, out, settings, may_make=False), out)
+        return _build(root, out, settings, workers, mode.part)
 
 
 # ---- settings
@@ -288,7 +287,6 @@ def _open_plan(
     root: str,
     out: Path,
     settings: dict[str, Any],
-    patience: Patience,
     *,
     may_make: bool = True,
     alone: bool = False,
@@ -302,7 +300,7 @@ def _open_plan(
         if not folder.exists():
             if not may_make:
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
-            make_plan(root, folder, settings, patience)
+            make_plan(root, folder, settings)
     plan = Plan(folder)
     theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
     if changed := _changes(settings, root, theirs, plan.root_dir):
@@ -313,22 +311,20 @@ def _open_plan(
 # ---- the steps
 
 
-def _build(
-    root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None, patience: Patience
-) -> BuildReport:
+def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
     """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
     with _task_lock(out, part):
-        plan = _open_plan(root, out, settings, patience, alone=part is None)
+        plan = _open_plan(root, out, settings, alone=part is None)
         shards = list(range(plan.num_shards)[part or slice(None)])
         missing = sum(not is_done(out, shard) for shard in shards)
-        with started_workers(out, min(workers, missing), patience) as packers:
-            _pack(plan, out, shards, packers, patience)
+        with started_workers(out, min(workers, missing)) as packers:
+            _pack(plan, out, shards, packers)
     return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 
 
-def _dry_run(root: str, out: Path, settings: dict[str, Any], patience: Patience) -> BuildReport:
+def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
     with tempfile.TemporaryDirectory() as folder:
-        make_plan(root, Path(folder) / PLAN, settings, patience)
+        make_plan(root, Path(folder) / PLAN, settings)
         return planned_report(Plan(Path(folder) / PLAN), out)
 
 
@@ -343,10 +339,10 @@ def _locked(out: Path, name: str, **options: bool) -> contextlib.AbstractContext
     return locked_in(out / format.BUILD, name, held=f"{out} is being built", **options)
 
 
-def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker], patience: Patience) -> None:
+def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
     frames = sum(len(plan.shard_frames(shard)) for shard in shards)
     with _progress_bar(frames) as progress:
-        pack_shards(out, shards, workers, progress, patience)
+        pack_shards(out, shards, workers, progress)
 
 
 def _cores() -> int:

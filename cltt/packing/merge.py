@@ -19,6 +19,7 @@ from cltt.packing.pack import PART_DTYPE, read_part
 from cltt.packing.plan import Plan
 from cltt.shards import format
 from cltt.shards.clip_table import ClipCutter
+from cltt.source.odd import Odd, odd_lines
 
 # ---- clips and frames
 
@@ -124,7 +125,14 @@ def _notes(plan: Plan, out: Path) -> Iterator[tuple[str, str, str]]:
         yield from read_part(out, shard)[0]["notes"]
 
 
-def _write_report(plan: Plan, out: Path) -> dict[str, dict[str, int]]:
+def _odd(plan: Plan, out: Path) -> Iterator[Odd]:
+    """What the scan and the packing found odd."""
+    yield from plan.odd
+    for shard in range(plan.num_shards):
+        yield from (Odd(*record) for record in read_part(out, shard)[0].get("odd", ()))
+
+
+def _write_report(plan: Plan, out: Path, odd: list[str]) -> dict[str, dict[str, int]]:
     """Write report.json a line a file; counts by reason of what was skipped, cut and re-encoded."""
     counts: dict[str, Counter[str]] = {"skipped": Counter(), "cut": Counter(), "reencoded": Counter()}
     with atomic.published(out / format.REPORT, sync=False) as file:
@@ -134,14 +142,16 @@ def _write_report(plan: Plan, out: Path) -> dict[str, dict[str, int]]:
             line = json.dumps({"file": path, "what": what, "reason": reason})
             file.write((",\n" if number else "\n").encode() + line.encode())
         totals = {what: dict(sorted(counter.items())) for what, counter in counts.items() if counter or what != "cut"}
-        file.write(f'\n], "counts": {json.dumps(totals)}}}\n'.encode())
+        ending = {"counts": totals, **({"odd": odd} if odd else {})}
+        file.write(f"\n], {json.dumps(ending)[1:]}\n".encode())
     return totals
 
 
 def merge(plan: Plan, out: Path) -> dict[str, Any]:
     """Write the index of finished shards into ``out``, ``index.json`` last; returns its contents."""
     counts, label_names = _write_index_files(plan, out)
-    reasons = _write_report(plan, out)
+    odd = odd_lines(_odd(plan, out))
+    reasons = _write_report(plan, out, odd)
     shards = []
     for shard in range(plan.num_shards):
         summary = read_part(out, shard)[0]
@@ -158,6 +168,7 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
         "root_dir": plan.root_dir,
         "settings": plan.settings,
         "counts": {**counts, "bytes": sum(shard["size"] for shard in shards), **reasons},
+        **({"odd": odd} if odd else {}),
         "label_names": label_names,
         "split_names": split_names(plan.settings["splits"]),
         "shards": shards,

@@ -21,11 +21,11 @@ import numpy as np
 from cltt.errors import InvalidImage
 from cltt.files import atomic
 from cltt.files.locks import locked_in
-from cltt.files.patience import Patience
 from cltt.packing.plan import Plan
 from cltt.shards import format, tar
 from cltt.source import image
 from cltt.source.clips import FrameReader, Planned, Result
+from cltt.source.odd import Odd, merge_odd
 
 PROGRESS_SECONDS = 0.05  # between two reports
 WRITE_BYTES = 1 << 20  # written at a time
@@ -51,6 +51,7 @@ class _ShardWriter:
         self._rows: list[tuple[int, ...]] = []
         self._packed: list[bytes] = []  # rows of what is written: a tenth of what they take as tuples
         self.notes: list[tuple[str, str, str]] = []  # (path, "skipped" or "reencoded", reason)
+        self.odd: list[Odd] = []
 
     def add(self, frame: Planned, stored: Result) -> None:
         if isinstance(stored, InvalidImage):
@@ -93,7 +94,7 @@ class _ShardWriter:
 
     def part(self) -> bytes:
         """The part of the index: a line of JSON, and behind it a PART_DTYPE record for each planned frame."""
-        summary = {"size": self.size, "crc": self._crc, "notes": self.notes}
+        summary = {"size": self.size, "crc": self._crc, "notes": self.notes, "odd": merge_odd(self.odd)}
         return json.dumps(summary).encode() + b"\n" + b"".join(self._packed)
 
 
@@ -102,7 +103,7 @@ def part_path(out: Path, shard: int) -> Path:
 
 
 def read_part(out: Path, shard: int) -> tuple[dict[str, Any], bytes]:
-    """(size, crc and notes; rows as bytes) of a finished shard."""
+    """(size, crc, notes and odd; rows as bytes) of a finished shard."""
     summary, _, rows = part_path(out, shard).read_bytes().partition(b"\n")
     return json.loads(summary), rows
 
@@ -146,11 +147,11 @@ class _Meter:
 class Packer:
     """Packs one shard after another; while one is flushed to disk, the next is written."""
 
-    def __init__(self, plan: Plan, out: Path, patience: Patience) -> None:
+    def __init__(self, plan: Plan, out: Path) -> None:
         self._plan = plan
         self._out = out
         options = {name: plan.settings[name] for name in ("verify", "resize_short", "quality", "max_pixels")}
-        self._reader = FrameReader(plan.root, plan.largest, patience, **options)
+        self._reader = FrameReader(plan.root, plan.largest, **options)
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from cltt.shards import format
 from cltt.source.clips import Planned
+from cltt.source.odd import Odd
 
 PLAN = "plan"
 PLAN_INFO = "plan.json"
@@ -46,7 +47,7 @@ class Plan:
     """A plan on disk, opened for reading.
 
     Attributes: root (bytes), settings, num_frames, num_clips, num_shards, num_bytes, largest (bytes of a frame),
-    has_times (there are videos).
+    has_times (there are videos), odd (what the scan found).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,6 +62,7 @@ class Plan:
         self.num_bytes: int = info["bytes"]
         self.largest: int = info["largest"]
         self.has_times: bool = info["has_times"]
+        self.odd = [Odd(*record) for record in info.get("odd", ())]
 
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:

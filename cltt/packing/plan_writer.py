@@ -19,12 +19,12 @@ import numpy as np
 from cltt.config import require
 from cltt.errors import SettingsError
 from cltt.files import atomic, npy
-from cltt.files.patience import Patience
 from cltt.packing.labels import check_labels
 from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
 from cltt.packing.settings import BuildSettings
 from cltt.shards import format, tar
 from cltt.source import clips, scan, videos
+from cltt.source.odd import Odd, merge_odd
 
 WRITE_FRAMES = 8192  # frames held before they are written
 
@@ -104,7 +104,7 @@ def _write_notes(file: IO[str], skipped: list[tuple[bytes, str]], notes: Iterabl
     skipped.clear()
 
 
-def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
+def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
 
     Raises SettingsError if there is no frame at all or no clip gets a label that should, DataError for a folder or file
@@ -115,7 +115,7 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: P
     try:
         with atomic.writing(folder):
             temporary.mkdir(parents=True)
-            _write_plan(root_dir, temporary, settings, patience)
+            _write_plan(root_dir, temporary, settings)
         check_labels(Plan(temporary), settings)
         with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
             list(pool.map(atomic.flush, temporary.iterdir()))
@@ -126,17 +126,20 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: P
     atomic.flush(folder.parent)
 
 
-def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience: Patience) -> None:
+def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     root = scan.check_root(root_dir)
     with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         columns = _Columns(folder, settings["shard_size"], files)
         notes = files.enter_context((folder / NOTES).open("w"))
-        found = scan.scan_folders(root, pool, patience)
-        for clip, about in clips.list_clips(found, pool, videos.sampling_of(settings)):
+        found = scan.scan_folders(root, pool)
+        odd: list[Odd] = []
+        for clip, about, strange in clips.list_clips(found, pool, videos.sampling_of(settings)):
             if clip.frames:
                 columns.add(clip, settings["split_gaps"])
             _write_notes(notes, found.skipped, about)
+            odd = merge_odd([*odd, *strange]) if strange else odd
         _write_notes(notes, found.skipped)
+        odd = merge_odd([*odd, *found.odd])
         columns.finish()
     if columns.frames == 0:
         raise SettingsError(
@@ -148,7 +151,7 @@ def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any], patience:
     )
     names = ("frames", "clips", "shards", "bytes", "largest", "has_times")
     counts = {name: getattr(columns, name) for name in names}
-    atomic.write_json(folder / PLAN_INFO, {"root_dir": root_dir, "settings": settings, **counts})
+    atomic.write_json(folder / PLAN_INFO, {"root_dir": root_dir, "settings": settings, **counts, "odd": odd})
 
 
 def regroup(plan: Plan, settings: dict[str, Any]) -> Plan:

@@ -14,6 +14,7 @@ from cltt.packing.labels import NONE, label_clips, split_clips, split_names
 from cltt.packing.pack import PART_DTYPE, read_part
 from cltt.packing.plan import Plan
 from cltt.shards import format
+from cltt.source.odd import odd_lines
 from cltt.text import counted
 
 Array = np.ndarray[Any, Any]
@@ -34,6 +35,7 @@ class BuildReport:
         splits, labels: clips by split and by label; empty without splits or labels, and after a task.
         boxes: (frames that have one, rows of the table that fit no frame); None without boxes.
         cut: (clips as they lie in the source that were cut, the parts they gave), at invalid frames or gaps.
+        odd: what looks odd, a line each: how many, an example, what to do.
         already_complete: nothing was built, as a set of the same settings was there; the source was not compared.
     """
 
@@ -49,6 +51,7 @@ class BuildReport:
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
     boxes: tuple[int, int] | None = None
     cut: tuple[int, int] = (0, 0)
+    odd: list[str] = dataclasses.field(default_factory=list)
     already_complete: bool = dataclasses.field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -87,6 +90,7 @@ def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
         labels=_tally(clips[format.CLIP_LABEL], index["label_names"]),
         boxes=(counts["boxes"]["used"], counts["boxes"]["unused"]) if "boxes" in counts else None,
         cut=_cut(clips[format.CLIP_KEY]),
+        odd=index.get("odd", []),
     )
 
 
@@ -109,6 +113,7 @@ def planned_report(plan: Plan, out: Path) -> BuildReport:
         splits=_tally(split_clips(keys, plan.settings)[clips], split_names(plan.settings["splits"])),
         labels=_tally(labels[clips], label_names),
         cut=_cut(clips),
+        odd=odd_lines(plan.odd),
     )
 
 

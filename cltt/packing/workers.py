@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -21,12 +22,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from cltt.errors import CLTTError, DataError, StorageError
-from cltt.files.patience import Patience
+from cltt.files import retry
 from cltt.packing.pack import Packer, Progress, is_done
 from cltt.packing.plan import PLAN, Plan
 from cltt.shards import format
 
-_START = "import sys; sys.path[:] = {path!r}; from cltt.packing.workers import serve; serve({out!r}, {patience!r})"
+_START = "import sys; sys.path[:] = {path!r}; from cltt.packing.workers import serve; serve({out!r}, {io_patience!r})"
 _PACKAGES = str(Path(__file__).parents[2])  # where this package lies, for an editable one is not on sys.path
 FINISH = "finish"
 
@@ -36,12 +37,13 @@ FINISH = "finish"
 
 def serve(out_dir: str, io_patience: float) -> None:
     """Pack the shards named on standard input until it closes; "finish" waits until all of them are done."""
-    patience = Patience(io_patience, say=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
+    logging.basicConfig(format="warning: %(message)s")
+    retry.set_policy(io_patience)
     todo: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     out = Path(out_dir)
     task = todo.get()  # there is a plan once there is work
-    with Packer(Plan(out / format.BUILD / PLAN), out, patience) as packer:
+    with Packer(Plan(out / format.BUILD / PLAN), out) as packer:
         while True:
             try:
                 if task == FINISH:
@@ -72,8 +74,8 @@ def _tell(**event: Any) -> None:
 class Worker:
     """One packing process, as the parent sees it."""
 
-    def __init__(self, out: Path, patience: Patience) -> None:
-        code = _START.format(path=[*sys.path, _PACKAGES], out=str(out.absolute()), patience=patience.seconds)
+    def __init__(self, out: Path) -> None:
+        code = _START.format(path=[*sys.path, _PACKAGES], out=str(out.absolute()), io_patience=retry.io_patience())
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", code],
             stdin=subprocess.PIPE,
@@ -130,19 +132,19 @@ class Worker:
 
 
 @contextlib.contextmanager
-def started_workers(out: Path, workers: int, patience: Patience) -> Iterator[list[Worker]]:
+def started_workers(out: Path, workers: int) -> Iterator[list[Worker]]:
     """``workers`` - 1 packing processes, as the caller packs too; stopped at the end.
 
     They import what they need while the caller packs its first shard.
     """
-    started = [Worker(out, patience) for _ in range(workers - 1)]
+    started = [Worker(out) for _ in range(workers - 1)]
     try:
         yield started
     finally:
         _stop(started)
 
 
-def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress, patience: Patience) -> None:
+def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress) -> None:
     """Pack those of ``shards`` that are not done, in this process and by ``workers``.
 
     Raises the first worker's DataError; the others are stopped, and what they had not finished leaves no shard.
@@ -152,7 +154,7 @@ def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: P
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:
         todo.put(shard)
-    with Packer(plan, out, patience) as packer:
+    with Packer(plan, out) as packer:
         _serve_all(workers, todo, progress, packer)
 
 

@@ -21,7 +21,6 @@ from cltt.config import DataSettings
 from cltt.errors import BusyError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.files.locks import holder
-from cltt.files.patience import Patience
 from cltt.packing.builder import LOCK, build_shards, discard_unfinished
 from cltt.packing.plan import PLAN, Plan
 from cltt.packing.report import BuildReport
@@ -59,17 +58,16 @@ def locate_shards(data: DataSettings, *, fingerprint: str | None = None) -> Path
 
 def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     assert data.root_dir is not None
-    patience = Patience(data.io_patience)
     root = os.path.realpath(os.fsdecode(check_root(data.root_dir)))
     first = SHARDS_HOME / shards_name(root, BuildSettings(fps=data.fps))
     sets = complete_sets(first)
     for shards in sets:
-        if fingerprint is not None and checks.read_index(shards, patience)["fingerprint"] == fingerprint:
-            return _kept(shards, root, describe(root, files=data.rescan, patience=patience))
-    now = describe(root, files=data.rescan or not sets, patience=patience)
+        if fingerprint is not None and checks.read_index(shards)["fingerprint"] == fingerprint:
+            return _kept(shards, root, describe(root, files=data.rescan))
+    now = describe(root, files=data.rescan or not sets)
     found = _of_source(sets, now)
     if found is None and now.digest is None:
-        now = describe(root, files=True, patience=patience)
+        now = describe(root, files=True)
         found = _of_source(sets, now)
     if found is not None:
         say(f"using the shards in {found}: {root} is as it was when they were built")

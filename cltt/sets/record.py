@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cltt.errors import CLTTError
-from cltt.files.patience import Patience
+from cltt.files.retry import retry
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
 from cltt.source.scan import DANGLING, ROOT_KEY, SourceClip, scan_clips, scan_folders
@@ -57,14 +57,14 @@ class Source:
         return sum(clip.size for clip in (self.clips or {}).values())
 
 
-def describe(root: str, *, files: bool, patience: Patience) -> Source:
+def describe(root: str, *, files: bool) -> Source:
     """The folder as it is now; with ``files`` every file is looked at, not only the folders."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        scan = scan_folders(os.fsencode(root), pool, patience)
+        scan = scan_folders(os.fsencode(root), pool)
         paths = [os.fsdecode(key) for key in scan.keys]
 
         def changed_at(path: str) -> int:
-            return patience.ask(os.path.join(root, path), lambda: os.stat(os.path.join(root, path)).st_mtime_ns)
+            return retry(os.path.join(root, path), lambda: os.stat(os.path.join(root, path)).st_mtime_ns)
 
         folders = dict(zip(paths, pool.map(changed_at, paths), strict=True))
         if not files:

@@ -8,13 +8,16 @@ made from what a stranger wrote.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError
-from cltt.files.patience import Patience
+from cltt.files.atomic import file_crc32, file_sha256
+from cltt.files.regular import is_regular
+from cltt.files.retry import retry
 from cltt.text import shorten
 
 if TYPE_CHECKING:
@@ -74,6 +77,8 @@ def _check_index(index: Mapping[str, Any]) -> None:
     for what in ("skipped", "reencoded", *({"cut"} & set(counts))):
         for reason in _mapping(counts, what):
             _number(counts[what], reason)
+    if not all(isinstance(line, str) for line in _list({"odd": [], **index}, "odd")):
+        raise Untrue("odd is not lines of text")
     if index["fingerprint"] != format.fingerprint(files):
         raise Untrue("the fingerprint is not that of its files")
 
@@ -128,27 +133,27 @@ def _list(values: Mapping[str, Any], name: str) -> list[Any]:
 # ---- arrays
 
 
-def open_parts(path: Path, index: Mapping[str, Any], patience: Patience) -> dict[str, NpyRows]:
+def open_parts(path: Path, index: Mapping[str, Any]) -> dict[str, NpyRows]:
     """The optional parts of the set at ``path`` by their file names; DataError as :func:`open_arrays`."""
     types = {format.TIMES: np.dtype("<f8"), format.BOXES: np.dtype(format.BOX_FIELDS)}
     parts = format.parts_of(index["files"])
     for name in parts:
-        _check_file(path / name, index["files"][name]["size"], patience)
-    return {name: NpyRows(path / name, patience, types[name], index["counts"]["frames"]) for name in parts}
+        _check_file(path / name, index["files"][name]["size"])
+    return {name: NpyRows(path / name, types[name], index["counts"]["frames"]) for name in parts}
 
 
-def open_arrays(path: Path, index: Mapping[str, Any], patience: Patience) -> tuple[NpyRows, Array, NpyRows]:
+def open_arrays(path: Path, index: Mapping[str, Any]) -> tuple[NpyRows, Array, NpyRows]:
     """(frames, clips, key offsets) of the set at ``path``, held to ``index`` and to each other.
 
     DataError if a file is missing, of another type, shape or size, or if the clips are not a partition of the frames.
     """
     counts, sizes = index["counts"], {name: index["files"][name]["size"] for name in format.INDEX_FILES}
     for name, size in sizes.items():
-        _check_file(path / name, size, patience)
+        _check_file(path / name, size)
     int64 = np.dtype("<i8")
-    frames = NpyRows(path / format.FRAMES, patience, format.FRAME_DTYPE, counts["frames"])
-    clips = read_array(path / format.CLIPS, patience, int64, (format.CLIP_ROWS, counts["clips"]))
-    key_offsets = NpyRows(path / format.KEY_OFFSETS, patience, int64)
+    frames = NpyRows(path / format.FRAMES, format.FRAME_DTYPE, counts["frames"])
+    clips = read_array(path / format.CLIPS, int64, (format.CLIP_ROWS, counts["clips"]))
+    key_offsets = NpyRows(path / format.KEY_OFFSETS, int64)
     try:
         _check_clips(clips, counts["frames"], len(index["label_names"]), len(index["split_names"]))
         _check_keys(clips, key_offsets, sizes[format.KEYS])
@@ -157,9 +162,24 @@ def open_arrays(path: Path, index: Mapping[str, Any], patience: Patience) -> tup
     return frames, clips, key_offsets
 
 
-def _check_file(file: Path, size: int, patience: Patience) -> None:
+def file_problem(path: Path, written: Mapping[str, Any]) -> str:
+    """Why a file is not the one with the size and checksum that were ``written`` of it; empty if it is."""
+    if not os.path.lexists(path):
+        return "missing"
+    if not is_regular(path):
+        return "not a regular file"
     try:
-        status = patience.ask(file, file.lstat)
+        if (size := path.stat().st_size) != written["size"]:
+            return f"{size} bytes, {written['size']} were written"
+        is_same = file_crc32(path) == written["crc"] if "crc" in written else file_sha256(path) == written["sha256"]
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if is_same else "checksum mismatch"
+
+
+def _check_file(file: Path, size: int) -> None:
+    try:
+        status = retry(file, file.lstat)
     except FileNotFoundError:
         raise DataError(f"{file} is missing; build the shards again with --overwrite") from None
     if not stat.S_ISREG(status.st_mode):
@@ -244,13 +264,13 @@ def check_member(member: bytes) -> None:
         raise DataError(f"{member[:80]!r} is not a path below the root folder")
 
 
-def read_index(path: Path, patience: Patience | None = None) -> dict[str, Any]:
+def read_index(path: Path) -> dict[str, Any]:
     """The contents of ``index.json``, checked; DataError if the shards are not there, not complete, of another version.
 
     Whoever reads the rest of the set takes its names, sizes and counts from here: see :mod:`cltt.shards.checks`.
     """
     try:
-        index = read_json(path / INDEX, patience)
+        index = read_json(path / INDEX)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(_why_no_index(path)) from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:

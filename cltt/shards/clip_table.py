@@ -31,12 +31,14 @@ class _ClipTable:
         label_names: names of the labels; split_names: names of the splits ([]: there are none).
         fingerprint: equal for equal frames in equal clips.
         has_boxes: whether it has boxes of its frames.
+        odd: what looked odd in the source, a line each.
     """
 
     num_frames: int
     num_clips: int
     fingerprint: str
     has_boxes: bool = False
+    odd: list[str]
     label_names: list[str]
     split_names: list[str]
     _clips: Array  # [format.CLIP_ROWS, clips]

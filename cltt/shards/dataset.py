@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError, FrameError
-from cltt.files.patience import IO_PATIENCE, Handle, Patience, ShortRead
 from cltt.files.regular import AnyPath
+from cltt.files.retry import Handle, ShortRead, retry
 from cltt.files.threads import WaitGauge, map_together
 from cltt.shards import checks, format, tar
 from cltt.shards.clip_table import Array, _ClipTable
@@ -37,16 +37,14 @@ READS_IN_A_ROW = 8  # ... so many, one after the other: where the cores are busy
 class ShardDataset(_ClipTable):
     """A complete set of shards, opened for reading by any number of threads.
 
-    Reads that fail in a way that passes (see :mod:`cltt.files.patience`) are tried again for ``io_patience`` seconds;
-    then StorageError is raised.
+    Reads that fail with a transient error are retried (:mod:`cltt.files.retry`); StorageError if that does not help.
 
     Raises DataError if the shards are not there, not complete, of another version, or their index is cut off.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, io_patience: float = IO_PATIENCE) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.patience = Patience(io_patience)
-        index = checks.read_index(self.path, self.patience)
+        index = checks.read_index(self.path)
         self.num_frames: int = index["counts"]["frames"]
         self.num_clips: int = index["counts"]["clips"]
         self.fingerprint: str = index["fingerprint"]
@@ -54,10 +52,11 @@ class ShardDataset(_ClipTable):
         self.split_names: list[str] = index["split_names"]
         self.settings: dict[str, Any] = index["settings"]
         self.root_dir: str = index["root_dir"]
+        self.odd: list[str] = index.get("odd", [])
         self.shards: list[dict[str, Any]] = index["shards"]
         self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
-        self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index, self.patience)
-        self._parts = checks.open_parts(self.path, index, self.patience)
+        self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index)
+        self._parts = checks.open_parts(self.path, index)
         self.has_boxes = format.BOXES in self._parts
         self._files = _Files(self.path)
         self._gauge = WaitGauge(READS_IN_A_ROW)
@@ -67,7 +66,7 @@ class ShardDataset(_ClipTable):
         key = int(self._clips[format.CLIP_KEY, clip])
         start, stop = self._key_offsets.read(key, key + 2).tolist()
         with Handle(self.path / format.KEYS, follow=False) as file:
-            found = self.patience.ask(self.path / format.KEYS, lambda: file.read(stop - start, start))
+            found = retry(self.path / format.KEYS, lambda: file.read(stop - start, start))
         checks.check_member(found if found != scan.ROOT_KEY else b"root")
         return os.fsdecode(found)
 
@@ -83,17 +82,21 @@ class ShardDataset(_ClipTable):
         records = self.frame_records([frame_id])
         if not checks.records_within(records, self.shard_sizes).all():
             raise self._astray(frame_id)
-        record = records[0]
-        shard = int(record["shard"])
-        try:
-            member = tar.read_member(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"])).name
-            checks.check_member(member)
-        except (OSError, DataError) as error:
-            raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
+        member = self.read_member(records[0]).name
         times = self.frame_time([frame_id])
         if times is None or np.isnan(times[0]):
             return os.fsdecode(tar.source_path(member))
         return os.fsdecode(videos.moment(member.rpartition(b"/")[0], float(times[0])))
+
+    def read_member(self, record: Any) -> tar.Member:
+        """The tar header before the frame of ``record``, which lies within its shard; DataError if it is no frame's."""
+        shard = int(record["shard"])
+        try:
+            member = tar.read_member(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"]))
+            checks.check_member(member.name)
+            return member
+        except (OSError, DataError) as error:
+            raise DataError(f"{self._files.path(shard)}: {error}; {_REPAIR}") from error
 
     def frame_time(self, frame_ids: Any) -> Array | None:
         rows = self._part(format.TIMES, frame_ids)
@@ -171,7 +174,7 @@ class ShardDataset(_ClipTable):
 
     def _view(self, shard: int, size: int, offset: int) -> memoryview:
         path = self._files.path(shard)
-        return self._gauge.timed(lambda: self.patience.ask(path, lambda: self._files.view(shard, size, offset)))
+        return self._gauge.timed(lambda: retry(path, lambda: self._files.view(shard, size, offset)))
 
     def _read_once_more(self, frame_id: int) -> bytes | FrameError:
         """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
@@ -179,7 +182,7 @@ class ShardDataset(_ClipTable):
         shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
         path = self.path / format.shard_name(shard)
         with Handle(path, follow=False) as file:
-            frame = self.patience.ask(path, lambda: file.read_uncached(size, offset))
+            frame = retry(path, lambda: file.read_uncached(size, offset))
         if len(frame) == size and zlib.crc32(frame) == crc:
             log.warning("%s: frame %d came with a wrong CRC, and right when it was read again", path, frame_id)
             return frame

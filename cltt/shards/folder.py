@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from cltt.errors import DataError, FrameError, InvalidImage, SettingsError
 from cltt.files import threads
-from cltt.files.patience import IO_PATIENCE, Patience
+from cltt.files.retry import retry
 from cltt.shards import format
 from cltt.shards.clip_table import Array, ClipCutter, _ClipTable
 from cltt.shards.dataset import ShardDataset
 from cltt.source import clips, image, scan, videos
+from cltt.source.odd import odd_lines
 
 
 class FolderDataset(_ClipTable):
@@ -37,7 +38,6 @@ class FolderDataset(_ClipTable):
         check: read every file first, leave out those that are no whole picture and cut their clips there: the clips are
             then those of shards built with the default settings. Without it a scan of the names is enough, and a
             invalid file is a FrameError when it is read. Videos are never decoded for this, only their packets read.
-        io_patience: seconds for which reads that fail in a way that passes are tried again.
 
     Attributes:
         invalid: with ``check``, why each file was left out, by its path relative to the root folder; of videos, what
@@ -53,21 +53,19 @@ class FolderDataset(_ClipTable):
         *,
         check: bool = False,
         fps: float | None = None,
-        io_patience: float = IO_PATIENCE,
     ) -> None:
         self.path = Path(root_dir)
-        self.patience = Patience(io_patience)
         self.root_dir = os.path.realpath(root_dir)
         self._root = scan.check_root(self.root_dir)
         listed = self._list(videos.Sampling(fps=fps))
-        found = [clip for clip, _ in listed]
+        found = [clip for clip, _, _ in listed]
         self._keys = [clip.key for clip in found]
         self._videos = [clip.video for clip in found]
         self._frames = [frame for clip in found for frame in clip.frames]
         self._records: Array | None = None
         self.invalid = {
             os.fsdecode(path): reason
-            for _, notes in listed
+            for _, notes, _ in listed
             for path, what, reason in notes
             if what == "skipped" and reason != videos.OTHER_STREAM
         }
@@ -88,8 +86,10 @@ class FolderDataset(_ClipTable):
 
     def _list(self, sampling: videos.Sampling) -> list[clips.Listed]:
         with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
-            listed = list(clips.list_clips(scan.scan_folders(self._root, pool, self.patience), pool, sampling))
-        if not any(clip.frames for clip, _ in listed):
+            folders = scan.scan_folders(self._root, pool)
+            listed = list(clips.list_clips(folders, pool, sampling))
+        self.odd = odd_lines([*folders.odd, *(odd for _, _, some in listed for odd in some)])
+        if not any(clip.frames for clip, _, _ in listed):
             raise SettingsError(
                 f"no frames under {os.fsdecode(self._root)!r}; it must hold videos, or folders with one image a frame"
             )
@@ -148,7 +148,7 @@ class FolderDataset(_ClipTable):
     def _image(self, frame_id: int, frame: clips.Planned) -> image.Stored | FrameError:
         path = os.path.join(self._root, frame.path)
         try:
-            return image.as_stored(self.patience.ask(path, lambda: image.read_source(path)), verify="header")
+            return image.as_stored(retry(path, lambda: image.read_source(path)), verify="header")
         except (InvalidImage, OSError) as error:
             return FrameError(frame_id, os.fsdecode(frame.path), getattr(error, "strerror", None) or str(error))
 
@@ -156,7 +156,7 @@ class FolderDataset(_ClipTable):
         first = frames[0][1]
         wanted = [(frame.mark, frame.entry) for _, frame in frames]
         try:
-            found = list(videos.read_frames(self._root, first.key, first.video, wanted, self.patience))
+            found = list(videos.read_frames(self._root, first.key, first.video, wanted))
         except DataError as error:
             return [FrameError(frame_id, os.fsdecode(frame.path), str(error)) for frame_id, frame in frames]
         return [

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError
-from cltt.files.patience import Patience
 from cltt.files.regular import open_regular, read_regular
+from cltt.files.retry import retry
 
 FORMAT = "cltt-shards"
 VERSION = 2  # the newest that is read; a set without optional parts is written as version 1
@@ -74,10 +74,10 @@ MAX_REPORT = 1 << 34  # bytes of report.json, which names files
 MAX_JSON = 1 << 28  # bytes of index.json: a thousand times that of a hundred million frames
 
 
-def read_json(path: Path, patience: Patience | None = None, limit: int = MAX_JSON) -> Any:
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
     """Contents of a JSON file of a set; DataError if it is no regular file, too large, or no JSON."""
     try:
-        data = (patience or Patience()).ask(path, lambda: read_regular(path, limit, follow=False))
+        data = retry(path, lambda: read_regular(path, limit, follow=False))
         return json.loads(data.decode())
     except FileNotFoundError:
         raise
@@ -115,7 +115,7 @@ def fingerprint(files: Mapping[str, Any]) -> str:
 def read_report(path: Path) -> dict[str, Any]:
     """``report.json``: ``files``, a list of {file, what: skipped, cut or reencoded, reason}, and ``counts`` by reason.
 
-    DataError if it is not that.
+    ``odd``: lines, where anything looked odd. DataError if it is not that.
     """
     try:
         report = read_json(path / REPORT, limit=MAX_REPORT)

@@ -15,37 +15,41 @@ from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
 from cltt.files.atomic import check_writable, replace_file
 from cltt.files.locks import locked
-from cltt.files.patience import IO_PATIENCE, Patience
 from cltt.files.regular import is_regular
+from cltt.files.retry import read_bytes, read_pieces, retry
 from cltt.shards import checks, format
 
 COPY_BYTES = 8 << 20  # read and written at a time
 
 
-def stage(shards: Path, target: Path, info: RankInfo, io_patience: float = IO_PATIENCE) -> Path:
+def stage(shards: Path, target: Path, info: RankInfo) -> Path:
     """Copy ``shards`` to ``target/NAME-FINGERPRINT``, once a node, each file held to its size and checksum.
 
     Local rank 0 copies; the other ranks wait for it, however long it takes. Jobs that share a node wait for each
     other's copy behind a lock. What is there already is used if it is whole. Returns the copy's folder.
 
-    Reads that fail in a way that passes are tried again for ``io_patience`` seconds, writes never. Raises SettingsError
-    if ``target`` cannot be written, DataError if a file cannot be copied whole.
+    Reads are retried after transient errors, writes never. Raises SettingsError if ``target`` cannot be written or
+    holds a ``$``, DataError if a file cannot be copied whole.
     """
-    patience = Patience(io_patience)
-    index = checks.read_index(shards, patience)
+    if "$" in str(target):
+        raise SettingsError(
+            f"--stage-to is {str(target)!r}, with a variable that no shell has replaced; give the path itself, or "
+            "STAGE_TO to slurm/train.sbatch, which replaces it on the node"
+        )
+    index = checks.read_index(shards)
     copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
     if info.local_rank == 0:
         check_writable(target, "give another --stage-to")
         target.mkdir(parents=True, exist_ok=True)
         with distributed.waiting(), locked(target / f".{copy.name}.lock", wait=True):
-            _copy_missing(shards, copy, index, patience)
+            _copy_missing(shards, copy, index)
     distributed.wait_for_all()
     if not (copy / format.INDEX).is_file():
         raise DataError(f"no shards in {copy} after staging; is --stage-to on this node's own disk?")
     return copy
 
 
-def _copy_missing(shards: Path, copy: Path, index: dict[str, Any], patience: Patience) -> None:
+def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
     """Copy each file that is missing or of another size, compare its checksum, and publish ``index.json`` last."""
     if copy.is_symlink():
         raise SettingsError(f"{copy} is a symbolic link; remove it or give another --stage-to")
@@ -55,36 +59,26 @@ def _copy_missing(shards: Path, copy: Path, index: dict[str, Any], patience: Pat
     files = {shard["name"]: shard for shard in index["shards"]} | index["files"]
     for name, expected in tqdm(files.items(), desc="stage", unit="file", disable=None):
         target = copy / name
-        if not _is_whole(target, expected):
+        if checks.file_problem(target, expected):
             temporary = atomic.temporary_path(target)
-            _copy(shards / name, temporary, expected["size"], patience)
-            if not _is_whole(temporary, expected):
+            _copy(shards / name, temporary, expected["size"])
+            if checks.file_problem(temporary, expected):
                 raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
             os.replace(temporary, target)
-    replace_file(copy / format.INDEX, patience.read_bytes(shards / format.INDEX))
+    replace_file(copy / format.INDEX, read_bytes(shards / format.INDEX))
 
 
-def _copy(source: Path, target: Path, size: int, patience: Patience) -> None:
+def _copy(source: Path, target: Path, size: int) -> None:
     """Copy a regular file that should have ``size`` bytes: no link, FIFO or device, and not a byte more."""
     try:
         if not is_regular(source):
             raise OSError(errno.EINVAL, "not a regular file")
         with atomic.create(target) as file:
-            if patience.ask(source, source.stat).st_size == size:  # else it is not whole
-                for piece in patience.pieces(source, COPY_BYTES, follow=False):
+            if retry(source, source.stat).st_size == size:  # else it is not whole
+                for piece in read_pieces(source, COPY_BYTES, follow=False):
                     file.write(piece)
     except OSError as error:
         target.unlink(missing_ok=True)
         raise DataError(
             f"cannot copy {source} to {target.parent}: {error.strerror}; make room or give another --stage-to"
         ) from error
-
-
-def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
-    if not is_regular(path) or path.stat().st_size != expected["size"]:
-        return False
-    return bool(
-        atomic.file_crc32(path) == expected["crc"]
-        if "crc" in expected
-        else atomic.file_sha256(path) == expected["sha256"]
-    )

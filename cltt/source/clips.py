@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from cltt.errors import DataError, InvalidImage
 from cltt.files import threads
-from cltt.files.patience import Patience, ShortRead
 from cltt.files.regular import open_regular
+from cltt.files.retry import ShortRead, retry
 from cltt.source import image, scan, videos
+from cltt.source.odd import Odd
 from cltt.source.scan import Scan, SourceClip
 
 READ_THREADS = 32  # they wait for the file system, they do not compute
@@ -35,14 +36,15 @@ Result = image.Stored | InvalidImage
 
 
 class Listed(NamedTuple):
-    """A clip with all its frames, and (path, "skipped" or "cut", reason) for what is not among them."""
+    """A clip with all its frames, (path, "skipped" or "cut", reason) for what is not among them, and what is odd."""
 
     clip: SourceClip
-    notes: list[tuple[bytes, str, str]]
+    notes: Sequence[tuple[bytes, str, str]] = ()
+    odd: Sequence[Odd] = ()
 
 
 def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling) -> Iterator[Listed]:
-    """The clips of ``found`` in order; ``found.skipped`` grows along the way.
+    """The clips of ``found`` in order; ``found.skipped`` and ``found.odd`` grow along the way.
 
     Videos are read to their ends, not decoded. Raises SettingsError if there is one and PyAV is not installed,
     DataError for a file that cannot be read.
@@ -52,13 +54,13 @@ def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling)
     clips = scan.scan_clips(found, pool)
     for is_video, group in itertools.groupby(clips, lambda clip: bool(clip.video)):
         if not is_video:
-            yield from (Listed(clip, []) for clip in group)
+            yield from map(Listed, group)
             continue
         videos.need_av()
         with ThreadPoolExecutor(os.cpu_count()) as readers:
             listed = threads.ordered_map(
                 readers,
-                lambda clip: videos.list_frames(found.root, clip, sampling, found.patience),
+                lambda clip: videos.list_frames(found.root, clip, sampling),
                 group,
                 2 * (os.cpu_count() or 1),
             )
@@ -93,13 +95,11 @@ class FrameReader:
     Args:
         root: the folder that the clips' keys are relative to.
         largest: bytes of the largest file among the frames.
-        patience: with reads that fail in a way that passes.
         options: of ``image.as_stored``.
     """
 
-    def __init__(self, root: bytes, largest: int, patience: Patience, **options: Any) -> None:
+    def __init__(self, root: bytes, largest: int, **options: Any) -> None:
         self._root = root
-        self._patience = patience
         self._options = options
         self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, largest)))
         self._pool = ThreadPoolExecutor(READ_THREADS)
@@ -128,7 +128,7 @@ class FrameReader:
 
     def _read_piece(self, piece: list[Planned]) -> list[tuple[Planned, Content]]:
         limit = self._options["max_pixels"]
-        return [(frame, _read_planned(self._root, frame, limit, self._patience)) for frame in piece]
+        return [(frame, _read_planned(self._root, frame, limit)) for frame in piece]
 
     def _stored(self, content: Content) -> Result:
         if isinstance(content, InvalidImage):
@@ -141,9 +141,7 @@ class FrameReader:
     def _read_video(self, key: bytes, frames: list[Planned]) -> Iterator[tuple[Planned, Result]]:
         options = {name: self._options[name] for name in ("resize_short", "quality", "max_pixels")}
         wanted = [(frame.mark, frame.entry) for frame in frames]
-        with contextlib.closing(
-            videos.read_frames(self._root, key, frames[0].video, wanted, self._patience, **options)
-        ) as results:
+        with contextlib.closing(videos.read_frames(self._root, key, frames[0].video, wanted, **options)) as results:
             yield from zip(frames, results, strict=True)
 
 
@@ -161,14 +159,14 @@ def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
         yield piece
 
 
-def _read_planned(root: bytes, frame: Planned, max_pixels: int, patience: Patience) -> Content:
+def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
     """The bytes of a source file, or why they cannot be a picture; DataError if it is not the file that was planned."""
     if frame.size == scan.DANGLING:
         return InvalidImage("symbolic link that leads nowhere")
     path = b"%b/%b/%b" % (root, frame.key, frame.name)
     data: Content
     try:
-        data, info = patience.ask(path, lambda: _read_once(path, frame.size, max_pixels))
+        data, info = retry(path, lambda: _read_once(path, frame.size, max_pixels))
     except OSError as error:
         what = "has disappeared since the plan was made" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DataError(f"{_printed(root, frame)} {what} ({error.strerror}); {AGAIN}") from error

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
-from cltt.files.patience import Handle, Patience
+from cltt.files.retry import Handle, retry
 from cltt.files.threads import PatientMap
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
+from cltt.source.odd import Odd
 from cltt.source.video.file import HEAD_BYTES, has_video_name, is_video
 
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
@@ -57,13 +58,13 @@ class SourceClip(NamedTuple):
 
 
 class Scan:
-    """The folders under ``root`` in natural order of their keys, and what was left out (path, reason) so far."""
+    """The folders under ``root`` in natural order of their keys; what was left out (path, reason) or is odd so far."""
 
-    def __init__(self, root: bytes, keys: list[bytes], patience: Patience) -> None:
+    def __init__(self, root: bytes, keys: list[bytes]) -> None:
         self.root = root
         self.keys = keys
-        self.patience = patience
         self.skipped: list[tuple[bytes, str]] = []
+        self.odd: list[Odd] = []
 
 
 def natural_key(name: bytes) -> tuple[bytes | int, ...]:
@@ -115,7 +116,7 @@ class _Folder(NamedTuple):
     links: list[bytes]
 
 
-def _list_folder(root: bytes, key: bytes, patience: Patience) -> _Folder:
+def _list_folder(root: bytes, key: bytes) -> _Folder:
     """The sub-folders of one folder, real ones and those behind symbolic links."""
     path = os.path.join(root, key)
 
@@ -131,20 +132,20 @@ def _list_folder(root: bytes, key: bytes, patience: Patience) -> _Folder:
         return _Folder(key, (status.st_dev, status.st_ino), folders, links)
 
     try:
-        return patience.ask(path, list_once)
+        return retry(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
 def _walk(
-    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor, patience: Patience
+    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor
 ) -> tuple[list[bytes], list[bytes]]:
     """(folders, linked folders) reached from ``start`` without following a link; ``seen`` gains their identities."""
     keys, links = [], []
     level = [start]
     listed = PatientMap(pool)
     while level:
-        found = list(listed(lambda key: _list_folder(root, key, patience), iter(level), 4 * SCAN_THREADS))
+        found = list(listed(lambda key: _list_folder(root, key), iter(level), 4 * SCAN_THREADS))
         keys += [folder.key for folder in found]
         links += [link for folder in found for link in folder.links]
         seen.update(folder.identity for folder in found)
@@ -152,24 +153,20 @@ def _walk(
     return keys, links
 
 
-def scan_folders(root: bytes, pool: ThreadPoolExecutor, patience: Patience | None = None) -> Scan:
-    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop.
-
-    ``patience`` is for this scan and what :func:`scan_clips` reads.
-    """
-    patience = patience or Patience()
+def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
+    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop."""
     seen: set[tuple[int, int]] = set()
-    keys, links = _walk(root, ROOT_KEY, seen, pool, patience)
-    scan = Scan(root, keys, patience)
+    keys, links = _walk(root, ROOT_KEY, seen, pool)
+    scan = Scan(root, keys)
     while links:
         links.sort(key=path_order)
         link = links.pop(0)
         path = os.path.join(root, link)
-        status = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
+        status = retry(path, lambda: os.stat(path))  # noqa: B023  # called at once
         if (status.st_dev, status.st_ino) in seen:
             scan.skipped.append((link, "symbolic link to a folder that is already in"))
             continue
-        more, more_links = _walk(root, link, seen, pool, patience)
+        more, more_links = _walk(root, link, seen, pool)
         scan.keys += more
         links += more_links
     scan.keys.sort(key=path_order)
@@ -179,7 +176,7 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor, patience: Patience | Non
 # ---- frames
 
 
-def _names(root: bytes, key: bytes, patience: Patience) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
+def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
     """(key, file names in natural order, left out) of one folder."""
     names, skipped = [], []
     path = os.path.join(root, key)
@@ -189,7 +186,7 @@ def _names(root: bytes, key: bytes, patience: Patience) -> tuple[bytes, list[byt
             return [entry.name for entry in entries if not entry.is_dir()]
 
     try:
-        files = patience.ask(path, list_once)
+        files = retry(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
     for name in files:
@@ -210,14 +207,14 @@ class _Files(NamedTuple):
     skipped: list[tuple[bytes, str]]
 
 
-def _stat_files(root: bytes, key: bytes, names: list[bytes], patience: Patience) -> _Files:
+def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
     """Sort the files ``names`` of the folder ``key``."""
     found = _Files([], [], [])
     folder = os.path.join(root, key, b"")
     for name in names:
         path = folder + name
         try:
-            info = patience.ask(path, lambda: os.stat(path))  # noqa: B023  # called at once
+            info = retry(path, lambda: os.stat(path))  # noqa: B023  # called at once
         except OSError as error:
             if not os.path.islink(path):
                 raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
@@ -225,7 +222,7 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes], patience: Patience)
             continue
         if not stat.S_ISREG(info.st_mode):
             found.skipped.append((join_key(key, name), "not a regular file"))
-        elif has_image_name(name) or is_image(head := _first_bytes(path, patience)):
+        elif has_image_name(name) or is_image(head := _first_bytes(path)):
             found.frames.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
         elif has_video_name(name) or is_video(head):
             found.videos.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
@@ -234,17 +231,17 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes], patience: Patience)
     return found
 
 
-def _first_bytes(path: bytes, patience: Patience) -> bytes:
+def _first_bytes(path: bytes) -> bytes:
     try:
         with Handle(path) as file:
-            return bytes(patience.ask(path, lambda: file.read(HEAD_BYTES, 0)))
+            return bytes(retry(path, lambda: file.read(HEAD_BYTES, 0)))
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
 def _chunks(scan: Scan, mapped: PatientMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
     """(key, up to STAT_CHUNK file names, last of its folder) over all folders in order."""
-    listings = mapped(lambda key: _names(scan.root, key, scan.patience), iter(scan.keys), 4 * SCAN_THREADS)
+    listings = mapped(lambda key: _names(scan.root, key), iter(scan.keys), 4 * SCAN_THREADS)
     for key, names, skipped in listings:
         scan.skipped += skipped
         for start in range(0, max(1, len(names)), STAT_CHUNK):
@@ -259,7 +256,7 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
 
     def stat_chunk(chunk: tuple[bytes, list[bytes], bool]) -> tuple[bytes, _Files, bool]:
         key, names, last = chunk
-        return key, _stat_files(scan.root, key, names, scan.patience), last
+        return key, _stat_files(scan.root, key, names), last
 
     frames: list[SourceFrame] = []
     videos: list[SourceFrame] = []

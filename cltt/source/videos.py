@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError, InvalidImage, SettingsError
-from cltt.files.patience import Patience, passes
+from cltt.files.retry import is_transient, retry
 from cltt.source import image, pixels
 from cltt.source.scan import SourceClip, SourceFrame
 from cltt.source.video.file import InvalidVideo, file_identity, moving_streams, opened, reason_of
@@ -68,9 +68,7 @@ def moment(key: bytes, time: float | None) -> bytes:
 # ---- listing
 
 
-def list_frames(
-    root: bytes, found: SourceClip, sampling: Sampling, patience: Patience
-) -> tuple[SourceClip, list[tuple[bytes, str, str]]]:
+def list_frames(root: bytes, found: SourceClip, sampling: Sampling) -> tuple[SourceClip, list[tuple[bytes, str, str]]]:
     """The clip of a video that was ``found``, with its frames, and (path, "skipped" or "cut", reason) of the rest.
 
     Raises DataError if the file cannot be read, or changes meanwhile.
@@ -78,7 +76,7 @@ def list_frames(
     path = os.path.join(root, found.key)
     identity = (found.frames[0].size, found.frames[0].mark)
     try:
-        line, samples, size, others = patience.ask(path, lambda: _look(path, sampling))
+        line, samples, size, others = retry(path, lambda: _look(path, sampling))
     except InvalidVideo as error:
         return found._replace(frames=[]), [(found.key, "skipped", str(error))]
     except OSError as error:
@@ -96,7 +94,7 @@ def list_frames(
     return SourceClip(found.key, frames, info.encode()), notes
 
 
-def list_one(root: bytes, key: bytes, sampling: Sampling, patience: Patience) -> SourceClip:
+def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
     """The clip of the video ``key`` as it lies there now; DataError if it cannot be read."""
     path = os.path.join(root, key)
     need_av()
@@ -104,7 +102,7 @@ def list_one(root: bytes, key: bytes, sampling: Sampling, patience: Patience) ->
         size, mtime_ns = file_identity(path)
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
-    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling, patience)[0]
+    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling)[0]
 
 
 def _look(path: bytes, sampling: Sampling) -> tuple[Timeline, Samples, int, int]:
@@ -145,7 +143,6 @@ def read_frames(
     key: bytes,
     video: bytes,
     wanted: Sequence[tuple[int, int]],
-    patience: Patience,
     *,
     resize_short: int | None = None,
     quality: int = 90,
@@ -172,10 +169,10 @@ def read_frames(
                     yield one
                     given += 1
             except OSError as error:
-                if not passes(error):
+                if not is_transient(error):
                     raise
                 rest = wanted[given:]
-                yield patience.ask(path, lambda: next(decode(rest)))  # noqa: B023  # called at once
+                yield retry(path, lambda: next(decode(rest)))  # noqa: B023  # called at once
                 given += 1
     except OSError as error:
         raise DataError(f"{os.fsdecode(path)!r} cannot be read ({error.strerror}); {AGAIN}") from error

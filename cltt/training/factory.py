@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 import cltt
 from cltt import distributed
 from cltt.checkpoint import CheckpointStore
-from cltt.config import DataSettings, ModelSettings, RunSettings, TrainSettings
+from cltt.config import (
+    DataSettings,
+    ModelSettings,
+    OrderSettings,
+    RunSettings,
+    TrainSettings,
+    ViewSettings,
+    values_of,
+)
 from cltt.distributed import RankInfo
 from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation import results
@@ -62,25 +71,19 @@ def open_dataset(
     shards = locate_shards(data, fingerprint=fingerprint)
     on_located(shards)
     if data.stage_to is not None:
-        shards = stage(shards, Path(data.stage_to), info or RankInfo(), data.io_patience)
-    dataset = ShardDataset(shards, io_patience=data.io_patience)
-    dataset.patience.meanwhile = distributed.waiting
+        shards = stage(shards, Path(data.stage_to), info or RankInfo())
+    dataset = ShardDataset(shards)
     distributed.agreed(dataset.fingerprint, "the shards (their fingerprints)")
     return dataset
 
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
     """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
-    w = settings.windows
     split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
-        window_size=w.window_size,
-        frame_step=w.frame_step,
-        window_stride=w.window_stride,
-        max_windows_per_clip=w.max_windows_per_clip,
+        **asdict(settings.windows),
         clips=None if split == "all" and settings.data.clips is None else clips,
-        short_clip_windows=w.short_clip_windows,
         shuffle_seed=settings.data.shuffle_seed(settings.run.seed),
     )
 
@@ -101,20 +104,12 @@ def build_loader(
     return WindowLoader(
         dataset,
         index,
-        data.batch_size,
+        **values_of(data, OrderSettings),
+        **values_of(data, ViewSettings),
         image_size=data.image_size,
         device=device,
         dtype=autocast_type(settings.run, device) or torch.float32,
-        augment=data.augment,
-        augment_scope=data.augment_scope,
-        region=data.region,
-        region_effect=data.region_effect,
-        region_scale=data.region_scale,
-        normalise=data.normalise,
         seed=settings.run.seed,
-        min_gap=data.min_gap,
-        depth=data.depth,
-        run=data.run,
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
@@ -146,6 +141,17 @@ def build_model(settings: ModelSettings, image_size: int = IMAGE_SIZE) -> Contra
         encoder.feature_dim, settings.proj_dim, hidden=settings.proj_hidden, layers=settings.proj_layers
     )
     return ContrastiveModel(encoder, head)
+
+
+def build_loss(settings: TrainSettings) -> TemporalInfoNCE:
+    """The loss; one that remembers windows ignores those that the order keeps out of a batch, too."""
+    model = settings.model
+    return TemporalInfoNCE(
+        temperature=model.temperature,
+        ignore_gap=settings.data.min_gap if model.memory else 0,
+        hard_negatives=model.hard_negatives,
+        memory=model.memory,
+    )
 
 
 def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, info: RankInfo) -> nn.Module:
@@ -199,7 +205,7 @@ def build_trainer(
     }
     return Trainer(
         model=wrapped,
-        loss_fn=TemporalInfoNCE(temperature=settings.model.temperature),
+        loss_fn=build_loss(settings),
         optimizer=optimizer,
         scheduler=scheduler,
         loader=loader,
@@ -209,7 +215,7 @@ def build_trainer(
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
-        places=_places_in(loader.index) if settings.model.mask_overlaps else None,
+        places=_places_in(loader.index) if settings.model.mask_overlaps or settings.model.memory else None,
         evaluate=None
         if settings.log.eval_data is None
         else _evaluation(settings, model.encoder, evaluator, listeners.get("history")),

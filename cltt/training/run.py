@@ -21,6 +21,7 @@ from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.parts import seen_in_training
 from cltt.files import atomic
 from cltt.files.locks import locked
+from cltt.files.retry import set_policy
 from cltt.metrics import History, is_ours_to_replace
 from cltt.region import without_box_line
 from cltt.sets.use import in_use
@@ -71,6 +72,7 @@ def _train(
     on_step: Callable[[float], None] | None,
 ) -> Request:
     """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
+    set_policy(settings.data.io_patience, while_waiting=distributed.waiting)
     device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))
@@ -268,8 +270,10 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
                 Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
             )
         )
-    for note in opened[0].data.notes if opened else ():
-        say(f"note: evaluation data: {note}")
+    if opened:
+        say(f"evaluation data: {opened[0].data.layout}")
+        for note in opened[0].data.notes:
+            say(f"note: evaluation data: {note}")
     return opened[0] if opened else None
 
 

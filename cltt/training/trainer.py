@@ -130,7 +130,8 @@ class Trainer:
 
     Args:
         model: ContrastiveModel, in DistributedDataParallel if there are several ranks.
-        loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank; with ``places`` ``(z, clip_ids, places)``.
+        loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank; with ``places`` ``(z, clip_ids, places)``. Its
+            ``state_dict()`` is saved and restored, if it holds anything.
         optimizer, scheduler: the scheduler steps once an epoch or, where ``optim`` says so, after every step.
         loader: batches of this rank.
         saver: where checkpoints go.
@@ -155,7 +156,7 @@ class Trainer:
         self,
         *,
         model: nn.Module,
-        loss_fn: Callable[..., torch.Tensor],
+        loss_fn: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         loader: Loader,
@@ -215,7 +216,9 @@ class Trainer:
 
         ``place``: the loader's state, if it has gone on to a batch that no step was made with yet.
         """
+        loss = self.loss_fn.state_dict()
         return {
+            **({"loss": loss} if loss else {}),
             "model": self._bare_model().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -227,6 +230,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state``; a rank that was not there when it was saved takes rank 0's random state."""
         self._bare_model().load_state_dict(state["model"])
+        self.loss_fn.load_state_dict(state.get("loss", {}))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.loader.load_state_dict(state["loader"])

@@ -48,6 +48,7 @@ def dataset_stats(dataset: Dataset, settings: WindowSettings, clips: Ids | None 
             for name in dataset.split_names
         ],
         "labels": _label_groups(dataset, clips, settings),
+        "odd": dataset.odd,
     }
 
 
@@ -184,6 +185,7 @@ def stats_text(stats: dict[str, Any]) -> str:
         *_table_lines(stats["windows_at"]),
         *_group_lines("split", stats["splits"]),
         *_group_lines("label", stats["labels"]),
+        *(f"odd: {line}" for line in stats["odd"]),
     ]
     return "\n".join(lines)
 

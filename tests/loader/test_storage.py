@@ -16,7 +16,7 @@ import torch
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.errors import StorageError
-from cltt.files import patience
+from cltt.files import retry
 from cltt.loader.prefetch import GaveUp
 from cltt.shards import dataset as dataset_module
 from tests.helpers import data
@@ -77,7 +77,7 @@ class Storage:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dataset_module, "_pread_into", self.into)
-        monkeypatch.setattr(patience.os, "pread", self.plain)
+        monkeypatch.setattr(retry.os, "pread", self.plain)
 
 
 @pytest.mark.parametrize("kind", ["EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EREMOTEIO", "short", "flip", "all"])
@@ -107,7 +107,7 @@ def test_a_burst_is_said_when_it_begins_and_when_it_ends(
     assert [("tried again" in line, "can be read again" in line) for line in lines] == [(True, False), (False, True)]
 
 
-def test_when_patience_ends_the_loader_stays_where_it_is(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_retries_end_the_loader_stays_where_it_is(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = epochs(make(shards))
     loader, broken = make(shards, io_patience=0.2), [False]
     Storage(lambda call: "EIO" if broken[0] else "").install(monkeypatch)

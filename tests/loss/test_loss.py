@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import harness
 from cltt import positive_mask
 from cltt.errors import SettingsError
 from cltt.loss import chunked as chunked_module
 from cltt.loss.infonce import TemporalInfoNCE
+from tests.helpers.largest import LargestTensor
 from tests.helpers.loss_cases import SIZES, assert_matches_reference, evaluate, loss_by_hand, make_case
 
 EVERY = ["reference", "chunked"]
@@ -97,18 +97,6 @@ def test_equals_supcon_of_pytorch_metric_learning(backend: str, temperature: flo
     assert leaf.grad is not None
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(grad.flatten(0, 1), leaf.grad, rtol=1e-7, atol=1e-9)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation returns while this is on."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.elements = max(self.elements, result.untyped_storage().nbytes() // result.element_size())
-        return result
 
 
 @pytest.mark.parametrize(("backend", "linear"), [("reference", False), ("chunked", True)])

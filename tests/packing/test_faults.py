@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from cltt import build_shards
-from cltt.errors import DataError, SettingsError
+from cltt.errors import DataError, SettingsError, StorageError
 from cltt.files.locks import locked_in
-from cltt.packing import plan_writer
+from cltt.packing import plan_writer, workers
 from cltt.shards import format
 from tests.helpers import data
 from tests.helpers.folders import assert_same
+from tests.helpers.quick import shorten_pauses
 
 REPOSITORY = Path(__file__).parents[2]
 SHARD_SIZE = 12_000
@@ -227,3 +228,15 @@ def test_building_imports_neither_torch_nor_dali(root: Path, tmp_path: Path) -> 
     code = f"import sys, cltt; cltt.build_shards({str(root)!r}, {str(tmp_path / 'out')!r}, workers=1)\n"
     code += "assert not {'torch', 'nvidia', 'triton'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_packing_processes_retry_as_long_as_asked(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_pauses(monkeypatch)
+    broken = (
+        "; import os; from cltt.source import clips\n"
+        "def read(*_): raise OSError(5, os.strerror(5))\n"
+        "clips._read_once = read; serve("
+    )
+    monkeypatch.setattr(workers, "_START", workers._START.replace("; serve(", broken))
+    with pytest.raises(StorageError, match=r"could not be read for 0.25 s"):
+        _build(root, tmp_path / "out", workers=2, io_patience=0.25)

@@ -10,7 +10,6 @@ import pytest
 
 from cltt import build_shards
 from cltt.errors import DataError, InvalidImage
-from cltt.files.patience import Patience
 from cltt.shards import format
 from cltt.source import videos
 from cltt.source.video import file as video_file
@@ -62,9 +61,9 @@ def test_a_video_that_ffmpeg_cannot_parse_does_not_stop_a_build(
 
 def test_a_video_of_more_pixels_than_asked_for_gives_no_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", 6)
-    clip, _ = videos.list_frames(os.fsencode(tmp_path), _found(path), videos.Sampling(), Patience(0))
+    clip, _ = videos.list_frames(os.fsencode(tmp_path), _found(path), videos.Sampling())
     wanted = [(frame.mark, frame.entry) for frame in clip.frames]
-    frames = list(videos.read_frames(os.fsencode(tmp_path), clip.key, clip.video, wanted, Patience(0), max_pixels=1000))
+    frames = list(videos.read_frames(os.fsencode(tmp_path), clip.key, clip.video, wanted, max_pixels=1000))
     assert len(frames) == 6 and all(isinstance(frame, InvalidImage) for frame in frames)
 
 
@@ -76,7 +75,7 @@ def _found(path: Path) -> videos.SourceClip:
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "film.mp4")
     with pytest.raises(DataError, match="not a regular file"):
-        videos.list_one(os.fsencode(tmp_path), b"film.mp4", videos.Sampling(), Patience(0))
+        videos.list_one(os.fsencode(tmp_path), b"film.mp4", videos.Sampling())
 
 
 @pytest.mark.parametrize("text", ["#EXTM3U\n#EXTINF:1,\nprecious.mp4\n", "ffconcat version 1.0\nfile precious.mp4\n"])

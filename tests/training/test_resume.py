@@ -104,13 +104,25 @@ def test_a_signal_saves_within_the_epoch(
     assert_same_end(tmp_path / "run", unbroken)
 
 
+def test_what_the_loss_remembers_is_saved(shards: Path, tmp_path: Path) -> None:
+    """A run that stops within an epoch and goes on makes the losses of one that does not, to the last bit."""
+    more = ("--memory", "40", "--hard-negatives", "0.5", "--epochs", "1", "--resume")
+    status, unbroken = training.run_here(training.flags(shards, tmp_path / "one", *more))
+    assert status == 0
+    arguments = training.flags(shards, tmp_path / "two", *more)
+    first, second = training.run_here(arguments, stop_after=5), training.run_here(arguments)
+    assert (first[0], second[0]) == (85, 0)
+    assert first[1] + second[1] == unbroken
+
+
 @pytest.mark.slow
-def test_two_ranks_make_the_steps_of_one(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--memory", "40", "--hard-negatives", "0.5")], ids=["plain", "weighted"])
+def test_two_ranks_make_the_steps_of_one(more: tuple[str, ...], shards: Path, tmp_path: Path) -> None:
     """Without BatchNorm two gloo ranks give one process's losses; so does a run that changes to one rank midway."""
-    arguments = training.flags(shards, tmp_path / "one")
+    arguments = training.flags(shards, tmp_path / "one", *more)
     status, output = training.run_tiny(arguments, tmp_path / "losses-one")
     assert status == 0, output
-    arguments = training.flags(shards, tmp_path / "two", "--resume")
+    arguments = training.flags(shards, tmp_path / "two", "--resume", *more)
     port = training.free_port()
     ranks = [
         training.start_tiny(arguments, tmp_path / "losses-two", **training.rank_environment(rank, 2, port))

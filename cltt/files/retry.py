@@ -1,10 +1,10 @@
-"""Which errors of storage pass by themselves, and how long one waits for them: the one place that knows.
+"""Retries of reads that fail because storage is away for a while: one policy for the whole process.
 
 A parallel file system that fails over, a server that restarts, a stalled mount: reads fail for seconds or minutes, with
-the errors of PASSING or fewer bytes than the file has, and then work again. NVIDIA's catalogue of failed jobs
-(nvidia-resiliency-ext, pull request 411) has Lustre's among them: errno 5 (EIO) and 121 (EREMOTEIO). They are tried
-again, on a fresh handle and after growing pauses. All other errors (a missing file, a refused permission, a full disk)
-are said at once. Writes are not waited for here: what training writes has an owner of its own (cltt.training.outputs).
+the errors of TRANSIENT or fewer bytes than the file has, and then work again. NVIDIA's catalogue of failed jobs
+(nvidia-resiliency-ext, pull request 411) has Lustre's among them: errno 5 (EIO) and 121 (EREMOTEIO). These reads are
+tried again, on a fresh handle and after growing pauses. All other errors (a missing file, a refused permission, a full
+disk) are raised at once. Writes are not retried here: cltt.training.outputs does so for what training writes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from cltt.errors import StorageError
+from cltt.errors import SettingsError, StorageError
 from cltt.files.regular import AnyPath, open_regular
 
 log = logging.getLogger(__name__)
 
 _NAMES = ("EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN", "EREMOTEIO")  # macOS lacks the last
-PASSING = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
+TRANSIENT = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
 IO_PATIENCE, MAX_PATIENCE = 600.0, 1e6  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 15.0  # seconds between two tries; each pause is twice the one before
 PIECE = 1 << 20
@@ -39,88 +39,106 @@ class ShortRead(OSError):
         super().__init__(errno.EIO, "Short read", os.fsdecode(path))
 
 
-def passes(error: OSError) -> bool:
-    """Whether ``error`` is of the kind that goes away by itself."""
-    return error.errno in PASSING
+class _Policy:
+    """How long this process retries, and which of its threads do so now."""
+
+    def __init__(self) -> None:
+        self.seconds = IO_PATIENCE
+        self.while_waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self.lock = threading.Lock()
+        self.threads = 0  # that wait
+        self.since = 0.0
 
 
-class Patience:
-    """Tries reads again for ``seconds``; any number of threads may share one.
+_policy = _Policy()
 
-    One line is said when the first thread begins to wait, and one when none waits any longer.
 
-    Attributes:
-        seconds: how long.
-        meanwhile: makes a context that each thread enters while it waits.
+def set_policy(io_patience: float, *, while_waiting: Callable[[], AbstractContextManager[None]] | None = None) -> None:
+    """Have all threads of this process retry reads for ``io_patience`` seconds; the last call holds.
+
+    ``while_waiting`` makes a context that each thread enters while it waits; None leaves it as it is. Raises
+    SettingsError unless ``io_patience`` is from 0 to MAX_PATIENCE.
     """
+    if not 0 <= io_patience <= MAX_PATIENCE:
+        raise SettingsError(f"io_patience is {io_patience}; it must be from 0 to {MAX_PATIENCE:g} seconds")
+    _policy.seconds = io_patience
+    _policy.while_waiting = while_waiting or _policy.while_waiting
 
-    def __init__(self, seconds: float = IO_PATIENCE, say: Callable[[str], None] = log.warning) -> None:
-        self.seconds = seconds
-        self.meanwhile: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-        self._say = say
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._since = 0.0
 
-    def ask(self, path: AnyPath, attempt: Callable[[], T]) -> T:
-        """What ``attempt`` returns, made again while it raises an error that passes.
+def io_patience() -> float:
+    """Seconds for which this process retries reads."""
+    return _policy.seconds
 
-        ``attempt`` opens its file anew each time. Raises StorageError, naming ``path``, when patience ends; any other
-        error at once.
-        """
-        try:
-            return attempt()
-        except OSError as error:
-            if not passes(error):
-                raise
-            return self._ask_again(os.fsdecode(path), attempt, error)
 
-    def read_bytes(self, path: AnyPath, *, follow: bool = True) -> bytes:
-        """The whole contents of a file; ``follow`` as in :func:`open_regular`."""
-        return self.ask(path, lambda: _read_whole(path, follow))
+def is_transient(error: OSError) -> bool:
+    """Whether ``error`` is one that a later read may not meet."""
+    return error.errno in TRANSIENT
 
-    def pieces(self, path: AnyPath, size: int = PIECE, *, follow: bool = True) -> Iterator[bytes]:
-        """The contents of a file, ``size`` bytes at a time; ``follow`` as in :func:`open_regular`."""
-        with Handle(path, follow=follow) as file:
-            offset = 0
-            while piece := self.ask(path, lambda: file.read(size, offset)):  # noqa: B023  # called at once
-                yield piece
-                offset += len(piece)
 
-    def _ask_again(self, path: str, attempt: Callable[[], T], error: OSError) -> T:
-        deadline = time.monotonic() + self.seconds
-        pause = FIRST_PAUSE
-        with self._waits(path, error), self.meanwhile():
-            while (left := deadline - time.monotonic()) > 0:
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, LONGEST_PAUSE)
-                try:
-                    return attempt()
-                except OSError as again:
-                    if not passes(again):
-                        raise
-                    error = again
-            raise StorageError(
-                f"{path} could not be read for {self.seconds:g} s ({error.strerror}; --io-patience); start again when "
-                "the storage answers"
-            ) from error
+def retry(path: AnyPath, attempt: Callable[[], T]) -> T:
+    """What ``attempt`` returns, called again while it raises a transient error.
 
-    @contextlib.contextmanager
-    def _waits(self, path: str, error: OSError) -> Iterator[None]:
-        with self._lock:
-            self._waiting += 1
-            if self._waiting == 1:
-                self._since = time.monotonic()
-                self._say(f"{path}: {error.strerror}; reading is tried again for up to {self.seconds:g} s")
-        answered = False
-        try:
-            yield
-            answered = True
-        finally:
-            with self._lock:
-                self._waiting -= 1
-                if answered and not self._waiting:
-                    self._say(f"{path}: can be read again, after {time.monotonic() - self._since:.1f} s")
+    ``attempt`` opens its file anew each time. One warning is logged when the first thread begins to wait, and one when
+    none waits any longer. Raises StorageError, naming ``path``, after io_patience seconds; any other error at once.
+    """
+    try:
+        return attempt()
+    except OSError as error:
+        if not is_transient(error):
+            raise
+        return _retry(os.fsdecode(path), attempt, error)
+
+
+def read_bytes(path: AnyPath, *, follow: bool = True) -> bytes:
+    """The whole contents of a file; ``follow`` as in :func:`open_regular`."""
+    return retry(path, lambda: _read_whole(path, follow))
+
+
+def read_pieces(path: AnyPath, size: int = PIECE, *, follow: bool = True) -> Iterator[bytes]:
+    """The contents of a file, ``size`` bytes at a time; ``follow`` as in :func:`open_regular`."""
+    with Handle(path, follow=follow) as file:
+        offset = 0
+        while piece := retry(path, lambda: file.read(size, offset)):  # noqa: B023  # called at once
+            yield piece
+            offset += len(piece)
+
+
+def _retry(path: str, attempt: Callable[[], T], error: OSError) -> T:
+    seconds = _policy.seconds
+    deadline = time.monotonic() + seconds
+    pause = FIRST_PAUSE
+    with _waiting(path, error), _policy.while_waiting():
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                return attempt()
+            except OSError as again:
+                if not is_transient(again):
+                    raise
+                error = again
+        raise StorageError(
+            f"{path} could not be read for {seconds:g} s ({error.strerror}; --io-patience); start again when the "
+            "storage answers"
+        ) from error
+
+
+@contextlib.contextmanager
+def _waiting(path: str, error: OSError) -> Iterator[None]:
+    with _policy.lock:
+        _policy.threads += 1
+        if _policy.threads == 1:
+            _policy.since = time.monotonic()
+            log.warning("%s: %s; reading is tried again for up to %g s", path, error.strerror, _policy.seconds)
+    answered = False
+    try:
+        yield
+        answered = True
+    finally:
+        with _policy.lock:
+            _policy.threads -= 1
+            if answered and not _policy.threads:
+                log.warning("%s: can be read again, after %.1f s", path, time.monotonic() - _policy.since)
 
 
 class Handle:

@@ -1,4 +1,4 @@
-"""Which errors of storage are waited out, for how long, and what is said of it."""
+"""Which reads are retried, for how long, and what is said of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cltt.errors import StorageError
-from cltt.files import patience as module
+from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
+from cltt.errors import SettingsError, StorageError
+from cltt.files import retry as module
 from cltt.files.npy import NpyRows
-from cltt.files.patience import PASSING, Patience, SharedFile
+from cltt.files.retry import TRANSIENT, SharedFile, read_bytes, read_pieces, retry, set_policy
+from tests.helpers import data
 from tests.helpers.quick import shorten_pauses
 
 CONTENT = bytes(range(256)) * 5000  # more than one piece
@@ -23,6 +25,7 @@ CONTENT = bytes(range(256)) * 5000  # more than one piece
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_pauses(monkeypatch)
+    set_policy(5)
 
 
 @pytest.fixture
@@ -45,20 +48,18 @@ def failing(times: int, number: int) -> Callable[[], str]:
     return attempt
 
 
-@pytest.mark.parametrize("number", sorted(PASSING))
-def test_what_passes_is_waited_out_and_said_twice(number: int) -> None:
-    lines: list[str] = []
-    assert Patience(5, lines.append).ask("place", failing(4, number)) == "answer"
-    assert len(lines) == 2 and lines[1].startswith("place: can be read again, after 0.")
-    assert lines[0] == f"place: {os.strerror(number)}; reading is tried again for up to 5 s"
+@pytest.mark.parametrize("number", sorted(TRANSIENT))
+def test_a_transient_error_is_retried_and_said_twice(number: int, caplog: pytest.LogCaptureFixture) -> None:
+    assert retry("place", failing(4, number)) == "answer"
+    assert len(caplog.messages) == 2 and caplog.messages[1].startswith("place: can be read again, after 0.")
+    assert caplog.messages[0] == f"place: {os.strerror(number)}; reading is tried again for up to 5 s"
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ENOSPC, errno.EISDIR, errno.EMFILE])
-def test_other_errors_are_raised_at_once(number: int) -> None:
-    lines: list[str] = []
+def test_other_errors_are_raised_at_once(number: int, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(OSError) as raised:
-        Patience(5, lines.append).ask("place", failing(1, number))
-    assert raised.value.errno == number and lines == []
+        retry("place", failing(1, number))
+    assert raised.value.errno == number and caplog.messages == []
 
 
 def test_an_error_of_another_kind_ends_the_wait() -> None:
@@ -68,20 +69,36 @@ def test_an_error_of_another_kind_ends_the_wait() -> None:
         raise errors.pop(0)
 
     with pytest.raises(FileNotFoundError):
-        Patience(5, lambda line: None).ask("place", attempt)
+        retry("place", attempt)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
-def test_patience_ends_with_a_sentence_and_a_status_that_asks_for_another_start(seconds: float) -> None:
+def test_retries_end_with_a_sentence_and_a_status_that_asks_for_another_start(seconds: float) -> None:
     began = time.monotonic()
+    set_policy(seconds)
     with pytest.raises(StorageError, match=rf"place could not be read for {seconds:g} s \(.*--io-patience\)") as raised:
-        Patience(seconds, lambda line: None).ask("place", failing(10**9, errno.EIO))
+        retry("place", failing(10**9, errno.EIO))
     assert raised.value.exit_status == 85 and time.monotonic() - began < seconds + 1
 
 
-def test_many_threads_that_wait_are_one_trouble() -> None:
-    lines: list[str] = []
-    patience = Patience(5, lines.append)
+def test_the_last_that_sets_the_policy_holds_for_the_whole_process(tmp_path: Path) -> None:
+    root = data.make_clips(tmp_path / "clips", {"a": 12})
+    build_shards(root, tmp_path / "shards", workers=1, io_patience=0.01)
+    dataset = ShardDataset(tmp_path / "shards")
+    with pytest.raises(StorageError, match=r"for 0.01 s"):
+        retry("place", failing(10**9, errno.EIO))
+    WindowLoader(dataset, WindowIndex(dataset.clip_lengths, 2), 2, device="cpu", io_patience=0.02).close()
+    with pytest.raises(StorageError, match=r"for 0.02 s"):
+        retry("place", failing(10**9, errno.EIO))
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), 1e7])
+def test_a_time_that_cannot_be_is_refused(seconds: float) -> None:
+    with pytest.raises(SettingsError, match="io_patience"):
+        set_policy(seconds)
+
+
+def test_many_threads_that_wait_are_one_trouble(caplog: pytest.LogCaptureFixture) -> None:
     gate = threading.Barrier(8)
     broken = [True]
 
@@ -92,7 +109,7 @@ def test_many_threads_that_wait_are_one_trouble() -> None:
 
     def read() -> None:
         gate.wait()
-        assert patience.ask("place", attempt) == "answer"
+        assert retry("place", attempt) == "answer"
 
     threads = [threading.Thread(target=read) for _ in range(8)]
     for thread in threads:
@@ -101,7 +118,7 @@ def test_many_threads_that_wait_are_one_trouble() -> None:
     broken[0] = False
     for thread in threads:
         thread.join()
-    assert len(lines) == 2
+    assert len(caplog.messages) == 2
 
 
 class FaultyReads:
@@ -128,10 +145,9 @@ def test_a_file_is_read_whole_through_errors_and_short_reads(
     file: Path, fault: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.os, "pread", FaultyReads({call: fault}))
-    patience = Patience(5, lambda line: None)
-    assert patience.read_bytes(file) == CONTENT
+    assert read_bytes(file) == CONTENT
     monkeypatch.setattr(module.os, "pread", FaultyReads({call: fault, call + 1: fault}))
-    assert b"".join(patience.pieces(file, 300_000)) == CONTENT
+    assert b"".join(read_pieces(file, 300_000)) == CONTENT
 
 
 def test_each_try_has_a_fresh_handle_and_none_is_left_open(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,13 +157,13 @@ def test_each_try_has_a_fresh_handle_and_none_is_left_open(file: Path, monkeypat
     monkeypatch.setattr(module.os, "open", lambda *a: opened.append(real(*a)) or opened[-1])
     monkeypatch.setattr(module.os, "pread", FaultyReads({0: "error", 1: "error"}))
     shared = SharedFile(file)
-    assert Patience(5, lambda line: None).ask(file, lambda: shared.read(10, 256)) == CONTENT[:10]
+    assert retry(file, lambda: shared.read(10, 256)) == CONTENT[:10]
     assert len(opened) == 3
     shared.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_file_that_grew_short_is_no_fault_that_passes(file: Path) -> None:
+def test_a_file_that_grew_short_is_no_transient_fault(file: Path) -> None:
     file.write_bytes(CONTENT[:100])
     assert SharedFile(file).read(200, 0) == CONTENT[:100]
 
@@ -161,7 +177,7 @@ def test_rows_are_those_of_numpy_in_any_order_and_through_faults(
     array = np.zeros(5000, dtype)
     array["a"], array["b"] = np.arange(5000) * 7, np.arange(5000) % 99
     np.save(tmp_path / "rows.npy", array)
-    rows = NpyRows(tmp_path / "rows.npy", Patience(5, lambda line: None), dtype)
+    rows = NpyRows(tmp_path / "rows.npy", dtype)
     rng = np.random.default_rng(0)
     monkeypatch.setattr(module.os, "pread", FaultyReads({0: "error", 3: "end", 7: "half"}))
     for count in (0, 1, 2, 40, 5000):
