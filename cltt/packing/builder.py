@@ -128,8 +128,8 @@ def build_shards(
         max_gap=max_gap,
         boxes=boxes,
         max_pixels=max_pixels,
-        include=None if include is None else tuple(include),
-        exclude=None if exclude is None else tuple(exclude),
+        include=include,
+        exclude=exclude,
     )
     mode = _Mode(_parse_task(task), finalize, overwrite, dry_run)
     if workers is not None:

@@ -147,7 +147,8 @@ def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     if columns.frames == 0:
         chosen = " that --include and --exclude choose" if {"include", "exclude"} & settings.keys() else ""
         raise SettingsError(
-            f"no frames under {root_dir!r}{chosen}: give the folder that holds videos, or folders with one image a frame"
+            f"no frames under {root_dir!r}{chosen}: give the folder that holds videos, or folders with one image file "
+            "a frame"
         )
     require(
         columns.has_times or settings["resize_short"] is not None or settings["quality"] == BuildSettings.quality,

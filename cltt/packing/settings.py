@@ -70,7 +70,7 @@ class BuildSettings:
         check_fields(self)
         for name in ("include", "exclude"):
             globs = getattr(self, name)
-            fits = globs is None or (isinstance(globs, list | tuple) and globs != () and all(map(_is_glob, globs)))
+            fits = globs is None or (isinstance(globs, list | tuple) and len(globs) > 0 and all(map(_is_glob, globs)))
             require(fits, f"{name} is {globs!r}; it must be patterns of paths, as in 'cam0/*'")
 
     def kept(self) -> dict[str, Any]:

@@ -114,10 +114,11 @@ HOLES = "folders with holes in the numbering of frames"
 _CHOOSE = "--include or --exclude GLOB chooses"
 _SAME = {b".jpeg": b".jpg", b".tiff": b".tif"}
 _MOST_VIEWS = 16  # numbers that tell cameras apart, as in cam0 and cam1
-_NUMBER = re.compile(rb"\d+(?:[.,]\d+)?")
 _DECIMALS = re.compile(rb"\d+[.,](\d+)")
 _SIGNED = re.compile(rb"(?:^|[_= /])-\d")
 _MONTH = rb"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+# What stands for a number in a name: "-5", "0.16", "3Feb"; a month's name before one.
+_NUMBER = re.compile(rb"(?i)-?\d+(?:[.,]\d+)?(?:[-._ ]?" + _MONTH + rb")?|" + _MONTH + rb"(?=[-._ ]?\d)")
 _DATES = (  # each with one group: what sorts by time only while it is the same in all names
     ("dates that begin with the day", re.compile(rb"\d[-._](\d{1,2}[-._](?:19|20)\d\d)")),
     ("names of months", re.compile(rb"(?i)(?:\d[-._ ]?" + _MONTH + rb"|" + _MONTH + rb"[a-z]{0,6}[-._ ]?\d)")),
