@@ -1,5 +1,15 @@
 """Every setting of every command, checked when made; flags are made from them."""
 
+from cltt.config.data import (
+    AUGMENT_SCOPES,
+    AUGMENTATIONS,
+    NORMALISATIONS,
+    SPLITS,
+    DataSettings,
+    OrderSettings,
+    ViewSettings,
+    WindowSettings,
+)
 from cltt.config.fields import (
     MANY,
     MAX_IMAGE_SIZE,
@@ -7,30 +17,25 @@ from cltt.config.fields import (
     MIN_IMAGE_SIZE,
     Range,
     check_fields,
+    declared,
     require,
     require_one_of,
     require_within,
     setting,
+    value_types,
+    values_of,
 )
 from cltt.config.recipe import (
-    BACKBONES,
     ModelSettings,
     OptimSettings,
 )
 from cltt.config.settings import (
     AMP_MODES,
-    AUGMENT_SCOPES,
-    AUGMENTATIONS,
     DEVICES,
-    FREE_ON_RESUME,
-    NORMALISATIONS,
-    SPLITS,
     CheckpointSettings,
-    DataSettings,
     LogSettings,
     RunSettings,
     TrainSettings,
-    WindowSettings,
     differences,
 )
 
@@ -38,9 +43,7 @@ __all__ = [
     "AMP_MODES",
     "AUGMENTATIONS",
     "AUGMENT_SCOPES",
-    "BACKBONES",
     "DEVICES",
-    "FREE_ON_RESUME",
     "MANY",
     "MAX_IMAGE_SIZE",
     "MAX_SEED",
@@ -52,14 +55,19 @@ __all__ = [
     "LogSettings",
     "ModelSettings",
     "OptimSettings",
+    "OrderSettings",
     "Range",
     "RunSettings",
     "TrainSettings",
+    "ViewSettings",
     "WindowSettings",
     "check_fields",
+    "declared",
     "differences",
     "require",
     "require_one_of",
     "require_within",
     "setting",
+    "value_types",
+    "values_of",
 ]

@@ -39,19 +39,16 @@ class LabelledSettings:
         f"an image's label: parent, regex:PATTERN or csv:FILE, asked about {_PATH}; of several rules the first that "
         "fits. parent is the folder that holds it, below train, val or test (default: the first folder there, flat "
         "COIL names, or the labels of shards and archives)",
-        type=str,
         nargs="+",
         metavar="RULE",
     )
     group_from: str | None = setting(
-        None, f"images that stay on one side: regex:PATTERN or csv:FILE, asked about {_PATH}", type=str, metavar="RULE"
+        None, f"images that stay on one side: regex:PATTERN or csv:FILE, asked about {_PATH}", metavar="RULE"
     )
-    test_groups: str | None = setting(
-        None, "groups that are the test part, as in s3,s7,s10 (default: a fifth)", type=str
-    )
-    val_groups: str | None = setting(None, "groups that are the val part (default: a tenth of train)", type=str)
+    test_groups: str | None = setting(None, "groups that are the test part, as in s3,s7,s10 (default: a fifth)")
+    val_groups: str | None = setting(None, "groups that are the val part (default: a tenth of train)")
     clips: str | None = setting(
-        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)", type=str
+        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)"
     )
     max_images: int = setting(
         50_000,

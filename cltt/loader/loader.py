@@ -8,30 +8,30 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from cltt.config import require
+from cltt.config import ViewSettings, require
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
 from cltt.files.retry import IO_PATIENCE, set_policy
 from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
 from cltt.frames.decoders import best_decoder
+from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
 from cltt.loader.ahead import Ahead
 from cltt.loader.bad_frames import BadFrames
 from cltt.loader.clock import Clock
 from cltt.loader.fetch import Dataset, FrameFetcher, Totals
-from cltt.loader.look import Look
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import PageTable, SlotTable, block_uses
-from cltt.region import Region
 from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.order_state import require_unchanged
 from cltt.sampling.windows import WindowIndex
 
 log = logging.getLogger(__name__)
@@ -133,9 +133,15 @@ class WindowLoader:
         io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
-        looked_at = Region(region, region_effect, region_scale)
-        looked_at.check_boxes(dataset)
-        self._look = Look(image_size, augment, augment_scope, normalise, looked_at)
+        self._view = ViewSettings(
+            augment=augment,
+            augment_scope=augment_scope,
+            region=region,
+            region_effect=region_effect,
+            region_scale=region_scale,
+            normalise=normalise,
+        )
+        self._view.looked_at.check_boxes(dataset)
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
@@ -145,7 +151,8 @@ class WindowLoader:
         self.device = chosen_device(device)
         self._share = Share(rank, world_size)
         self._cache_bytes, self._threads = cache_bytes, num_threads
-        framing = self._look.framing
+        # An augmentation that crops needs a margin to crop from.
+        framing = Framing(image_size=image_size, margin=augment != "none", region=self._view.looked_at)
         self._decoder = best_decoder(framing, self.device, num_threads)
         self._dtype = dtype
         self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads, normalise)
@@ -191,7 +198,12 @@ class WindowLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer is (batches handed out, not those made ahead): plain values, the same on every rank."""
         plan = self.plan.state_dict(self._step)
-        return {"version": STATE_VERSION, "plan": plan, **self._look.state(self.dataset)}
+        return {"version": STATE_VERSION, "plan": plan, **self._pixels()}
+
+    def _pixels(self) -> dict[str, Any]:
+        """What the pixels of a batch depend on, other than the order."""
+        size = self._decoder.framing.image_size
+        return {"fingerprint": self.dataset.fingerprint, "image_size": size, **asdict(self._view)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
@@ -200,7 +212,7 @@ class WindowLoader:
             f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
             "resume with the version of cltt that saved it",
         )
-        self._look.check_state(state, self.dataset)
+        require_unchanged("loader", {**asdict(ViewSettings()), **state}, self._pixels())
         self.plan.check_state(state["plan"])
         self._go_to(state["plan"]["epoch"], state["plan"]["step"])
 
@@ -248,7 +260,7 @@ class WindowLoader:
     @property
     def _begins_ahead(self) -> bool:
         """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
-        return self._decoder.device.type == "cuda" and self._look.augment != "none"
+        return self._decoder.device.type == "cuda" and self._view.augment != "none"
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()
@@ -331,9 +343,9 @@ class WindowLoader:
         return Batch(frames, *(torch.from_numpy(np.array(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)))
 
     def _random_numbers(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
-        if self._look.augment == "none":
+        if self._view.augment == "none":
             return None
-        return random_numbers(self.plan.seed, self.epoch, window_ids, frame_ids, self._look.augment_scope)
+        return random_numbers(self.plan.seed, self.epoch, window_ids, frame_ids, self._view.augment_scope)
 
 
 def chosen_device(device: str | torch.device) -> torch.device:
