@@ -27,7 +27,6 @@ from cltt.config.fields import (
     values_of,
 )
 from cltt.config.recipe import (
-    BACKBONES,
     ModelSettings,
     OptimSettings,
 )
@@ -44,7 +43,6 @@ from cltt.config.settings import (
 __all__ = [
     "AMP_MODES",
     "AUGMENT_SCOPES",
-    "BACKBONES",
     "DEVICES",
     "MANY",
     "MAX_IMAGE_SIZE",
