@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 
+from cltt.config import Augment
 from cltt.frames.augment import Augmentation, augment, sample_params
 from cltt.frames.filters import quick_kernels
 from cltt.frames.gather import BatchFormat, statistics
@@ -35,7 +36,7 @@ class CpuBatchMaker:
     Frames are as ``framing`` stores them, batches in ``format``.
     """
 
-    def __init__(self, framing: Framing, format: BatchFormat, augment: str, threads: int) -> None:
+    def __init__(self, framing: Framing, format: BatchFormat, augment: Augment, threads: int) -> None:
         self.framing, self.augment = framing, augment
         self._writer = FrameWriter(framing.image_size, format)
         self._memory = LeasedMemory()

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from cltt.config import ViewSettings, require
+from cltt.config import Augment, AugmentSettings, ViewSettings, require, saved
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
 from cltt.files.retry import IO_PATIENCE, set_policy
@@ -80,7 +80,8 @@ class WindowLoader:
         device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device, where the batches are wanted.
         dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).
         normalise: of float batches: ``imagenet``, by its mean and deviation, or ``none``, from 0 to 1.
-        augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
+        augment: ``none``, ``crop`` or ``simclr``, or :class:`~cltt.config.AugmentSettings` for anything between.
+        augment_scope: augmentations are drawn for each ``frame`` or once a ``window``.
         region, region_effect, region_scale: which box of a frame counts, see :class:`~cltt.region.Region`.
         seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
@@ -114,7 +115,7 @@ class WindowLoader:
         image_size: int = 224,
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
-        augment: str = "none",
+        augment: str | AugmentSettings = "none",
         augment_scope: str = "frame",
         seed: int = 0,
         min_gap: int = 0,
@@ -133,8 +134,8 @@ class WindowLoader:
         io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+        self._augment = augment if isinstance(augment, AugmentSettings) else AugmentSettings(augment=augment)
         self._view = ViewSettings(
-            augment=augment,
             augment_scope=augment_scope,
             region=region,
             region_effect=region_effect,
@@ -151,11 +152,12 @@ class WindowLoader:
         self.device = chosen_device(device)
         self._share = Share(rank, world_size)
         self._cache_bytes, self._threads = cache_bytes, num_threads
+        drawn = self._augment.augmentation
         # An augmentation that crops needs a margin to crop from.
-        framing = Framing(image_size=image_size, margin=augment != "none", region=self._view.looked_at)
+        framing = Framing(image_size=image_size, margin=drawn.crop_area is not None, region=self._view.looked_at)
         self._decoder = best_decoder(framing, self.device, num_threads)
         self._dtype = dtype
-        self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads, normalise)
+        self._maker = BatchMaker(framing, self.device, dtype, drawn, channels_last, num_threads, normalise)
         self._bad = BadFrames(dataset, max_bad_frames)
         self._fetcher: FrameFetcher | None = None
         self._prefetcher: Prefetcher | None = None
@@ -204,7 +206,12 @@ class WindowLoader:
     def _pixels(self) -> dict[str, Any]:
         """What the pixels of a batch depend on, other than the order."""
         size = self._decoder.framing.image_size
-        return {"fingerprint": self.dataset.fingerprint, "image_size": size, **asdict(self._view)}
+        return {
+            "fingerprint": self.dataset.fingerprint,
+            "image_size": size,
+            **saved(self._augment),
+            **saved(self._view),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
@@ -213,7 +220,7 @@ class WindowLoader:
             f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
             "resume with the version of cltt that saved it",
         )
-        require_unchanged("loader", {**asdict(ViewSettings()), **state}, self._pixels())
+        require_unchanged("loader", {**saved(AugmentSettings()), **saved(ViewSettings()), **state}, self._pixels())
         self.plan.check_state(state["plan"])
         self._go_to(state["plan"]["epoch"], state["plan"]["step"])
 
@@ -261,7 +268,11 @@ class WindowLoader:
     @property
     def _begins_ahead(self) -> bool:
         """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
-        return self._decoder.device.type == "cuda" and self._view.augment != "none"
+        return self._decoder.device.type == "cuda" and self._augments
+
+    @property
+    def _augments(self) -> bool:
+        return self._augment.augmentation != Augment()
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()
@@ -345,7 +356,7 @@ class WindowLoader:
         return Batch(frames, *(torch.from_numpy(np.array(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)))
 
     def _random_numbers(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
-        if self._view.augment == "none":
+        if not self._augments:
             return None
         return random_numbers(self.plan.seed, self.epoch, window_ids, frame_ids, self._view.augment_scope)
 
