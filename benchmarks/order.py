@@ -93,6 +93,7 @@ def mixing_rows(data: dict[str, np.ndarray]) -> list[Row]:
             batches = order_figures.all_batches(plan)
             far = order_figures.far_pairs_rate(plan, batches)
             row = {"clips": name, "T/step/stride": named(window), "far pairs": far}
+            row["met again"] = order_figures.met_again(plan)
             uniform = mixing(index, uniform_batches(len(index), BATCH))["overlap with batch before %"]
             rows.append({**row, **mixing(index, batches), "overlap uniform %": uniform})
     return rows

@@ -56,6 +56,27 @@ def far_pairs_rate(plan: EpochPlan, batches: np.ndarray | None = None) -> float:
     return met / uniform if uniform else float("nan")
 
 
+def met_again(plan: EpochPlan) -> float:
+    """How often pairs of one clip that shared a batch share one again in the next epoch, as a multiple of chance.
+
+    NaN where fewer than 20 would do so by chance.
+    """
+    now, following = all_batches(plan), all_batches(plan.at_epoch(plan.epoch + 1))
+    step = np.full(len(plan.index), -1)
+    step[following] = np.arange(len(following))[:, None]
+    now = np.sort(now, axis=1)  # by clip
+    clip, later = plan.index.locate(now)[0], step[now]
+    pairs = again = 0
+    for apart in range(1, now.shape[1]):
+        same = clip[:, apart:] == clip[:, :-apart]
+        if not same.any():
+            break
+        pairs += int(same.sum())
+        again += int((same & (later[:, apart:] == later[:, :-apart]) & (later[:, apart:] >= 0)).sum())
+    by_chance = pairs / len(now)
+    return again / by_chance if by_chance >= 20 else float("nan")
+
+
 def overlap_with_batch_before(index: WindowIndex, batches: np.ndarray, samples: int = 400) -> float:
     """Share of a batch's windows that overlap in time with one of the batch before, over up to ``samples`` batches."""
     steps = np.unique(np.linspace(1, len(batches) - 1, samples).astype(int)).tolist()

@@ -30,9 +30,9 @@ def example() -> tuple[WindowIndex, Block, Segments]:
     """The windows, the first block of the epoch, and its runs."""
     index = WindowIndex([FRAMES, FRAMES], window_size=2, frame_step=2)
     plan = EpochPlan(index, B, seed=SEED, depth=K, run=3)
-    block = plan._blocks[0]
+    block = plan._block(0)
     assert isinstance(block, Block) and len(plan.block_steps(0)) == K
-    return index, block, plan._layout.segments(0, B * K)
+    return index, block, plan._row.segments(0, B * K)
 
 
 def draw_clips(axes: Any, index: WindowIndex, names: dict[int, str], colours: dict[int, str]) -> None:
@@ -81,7 +81,7 @@ def main() -> None:
         int(window): COLOURS[int(np.searchsorted(ends, place, side="right"))]
         for place, window in enumerate(runs.windows())
     }
-    group = block._stretches(B, K, 3).of_places()[1]
+    group = block._stretches(B, K, 3).of_positions()[1]
     figure = pyplot.figure(figsize=(8.6, 5.6), layout="constrained")
     clips, rows, steps = figure.subplot_mosaic([["clips", "clips"], ["rows", "steps"]], height_ratios=[1.5, 1]).values()
     draw_clips(clips, index, dict(sorted(names.items())), colours)

@@ -1,14 +1,16 @@
 """What every command line here shares: one-sentence errors with exit status 2, and flags made from settings.
 
-A settings dataclass declares its flag with :func:`setting`; :func:`add_settings` adds one argparse option a field and
-:func:`settings_from` builds the dataclass back from the parsed namespace, so a default is written down once.
+:func:`add_settings` adds a flag for each setting of a class, and :func:`settings_from` makes the class of what was
+given. The namespace holds those settings alone that were given; the class has the defaults.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import difflib
 import errno
+import io
+import itertools
 import logging
 import os
 import select
@@ -16,23 +18,28 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin
 
+from cltt.config.fields import declared, value_types
 from cltt.errors import CLTTError
 from cltt.text import shorten
 
 EXIT_USAGE = 2
-EXIT_REQUEUE = 85  # "stopped on request; run the same command again": a batch script requeues on it
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
 S = TypeVar("S")
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults, but not those that say nothing (None, nothing at all, and the False of a switch)."""
+class _Help(argparse.HelpFormatter):
+    """Shows defaults."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False or action.default == ""
-        return action.help if silent else super()._get_help_string(action)
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return (action.help or "") + _default_text(action.default)
+
+
+def _default_text(default: Any) -> str:
+    """`` (default: VALUE)``; nothing where that says nothing: None, nothing at all, and the False of a switch."""
+    silent = default in (None, "", (), argparse.SUPPRESS) or default is False
+    return "" if silent else f" (default: {default})"
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +49,19 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; for a flag that is none, the error names the one that is spelled most like it."""
+        flags = itertools.takewhile(lambda word: word != "--", sys.argv[1:] if args is None else args)
+        for flag in (word.split("=")[0] for word in flags if word.startswith("--") and " " not in word):
+            if flag not in self._option_string_actions:
+                self.error(f"there is no flag {flag}{self._did_you_mean(flag)}")
+        return super().parse_args(args, namespace)
+
+    def _did_you_mean(self, flag: str) -> str:
+        shown = [name for name, action in self._option_string_actions.items() if action.help is not argparse.SUPPRESS]
+        close = difflib.get_close_matches(flag, shown, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which makes an empty list of ``--flag=--``."""
@@ -56,32 +76,29 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tuple[str, ...] = ()) -> None:
-    """Add ``--field-name`` for every field of ``settings`` declared with :func:`setting`.
-
-    The argument type is that of the default; a boolean default becomes a store-true switch; a ``None`` default needs an
-    explicit ``type``.
-    """
-    for field in dataclasses.fields(settings):
-        if "help" not in field.metadata or field.name in skip:
+    """Add ``--field-name`` for every setting that ``settings`` declares, and the old flags that it replaces."""
+    types = value_types(settings)
+    for field in declared(settings):
+        if field.name in skip:
             continue
-        options = dict(field.metadata["argparse"], help=field.metadata["help"], default=field.default)
-        if isinstance(field.default, bool):
+        options = {"help": field.metadata["help"] + _default_text(field.default), **field.metadata["argparse"]}
+        if types[field.name] is bool:
             options.setdefault("action", "store_true")
-        elif "type" not in options and "action" not in options:
-            options["type"] = type(field.default)
-        parser.add_argument("--" + field.name.replace("_", "-"), **options)
-
-
-def is_given(parser: argparse.ArgumentParser, argv: list[str] | None, name: str) -> bool:
-    """Whether the flag stands on the command line, be it with its default."""
-    silent = argparse.Namespace(**{name: argparse.SUPPRESS})
-    return getattr(parser.parse_args(argv, silent), name) is not argparse.SUPPRESS
+        elif get_origin(types[field.name]) is tuple:
+            options |= {"type": get_args(types[field.name])[0], "nargs": len(get_args(types[field.name]))}
+        else:
+            options.setdefault("type", types[field.name])
+        parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **options)
+        if field.metadata["old"] is not None:
+            field.metadata["old"].add(parser)
 
 
 def settings_from(args: argparse.Namespace, settings: type[S]) -> S:
-    """Build ``settings`` from the fields of the same names in ``args``; its own checks run here."""
-    names = [field.name for field in dataclasses.fields(settings) if hasattr(args, field.name)]  # type: ignore[arg-type]
-    return settings(**{name: getattr(args, name) for name in names})
+    """Make ``settings`` of what ``args`` has of them; they are checked here."""
+    for field in declared(settings):
+        if field.metadata["old"] is not None:
+            field.metadata["old"].take(args)
+    return settings(**{field.name: vars(args)[field.name] for field in declared(settings) if field.name in args})
 
 
 def run(main: Callable[[], int | None], prog: str) -> NoReturn:
@@ -133,13 +150,19 @@ def explain(error: BaseException, prog: str) -> tuple[int, str] | None:
 
 
 def _open_standard_streams() -> None:
-    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place."""
+    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place.
+
+    Characters that the terminal's encoding lacks are written as escapes.
+    """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(handle, True)
     os.close(handle)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _flush_output() -> None:

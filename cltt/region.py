@@ -41,7 +41,7 @@ class Region:
         scale: side of that square, of the frame's short side; also of the square that ``blur`` leaves clear around a
             point, which is a box without extent. None: 0.5, where there is such a square.
 
-    Raises SettingsError for what is none of these, or says nothing beside the rest.
+    :class:`cltt.config.ViewSettings` checks each value. SettingsError here for one that says nothing beside the rest.
     """
 
     kind: str = "none"
@@ -49,12 +49,6 @@ class Region:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in REGIONS:
-            raise SettingsError(f"region is {self.kind!r}; it must be one of {', '.join(REGIONS)}")
-        if self.effect is not None and self.effect not in EFFECTS:
-            raise SettingsError(f"region_effect is {self.effect!r}; it must be one of {', '.join(EFFECTS)}")
-        if self.scale is not None and not SCALES[0] <= self.scale <= SCALES[1]:
-            raise SettingsError(f"region_scale is {self.scale}; it must be from {SCALES[0]} to {SCALES[1]}")
         self._check_together()
         if self.kind != "none":
             object.__setattr__(self, "effect", self.effect or "blur")

@@ -20,13 +20,13 @@ def never_failing_log() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except OSError:
+    except (OSError, UnicodeEncodeError):  # the latter: standard output of a program that cltt.cli did not start
         pass
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """``1 clip``, ``2,000 clips``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 # Functions that the batch scripts of this folder share. Sourced, never run.
 
 EXIT_USAGE=2 # the settings were refused: starting again would change nothing
+FIRST_STEP=first-step # in CHECKPOINT_DIR: train.py has made a step since this start
 
 say() { printf '%s slurm: %s\n' "$(date '+%F %T')" "$*"; }
 die() { say "$@" >&2; exit "$EXIT_USAGE"; }
@@ -35,15 +36,85 @@ check_gpus() {
             "give --gpus-per-node and --ntasks-per-node the same number"
 }
 
+# --- variables of another job -----------------------------------------------------------------
+# sbatch hands on what the submitting shell has, and a shell of an interactive job or of JupyterHub has the variables of
+# that job, which srun takes for its options; the same for ranks of another torchrun. What a step needs is said in full.
+forget_other_jobs() {
+    local name
+    for name in "${!SLURM_@}"; do
+        case $name in
+            SLURM_GPUS_ON_NODE) ;;
+            SLURM_MEM_PER_* | SLURM_MEM_BIND* | SLURM_CPU_BIND* | SLURM_CPUS_PER_GPU | SLURM_GPU* | SLURM_GRES* | \
+                SLURM_TRES_PER_* | SLURM_NNODES | SLURM_NPROCS | SLURM_NTASKS_PER_* | SLURM_STEP* | SLURM_PTY_* | \
+                SLURM_EXACT | SLURM_EXCLUSIVE | SLURM_OVERLAP | SLURM_IMMEDIATE | SLURM_TIMELIMIT | SLURM_EXIT_* | \
+                SLURM_EXPORT_ENV | SLURM_WORKING_DIR | SLURM_REMOTE_CWD | SLURM_STD*MODE | SLURM_LABELIO)
+                unset "$name" ;;
+        esac
+    done
+    unset RANK WORLD_SIZE LOCAL_RANK
+}
+
+# srun's options for a step of the whole job, into the array `step`. Slurm gives every batch script SLURM_TASKS_PER_NODE,
+# as in "4(x2)". srun does not take --cpus-per-task over from sbatch (since Slurm 22.05). A process that ends first must
+# not take the others with it while they write a checkpoint: no --kill-on-bad-exit.
+plan_step() {
+    local tasks=${SLURM_TASKS_PER_NODE:-1}
+    step=(srun --export=ALL --kill-on-bad-exit=0 --wait="$STRAGGLER_WAIT" --nodes="$SLURM_JOB_NUM_NODES")
+    case $tasks in
+        *,*) step+=(--ntasks="$SLURM_NTASKS") ;; # not as many on every node
+        *) step+=(--ntasks-per-node="${tasks%%(*}") ;;
+    esac
+    if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then step+=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
+}
+
+# What srun says if it refuses our step for what is asked for; nothing where that is not known, as when Slurm does not
+# answer, a node is down or the job is ending.
+step_refusal() {
+    [ ! -f "$CHECKPOINT_DIR/$FIRST_STEP" ] || return 0
+    timeout 60 "${step[@]}" true 2>&1 | grep -E '^srun: ' | grep -vE 'Invalid job|[Tt]imed out|down, drained' |
+        grep -E -e 'mutually exclusive|Invalid |permitted|Only allocated|Unable to satisfy|unrecognized' \
+            -e 'Memory required .* not available|node configuration is not available' | tail -n 1
+}
+
+# --- paths on the node ------------------------------------------------------------------------
+# The path with its $NAME and ${NAME} replaced by the variables of this node; refused where there is no such variable.
+on_this_node() { # path, the variable it comes from
+    local path=$1 done="" name value TMPDIR=${TMPDIR:-/tmp}
+    while [[ $path =~ ^([^$]*)\$(([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})(.*)$ ]]; do
+        name=${BASH_REMATCH[3]:-${BASH_REMATCH[4]}}
+        value=${!name:-}
+        [ -n "$value" ] || die "$2 is '$1', but $name is not set on $(hostname)"
+        done+=${BASH_REMATCH[1]}$value
+        path=${BASH_REMATCH[5]}
+    done
+    case $done$path in *'$'*) die "$2 is '$1': only variables can stand for a part of a path" ;; esac
+    echo "$done$path"
+}
+
 # --- submitting -------------------------------------------------------------------------------
 # sbatch's own options come as --name=value, for they are told from ours by that; one whose value stands apart is refused.
 check_sbatch_option() {
     case $1 in
+        --mem=*) die "$1: the script has --mem-per-cpu, and Slurm takes one of the two: give --mem-per-cpu" ;;
         --*=*) ;;
         --exclusive | --hold | --requeue | --no-requeue | --parsable | --quiet | --verbose | --wait | --test-only | \
             --overcommit | --contiguous | --spread-job | --use-min-nodes | --ignore-pbs) ;;
         *) die "write options of sbatch as --name=value, in one word: $1 stands alone${2:+ before \"$2\"}" ;;
     esac
+}
+
+# --- questions to Slurm -----------------------------------------------------------------------
+# What Slurm answers, asked again for about a minute: a busy controller lets questions time out, and squeue may end with
+# status 0 then. Nothing is printed for a job that Slurm does not know; status 1 if no answer came.
+ask_slurm() { # command...
+    local said="" try
+    for try in {1..12}; do
+        [ "$try" = 1 ] || sleep 5
+        if said=$(timeout 20 "$@" 2>&1) && [[ $said != *error:* ]]; then echo "$said"; return 0; fi
+        if [[ $said == *"Invalid job id"* ]]; then return 0; fi
+    done
+    say "no answer to $*: ${said%%$'\n'*}" >&2
+    return 1
 }
 
 # --- rendezvous -------------------------------------------------------------------------------
@@ -54,7 +125,8 @@ is_address() { [[ $1 =~ ^[0-9]+(\.[0-9]+){3}$ || $1 == *:*:* ]]; }
 master_address() {
     local node_address
     if [ "${SLURM_JOB_NUM_NODES:-1}" = 1 ]; then echo 127.0.0.1; return; fi
-    node_address=$(scontrol show node "${SLURMD_NODENAME:-}" 2>/dev/null | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+    node_address=$(ask_slurm scontrol show node "${SLURMD_NODENAME:-}") || true
+    node_address=$(sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' <<<"$node_address")
     if ! is_address "$node_address"; then
         node_address=$(getent ahostsv4 "$node_address" | awk '$1 !~ /^127\./ {print $1; exit}') || true
     fi
@@ -100,7 +172,7 @@ restarts_without_progress() { # what the file should say if the job started agai
 # Count this start, and stop here if Slurm has restarted the job (node failures, preemption) again and again in vain.
 count_start() {
     local count=0
-    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then count=$(restarts_without_progress); fi
+    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then count=$(restarts_without_progress); else rm -f "$CHECKPOINT_DIR/died"; fi
     if [ "$count" -gt "$MAX_REQUEUES" ]; then
         say "restarted $count times without a newer checkpoint (MAX_REQUEUES=$MAX_REQUEUES): giving up" >&2
         exit 1
@@ -129,6 +201,20 @@ say_failed_nodes() {
     [ -z "$nodes" ] || say "node failure: $nodes" >&2
 }
 
+# Ends the job if Python died before the first step, and the time before as well: its packages, or Python itself, were
+# built for other CPUs than this node's (status 8: the system cannot execute it at all). CHECKPOINT_DIR/died is the first.
+end_if_python_dies() { # exit status
+    local how="" file=$CHECKPOINT_DIR/died
+    case $1 in 132) how=SIGILL ;; 135) how=SIGBUS ;; 139) how=SIGSEGV ;; 8) how="Exec format error" ;; esac
+    if [ -z "$how" ] || [ -f "$CHECKPOINT_DIR/$FIRST_STEP" ]; then rm -f "$file"; return 0; fi
+    how+=" on $SLURM_JOB_NODELIST"
+    if [ ! -f "$file" ]; then echo "$how" >"$file" || true; return 0; fi
+    say "Python died before the first step twice ($(cat "$file"); $how): the environment of $PYTHON does not suit the" \
+        "CPUs there; build it on such a node (make setup), or ask for others (--constraint): not requeued" >&2
+    rm -f "$file"
+    exit "$1"
+}
+
 # The id of this job for scontrol. In an array SLURM_JOB_ID of the last task is the id of the whole array.
 job_id() {
     if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
@@ -138,22 +224,37 @@ job_id() {
     fi
 }
 
+# The job's state, "gone" if Slurm has forgotten it, "unknown" if it does not answer.
+job_state() { # id
+    local answer
+    if answer=$(ask_slurm squeue --noheader --jobs="$1" --format=%T); then
+        answer=${answer##*$'\n'}
+        echo "${answer:-gone}"
+    else
+        echo unknown
+    fi
+}
+
 # Requeue this job unless it is cancelled, requeued by Slurm already, or got nowhere too often. Exits with status $1.
 requeue_and_exit() {
     local status=$1 id state count
     id=$(job_id)
     trap '' USR1 TERM # Slurm stops the rest of this script once the job is requeued
-    state=$(squeue --noheader --jobs="$id" --format=%T 2>/dev/null) || true
-    if [ "$state" != RUNNING ]; then
-        say "job $id is ${state:-gone}, so it was cancelled or Slurm requeues it: nothing to do"
-        exit "$status"
-    fi
+    state=$(job_state "$id")
+    case $state in
+        RUNNING) ;;
+        unknown) say "whether job $id goes on is unknown: it is requeued" >&2 ;;
+        *)
+            say "job $id is $state, so it was cancelled or Slurm requeues it: nothing to do"
+            exit "$status" ;;
+    esac
     count=$(restarts_without_progress)
     if [ "$count" -gt "$MAX_REQUEUES" ]; then
         say "no newer checkpoint after $MAX_REQUEUES restarts: not requeued" >&2
         exit "$status"
     fi
     say "requeueing job $id (restarts without a newer checkpoint: $count of at most $MAX_REQUEUES)"
-    scontrol requeue "$id" || say "scontrol requeue failed: submit the same command again to go on" >&2
+    ask_slurm scontrol requeue "$id" >/dev/null ||
+        say "scontrol requeue failed: submit the same command again to go on" >&2
     exit "$status"
 }

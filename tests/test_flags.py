@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 
-from cltt.config import TrainSettings, check_fields
+from cltt.cli import Parser, add_settings
+from cltt.config import (
+    DataSettings,
+    TrainSettings,
+    WindowSettings,
+    check_fields,
+    declared,
+    differences,
+    value_types,
+)
 from cltt.demo.__main__ import DemoSettings
 from cltt.errors import SettingsError
 from cltt.evaluation.__main__ import EvaluationSettings
@@ -25,9 +35,10 @@ CLASSES = [*TrainSettings.groups().values(), BuildSettings, DemoSettings, Evalua
 FIELDS = [
     pytest.param(settings, field, id=f"{settings.__name__}.{field.name}")
     for settings in CLASSES
-    for field in dataclasses.fields(settings)
-    if "help" in field.metadata
+    for field in declared(settings)
 ]
+GROUPS = TrainSettings.groups()
+NAMES = {group: {field.name: field for field in declared(settings)} for group, settings in GROUPS.items()}
 NEEDED = {"DataSettings": {"shards": "x"}, "EvaluationSettings": {"checkpoint": "x", "data": "x"}}
 
 
@@ -35,25 +46,59 @@ def _made(settings: type, **values: Any) -> Any:
     return settings(**{**NEEDED.get(settings.__name__, {}), **values})
 
 
-def _is_number(field: dataclasses.Field[Any]) -> bool:
-    number = field.metadata["argparse"].get("type") in (int, float)
-    return number or (isinstance(field.default, int | float) and not isinstance(field.default, bool))
-
-
 @pytest.mark.parametrize(("settings", "field"), FIELDS)
 def test_every_number_has_a_range_and_every_text_is_looked_at(settings: type, field: dataclasses.Field[Any]) -> None:
-    if not _is_number(field):
-        if not isinstance(field.default, bool):
+    kind = value_types(settings)[field.name]
+    if field.metadata["within"] is None:
+        if kind is not bool:
             for text in ("", "a\0b"):
                 with pytest.raises(SettingsError):
                     _made(settings, **{field.name: text})
         return
+    count, several = len(get_args(kind)), get_origin(kind) is tuple
     low, high = field.metadata["within"]
     assert -math.inf < low <= high < math.inf
     for value in (math.nan, math.inf, -math.inf, 10**22, -(10**22), low - 1, high * 2 + 1):
         with pytest.raises(SettingsError, match=rf"^{field.name} is .*; it must be from ") as caught:
-            _made(settings, **{field.name: value})
+            _made(settings, **{field.name: [low] * (count - 1) + [value] if several else value})
         assert len(str(caught.value)) < 200
+    if several:
+        with pytest.raises(SettingsError, match=f"^{field.name} is {count - 1} numbers; give {count}"):
+            _made(settings, **{field.name: [low] * (count - 1)})
+
+
+@pytest.mark.parametrize(("settings", "field"), FIELDS)
+def test_every_setting_is_a_flag(settings: type, field: dataclasses.Field[Any]) -> None:
+    """Of its type; left out it is not in the namespace, so the class alone has the default; the help names both."""
+    parser, flag = Parser(prog="x"), "--" + field.name.replace("_", "-")
+    add_settings(parser.add_argument_group("group"), settings)
+    for action in parser._actions:
+        action.required = False
+    assert not vars(parser.parse_args([]))
+    kind = value_types(settings)[field.name]
+    if get_origin(kind) is tuple:
+        value: Any = [kind(3) for kind in get_args(kind)]
+        words = map(str, value)
+    else:
+        value = {bool: True, str: next(iter(field.metadata["argparse"].get("choices", "x"))), int: 3, float: 3.0}[kind]
+        words = [] if kind is bool else [str(value)]
+    assert vars(parser.parse_args([flag, *words])) == {field.name: value}
+    shown = " ".join(parser.format_help().split(f"\n  {flag}")[1].split("\n  --")[0].split())
+    says_nothing = field.default is None or field.default is False or field.default == ""
+    assert says_nothing or shown.endswith(f"(default: {field.default})")
+    assert "None)" not in shown and "False)" not in shown and "()" not in shown
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in NAMES[group]])
+def test_a_resumed_run_has_every_setting_as_it_was_but_those_that_are_free(group: str, name: str) -> None:
+    now = TrainSettings(windows=WindowSettings(), data=DataSettings(shards="x")).to_dict()
+    saved = json.loads(json.dumps(now))
+    assert differences(saved, now) == []
+    saved[group][name] = "another"
+    free = NAMES[group][name].metadata["free"]
+    assert differences(saved, now) == ([] if free else [f"{name} is {now[group][name]} and was another"])
+    del saved[group][name]  # an older run had no such setting
+    assert differences(saved, now) == []
 
 
 @pytest.mark.parametrize("settings", CLASSES)

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "cltt"
 FLOORS: list[set[str]] = [
     {"errors", "text", "machine"},
     {"region"},
-    {"config", "cli", "distributed", "files"},
+    {"config", "distributed", "files"},
+    {"cli"},
     {"metrics", "checkpoint", "source", "sampling", "loss", "doctor"},
     {"shards", "frames", "models"},
     {"packing", "loader", "export"},

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cltt import cli
 from cltt.config import TrainSettings
-from cltt.config.old_flags import add_old_flags, take_old_flags
-from cltt.errors import CLTTError
+from cltt.errors import EXIT_REQUEUE, CLTTError
 
 DESCRIPTION = "Train an encoder by contrastive learning through time on a folder of clips."
 
@@ -20,30 +19,32 @@ DESCRIPTION = "Train an encoder by contrastive learning through time on a folder
 def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSettings:
     """Settings from flags."""
     parser = cli.Parser(prog=prog, description=DESCRIPTION)
-    for name, settings in TrainSettings.groups().items():
-        cli.add_settings(parser.add_argument_group(name), settings)
-    add_old_flags(parser)
+    groups = TrainSettings.groups()
+    for name, group in groups.items():
+        cli.add_settings(parser.add_argument_group(name), group)
     args = parser.parse_args(argv)
-    take_old_flags(args, partial(cli.is_given, parser, argv))
-    if args.checkpoint_path and not cli.is_given(parser, argv, "normalise"):
-        args.normalise = _normalise_of(args.checkpoint_path, args.backbone, args.normalise if args.resume else None)
-    made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in TrainSettings.groups().items()}
-    return TrainSettings(**made)
+    made: dict[str, Any] = {name: cli.settings_from(args, group) for name, group in groups.items()}
+    settings = TrainSettings(**made)
+    if settings.checkpoint.checkpoint_path is None or "normalise" in args:
+        return settings
+    return replace(settings, data=replace(settings.data, normalise=_normalise_of(settings)))
 
 
-def _normalise_of(weights: str, backbone: str, otherwise: str | None) -> str:
+def _normalise_of(settings: TrainSettings) -> str:
     """How pixels entered the network whose weights a run starts from.
 
-    A run that is gone on with no longer needs them: ``otherwise``, if they cannot be read.
+    A run that is gone on with no longer needs these: the default, if they cannot be read.
     """
     from cltt.models.weights import read_weights  # imports torch, see main
 
+    assert settings.checkpoint.checkpoint_path is not None
+    path, size = Path(settings.checkpoint.checkpoint_path), settings.data.image_size
     try:
-        return read_weights(Path(weights), backbone).normalise
+        return read_weights(path, settings.model.backbone, image_size=size).normalise
     except CLTTError:
-        if otherwise is None:
+        if not settings.checkpoint.resume:
             raise
-        return otherwise
+        return settings.data.normalise
 
 
 def leave_when_asked() -> None:
@@ -55,7 +56,7 @@ def leave_when_asked() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     os.write(2, b"stopped on request before the run began\n")
-    os._exit(cli.EXIT_REQUEUE)
+    os._exit(EXIT_REQUEUE)
 
 
 def main(argv: list[str] | None = None, prog: str = "train.py") -> int:

@@ -1,11 +1,13 @@
-"""Fields of a settings class: declared with their flag's help, and checked."""
+"""Settings: one declaration gives a flag, its help and default, the range allowed and the value saved with a run."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from types import UnionType
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from cltt.errors import SettingsError
 from cltt.text import shorten
@@ -16,34 +18,93 @@ MANY = 1_000_000_000
 MAX_SEED = (1 << 63) - 1
 
 
+class OldFlags(Protocol):
+    """Flags of the older script; :mod:`cltt.config.old_flags` has them."""
+
+    @property
+    def says(self) -> Mapping[str, str]: ...
+    def add(self, parser: argparse._ActionsContainer) -> None: ...
+    def take(self, args: argparse.Namespace) -> None: ...
+
+
 def require(condition: bool, message: str) -> None:
     """Raise :class:`SettingsError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise SettingsError(message)
 
 
-def setting(default: Any, help: str, *, within: Range | None = None, **argparse_options: Any) -> Any:
-    """Declare a dataclass field with its command-line help and argparse options (``choices``, ``type`` ...).
+def setting(
+    default: Any,
+    help: str,
+    *,
+    within: Range | None = None,
+    free: bool = False,
+    old: OldFlags | None = None,
+    **argparse_options: Any,
+) -> Any:
+    """Declare a setting: a dataclass field that is also a flag, ``--field-name``, and a value saved with each run.
 
-    ``within``: the smallest and the largest number allowed; every number has them, and :func:`check_fields` looks.
+    The flag takes the type that the field is annotated with; ``bool`` makes a switch. :func:`check_fields` checks the
+    value, and :func:`cltt.config.differences` whether a resumed run has the same.
+
+    Args:
+        default: also what an older run that did not save this setting is taken to have had.
+        help: for ``--help``, without the default.
+        within: the smallest and the largest number allowed; every number has them.
+        free: a resumed run may have another value.
+        old: flags of the older script that this setting replaces.
+        argparse_options: ``choices``, ``metavar``, ``nargs`` ... of the flag.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "argparse": argparse_options, "within": within})
+    declared = {"help": help, "argparse": argparse_options, "within": within, "free": free, "old": old}
+    return dataclasses.field(default=default, metadata=declared)
+
+
+def declared(settings: type) -> list[dataclasses.Field[Any]]:
+    """The fields of ``settings`` that were declared with :func:`setting`."""
+    return [field for field in fields(settings) if "within" in field.metadata]
+
+
+def value_types(settings: type) -> dict[str, Any]:
+    """The type of each setting's value where there is one: ``int`` for ``int | None``."""
+    hints = get_type_hints(settings).items()
+    return {name: get_args(hint)[0] if isinstance(hint, UnionType) else hint for name, hint in hints}
+
+
+def values_of(settings: Any, part: type) -> dict[str, Any]:
+    """What ``settings`` has of the fields of ``part``, as keyword arguments."""
+    return {field.name: getattr(settings, field.name) for field in fields(part)}
+
+
+def saved(settings: Any) -> dict[str, Any]:
+    """Plain values of ``settings``, as they are compared with those of an earlier run."""
+    return dataclasses.asdict(settings, dict_factory=lambda items: {k: _plain(value) for k, value in items})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check_fields(settings: Any) -> None:
     """SettingsError for a number outside its range, a choice that is none, or text that is empty or holds a NUL.
 
-    Call it first in ``__post_init__`` of a settings class.
+    Call it first in ``__post_init__`` of a settings class. Where several numbers are wanted, a list becomes a tuple.
     """
-    for field in fields(settings):
+    types = value_types(type(settings))
+    for field in declared(type(settings)):
         value = getattr(settings, field.name)
-        if value is None or "within" not in field.metadata:  # not made by setting()
+        if value is None:
             continue
         if isinstance(value, str):
             require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
             require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
+        if get_origin(types[field.name]) is tuple:
+            numbers = tuple(value)
+            count = len(get_args(types[field.name]))
+            require(len(numbers) == count, f"{field.name} is {len(numbers)} numbers; give {count}")
+            object.__setattr__(settings, field.name, numbers)
         if field.metadata["within"] is not None:
-            require_within(field.name, value, *field.metadata["within"])
+            for number in value if isinstance(value, list | tuple) else [value]:
+                require_within(field.name, number, *field.metadata["within"])
         if "choices" in field.metadata["argparse"]:
             require_one_of(field.name, value, field.metadata["argparse"]["choices"])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cltt.config import TrainSettings
+from cltt.config import OrderSettings, TrainSettings, values_of
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.shards.dataset import ShardDataset
 from cltt.training import factory
@@ -25,7 +25,7 @@ def draw_sample(shards: Path, training: TrainSettings, image_size: int) -> Figur
     """The first windows of the first training batch."""
     dataset = ShardDataset(shards)
     index = factory.build_index(dataset, training)
-    plan = EpochPlan(index, training.data.batch_size, seed=training.run.seed)
+    plan = EpochPlan(index, **values_of(training.data, OrderSettings), seed=training.run.seed)
     view = view_windows(dataset, index, plan.batch(0)[:6], image_size=image_size)
     return draw_windows(view, "windows of the first training batch")
 

@@ -7,6 +7,7 @@ place of numpy's arrays, a note of what they hold; the array is made from the no
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import pickletools
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ SIDE, CHANNELS = 32, 3  # pixels, colours
 MAX_BYTES = 1 << 29  # of an archive; CIFAR-100's train part has 155 MB
 MAX_STEPS = 4_000_000  # of the pickle's program; CIFAR-100's train part has about 700,000
 MAX_SHARED = 20  # tuples used again: nested in each other, each twice, they take 2**n steps to hash
+_WHOLE = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}  # numpy's names of whole numbers
 _TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 _REFUSED = {"DUP", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "FROZENSET"} | {
     "EMPTY_SET",
@@ -40,26 +42,39 @@ class Archive(NamedTuple):
 
 
 class _Dtype:
-    """In place of ``numpy.dtype``: its name alone."""
+    """In place of ``numpy.dtype``: its name and byte order alone."""
 
     def __init__(self, name: Any = "", *_: Any) -> None:
         self.name = name.decode("latin1") if isinstance(name, bytes) else name
+        self.order = "="
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and layout, which a byte does not have."""
+        order = state[1]
+        self.order = order.decode("latin1") if isinstance(order, bytes) else order
+
+    def __str__(self) -> str:
+        return str(self.name)[:20]
 
 
 class _Array:
     """In place of ``numpy.ndarray``: what it was saved from."""
 
-    shape: Any = None
-    dtype: Any = None
-    raw: Any = None
+    def __init__(self, raw: Any = None, dtype: Any = None, shape: Any = None, order: str = "C") -> None:
+        self.shape, self.dtype, self.is_fortran, self.raw = shape, dtype, order == "F", raw
 
     def __setstate__(self, state: Any) -> None:
-        _, self.shape, self.dtype, is_fortran, self.raw = state
-        if is_fortran:
-            raise pickle.UnpicklingError("its array is in Fortran's order")
+        _, self.shape, self.dtype, self.is_fortran, self.raw = state
+
+    def made(self) -> np.ndarray | None:
+        """The array, of whole numbers; None if it is not such an array."""
+        is_whole = isinstance(self.dtype, _Dtype) and self.dtype.name in _WHOLE and self.dtype.order in ("|", "<", ">")
+        known = is_whole and isinstance(self.raw, bytes | bytearray) and isinstance(self.shape, tuple)
+        if not known or self.is_fortran or not all(type(size) is int and size >= 0 for size in self.shape):
+            return None
+        dtype = np.dtype(self.dtype.name).newbyteorder(self.dtype.order)
+        if math.prod(self.shape) * dtype.itemsize != len(self.raw):
+            return None
+        return np.frombuffer(self.raw, dtype).reshape(self.shape)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -70,6 +85,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return lambda *_: _Array()
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            return _Array
         if module == "numpy" and name in ("ndarray", "dtype"):
             return _Dtype if name == "dtype" else None
         if (module, name) == ("_codecs", "encode"):
@@ -119,30 +136,45 @@ def _read(path: Path) -> Mapping[Any, Any]:
     return found
 
 
-def read_names(path: Path, key: bytes) -> list[str]:
+def _value(table: Mapping[Any, Any], key: str) -> Any:
+    """What ``key`` has, as bytes (Python 2) or as text (saved again by Python 3)."""
+    return table.get(key.encode(), table.get(key))
+
+
+def _described(value: Any) -> str:
+    """What was found in place of what should be there."""
+    if isinstance(value, _Array):
+        return f"an array of {value.dtype} of shape {str(value.shape)[:60]}"
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+def read_names(path: Path, key: str) -> list[str]:
     """The names of the classes."""
-    names = _read(path).get(key)
-    if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
-        raise DataError(f"{path} is not a CIFAR archive: it has no list {key.decode()!r}")
+    names = _value(_read(path), key)
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, bytes | str) for name in names):
+        raise DataError(f"{path} is not a CIFAR archive: {key!r} must be a list of names, and is {_described(names)}")
     return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in names]
 
 
-def read_archive(path: Path, label_key: bytes, classes: int) -> Archive:
-    """Images and labels, 0 to ``classes`` - 1, of one archive; DataError if it is not that."""
+def read_archive(path: Path, label_key: str, classes: int) -> Archive:
+    """Images and labels, 0 to ``classes`` - 1, of one archive; DataError if it is not that.
+
+    Labels may be a list or an array, images uint8 [n, 3072] as published or [n, 3, 32, 32].
+    """
     found = _read(path)
-    array, labels = found.get(b"data"), found.get(label_key)
-    if not isinstance(array, _Array) or not isinstance(labels, list):
-        raise DataError(f"{path} is not a CIFAR archive: it has no images 'data' or no list {label_key.decode()!r}")
-    values = SIDE * SIDE * CHANNELS
-    if not (_is_bytes(array.dtype) and isinstance(array.raw, bytes) and array.shape == (len(labels), values)):
-        raise DataError(f"{path} is not a CIFAR archive: 'data' is not {len(labels)} images of {values} bytes")
-    if len(array.raw) != len(labels) * values:
-        raise DataError(f"{path} is not a CIFAR archive: 'data' is cut off")
-    if not all(type(label) is int and 0 <= label < classes for label in labels):
+    data, labels = _value(found, "data"), _value(found, label_key)
+    numbers = labels.made() if isinstance(labels, _Array) else labels
+    numbers = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
+    if not isinstance(numbers, list | tuple):
+        wrong = _described(labels)
+        raise DataError(f"{path} is not a CIFAR archive: {label_key!r} must be a list of labels, and is {wrong}")
+    pixels = data.made() if isinstance(data, _Array) else None
+    shapes = ((len(numbers), CHANNELS * SIDE * SIDE), (len(numbers), CHANNELS, SIDE, SIDE))
+    if pixels is None or pixels.dtype != np.uint8 or pixels.shape not in shapes:
+        raise DataError(
+            f"{path} is not a CIFAR archive: 'data' must be uint8 of shape {shapes[0]}, for {len(numbers)} labels, and "
+            f"is {_described(data)}"
+        )
+    if not all(type(label) is int and 0 <= label < classes for label in numbers):
         raise DataError(f"{path}: the labels must be whole numbers from 0 to {classes - 1}, for which there are names")
-    pixels = np.frombuffer(array.raw, np.uint8).reshape(-1, CHANNELS, SIDE, SIDE).transpose(0, 2, 3, 1)
-    return Archive(pixels, np.array(labels, np.int64))
-
-
-def _is_bytes(dtype: Any) -> bool:
-    return isinstance(dtype, _Dtype) and dtype.name in ("u1", "|u1", "uint8", "B")
+    return Archive(pixels.reshape(shapes[1]).transpose(0, 2, 3, 1), np.array(numbers, np.int64))

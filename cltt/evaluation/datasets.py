@@ -7,9 +7,7 @@ whole groups: 60%, 20% and 20%. With a test part but no val part, val is a tenth
 from __future__ import annotations
 
 import logging
-import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,17 +16,16 @@ import numpy as np
 from cltt.config import MANY, check_fields, require, setting
 from cltt.errors import SettingsError
 from cltt.evaluation import cifar
-from cltt.evaluation.images import ArraySource, FileSource, Images, ShardSource, Source
-from cltt.evaluation.parts import PARTS, by_part, first_of, held_out, path_rule, split_all, thin
+from cltt.evaluation.images import ArraySource, FileSource, Images, ShardSource, Source, image_files
+from cltt.evaluation.parts import PART_OF, PARTS, by_part, first_of, held_out, layout_of, path_rule, split_all, thin
 from cltt.packing.labels import Rule
 from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
-from cltt.source.scan import path_order
 from cltt.text import counted, printable, shorten
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-_COIL_NAME = re.compile(r"(obj\d+)__\d+", re.IGNORECASE)
 _PATH = "the file's path relative to the data (of shards: the clip's key)"
+
+_NAMED = 3  # classes that the layout names
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +39,16 @@ class LabelledSettings:
         f"an image's label: parent, regex:PATTERN or csv:FILE, asked about {_PATH}; of several rules the first that "
         "fits. parent is the folder that holds it, below train, val or test (default: the first folder there, flat "
         "COIL names, or the labels of shards and archives)",
-        type=str,
         nargs="+",
         metavar="RULE",
     )
     group_from: str | None = setting(
-        None, f"images that stay on one side: regex:PATTERN or csv:FILE, asked about {_PATH}", type=str, metavar="RULE"
+        None, f"images that stay on one side: regex:PATTERN or csv:FILE, asked about {_PATH}", metavar="RULE"
     )
-    test_groups: str | None = setting(
-        None, "groups that are the test part, as in s3,s7,s10 (default: a fifth)", type=str
-    )
-    val_groups: str | None = setting(None, "groups that are the val part (default: a tenth of train)", type=str)
+    test_groups: str | None = setting(None, "groups that are the test part, as in s3,s7,s10 (default: a fifth)")
+    val_groups: str | None = setting(None, "groups that are the val part (default: a tenth of train)")
     clips: str | None = setting(
-        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)", type=str
+        None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)"
     )
     max_images: int = setting(
         50_000,
@@ -94,6 +88,18 @@ class LabelledData:
     def source(self) -> Source:
         return next(iter(self.parts.values())).source
 
+    @property
+    def layout(self) -> str:
+        """``train: 4 classes, 48 images; val: ... (ball, car, crib and 1 more)``: how the data are understood."""
+        parts = [
+            f"{name}: {counted(len(np.unique(images.labels[images.labels >= 0])), 'class', 'classes')}, "
+            f"{counted(len(images), 'image')}"
+            for name, images in self.parts.items()
+        ]
+        more = len(self.label_names) - _NAMED
+        names = ", ".join(map(printable, self.label_names[:_NAMED])) + (f" and {more:,} more" if more > 0 else "")
+        return "; ".join(parts) + (f" ({shorten(names, 120)})" if names else "")
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -108,6 +114,7 @@ class _Found:
         part: int64 [units], place in PARTS as the data has it, -1: in none; None: the data has no parts.
         groups: the group of each unit by ``--group-from``; None: each unit is one.
         label_names: of the classes, where the data has them in order.
+        notes: what a reader should know of how the data were found.
     """
 
     source: Source
@@ -118,6 +125,7 @@ class _Found:
     part: np.ndarray | None
     groups: Sequence[str] | None
     label_names: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def group_name(self) -> str:
@@ -142,9 +150,11 @@ def open_labelled(
     if not path.is_dir():
         raise SettingsError(f"evaluation data {str(path)!r} is not a folder")
     found = _find(path, settings)
-    if unlabelled and not any(label is not None for label in found.labels):
+    classes = {label for label in found.labels if label is not None}
+    if unlabelled and len(classes) < 2:
+        why = f"one class alone, {classes.pop()!r}" if classes else "without labels"
         everything = {"all": found.images(np.full(len(found.keys), -1))}
-        return _finished(everything, [], "none", ["without labels: no accuracies"], settings)
+        return _finished(everything, [], "none", [*found.notes, f"{why}: no accuracies"], settings)
     data = _split(path, found, settings)
     if "train" in data.parts:
         _warn_of_unknown_classes(data)
@@ -156,7 +166,9 @@ def _find(path: Path, settings: LabelledSettings) -> _Found:
         return _find_in_shards(path, settings)
     if settings.clips is not None:
         raise SettingsError(f"--clips picks clips of shards, but {str(path)!r} holds none; leave it out")
-    for folder in (path, path / "cifar-10-batches-py", path / "cifar-100-python"):
+    below = [folder for folder in path.iterdir() if folder.is_dir()]
+    usual = [path / "cifar-10-batches-py", path / "cifar-100-python"]
+    for folder in (path, *usual, *(below if len(below) == 1 else ())):
         if (folder / "data_batch_1").is_file() or ((folder / "meta").is_file() and (folder / "train").is_file()):
             if settings.label_from or settings.group_from:
                 raise SettingsError(f"{folder} is an archive without paths; leave out --label-from and --group-from")
@@ -169,48 +181,21 @@ def _find(path: Path, settings: LabelledSettings) -> _Found:
 
 def _find_files(root: Path, settings: LabelledSettings) -> _Found:
     """Image files at any depth, in natural order."""
-    paths = sorted(_image_files(root), key=lambda path: path_order(os.fsencode(path)))
-    has_parts = (root / "train").is_dir() and any((root / name).is_dir() for name in ("val", "test"))
-    inside = [path.split("/", 1)[1] if has_parts and path.startswith(_PART_FOLDERS) else path for path in paths]
-    rule = _label_rule(settings.label_from, dict(zip(paths, inside, strict=True)))
-    labels = list(map(_class_of if rule is None else rule, inside if rule is None else paths))
+    paths, left_out = image_files(root)
+    layout = layout_of(paths)
+    rule = _label_rule(settings.label_from, dict(zip(paths, layout.inside, strict=True)))
+    labels = layout.classes() if rule is None else list(map(rule, paths))
     if rule is None and not any(labels):
         raise SettingsError(
             f"no labelled images in {str(root)!r}: expected a folder a class, COIL files (obj3__45.png), CIFAR's "
             "python archives, or labelled shards; for other names give --label-from"
         )
     groups = _named_groups(paths, settings.group_from)
-    part = np.array([_part_of(path) for path in paths], np.int64) if has_parts else None
+    notes = [f"left out {line}" for line in left_out]
+    if layout.wrapping:
+        notes.append(f"all images are in {layout.wrapping}: the folders there are taken")
     source = FileSource(root, paths, groups)
-    return _Found(source, np.arange(len(paths)), "image", paths, labels, part, groups)
-
-
-_PART_FOLDERS = tuple(f"{part}/" for part in PARTS)
-
-
-def _part_of(path: str) -> int:
-    first = path.split("/", 1)[0]
-    return PARTS.index(first) if first in PARTS else -1
-
-
-def _class_of(path: str) -> str | None:
-    """The first folder of a path, or the object in a flat COIL name."""
-    folder, slash, _ = path.partition("/")
-    if slash:
-        return folder
-    match = _COIL_NAME.fullmatch(path.rpartition(".")[0])
-    return match[1].lower() if match else None
-
-
-def _image_files(root: Path) -> Iterable[str]:
-    """Paths of image files relative to ``root``; nothing whose name, or whose folder's, begins with a dot."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(folder, root)
-        prefix = "" if below == "." else below.replace(os.sep, "/") + "/"
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield prefix + name
+    return _Found(source, np.arange(len(paths)), "image", paths, labels, layout.part, groups, notes=tuple(notes))
 
 
 def _label_rule(rules: Sequence[str] | None, inside: dict[str, str]) -> Rule | None:
@@ -249,7 +234,7 @@ def _find_in_cifar(folder: Path) -> _Found:
     ten = (folder / "data_batch_1").is_file()
     train = sorted(folder.glob("data_batch_?")) if ten else [folder / "train"]
     test = folder / ("test_batch" if ten else "test")
-    label_key, name_key = (b"labels", b"label_names") if ten else (b"fine_labels", b"fine_label_names")
+    label_key, name_key = ("labels", "label_names") if ten else ("fine_labels", "fine_label_names")
     names = cifar.read_names(folder / ("batches.meta" if ten else "meta"), name_key)
     paths = [*train, *([test] if test.is_file() else [])]
     archives = [cifar.read_archive(path, label_key, len(names)) for path in paths]
@@ -277,9 +262,8 @@ def _find_in_shards(path: Path, settings: LabelledSettings) -> _Found:
     part = None
     if dataset.split_names:
         part = np.full(dataset.num_clips, -1)
-        for number, name in enumerate(PARTS):
-            if name in dataset.split_names:
-                part[dataset.split_clips(name)] = number
+        for name in dataset.split_names:
+            part[dataset.split_clips(name)] = PART_OF.get(name.lower(), -1)
     return _Found(
         ShardSource(dataset),
         np.repeat(np.arange(dataset.num_clips), dataset.clip_lengths),
@@ -299,14 +283,18 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
     labels, names = _label_numbers(path, found, settings)
     images = found.images(labels)
     labelled = images.labels >= 0
-    notes = []
+    notes = [*found.notes]
     if not labelled.all():
         first = printable(shorten(found.keys[int(np.argmin(labels))], 80))
         notes.append(f"{counted(int((~labelled).sum()), 'image')} without a label left out ({first} is the first)")
     images, group = images.take(labelled), found.group_name
     part = found.part if settings.test_groups is None else _parts_by_group(found, settings)
     if part is not None:
-        parts = by_part(images, part[found.unit][labelled])
+        placed = part[found.unit][labelled]
+        parts = by_part(images, placed)
+        if (outside := int((placed < 0).sum())) and found.unit_name == "image":
+            first = printable(shorten(found.keys[int(images.ids[np.argmin(placed)])], 80))
+            notes.append(f"{counted(outside, 'image')} in no part left out ({first} is the first)")
         where = f"split of the shards in {path}" if found.unit_name == "clip" else f"part of {path}"
         none = f"the train {where} has no labelled {found.unit_name}s; take others, or give --test-groups"
         require("train" in parts, none)
@@ -346,6 +334,11 @@ def _label_numbers(path: Path, found: _Found, settings: LabelledSettings) -> tup
     if not named:
         given, shown = " ".join(settings.label_from or ()), found.keys[0] if found.keys else "none: there are no images"
         raise SettingsError(f"--label-from {given!r} gives nothing a label; it must fit paths such as {shown!r}")
+    if len(named) == 1:
+        raise SettingsError(
+            f"all labelled images in {path} are of one class, {named.pop()!r}, and an accuracy needs two: give the "
+            "folder that holds a folder a class, or --label-from"
+        )
     names = found.label_names or sorted(named)
     number = {name: k for k, name in enumerate(names)}
     return np.array([-1 if label is None else number[label] for label in found.labels], np.int64), names

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,11 @@ from cltt.files.retry import retry
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
 from cltt.shards.dataset import ShardDataset
-from cltt.source import image, jpeg, pixels
+from cltt.source import image, jpeg, pixels, scan
 from cltt.visualize.views import clip_name
 
 READ_TOGETHER = 16
+SUFFIXES = (*image.IMAGE_EXTENSIONS, b".ppm", b".pgm")
 
 
 class Places(NamedTuple):
@@ -96,6 +98,22 @@ def joined(parts: Sequence[Images]) -> Images:
         np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "groups")
     )
     return Images(ids, labels, groups, parts[0].source)
+
+
+def image_files(root: Path) -> tuple[list[str], list[str]]:
+    """(paths of the image files at any depth, relative to ``root``, in natural order; folders left out, with reasons).
+
+    Folders behind links are followed once. Hidden and system files and folders are left out as in a build.
+    """
+    with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
+        found = scan.scan_folders(os.fsencode(root), pool)
+    paths = []
+    for key in found.keys:
+        with os.scandir(os.path.join(os.fsencode(root), key)) as entries:
+            names = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir()]
+        paths += [scan.join_key(key, name) for name in names if not name.startswith(b".")]
+    left_out = [f"{os.fsdecode(path)}: {reason}" for path, reason in found.skipped]
+    return [os.fsdecode(path) for path in sorted(paths, key=scan.path_order)], left_out
 
 
 class FileSource:

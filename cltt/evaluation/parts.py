@@ -5,7 +5,9 @@ A group is a clip of shards, what ``--group-from`` makes of a path (a session, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,61 @@ PARTS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
 VAL_SHARE = 0.1
 SPLIT_SEED = 20
+PART_OF = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
+_COIL_NAME = re.compile(r"(obj\d+)__\d+", re.IGNORECASE)
+
+
+# ---- parts and classes by folders
+
+
+class Layout(NamedTuple):
+    """How the folders of some images are understood.
+
+    inside: each path below the wrapping folder and the part. part: int64 [n], place in PARTS, -1: in none; None: the
+    data has no parts. wrapping: the folder that holds everything, empty if there is none.
+    """
+
+    inside: list[str]
+    part: np.ndarray | None
+    wrapping: str
+
+    def classes(self) -> list[str | None]:
+        """The class of each image; None for one outside of all parts, or without a class."""
+        inside = np.ones(len(self.inside), bool) if self.part is None else self.part >= 0
+        return [_class_of(path) if known else None for path, known in zip(self.inside, inside, strict=True)]
+
+
+def layout_of(paths: Sequence[str]) -> Layout:
+    """The layout of images by their paths.
+
+    A folder that alone holds all of the others is looked into. Folders are parts if there are two parts by their names
+    (``PART_OF``, in any case), and nothing else; or beside others, if the folder of the train part holds folders.
+    """
+    inside, wrapping = list(paths), ""
+    while len(heads := {_head(path) for path in inside}) == 1 and (head := heads.pop()):
+        below = [path[len(head) + 1 :] for path in inside]
+        if not any(map(_class_of, below)):
+            break
+        inside, wrapping = below, f"{wrapping}{head}/"
+    part = np.array([PART_OF.get(_head(path).lower(), -1) for path in inside], np.int64)
+    there = set(part.tolist()) - {-1}
+    others = any(_head(path) for path, number in zip(inside, part, strict=True) if number < 0)
+    holds_images = any(path.count("/") == 1 for path, number in zip(inside, part, strict=True) if number == 0)
+    if len(there) < 2 or (others and (holds_images or 0 not in there)):
+        return Layout(inside, None, wrapping)
+    below = [path.partition("/")[2] if number >= 0 else path for path, number in zip(inside, part, strict=True)]
+    return Layout(below, part, wrapping)
+
+
+def _head(path: str) -> str:
+    """The first folder of a path; empty for a file without one."""
+    return path.rpartition("/")[0].partition("/")[0]
+
+
+def _class_of(path: str) -> str | None:
+    """The first folder of a path, or the object in a flat COIL name."""
+    match = _COIL_NAME.fullmatch(path.rpartition(".")[0])
+    return _head(path) or (match[1].lower() if match else None)
 
 
 # ---- labels and groups by path

@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import pwd
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.regular import unexpanded
 from cltt.files.retry import read_pieces
 
 
@@ -42,15 +45,37 @@ def flush(path: Path) -> None:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)  # the last: /proc
+_DENIED = (errno.EACCES, errno.EPERM)
+_FORBIDDEN = (*_DENIED, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)  # the last: /proc
 
 
-def _remedy(error: OSError) -> str:
+def _remedy(error: OSError, path: Path) -> str:
     if error.errno in _FULL:
-        return "make room and start again, the build goes on"
+        return "make room and start again"
+    if error.errno in _DENIED and (denied := _denied(path)):
+        return f"{denied}, or choose another folder"
     if error.errno in _FORBIDDEN:
-        return "mend the permissions or choose another folder for the shards"
-    return "start again when it can be written, the build goes on"
+        return "mend the permissions or choose another folder"
+    return "start again when it can be written"
+
+
+def _denied(path: Path) -> str:
+    """What stands in the way of writing ``path``, itself or a folder above it, whose it is, and what is missing."""
+    for thing in (path, *path.absolute().parents):
+        with suppress(OSError):
+            status = thing.stat()
+            right, letters = (os.W_OK | os.X_OK, "wx") if stat.S_ISDIR(status.st_mode) else (os.W_OK, "w")
+            if not os.access(thing, right):
+                whose = f"{_user(status.st_uid)} ({stat.filemode(status.st_mode)})"
+                return f"{thing} belongs to {whose}: ask for the right to write it (chmod g+{letters})"
+    return ""
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 @contextlib.contextmanager
@@ -63,7 +88,7 @@ def writing(path: Path, remedy: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         kind = SettingsError if remedy else DataError
-        raise kind(f"cannot write {path}: {error.strerror or error}; {remedy or _remedy(error)}") from error
+        raise kind(f"cannot write {path}: {error.strerror or error}; {remedy or _remedy(error, path)}") from error
 
 
 @contextlib.contextmanager
@@ -121,9 +146,12 @@ def replace_file(path: Path, data: bytes) -> None:
 def check_writable(folder: Path, remedy: str) -> None:
     """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
 
+    One that only a shell could have meant is refused (see :func:`cltt.files.regular.unexpanded`).
     A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
     A full disk is none of the reasons: it may have room again when there is something to write.
     """
+    if mark := unexpanded(folder):
+        raise SettingsError(f"cannot write to {folder}: no shell has replaced the {mark}; {remedy}")
     folder = folder.absolute()
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from cltt.config import MAX_SEED, check_fields, setting
+from cltt.config import MAX_SEED, check_fields, require, setting
 from cltt.source.image import MAX_PIXELS, MAX_SIDE
+
+# Settings that came after 0.2.0: kept with the shards only where they are not at their default, which older sets have.
+LATER = ("include", "exclude")
+_GLOBS: dict[str, Any] = {"type": str, "action": "append", "metavar": "GLOB"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,18 +19,13 @@ class BuildSettings:
     """What decides the bytes of a set of shards, and so what a build that goes on must share with its start."""
 
     verify: str = setting("decode", "check every bit of each frame, or only its header", choices=["decode", "header"])
-    resize_short: int | None = setting(
-        None, "store frames with this short side, in pixels", type=int, within=(8, MAX_SIDE)
-    )
+    resize_short: int | None = setting(None, "store frames with this short side, in pixels", within=(8, MAX_SIDE))
     quality: int = setting(90, "JPEG quality of frames of videos, or stored smaller by --resize-short", within=(1, 100))
-    fps: float | None = setting(
-        None, "frames a second taken of videos (default: every frame)", type=float, within=(1e-3, 1e3)
-    )
+    fps: float | None = setting(None, "frames a second taken of videos (default: every frame)", within=(1e-3, 1e3))
     max_gap: float | None = setting(
         None,
         "cut the clip of a video where no frame comes for longer than this, in seconds (default: the larger of 0.5 and "
         "2/fps, or without --fps of 0.5 and twice the usual distance of its frames)",
-        type=float,
         within=(1e-3, 1e6),
     )
     shard_size: int = setting(
@@ -34,21 +35,47 @@ class BuildSettings:
     splits: str | None = setting(
         None,
         "shares of the clips, as in train=0.8,val=0.1,test=0.1, or csv:FILE (columns: clip key or folder, split)",
-        type=str,
     )
     split_by: str = setting("clip", "what stays together in a split", choices=["clip", "parent"])
     split_seed: int = setting(0, "another seed, another split", within=(-MAX_SEED, MAX_SEED))
     label_from: str | None = setting(
         None,
         "a clip's label: parent, regex:PATTERN or csv:FILE, asked about the clip's key, its folder's path",
-        type=str,
     )
     boxes: str | None = setting(
         None,
         "where to look in each frame: csv:FILE (frame,x1,y1,x2,y2 or frame,x,y in pixels of the upright source)",
-        type=str,
     )
     split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
 
+    include: tuple[str, ...] | None = setting(
+        None,
+        "take only files whose path below the root fits this pattern, as in 'cam0/*' (* stands for / too; the flag may "
+        "be given several times)",
+        **_GLOBS,
+    )
+    exclude: tuple[str, ...] | None = setting(
+        None, "leave out files whose path below the root fits this pattern, of those included too", **_GLOBS
+    )
+
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("include", "exclude"):
+            globs = getattr(self, name)
+            fits = globs is None or (isinstance(globs, list | tuple) and len(globs) > 0 and all(map(_is_glob, globs)))
+            require(fits, f"{name} is {globs!r}; it must be patterns of paths, as in 'cam0/*'")
+
+    def kept(self) -> dict[str, Any]:
+        """The settings as they are kept with the shards, as JSON holds them."""
+        defaults = BuildSettings()
+        kept = {k: v for k, v in asdict(self).items() if k not in LATER or v != getattr(defaults, k)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+
+def _is_glob(glob: Any) -> bool:
+    return isinstance(glob, str) and glob != ""
+
+
+def with_defaults(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """``kept`` settings of a set with those at their default that it does not hold."""
+    return {**{name: getattr(BuildSettings, name) for name in LATER}, **kept}

@@ -1,9 +1,12 @@
-"""One block of an epoch: its windows in chains, the chains in random order, dealt to steps.
+"""One block of an epoch: its windows in conflict-free chains, assigned to the steps of the block.
 
-A chain holds windows of one clip in rising order; windows of different chains start ``gap`` frames or more apart, or
-lie in different clips. The crowd d of a block is the largest number of its windows that start within ``gap`` frames.
-In a chain, windows d or more places apart start ``gap`` frames or more apart: else they and those between them would be
-d+1 windows within ``gap`` frames. So a dealing that keeps equal steps d places apart keeps a batch free of overlap.
+Two windows of one clip conflict if their starts are less than ``gap`` frames apart. A chain is a list of windows of one
+clip in rising order of start. Windows of different chains never conflict. ``max_conflicts`` (d) of a block is the
+largest number of its windows of one clip that start within ``gap`` frames.
+
+In a chain, two windows d or more positions apart do not conflict: otherwise they and the windows between them would be
+d+1 windows that start within ``gap`` frames. :mod:`cltt.sampling.dealing` puts windows of one step at least d positions
+apart, so no batch holds a conflict.
 """
 
 from __future__ import annotations
@@ -22,41 +25,42 @@ from cltt.sampling.windows import WindowIndex
 
 @dataclass(frozen=True)
 class Spacing:
-    """What keeps windows of a clip apart.
+    """What decides how far apart windows of one clip must be, and how often they should share a batch.
 
     Attributes:
-        gap: frames that two starts in one batch must lie apart, at least.
-        run_crowd: the most windows of one run that start within ``gap`` frames.
-        num_blocks: blocks of the epoch. Windows of one run are always in the same, others in one of so many: far
-            windows of a run must meet that much more rarely there for all pairs to meet equally often.
+        gap: frames that two starts of one clip in one batch must be apart, at least.
+        max_conflicts_per_run: the most windows of one run that start within ``gap`` frames.
+        num_blocks: blocks that windows of one clip are spread over. Windows of one run always share a block, other
+            windows of the clip do so with probability 1/num_blocks. Far windows of a run must therefore share a step
+            that much more rarely, so that all pairs share a batch equally often.
     """
 
     gap: int
-    run_crowd: int
+    max_conflicts_per_run: int
     num_blocks: int
 
 
 class Chains:
-    """The windows of ``segments`` by clip and start.
+    """The windows of ``segments``, sorted by clip and start and cut into chains.
 
     Attributes:
         windows: int64 [n], sorted.
         lengths: windows of each chain, int64 [chains].
-        crowd: the most windows that start within ``gap`` frames.
-        far_pairs: pairs of one chain that start ``gap`` frames or more apart.
-        far_in_runs: those of them that belong to one run.
+        max_conflicts: the most windows of one clip that start within ``gap`` frames.
+        far_pairs: pairs of windows of one chain that do not conflict.
+        far_in_runs: those of the far pairs that belong to one run.
     """
 
     def __init__(self, index: WindowIndex, segments: Segments, spacing: Spacing) -> None:
         gap = spacing.gap
         self.windows = np.sort(segments.windows())
-        line = on_one_line(index, self.windows, gap)
-        near = np.arange(len(line)) - np.searchsorted(line, line - gap, side="right")  # earlier ones within the gap
-        starts = np.flatnonzero(np.diff(line, prepend=line[:1] - gap) >= gap)
-        self.lengths = np.diff(np.append(starts, len(line)))
-        self.crowd = int(near.max()) + 1
-        self.far_pairs = int(_pairs(self.lengths).sum() - near.sum())
-        self.far_in_runs = int(_pairs(np.maximum(segments.count - spacing.run_crowd, 0) + 1).sum())
+        starts = starts_on_one_axis(index, self.windows, gap)
+        conflicts = np.arange(len(starts)) - np.searchsorted(starts, starts - gap, side="right")  # with earlier windows
+        first = np.flatnonzero(np.diff(starts, prepend=starts[:1] - gap) >= gap)
+        self.lengths = np.diff(np.append(first, len(starts)))
+        self.max_conflicts = int(conflicts.max()) + 1
+        self.far_pairs = int(_pairs(self.lengths).sum() - conflicts.sum())
+        self.far_in_runs = int(_pairs(np.maximum(segments.count - spacing.max_conflicts_per_run, 0) + 1).sum())
 
     def shuffled(self, seeds: np.random.SeedSequence) -> np.ndarray:
         """The windows chain by chain, the chains in random order: int64 [n]."""
@@ -67,9 +71,11 @@ class Chains:
 
 
 class Block:
-    """The windows of ``segments``, ``num_rows * num_steps`` of them, dealt to steps so that no neighbours meet.
+    """The ``num_rows * num_steps`` windows of ``segments``, assigned to steps so that no step holds a conflict.
 
-    The chains in random order close to a ring, which is cut open at a random place and folded into rows.
+    The shuffled chains form one sequence. It is rotated by a random number of windows and then cut into rows. A chain
+    that the rotation divides continues from the end of the sequence at its beginning; the assignment keeps these
+    windows apart, too.
 
     Attributes:
         chains: the block's windows in chains.
@@ -84,46 +90,50 @@ class Block:
         seeds: np.random.SeedSequence,
     ) -> None:
         num_rows, num_steps = shape
-        order, cut, dealing = seeds.spawn(3)
+        order, rotation, dealing = seeds.spawn(3)
         self.chains = chains = Chains(index, segments, spacing)
-        self._windows = np.roll(chains.shuffled(order), -random_below(num_rows * num_steps, cut))
+        self._windows = np.roll(chains.shuffled(order), -random_below(num_rows * num_steps, rotation))
         self._dealing = Dealing(self._stretches(num_rows, num_steps, spacing.num_blocks), num_rows, dealing)
 
     def windows(self, steps: Any, rows: np.ndarray) -> np.ndarray:
-        """Window ids of ``rows`` at ``steps`` (counted within the block): int64, the two broadcast together."""
-        return self._windows[self._dealing.places(steps, rows)]
+        """Window ids of ``rows`` at ``steps``, which count from 0 in the block: int64, the two broadcast together."""
+        return self._windows[self._dealing.positions(steps, rows)]
 
     def _stretches(self, num_rows: int, num_steps: int, num_blocks: int) -> Stretches:
         chains = self.chains
         wanted = chains.far_pairs - chains.far_in_runs * Fraction(num_blocks - 1, num_blocks)
-        return choose_stretches(num_steps, chains.crowd, chains.lengths, wanted=wanted / num_steps, num_rows=num_rows)
+        return choose_stretches(
+            num_steps, chains.max_conflicts, chains.lengths, wanted=wanted / num_steps, num_rows=num_rows
+        )
 
 
 class FreeBlock:
-    """A block of windows none of which can disturb another: already in random order, looked up without a table."""
+    """A block of single windows that never conflict. They are in random order already, so no table is kept."""
 
     def __init__(self, layout: SingleWindows, low: int, num_steps: int, seeds: np.random.SeedSequence) -> None:
         self._layout, self._low = layout, low
         self._slot = shuffled(num_steps, seeds)
 
     def windows(self, steps: Any, rows: np.ndarray) -> np.ndarray:
-        """Window ids of ``rows`` at ``steps`` (counted within the block): int64, the two broadcast together."""
+        """Window ids of ``rows`` at ``steps``, which count from 0 in the block: int64, the two broadcast together."""
         return self._layout.windows(self._low + self._slot[steps] + rows * len(self._slot))
 
 
-def crowd_bound(index: WindowIndex, segments: Segments, spacing: Spacing) -> int:
-    """At least the crowd of a block of ``segments``, from the runs alone: as many times the crowd of a run as runs of
-    one clip have windows that start within ``gap`` frames."""
+def max_conflicts_bound(index: WindowIndex, segments: Segments, spacing: Spacing) -> int:
+    """Upper bound of ``max_conflicts`` of a block of ``segments``, from the first and last window of each run.
+
+    It is the largest number of runs of one clip that have windows within ``gap`` frames, times the conflicts of a run.
+    """
     clip, begin = index.locate(segments.first)
     end = index.locate(segments.first + (segments.count - 1) * segments.distance)[1]
-    clips_apart = clip * (spacing.gap + int(end.max()) + 1)
-    begun = np.sort(clips_apart + begin)
-    over = np.searchsorted(np.sort(clips_apart + end + spacing.gap), begun, side="right")
-    return spacing.run_crowd * int((np.arange(1, len(begun) + 1) - over).max())
+    clip_begin = clip * (spacing.gap + int(end.max()) + 1)
+    begun = np.sort(clip_begin + begin)
+    over = np.searchsorted(np.sort(clip_begin + end + spacing.gap), begun, side="right")
+    return spacing.max_conflicts_per_run * int((np.arange(1, len(begun) + 1) - over).max())
 
 
-def on_one_line(index: WindowIndex, windows: np.ndarray, gap: int) -> np.ndarray:
-    """Starts of sorted ``windows`` with the clips on one line, ``gap`` frames or more from each other: int64 [n]."""
+def starts_on_one_axis(index: WindowIndex, windows: np.ndarray, gap: int) -> np.ndarray:
+    """Starts of sorted ``windows``, the clips laid end to end at least ``gap`` frames apart: int64 [n], rising."""
     clip, start = index.locate(windows)
     return np.cumsum(np.diff(clip, prepend=clip[:1]) != 0) * (gap + int(start.max())) + start
 

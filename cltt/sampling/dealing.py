@@ -1,25 +1,26 @@
-"""Which step each place of a block goes to, so that what stands close together never meets and the rest meets freely.
+"""Assigns the positions of a block to steps, so that windows in conflict never share a step.
 
-A block of B*K windows stands in B rows of K places, and every step takes one place of every row. Windows of a clip
-that could disturb each other stand less than d places apart (d: the block's crowd), also across the end of a row.
+A block holds B*K windows in B rows of K positions. Every step takes one position of every row. Windows in conflict lie
+less than d positions apart in the block (d is the block's ``max_conflicts``), also across the end of a row. The rules:
 
-- A row is cut into q stretches of m = K//q places, or m+1, with m >= d.
-- The places of a stretch fall into groups of up to m-d+1 neighbours. Equal groups of different stretches are d places
-  apart or more, whichever of their places are compared.
-- A group owns as many steps as it has places in a row, and each row deals its places of a group to these steps at
-  random, one each.
-- So that windows of one row can meet, too, each stretch is first moved to a random row among some neighbours. A rank
-  takes whole sets of such neighbours where it can, and so keeps whole runs.
+- Each row is cut into q stretches of m = K//q or m+1 positions, with m >= d.
+- Each stretch is divided into groups of at most m-d+1 neighbouring positions. All rows are divided alike. Two positions
+  of the same group in different stretches are at least d positions apart.
+- A group has as many steps as it has positions in a row. Each row assigns its positions of the group to these steps
+  at random, one position per step.
+- Before that, each stretch moves to a random row of a small set of neighbouring rows, so that windows of one row can
+  share a step. A rank takes whole sets where B allows it, so its runs stay whole.
 
-Two windows of one step are then of the same group, but of different stretches: d places apart or more.
+Two windows of one step therefore belong to the same group of different stretches and are at least d positions apart.
 
-Example: two rows (B=2) of three places (K=3), d=2, hence one stretch a row of two groups, the places 0, 1 and 2:
+Example with B=2, K=3, d=2: one stretch per row, with two groups, positions 0-1 and position 2:
 
-    places    a b | c      rows dealt    b a | c      steps    0: b e
-              d e | f                    e d | f               1: a d
-                                                               2: c f
+    positions    a b | c      after the random assignment    b a | c      steps    0: b e
+                 d e | f                                     e d | f               1: a d
+                                                                                   2: c f
 
-a and d may meet, three places apart; c and d, neighbours, belong to different groups and never do.
+Windows a and d are three positions apart and can share a step. Windows c and d are neighbours, belong to different
+groups and never share a step.
 """
 
 from __future__ import annotations
@@ -31,49 +32,59 @@ import numpy as np
 
 from cltt.sampling.permutation import shuffled, shuffled_in_groups
 
-# Rows that exchange stretches: at least 4 and about 8, in a number of sets that world sizes of 2, 4 and 8 divide.
+# Rows in a set: at least 4 and about 8. The number of sets is one that world sizes of 2, 4 and 8 divide.
 _LEAST_NEIGHBOURS, _NEIGHBOURS, _SETS = 4, 8, 8
-# How far windows of a chain may meet more rarely than wanted for the sake of wide groups.
+# Co-occurrence shortfall accepted in exchange for wider groups, as a part of what is wanted.
 TOLERANCE = Fraction(1, 10)
-_PARTS = 64  # shares are counted in 64ths, so in whole numbers
+_PARTS = 64  # probabilities are counted in 64ths, so in whole numbers
 
 
 @dataclass(frozen=True)
 class Stretches:
-    """How a row of ``num_steps`` places is cut for a ``crowd``: ``count`` stretches of ``size`` places or one more."""
+    """Division of a row of ``num_steps`` positions into ``count`` stretches of ``size`` positions or one more.
+
+    ``max_conflicts`` is the distance in positions that two windows of one step must have at least.
+    """
 
     num_steps: int
-    crowd: int
+    max_conflicts: int
     count: int
 
     @property
     def size(self) -> int:
+        """Positions of the shortest stretch."""
         return self.num_steps // self.count
 
     @property
     def groups(self) -> int:
-        """Groups of a stretch: as few as keep the same group of two stretches ``crowd`` places apart."""
-        return -(-self.size // max(1, self.size - self.crowd + 1))
+        """Groups per stretch: the fewest that keep equal groups of two stretches ``max_conflicts`` positions apart."""
+        return -(-self.size // max(1, self.size - self.max_conflicts + 1))
 
-    def of_places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Stretch and group of each place of a row: int64 [num_steps] each. The longer stretches come first, and their
-        last place belongs to the last group."""
+    def of_positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Stretch and group of each position of a row, int64 [num_steps] each.
+
+        Longer stretches come first. Their last position belongs to the last group.
+        """
         longer = self.num_steps - self.size * self.count
         sizes = self.size + (np.arange(self.count) < longer)
         stretch = np.repeat(np.arange(self.count), sizes)
-        place = np.arange(self.num_steps) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return stretch, np.minimum(place * self.groups // self.size, self.groups - 1)
+        position = np.arange(self.num_steps) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return stretch, np.minimum(position * self.groups // self.size, self.groups - 1)
 
-    def meetings(self, pairs: np.ndarray, neighbours: int) -> Fraction:
-        """How many of the ``pairs`` meet, on average: ``pairs[D]`` of them stand D places apart, int64 [most + 1].
+    def expected_meetings(self, pairs: np.ndarray, neighbours: int) -> Fraction:
+        """Expected number of pairs of a chain that share a step.
 
-        Two places D apart are equally often at each place of a row: that they are of the same group falls off linearly
-        around each multiple of the stretch, and then each of the group's steps is as likely. Two stretches that were
-        moved among ``neighbours`` rows came to one row with one chance in so many, and then do not meet.
+        Args:
+            pairs: int64 [longest chain]; ``pairs[D]`` pairs lie D positions apart.
+            neighbours: rows in a set.
+
+        For two positions D apart, the probability of sharing a group is triangular around multiples of the stretch.
+        Both then take each of the group's steps with the same probability. If both stretches lie in one set of rows,
+        they move to the same row with probability 1/neighbours, and then the pair does not share a step.
         """
         width = -(-self.size // self.groups)
         apart = np.arange(len(pairs))
-        stretches, beyond = np.divmod(apart * self.count, self.num_steps)  # beyond: in parts of a place
+        stretches, beyond = np.divmod(apart * self.count, self.num_steps)  # beyond: in units of 1/count positions
         in_one_set = np.maximum(_PARTS - apart * _PARTS // (neighbours * self.num_steps), 0)
         met = lost = 0
         for number, away in ((stretches, beyond), (stretches + 1, self.num_steps - beyond)):
@@ -83,20 +94,29 @@ class Stretches:
         return (met - Fraction(lost, neighbours * _PARTS)) / (width * self.count) ** 2
 
 
-def choose_stretches(num_steps: int, crowd: int, chains: np.ndarray, *, wanted: Fraction, num_rows: int) -> Stretches:
-    """The fewest stretches with which windows of a chain meet as often as wanted, to within a tenth; else the nearest.
+def choose_stretches(
+    num_steps: int, max_conflicts: int, chains: np.ndarray, *, wanted: Fraction, num_rows: int
+) -> Stretches:
+    """The fewest stretches with which ``wanted`` pairs of a chain share a step, to within a tenth.
 
-    Long stretches have wide groups, so that other pairs meet in each epoch, but keep all windows of a chain apart;
-    short ones let them meet, but only at distances near a multiple of the stretch. ``chains`` are the numbers of
-    windows of the chains, ``wanted`` is how many pairs of one chain should meet in the block. All is counted in whole
-    numbers, so that every machine takes the same.
+    If no number of stretches comes that close, the nearest. Few stretches have wide groups, so that other pairs share a
+    step in each epoch, but they keep windows of one short chain apart. Many stretches let windows of a chain share a
+    step, but only at distances near a multiple of the stretch, so the same pairs meet epoch after epoch
+    (benchmarks/NOTES.md has the figures). Everything is counted in whole numbers, so every machine chooses the same.
+
+    Args:
+        num_steps: K.
+        max_conflicts: d, at least 1.
+        chains: windows of each chain, int64 [chains].
+        wanted: pairs of one chain that should share a step, in the whole block.
+        num_rows: B.
     """
     pairs = _pairs_by_distance(chains)
     neighbours = num_rows // _number_of_sets(num_rows)
-    best, least = Stretches(num_steps, crowd, 1), None
-    for count in range(1, max(1, num_steps // crowd) + 1):
-        tried = Stretches(num_steps, crowd, count)
-        met = tried.meetings(pairs, neighbours)
+    best, least = Stretches(num_steps, max_conflicts, 1), None
+    for count in range(1, max(1, num_steps // max_conflicts) + 1):
+        tried = Stretches(num_steps, max_conflicts, count)
+        met = tried.expected_meetings(pairs, neighbours)
         missing = abs(met - wanted)
         if least is None or missing < least:
             best, least = tried, missing
@@ -106,20 +126,26 @@ def choose_stretches(num_steps: int, crowd: int, chains: np.ndarray, *, wanted: 
 
 
 class Dealing:
-    """Which place of the block each row takes at each step."""
+    """Random assignment of the positions of a block to its steps.
+
+    Args:
+        stretches: how rows are divided.
+        num_rows: B.
+        seeds: random state.
+    """
 
     def __init__(self, stretches: Stretches, num_rows: int, seeds: np.random.SeedSequence) -> None:
         moves, turns, steps = seeds.spawn(3)
-        self._stretch, group = stretches.of_places()
+        self._stretch, group = stretches.of_positions()
         sets = np.arange(num_rows) * _number_of_sets(num_rows) // num_rows
         self._source_row = shuffled_in_groups(sets, stretches.count, moves).astype(np.int32)  # [stretch, row]
-        self._place = shuffled_in_groups(group, num_rows, turns).astype(np.int32)  # [row, K]
+        self._position = shuffled_in_groups(group, num_rows, turns).astype(np.int32)  # [row, K]
         self._slot = shuffled(stretches.num_steps, steps)
 
-    def places(self, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Places that ``rows`` take at ``steps``, counted row by row: int64, the two broadcast together."""
-        place = self._place[rows, self._slot[steps]]
-        return self._source_row[self._stretch[place], rows] * len(self._slot) + place
+    def positions(self, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Positions in the block, 0 to B*K-1, that ``rows`` take at ``steps``: int64, the two broadcast together."""
+        position = self._position[rows, self._slot[steps]]
+        return self._source_row[self._stretch[position], rows] * len(self._slot) + position
 
 
 def _number_of_sets(num_rows: int) -> int:
@@ -128,7 +154,7 @@ def _number_of_sets(num_rows: int) -> int:
 
 
 def _pairs_by_distance(chains: np.ndarray) -> np.ndarray:
-    """How many pairs of one chain stand 0, 1, 2, ... places apart: int64 [longest]; none at 0."""
+    """Pairs of one chain that lie 0, 1, 2, ... positions apart, int64 [longest chain]; none at 0."""
     at_least = np.cumsum(np.bincount(chains)[::-1])[::-1]  # chains of this many windows or more
     pairs = np.append(np.cumsum(at_least[::-1])[::-1][1:], 0)
     pairs[0] = 0

@@ -1,55 +1,56 @@
-"""The order of an epoch: (seed, epoch, step) -> window ids, the same for any number of ranks, from any step.
+"""The order of an epoch: window ids of any step, as a function of (seed, epoch, step), equal for any number of ranks.
 
-Windows are drawn in runs that share frames, and `depth` steps share one pool (a block) of runs, so that a frame is
-decoded once for all the windows of the block that hold it; within the block the windows are dealt out so that no batch
-holds two windows of a clip that share, or nearly share, frames. docs/order.md tells it with pictures.
+An epoch draws windows in runs that share frames. About ``depth`` steps form a block and share its runs, so a loader
+decodes each frame once per block. Within a block, windows are assigned to steps so that no batch holds two windows of
+one clip that overlap in time. docs/order.md explains it with a picture.
 
-Legend: N windows, B windows a batch over all ranks, b = B/world_size; S = N//B steps; block k holds K_k steps.
+Legend: N windows; B windows per batch over all ranks; b = B/world_size; S = N//B steps; K steps per block.
 """
 
 from __future__ import annotations
 
 import operator
 import warnings
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from cltt.config import require
-from cltt.sampling.blocks import Block, Chains, FreeBlock, Spacing, crowd_bound, on_one_line
-from cltt.sampling.order_state import OrderState, whole
+from cltt.sampling.blocks import Block, Chains, FreeBlock, Spacing, max_conflicts_bound, starts_on_one_axis
+from cltt.sampling.order_state import OrderState, require_int
 from cltt.sampling.permutation import BLOCK, MAX_SEED, RUNS, SHIFT, seed_sequence
-from cltt.sampling.recent import Recent
 from cltt.sampling.runs import ShuffledRuns, SingleWindows
 from cltt.sampling.uses import FrameUses
 from cltt.sampling.windows import WindowIndex
 
 DEFAULT_DEPTH = 128
-# A run costs (T + run - 1)/run decodes a window where neighbours share T-1 frames: 1.2 with this many windows for each
-# shared frame. Longer ones than 32 leave a block too few runs to mix.
-RUN_FOR_EACH_SHARED_FRAME, LONGEST_RUN = 5, 32
-# Frames an exact frames_per_block may go through, and blocks that are looked at where there are more.
+# A run of n windows that share T-1 frames costs (T + n - 1)/n decodes per window: 1.2 for n = 5*(T-1). Runs of more
+# than 32 windows leave too few runs per block to mix.
+WINDOWS_PER_SHARED_FRAME, MOST_WINDOWS_PER_RUN = 5, 32
+# frames_per_block is exact up to this many frames over all windows, else estimated from this many blocks.
 EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 
 
 class EpochPlan:
-    """Which windows each step of one epoch takes; random access, nothing kept but a table of runs and recent blocks.
+    """The windows of each step of one epoch, with random access to any step.
+
+    Memory is a table of runs and the last two blocks.
 
     Args:
         index: the windows.
-        batch_size: B, windows a step over all ranks.
-        seed, epoch: whole numbers from 0 to 2**64-1; every pair gives an order of its own.
-        min_gap: frames to leave between two windows of a clip in one batch, beyond not overlapping.
-        depth: steps that share a block of windows; None: 128. Where keeping windows apart takes more, blocks are
-            longer. More depth saves decoding and costs frame memory.
-        run: windows of a clip drawn together; None: 5*(T-1), at most 32. 1 where no windows share frames.
+        batch_size: B, windows per step over all ranks.
+        seed, epoch: integers from 0 to 2**64-1; each pair gives another order.
+        min_gap: frames between two windows of one clip in a batch, at least; 0: they only do not overlap.
+        depth: steps per block; None: 128. Blocks are longer where keeping windows apart needs it. A larger depth saves
+            decoding and costs frame memory.
+        run: windows per run; None: 5*(T-1), at most 32. It is 1 where no windows share frames.
 
     Attributes:
-        index, batch_size, seed, epoch, min_gap, depth, run: as given or resolved.
-        num_blocks: blocks of ``depth`` steps or more in the epoch.
-        overlaps: row pairs of a batch, summed over the epoch, whose windows lie in one clip with starts less than
-            span + min_gap frames apart: 0 wherever the epoch has ``index.steps_needed(span + min_gap)`` steps.
+        index, batch_size, seed, epoch, min_gap, depth, run: as given, or what None stands for.
+        num_blocks: blocks in the epoch.
+        overlaps: number of window pairs, summed over all batches, of one clip with starts less than span + min_gap
+            frames apart. It is 0 if the epoch has at least ``index.steps_needed(span + min_gap)`` steps.
 
     Raises:
         SettingsError: (a ValueError) fewer windows than ``batch_size``, or a value out of its range.
@@ -67,27 +68,27 @@ class EpochPlan:
         run: int | None = None,
     ) -> None:
         self.index = index
-        self.batch_size = whole("batch_size", batch_size, 1)
-        self.seed = whole("seed", seed, 0, MAX_SEED)
-        self.epoch = whole("epoch", epoch, 0, MAX_SEED)
-        self.min_gap = whole("min_gap", min_gap, 0)
+        self.batch_size = require_int("batch_size", batch_size, 1)
+        self.seed = require_int("seed", seed, 0, MAX_SEED)
+        self.epoch = require_int("epoch", epoch, 0, MAX_SEED)
+        self.min_gap = require_int("min_gap", min_gap, 0)
         require(
             self.batch_size <= len(index),
             f"batch_size is {batch_size}, but there are only {len(index)} windows; take a batch_size of at most that",
         )
-        self.depth = DEFAULT_DEPTH if depth is None else whole("depth", depth, 1)
-        self.run = self._resolved_run(run)
+        self.depth = DEFAULT_DEPTH if depth is None else require_int("depth", depth, 1)
+        self.run = self._windows_per_run(run)
         self._gap = index.span + self.min_gap
         self._steps_needed = index.steps_needed(self._gap)
         self._num_steps = len(index) // self.batch_size
-        self._layout = self._shuffled()
+        self._row = self._shuffled_row()
         self.num_blocks = self._most_blocks()
-        self._blocks = Recent(self._build_block, 2)
-        self._uses = Recent(self._build_first_uses, 4)
+        self._block = lru_cache(2)(self._build_block)
+        self._first_uses = lru_cache(4)(self._build_first_uses)
         self.overlaps = self._counted_overlaps()
 
     def at_epoch(self, epoch: int) -> EpochPlan:
-        """The order of another epoch of the same run."""
+        """The plan of another epoch, with the same settings."""
         return EpochPlan(
             self.index,
             self.batch_size,
@@ -117,42 +118,42 @@ class EpochPlan:
         block = self.block_of(step)
         rows = self._rows(rank, world_size)
         steps = self.block_steps(block)
-        return self._blocks[block].windows(step - steps.start, rows)
+        return self._block(block).windows(step - steps.start, rows)
 
     def block_windows(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """What :meth:`batch` gives at each step of ``block``, in a fraction of the time: int64 [K, B/world_size].
+        """The batches of all steps of ``block``, faster than step by step: int64 [K, B/world_size].
 
         Raises:
             IndexError: a ``block`` outside 0..num_blocks-1.
             SettingsError: as :meth:`batch`.
         """
         rows = self._rows(rank, world_size)
-        return self._blocks[block].windows(np.arange(len(self.block_steps(block)))[:, None], rows)
+        return self._block(operator.index(block)).windows(np.arange(len(self.block_steps(block)))[:, None], rows)
 
     def fresh_frames(self, step: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Frames that ``batch(step)`` needs and no earlier step of its block does: sorted unique int64.
+        """Frames that ``batch(step)`` uses first in its block: sorted unique int64.
 
         Raises:
             IndexError, SettingsError: as :meth:`batch`.
         """
         block = self.block_of(step)
-        frames, steps = self._uses[self._rank_key(block, rank, world_size)]
+        frames, steps = self._first_uses(block, *self._first_and_number(rank, world_size))
         return frames[steps == step - self.block_steps(block).start]
 
     def block_frames(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """All frames that the rank's windows of ``block`` hold: sorted unique int64.
+        """All frames of the rank's windows in ``block``: sorted unique int64.
 
         Raises:
             IndexError: a ``block`` outside 0..num_blocks-1.
             SettingsError: as :meth:`batch`.
         """
-        return self._uses[self._rank_key(block, rank, world_size)][0].copy()
+        return self._first_uses(operator.index(block), *self._first_and_number(rank, world_size))[0].copy()
 
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
-        """Most frames a block of this epoch holds for the rank: the slots of a cache that decodes each once a block.
+        """The most distinct frames of the rank in any block: a cache of this size decodes each frame once per block.
 
-        Exact for up to 4 million frames over all windows. For more, the most in 64 blocks spread over the epoch, and a
-        64th more: blocks are alike, as runs are shuffled over all of them.
+        Exact up to 4 million frames over all windows. Above, an estimate: the most in 64 blocks spread over the epoch,
+        plus 1/64. Blocks are alike, because runs are shuffled over all of them.
         """
         rows = self._rows(rank, world_size)
         exact = len(self.index) * self.index.window_size <= EXACT_FRAMES
@@ -175,7 +176,7 @@ class EpochPlan:
         return ((operator.index(step) + 1) * self.num_blocks - 1) // self._num_steps
 
     def block_steps(self, block: int) -> range:
-        """The steps of ``block``: all blocks together hold each step once, in order.
+        """The steps of ``block``. The blocks divide the steps of the epoch, in order, as equally as possible.
 
         Raises:
             IndexError: a ``block`` outside 0..num_blocks-1.
@@ -186,30 +187,30 @@ class EpochPlan:
         return range(block * self._num_steps // self.num_blocks, (block + 1) * self._num_steps // self.num_blocks)
 
     def state_dict(self, step: int = 0) -> dict[str, int | str | None]:
-        """Where the epoch stands before ``step`` (0..len) and what its order depends on: integers and a string."""
-        return self._state.saved(self.epoch, whole("step", step, 0, len(self) + 1))
+        """State before ``step`` (0..len): the position and everything the order depends on, as plain values."""
+        return self._state.saved(self.epoch, require_int("step", step, 0, len(self) + 1))
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Do nothing if ``state`` belongs to an order like this one, at any epoch and step.
+        """Check that ``state`` belongs to this order, at any epoch and step.
 
         Raises:
-            SettingsError: naming each difference, in one sentence.
+            SettingsError: it does not; one sentence names each difference.
         """
         self._state.check(state)
-        whole("epoch", state["epoch"], 0, MAX_SEED)
-        whole("step", state["step"], 0, len(self) + 1)
+        require_int("epoch", state["epoch"], 0, MAX_SEED)
+        require_int("step", state["step"], 0, len(self) + 1)
 
     @property
     def _state(self) -> OrderState:
         return OrderState(self.index, self.seed, self.batch_size, self.min_gap, self.depth, self.run)
 
     # ---- the order ---------------------------------------------------------------------------------------------------
-    def _resolved_run(self, run: int | None) -> int:
-        default = min(RUN_FOR_EACH_SHARED_FRAME * (self.index.window_size - 1), LONGEST_RUN)
-        asked = default if run is None else whole("run", run, 1)
+    def _windows_per_run(self, run: int | None) -> int:
+        default = min(WINDOWS_PER_SHARED_FRAME * (self.index.window_size - 1), MOST_WINDOWS_PER_RUN)
+        asked = default if run is None else require_int("run", run, 1)
         return asked if self.index.sharing_distance.any() else 1
 
-    def _shuffled(self) -> SingleWindows | ShuffledRuns:
+    def _shuffled_row(self) -> SingleWindows | ShuffledRuns:
         if self.run == 1:
             return SingleWindows(len(self.index), self._seeds(RUNS))
         return ShuffledRuns(self.index, self.run, self._seeds(RUNS), self._seeds(SHIFT))
@@ -218,9 +219,9 @@ class EpochPlan:
         return seed_sequence(self.seed, self.epoch, purpose, block)
 
     def _most_blocks(self) -> int:
-        """Blocks of ``depth`` steps, or as many halvings fewer as it takes for the crowd of each to fit its steps.
+        """Blocks of ``depth`` steps; their number is halved until no block has more ``max_conflicts`` than steps.
 
-        Never fewer than with blocks of ``steps_needed`` steps: that is the crowd of a block that holds a whole clip.
+        Blocks of ``steps_needed`` steps always fit, so there are never fewer than that gives.
         """
         self.num_blocks = max(1, len(self) // self.depth)
         fewest = max(1, len(self) // max(self.depth, self._steps_needed))
@@ -229,58 +230,58 @@ class EpochPlan:
         return self.num_blocks
 
     def _all_fit(self) -> bool:
-        """Whether no block has a larger crowd than steps."""
         steps = len(self) // self.num_blocks
         return steps >= self._steps_needed or all(self._fits(block, steps) for block in range(self.num_blocks))
 
     def _fits(self, block: int, steps: int) -> bool:
-        segments = self._layout.segments(*self._positions(block))
-        if crowd_bound(self.index, segments, self._spacing) <= steps:
+        """Whether ``max_conflicts`` of the block is at most ``steps``. The bound is cheap and often decides."""
+        segments = self._row.segments(*self._positions(block))
+        if max_conflicts_bound(self.index, segments, self._spacing) <= steps:
             return True
-        return Chains(self.index, segments, self._spacing).crowd <= steps
+        return Chains(self.index, segments, self._spacing).max_conflicts <= steps
 
     @property
     def _spacing(self) -> Spacing:
-        return Spacing(self._gap, self._run_crowd, self.num_blocks)
+        return Spacing(self._gap, self._max_conflicts_per_run, self.num_blocks)
 
     @cached_property
-    def _run_crowd(self) -> int:
+    def _max_conflicts_per_run(self) -> int:
         sharing = self.index.sharing_distance
         return int(np.where(sharing > 0, -(-self.index.index_distance(self._gap) // np.maximum(sharing, 1)), 1).max())
 
     def _positions(self, block: int) -> tuple[int, int]:
+        """The part of the row that ``block`` holds: from the first position up to, not including, the second."""
         steps = self.block_steps(block)
         return steps.start * self.batch_size, steps.stop * self.batch_size
 
     def _build_block(self, block: int) -> Block | FreeBlock:
         low, high = self._positions(block)
         steps, seeds = len(self.block_steps(block)), self._seeds(BLOCK, block)
-        if self._steps_needed == 1 and isinstance(self._layout, SingleWindows):
-            return FreeBlock(self._layout, low, steps, seeds)
-        segments = self._layout.segments(low, high)
+        if self._steps_needed == 1 and isinstance(self._row, SingleWindows):
+            return FreeBlock(self._row, low, steps, seeds)
+        segments = self._row.segments(low, high)
         return Block(self.index, segments, (self.batch_size, steps), self._spacing, seeds)
 
     # ---- ranks and frames --------------------------------------------------------------------------------------------
     def _rows(self, rank: int, world_size: int) -> np.ndarray:
-        world_size = whole("world_size", world_size, 1)
+        world_size = require_int("world_size", world_size, 1)
         require(
             self.batch_size % world_size == 0,
             f"batch_size {self.batch_size} cannot be shared evenly by {world_size} ranks; take a multiple of that",
         )
-        rank = whole("rank", rank, 0, world_size)
+        rank = require_int("rank", rank, 0, world_size)
         share = self.batch_size // world_size
         return np.arange(rank * share, (rank + 1) * share)
 
-    def _rank_key(self, block: int, rank: int, world_size: int) -> tuple[int, int, int]:
-        """Rank and world size reduced to what matters: the rows they stand for."""
+    def _first_and_number(self, rank: int, world_size: int) -> tuple[int, int]:
+        """First row of the rank, and the number of its rows."""
         rows = self._rows(rank, world_size)
-        return block, int(rows[0]), len(rows)
+        return int(rows[0]), len(rows)
 
-    def _build_first_uses(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct frames of a rank's block, sorted, and the step of each that needs it first: int64, int64."""
-        block, first_row, num_rows = key
+    def _build_first_uses(self, block: int, first_row: int, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct frames of these rows in ``block``, sorted, and the step that uses each first: int64, int64."""
         steps, rows = np.arange(len(self.block_steps(block))), np.arange(first_row, first_row + num_rows)
-        ids = self._blocks[block].windows(steps[:, None], rows)  # [K, b]
+        ids = self._block(block).windows(steps[:, None], rows)  # [K, b]
         uses = FrameUses(self.index.frames(ids).reshape(len(steps), -1))
         return uses.frame[uses.first], uses.step[uses.first]
 
@@ -288,7 +289,7 @@ class EpochPlan:
         return np.unique(np.linspace(0, self.num_blocks - 1, SAMPLED_BLOCKS).astype(int)).tolist()
 
     def _counted_overlaps(self) -> int:
-        """0 where the construction rules them out, else counted batch by batch, with a warning if there are any."""
+        """0 where the construction excludes overlaps, else counted batch by batch, with a warning if there are any."""
         if len(self) // self.num_blocks >= self._steps_needed or self._fits(0, len(self)):
             return 0
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))
@@ -297,12 +298,12 @@ class EpochPlan:
                 f"{len(self.index)} windows give {len(self)} batches of {self.batch_size}, but keeping windows of a "
                 f"clip {self._gap} frames apart within a batch takes {self._steps_needed}: some batches hold windows "
                 "that lie closer (EpochPlan.overlaps counts the pairs); take a smaller batch, a larger window_stride, "
-                "fewer windows a clip or more clips",
+                "fewer windows per clip or more clips",
                 stacklevel=3,
             )
         return total
 
     def _overlaps_of(self, windows: np.ndarray) -> int:
         """Pairs of these windows in one clip with starts less than span + min_gap apart."""
-        line = on_one_line(self.index, np.sort(windows), self._gap)
-        return int((np.arange(len(line)) - np.searchsorted(line, line - self._gap, side="right")).sum())
+        starts = starts_on_one_axis(self.index, np.sort(windows), self._gap)
+        return int((np.arange(len(starts)) - np.searchsorted(starts, starts - self._gap, side="right")).sum())

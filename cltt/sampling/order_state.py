@@ -1,4 +1,4 @@
-"""What an order is saved with, and whether a saved one is the same."""
+"""The saved state of an order, and the check that a saved state belongs to the same order."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cltt.errors import SettingsError
 from cltt.sampling.windows import WINDOW_FIELDS, WindowIndex
 from cltt.text import changes
 
-# Raised whenever the same settings give another order.
+# Increase it when the same settings give another order.
 STATE_VERSION = 2
-# The last release that goes on with the order of an earlier version.
+# The last release that reads an earlier version.
 _LAST_WITH = {1: "0.1.0"}
 _WORDS = {"data_hash": "the hash of the clips and their lengths"}
 
 
 @dataclass(frozen=True)
 class OrderState:
-    """All that an order depends on, other than the epoch."""
+    """Everything an order depends on, except the epoch."""
 
     index: WindowIndex
     seed: int
@@ -31,11 +31,15 @@ class OrderState:
     run: int
 
     def saved(self, epoch: int, step: int) -> dict[str, int | str | None]:
-        """Plain values, whose place is before ``step`` of ``epoch``."""
+        """The state before ``step`` of ``epoch``, as plain values."""
         return {"version": STATE_VERSION, "epoch": epoch, "step": step, **self._identity()}
 
     def check(self, state: dict[str, Any]) -> None:
-        """SettingsError, naming each difference in one sentence, unless ``state`` belongs to such an order."""
+        """Check that ``state`` belongs to this order.
+
+        Raises:
+            SettingsError: it does not; one sentence names each difference.
+        """
         version = state.get("version")
         if version in _LAST_WITH:
             raise SettingsError(
@@ -66,7 +70,11 @@ class OrderState:
 
 
 def require_unchanged(what: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """SettingsError, naming each difference, where ``saved``, from the state of a ``what``, is not what is ``now``."""
+    """Check that the values ``saved`` in the state of a ``what`` are those of ``now``.
+
+    Raises:
+        SettingsError: they differ; one sentence names each difference.
+    """
     changed = changes(_in_words(saved), _in_words(now))
     require(
         not changed,
@@ -79,11 +87,11 @@ def _in_words(values: Mapping[str, Any]) -> dict[str, Any]:
     return {_WORDS.get(name, name): value for name, value in values.items()}
 
 
-def whole(name: str, value: int, low: int, stop: int | None = None) -> int:
-    """``value`` as an int from ``low`` to ``stop-1``.
+def require_int(name: str, value: int, low: int, stop: int | None = None) -> int:
+    """``value`` as an int.
 
     Raises:
-        SettingsError: anything else.
+        SettingsError: it is no integer, or outside ``low`` to ``stop-1``.
     """
     try:
         number = operator.index(value)

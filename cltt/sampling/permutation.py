@@ -1,7 +1,7 @@
-"""Random permutations mixed from (seed, epoch, purpose): as tables, or computed element by element.
+"""Random permutations from a seed sequence: as tables, or computed element by element.
 
-All are made of the raw words of numpy's bit generators and seed sequences, which numpy promises never to change, so
-that a saved run goes on with the same order under another numpy (NEP 19: ``Generator.permutation`` may change).
+They use only the raw words of numpy's bit generators and seed sequences. NEP 19 promises that these never change, while
+``Generator.permutation`` may. A saved run therefore continues with the same order under another numpy.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 MAX_SEED = 2**64
-# What each random stream is for: the third number of its seeds.
+# Purpose of a random stream: the third number of its seeds.
 RUNS, SHIFT, BLOCK, FRAMES = range(4)
 _ROUNDS = 5  # of two half rounds each
-# 2**64 over the golden ratio: keeps numbered streams of a hash apart.
+# 2**64 over the golden ratio; a multiple of it is added to or mixed into a hash to separate numbered streams.
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, uint64 -> uint64, a bijection (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195)."""
+    """SplitMix64's finaliser: a bijective hash of uint64 (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195)."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -27,28 +27,28 @@ def mix64(x: np.ndarray) -> np.ndarray:
 
 
 def seed_sequence(*numbers: int) -> np.random.SeedSequence:
-    """Mix whole numbers from 0 to 2**64-1, each in two words of its own, so that no two lists give the same words."""
+    """Seed sequence of ``numbers``, each from 0 to 2**64-1. Different lists of one length give different words."""
     words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
     return np.random.SeedSequence(words)
 
 
 def random_below(size: int, seeds: np.random.SeedSequence) -> int:
-    """One number from 0 to size-1."""
+    """A random number from 0 to size-1."""
     return int(seeds.generate_state(1, np.uint64)[0]) % size
 
 
 def shuffled(size: int, seeds: np.random.SeedSequence) -> np.ndarray:
-    """The numbers 0..size-1 in random order: int64 [size]."""
+    """A random permutation of 0..size-1: int64 [size]."""
     return shuffled_in_groups(np.broadcast_to(np.int64(0), size), 1, seeds)[0]
 
 
 def shuffled_in_groups(group: np.ndarray, num_rows: int, seeds: np.random.SeedSequence) -> np.ndarray:
-    """For each of ``num_rows`` rows a shuffle of 0..n-1 within groups: int64 [num_rows, n].
+    """For each of ``num_rows`` rows a permutation of 0..n-1 that is sorted by group: int64 [num_rows, n].
 
-    ``group`` int64 [n] numbers the group of each element from 0 on. The groups come one after the other, each in random
-    order: element x of every row belongs to the same group. Sorts random words whose uppermost bits hold the group and
-    whose lowest hold the element: several times faster than a stable argsort, and every word differs, so that the
-    outcome does not hang on the sorting algorithm.
+    ``group`` int64 [n] is the group of each element, counted from 0. Within a group the order is random. Column x
+    holds the same group in every row. The sorted words hold the group in their upper bits, then random bits, then the
+    element. That is several times faster than a stable argsort, and as all words differ, the result does not depend on
+    the sorting algorithm.
     """
     size = len(group)
     element_bits, group_bits = np.uint64((size - 1).bit_length()), np.uint64(int(group.max(initial=0)).bit_length())
@@ -63,8 +63,8 @@ def shuffled_in_groups(group: np.ndarray, num_rows: int, seeds: np.random.SeedSe
     return words.view(np.int64)
 
 
-class KeyedPermutation:
-    """A permutation of 0..size-1 computed element by element, with no table."""
+class FeistelPermutation:
+    """A random permutation of 0..size-1, computed element by element, without a table."""
 
     def __init__(self, size: int, seeds: np.random.SeedSequence) -> None:
         self._size = np.array([size])
@@ -75,23 +75,25 @@ class KeyedPermutation:
         return _permuted(positions.ravel(), self._size, self._keys).reshape(positions.shape)
 
 
-class KeyedPermutations:
-    """For each of many sizes a permutation of its own, in closed form: nothing is kept but ten words."""
+class PermutationFamily:
+    """An independent random permutation for each of many sizes, computed element by element, without tables."""
 
     def __init__(self, sizes: np.ndarray, seeds: np.random.SeedSequence) -> None:
         self._sizes = sizes
         self._keys = seeds.generate_state(2 * _ROUNDS, np.uint64)[:, None]
 
     def __call__(self, positions: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Images of ``positions`` under the permutations number ``which``: int64, the two broadcast together."""
+        """Images of ``positions`` under permutation number ``which``: int64, the two broadcast together."""
         positions, which = np.broadcast_arrays(positions, which)
         own = mix64(which.ravel().astype(np.uint64) * GOLDEN)
         return _permuted(positions.ravel(), self._sizes[which.ravel()], mix64(self._keys ^ own)).reshape(which.shape)
 
 
 def _permuted(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Feistel networks over the next powers of two, walked along their cycles until they land below the sizes (Black,
-    Rogaway 2002, "Ciphers with arbitrary finite domains"): less than two walks an element on average.
+    """Images of ``positions`` under a Feistel network over the next power of two of each size.
+
+    An image outside the size is permuted again until it is inside (cycle walking: Black, Rogaway 2002, "Ciphers with
+    arbitrary finite domains"); that takes less than two turns per element on average.
 
     ``positions`` [n]; ``sizes`` [n] or [1]; ``keys`` uint64 [2 * rounds, n] or [2 * rounds, 1].
     """

@@ -1,90 +1,94 @@
-"""Windows in runs that share frames, and the runs of an epoch laid end to end in random order.
+"""Runs: lists of windows of one clip that share frames. An epoch draws windows run by run, in random order.
 
-Legend: a clip of n windows whose windows share frames at distance p (see ``WindowIndex.sharing_distance``) falls into p
-phases: windows j, j+p, j+2p, ... A run is a stretch of up to ``run_length`` windows of one phase; the runs of a phase
-are as equal as can be. A position is a place in the shuffled row of all windows.
+Legend: p is the index offset between windows that share the most frames (``WindowIndex.sharing_distance``). A clip
+has p phases: windows j, j+p, j+2p, ... A run is up to ``windows_per_run`` consecutive windows of one phase. The runs of
+a phase are as equal in length as possible. All runs, laid end to end in random order, are the row of the epoch; a
+position counts windows along the row, from 0 to N-1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from cltt.sampling.permutation import KeyedPermutation, random_below, shuffled
+from cltt.sampling.permutation import FeistelPermutation, random_below, shuffled
 from cltt.sampling.windows import WindowIndex
 
-# Runs between two remembered places of the shuffled row.
+# ShuffledRuns keeps the position of every 64th run.
 _STRIDE = 64
-# Runs looked at together in a pass over all of them.
+# Runs that are computed at once where all runs are needed; bounds the memory.
 _PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Stretches of runs: windows first, first + distance, ..., ``count`` of them; int64 [segments] each."""
+    """Runs or parts of runs. Each holds the windows first, first + distance, ..., ``count`` of them.
+
+    All three are int64 [segments].
+    """
 
     first: np.ndarray
     count: np.ndarray
     distance: np.ndarray
 
     def windows(self) -> np.ndarray:
-        """All their window ids, segment by segment: int64."""
+        """All window ids, segment by segment: int64 [sum of count]."""
         before = np.cumsum(self.count) - self.count
         ids = np.repeat(self.first - before * self.distance, self.count)
         ids += np.repeat(self.distance, self.count) * np.arange(len(ids))
         return ids
 
 
-class Layout(Protocol):
-    """All windows in a random order of runs."""
-
-    def segments(self, low: int, high: int) -> Segments:
-        """What lies at positions ``low`` to ``high-1``."""
-
-
 class SingleWindows:
-    """Runs of one window: a keyed permutation, no table."""
+    """The row of an epoch whose runs are single windows, computed without a table.
+
+    Attributes:
+        windows: maps positions to window ids.
+    """
 
     def __init__(self, num_windows: int, seeds: np.random.SeedSequence) -> None:
-        self.windows = KeyedPermutation(num_windows, seeds)
+        self.windows = FeistelPermutation(num_windows, seeds)
 
     def segments(self, low: int, high: int) -> Segments:
+        """The windows at positions ``low`` to ``high-1``, one segment each."""
         one = np.ones(high - low, dtype=np.int64)
         return Segments(self.windows(np.arange(low, high)), one, one)
 
 
 class RunTable:
-    """The runs of all clips in closed form, numbered clip by clip, phase by phase: nothing is kept for a run."""
+    """All runs of all clips, numbered clip by clip and phase by phase, in closed form; memory is per clip, not per run.
 
-    def __init__(self, index: WindowIndex, run_length: int) -> None:
+    Clips are counted among those that have windows. ``len()`` is the number of runs.
+    """
+
+    def __init__(self, index: WindowIndex, windows_per_run: int) -> None:
         self._first_window = index.first_window
         self._windows = np.diff(self._first_window)
         self._distance = np.where(index.sharing_distance > 0, index.sharing_distance, self._windows)
-        self._run_length = run_length
+        self._windows_per_run = windows_per_run
         short, long, num_long = self._phases(np.arange(len(self._windows)))[1:]
-        runs = num_long * self._runs_of(long) + (self._distance - num_long) * self._runs_of(short)
+        runs = num_long * self._runs_in(long) + (self._distance - num_long) * self._runs_in(short)
         self.first_run = np.concatenate([[0], np.cumsum(runs)])
 
     def __len__(self) -> int:
         return int(self.first_run[-1])
 
     def clip_of(self, runs: np.ndarray) -> np.ndarray:
-        """Position among the clips with windows of each of ``runs``."""
+        """Clip of each of ``runs``: int64 of the same shape."""
         return np.searchsorted(self.first_run, runs, side="right") - 1
 
     def segments(self, runs: np.ndarray, clip: np.ndarray) -> Segments:
-        """The windows of ``runs``, which lie in ``clip`` (positions among the clips with windows)."""
+        """The windows of ``runs``, which lie in ``clip``; both int64 [n]."""
         distance, short, long, num_long = self._phases(clip)
         run = runs - self.first_run[clip]
-        in_long = num_long * self._runs_of(long)
+        in_long = num_long * self._runs_in(long)
         is_long = run < in_long
         length = np.where(is_long, long, short)
-        pieces = self._runs_of(length)
-        phase, piece = np.divmod(np.where(is_long, run, run - in_long), pieces)
+        parts = self._runs_in(length)
+        phase, part = np.divmod(np.where(is_long, run, run - in_long), parts)
         phase += np.where(is_long, 0, num_long)
-        begin, end = piece * length // pieces, (piece + 1) * length // pieces
+        begin, end = part * length // parts, (part + 1) * length // parts
         return Segments(self._first_window[clip] + phase + begin * distance, end - begin, distance)
 
     def lengths(self) -> np.ndarray:
@@ -96,38 +100,38 @@ class RunTable:
         return lengths
 
     def _phases(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(phases, windows of a short one, of a long one, long ones, which come first) of each of ``clip``."""
+        """(phases, windows of a short phase, of a long phase, number of long phases) of ``clip``; long ones first."""
         short, num_long = np.divmod(self._windows[clip], self._distance[clip])
         return self._distance[clip], short, short + 1, num_long
 
-    def _runs_of(self, windows: np.ndarray) -> np.ndarray:
-        return -(-windows // self._run_length)
+    def _runs_in(self, windows: np.ndarray) -> np.ndarray:
+        return -(-windows // self._windows_per_run)
 
 
 class ShuffledRuns:
-    """Runs of unequal length in random order: their numbers as a table, and where every 64th begins.
+    """The row of an epoch: all runs in random order. Keeps the order of the runs and where every 64th begins.
 
-    The row is a ring, cut open in front of a random window: what an epoch leaves out, the last few positions, would
-    else always be the end of a run. The run that is cut stands at both ends.
+    The row begins at a random window, not at the beginning of a run: an epoch leaves out the last few positions, which
+    would otherwise always be the end of a run. The first part of the divided run therefore lies at the end of the row.
     """
 
     def __init__(
-        self, index: WindowIndex, run_length: int, seeds: np.random.SeedSequence, shift: np.random.SeedSequence
+        self, index: WindowIndex, windows_per_run: int, seeds: np.random.SeedSequence, shift: np.random.SeedSequence
     ) -> None:
-        self._table = RunTable(index, run_length)
-        self._num_windows = len(index)
+        self._table = RunTable(index, windows_per_run)
         lengths = self._table.lengths()
         order = shuffled(len(lengths), seeds).astype(np.int32 if len(lengths) < 2**31 else np.int64)
-        cut = random_below(self._num_windows, shift)
+        begin = random_below(len(index), shift)
         ends = np.cumsum(lengths[order])
-        opened = int(np.searchsorted(ends, cut, side="right"))
-        begin = int(ends[opened]) - int(lengths[order[opened]])
+        divided = int(np.searchsorted(ends, begin, side="right"))
+        skipped = begin - int(ends[divided]) + int(lengths[order[divided]])
         del ends
-        self._runs = np.concatenate([order[opened:], order[: opened + 1]])
+        self._runs = np.concatenate([order[divided:], order[: divided + 1]])
         steps = np.add.reduceat(lengths[self._runs], np.arange(0, len(self._runs), _STRIDE), dtype=np.int64)
-        self._begins = np.cumsum(steps) - steps - (cut - begin)  # of runs 0, 64, ...; the first begins at 0 or before
+        self._begins = np.cumsum(steps) - steps - skipped  # of runs 0, 64, ...; the first begins at 0 or before
 
     def segments(self, low: int, high: int) -> Segments:
+        """The runs and parts of runs at positions ``low`` to ``high-1``."""
         start = (int(np.searchsorted(self._begins, low, side="right")) - 1) * _STRIDE
         stop = int(np.searchsorted(self._begins, high)) * _STRIDE
         runs = self._runs[start:stop].astype(np.int64)

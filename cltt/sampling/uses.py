@@ -1,4 +1,4 @@
-"""Which step of a block uses which frame, and which uses it first."""
+"""The frames that each step of a block uses, and the step that uses each frame first."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 class FrameUses:
-    """Each frame once for each step of a block that needs it, by frame and then by step.
+    """The distinct (frame, step) pairs of a block, sorted by frame and then by step.
 
     Args:
-        frames: int64 [K, n], the frames of the K steps; repeats allowed.
+        frames: int64 [K, n], the frames of each of the K steps; repeats allowed.
 
     Attributes:
-        frame, step: int64 [uses]; steps are counted within the block.
-        first: where each frame's first use stands, int64 [distinct frames].
+        frame, step: int64 [pairs]; steps count from 0 in the block.
+        first: index of each frame's first pair, int64 [distinct frames].
     """
 
     def __init__(self, frames: np.ndarray) -> None:

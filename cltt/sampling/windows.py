@@ -1,8 +1,8 @@
-"""Windows of clips in closed form: which frames window i holds, with no list of windows anywhere.
+"""The windows of all clips, computed from their number without a list of windows.
 
-Legend: L frames of a clip; T window_size; a window's span is (T-1)*frame_step+1 frames; a clip of L frames offers
-n = max(0, (L-span)//window_stride + 1) windows, starting at 0, window_stride, 2*window_stride, ..., of which all or
-m < n are used.
+Legend: L frames in a clip; T = window_size; span = (T-1)*frame_step + 1 frames; a clip offers
+n = max(0, (L-span)//window_stride + 1) windows that start at 0, window_stride, 2*window_stride, ... All or m < n of
+them are used.
 """
 
 from __future__ import annotations
@@ -18,40 +18,39 @@ import numpy as np
 
 from cltt.config import WindowSettings, require
 from cltt.errors import SettingsError
-from cltt.sampling.permutation import FRAMES, MAX_SEED, KeyedPermutations, seed_sequence
+from cltt.sampling.permutation import FRAMES, MAX_SEED, PermutationFamily, seed_sequence
 
 Ints = np.ndarray | Sequence[int] | int
 
 
 class WindowIndex:
-    """All windows of the chosen clips, numbered 0..len-1: clip by clip, in each clip by start.
+    """All windows of the chosen clips, numbered from 0 clip by clip, within a clip by start.
 
-    Memory is a few integers a clip; nothing is kept for a window.
+    Memory is a few integers per clip, none per window. ``len()`` is the number of windows.
 
     Args:
-        clip_lengths: frames of every clip of the data set [all clips], any integer type; a memory map will do.
-        window_size: frames in a window (T).
+        clip_lengths: frames of every clip of the data set [all clips], any integer type; may be a memory map.
+        window_size: frames per window (T).
         frame_step: distance between neighbouring frames of a window, in frames; 0: the same frame T times.
         window_stride: distance between the starts of neighbouring windows, in frames.
-        max_windows_per_clip: 0 for all; else m, which takes of a clip's n > m windows those at ``k*(n-1)//(m-1)``,
-            k = 0..m-1 (evenly spread, first and last included), and at ``n//2`` for m = 1.
+        max_windows_per_clip: m > 0: a clip that offers n > m windows uses those at ``k*(n-1)//(m-1)``, k = 0..m-1,
+            evenly spread from the first to the last; for m = 1 the one at ``n//2``. 0: all windows are used.
         clips: ids of the clips to use (a split), each once; windows are numbered in this order. None: all clips.
-        short_clip_windows: a clip that offers 1 to this many windows gives one, that at ``n//2``. 0: no such rule.
-        shuffle_seed: 0 to 2**64-1: every clip's frames are put in a random order, fixed by this seed and the clip's id,
-            before windows are cut from them, so that neighbours in a window are no neighbours in time. None: they stay
-            as they are.
+        short_clip_windows: a clip that offers 1 to this many windows uses one, at ``n//2``. 0: no such rule.
+        shuffle_seed: 0 to 2**64-1: the frames of each clip are put in a random order, fixed by this seed and the clip's
+            id, before windows are cut, so that neighbours in a window are not neighbours in time. None: no shuffle.
 
     Attributes:
-        settings: the :class:`~cltt.config.WindowSettings`; its fields are attributes of the index, too.
+        settings: the :class:`~cltt.config.WindowSettings`; its fields are also attributes of the index.
         span: frames from the first to the last of a window, both included.
         clip_lengths, clip_offsets: int64 [all clips], [all clips + 1]; clip c holds frames offsets[c]..offsets[c+1]-1.
         clips: int64 [used clips]; num_clips is their number.
         windows_per_clip: int64 [used clips].
-        first_window: int64 [clips that have windows + 1]; the k-th of them holds windows first_window[k] to
+        first_window: int64 [clips with windows + 1]; of the clips with windows, number k has windows first_window[k] to
             first_window[k+1]-1.
 
     Raises:
-        SettingsError: a value that cannot work, or settings that leave no window in any clip.
+        SettingsError: a value is out of its range, or no clip has a window.
     """
 
     def __init__(
@@ -83,14 +82,14 @@ class WindowIndex:
         self.windows_per_clip = self._used(offered)
         if not offered.any():
             raise SettingsError(self._nothing_fits(lengths))
-        # Windows are looked up among the clips that have any.
+        # A look-up searches only the clips that have windows.
         holding = np.flatnonzero(offered)
         self._holding_clips = self.clips[holding]
         self._offered = offered[holding]
         self._holder_windows = self.windows_per_clip[holding]
         self.first_window = _offsets(self._holder_windows)
         self._frame_base = self.clip_offsets[self._holding_clips]
-        self._guide, self._guide_shift = _guide(self.first_window)
+        self._buckets, self._bucket_shift = _bucket_table(self.first_window)
 
     def __len__(self) -> int:
         return int(self.first_window[-1])
@@ -130,9 +129,9 @@ class WindowIndex:
         return np.asarray(self._frame_base[holder])[..., None] + places
 
     def places(self, i: Ints) -> np.ndarray:
-        """Where the frames of window ``i`` stand after the shuffle: int64 [..., T], counted over the whole data set.
+        """Positions of the frames of window ``i`` in the order that windows are cut from: int64 [..., T], dataset-wide.
 
-        Windows of a clip overlap where their places do. Without ``shuffle_seed`` these are the ids of the frames.
+        Two windows of a clip overlap if their places do. Without ``shuffle_seed`` places are frame ids.
 
         Raises:
             IndexError: an ``i`` outside 0..len-1.
@@ -142,10 +141,10 @@ class WindowIndex:
         return np.asarray(first)[..., None] + np.arange(self.window_size) * self.frame_step
 
     def index_distance(self, frames: int) -> np.ndarray:
-        """How far apart two windows of a clip must be numbered for their starts to lie ``frames`` or more apart.
+        """Per clip: the index offset from which on two windows start ``frames`` or more frames apart.
 
-        int64 [clips that have windows], at least 1. Window k of m used ones is candidate k*(n-1)//(m-1), so d numbers
-        cover at least d*(n-1)//(m-1) candidates, and exactly that from k = 0.
+        int64 [clips with windows], at least 1. If m of n windows are used, window k is window k*(n-1)//(m-1) of the n,
+        so an offset of d covers at least d*(n-1)//(m-1) of them, and exactly that from k = 0.
         """
         candidates = -(-frames // self.window_stride)
         distance = np.full(len(self._offered), max(1, candidates), dtype=np.int64)
@@ -154,32 +153,31 @@ class WindowIndex:
         return np.maximum(distance, 1)
 
     def steps_needed(self, frames: int) -> int:
-        """Batches over which any clip can be spread with no two starts less than ``frames`` apart in a batch."""
+        """Batches that suffice for every clip so that no batch holds two of its windows less than ``frames`` apart."""
         return int(np.minimum(self.index_distance(frames), self._holder_windows).max())
 
     @cached_property
     def sharing_distance(self) -> np.ndarray:
-        """How much further on the window is numbered that shares most frames with a window, of each clip with windows.
+        """Per clip: the index offset to the window that shares the most frames; 0 if no windows share frames.
 
-        int64 [clips that have windows]. Starts must differ by a multiple of both frame_step and window_stride; in a
-        clip whose windows are thinned out neighbours are taken, evenly spread or not. 0: no windows of the clip share
-        frames.
+        int64 [clips with windows]. Windows share frames if their starts differ by a multiple of both frame_step and
+        window_stride. In a clip that uses m < n windows the offset is 1 if neighbouring windows overlap in time.
         """
         between = math.lcm(self.frame_step, self.window_stride)
         shares = 0 < between <= (self.window_size - 1) * self.frame_step
-        whole = between // self.window_stride if shares else 0
+        offset = between // self.window_stride if shares else 0
         thinned = self._holder_windows < self._offered
         neighbours = (self.index_distance(self.span) > 1).astype(np.int64) if self.frame_step else 0
-        distance = np.where(thinned, neighbours, whole)
+        distance = np.where(thinned, neighbours, offset)
         return np.where(distance < self._holder_windows, distance, 0)
 
     def _used(self, offered: np.ndarray) -> np.ndarray:
-        """How many of the windows that clips offer are used."""
+        """Number of windows used of the ``offered`` ones, per clip."""
         used = np.minimum(offered, self.max_windows_per_clip) if self.max_windows_per_clip else offered
         return np.where(offered <= self.short_clip_windows, np.minimum(used, 1), used)
 
     def _find(self, i: Ints) -> tuple[Any, Any]:
-        """Position among the clips with windows, and start in frames within the clip, of window ``i``."""
+        """Number of the clip among those with windows, and start in frames within the clip, of window ``i``."""
         ids = self._checked_ids(i)
         holder = self._holder(ids)
         window = ids - self.first_window[holder]
@@ -199,9 +197,9 @@ class WindowIndex:
         return ids.astype(np.int64, copy=False)
 
     def _holder(self, ids: Any) -> Any:
-        """Largest j with _first_window[j] <= id: a bisection inside the few clips that the id's bucket touches."""
-        bucket = ids >> self._guide_shift
-        low, high = self._guide[bucket], self._guide[bucket + 1]
+        """Largest j with first_window[j] <= id: bisection among the few clips of the id's bucket."""
+        bucket = ids >> self._bucket_shift
+        low, high = self._buckets[bucket], self._buckets[bucket + 1]
         for _ in range(int((high - low).max(initial=0)).bit_length()):
             middle = (low + high + 1) >> 1
             right = self.first_window[middle] <= ids
@@ -225,16 +223,16 @@ class WindowIndex:
 WINDOW_FIELDS = ("window_size", "frame_step", "window_stride", "max_windows_per_clip", "short_clip_windows")
 
 
-def _frame_shuffle(clip_lengths: np.ndarray, seed: int | None) -> KeyedPermutations | None:
+def _frame_shuffle(clip_lengths: np.ndarray, seed: int | None) -> PermutationFamily | None:
     if seed is None:
         return None
     require(0 <= seed < MAX_SEED, f"shuffle_seed is {seed}; it must be from 0 to {MAX_SEED - 1}, or None")
-    return KeyedPermutations(clip_lengths, seed_sequence(seed, 0, FRAMES))
+    return PermutationFamily(clip_lengths, seed_sequence(seed, 0, FRAMES))
 
 
 def _checked_lengths(clip_lengths: Ints) -> np.ndarray:
     lengths = np.asarray(clip_lengths)
-    require(lengths.ndim == 1, f"clip_lengths has shape {lengths.shape}; it must be one number of frames a clip")
+    require(lengths.ndim == 1, f"clip_lengths has shape {lengths.shape}; it must be one number of frames per clip")
     require(
         lengths.size == 0 or lengths.dtype.kind in "iu", f"clip_lengths is of type {lengths.dtype}; it must be integers"
     )
@@ -260,22 +258,22 @@ def _checked_clips(clips: Ints | None, num_clips: int) -> np.ndarray:
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
-    """Running sum with a 0 in front: int64 [len + 1]."""
+    """Cumulative sum that begins with 0: int64 [len + 1]."""
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
 
 
 def _spread(k: Any, offered: Any, used: Any) -> Any:
-    """Candidate taken as window ``k`` of a clip that offers ``offered`` windows of which ``used`` are used."""
+    """Window ``k`` of the ``used`` ones of a clip, as a number among the ``offered`` ones."""
     between = np.maximum(used - 1, 1)
     return np.where(used == 1, offered // 2, np.where(offered > used, k * (offered - 1) // between, k))
 
 
-def _guide(first_window: np.ndarray) -> tuple[np.ndarray, int]:
-    """Table from id >> shift to the position of the clip that holds the first such id, and the shift.
+def _bucket_table(first_window: np.ndarray) -> tuple[np.ndarray, int]:
+    """(table, shift): table[id >> shift] is the number of the clip that holds the first id of the bucket.
 
-    About two buckets a clip, so that a look-up is one read here and a step or two of bisection instead of the twenty
+    There are about two buckets per clip. A look-up is one read and one or two steps of bisection, instead of the twenty
     cache misses of a binary search over a million clips.
     """
     num_windows, num_clips = int(first_window[-1]), len(first_window) - 1

@@ -8,12 +8,15 @@ made from what a stranger wrote.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltt.errors import DataError
+from cltt.files.atomic import file_crc32, file_sha256
+from cltt.files.regular import is_regular
 from cltt.files.retry import retry
 from cltt.text import shorten
 
@@ -71,7 +74,7 @@ def _check_index(index: Mapping[str, Any]) -> None:
     _number(counts, "clips", 1, MAX_CLIPS)
     if _number(counts, "bytes") != sum(shard["size"] for shard in shards):
         raise Untrue("bytes is not the sum of the shards' sizes")
-    for what in ("skipped", "reencoded", *({"cut"} & set(counts))):
+    for what in ("skipped", "reencoded", *({"cut", "read"} & set(counts))):
         for reason in _mapping(counts, what):
             _number(counts[what], reason)
     if not all(isinstance(line, str) for line in _list({"odd": [], **index}, "odd")):
@@ -157,6 +160,21 @@ def open_arrays(path: Path, index: Mapping[str, Any]) -> tuple[NpyRows, Array, N
     except Untrue as error:
         raise DataError(f"{path / format.CLIPS}: {error}; copy the set again, or build it again") from None
     return frames, clips, key_offsets
+
+
+def file_problem(path: Path, written: Mapping[str, Any]) -> str:
+    """Why a file is not the one with the size and checksum that were ``written`` of it; empty if it is."""
+    if not os.path.lexists(path):
+        return "missing"
+    if not is_regular(path):
+        return "not a regular file"
+    try:
+        if (size := path.stat().st_size) != written["size"]:
+            return f"{size} bytes, {written['size']} were written"
+        is_same = file_crc32(path) == written["crc"] if "crc" in written else file_sha256(path) == written["sha256"]
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if is_same else "checksum mismatch"
 
 
 def _check_file(file: Path, size: int) -> None:

@@ -82,17 +82,21 @@ class ShardDataset(_ClipTable):
         records = self.frame_records([frame_id])
         if not checks.records_within(records, self.shard_sizes).all():
             raise self._astray(frame_id)
-        record = records[0]
-        shard = int(record["shard"])
-        try:
-            member = tar.read_member(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"])).name
-            checks.check_member(member)
-        except (OSError, DataError) as error:
-            raise DataError(f"{self.path / format.shard_name(shard)}: {error}; {_REPAIR}") from error
+        member = self.read_member(records[0]).name
         times = self.frame_time([frame_id])
         if times is None or np.isnan(times[0]):
             return os.fsdecode(tar.source_path(member))
         return os.fsdecode(videos.moment(member.rpartition(b"/")[0], float(times[0])))
+
+    def read_member(self, record: Any) -> tar.Member:
+        """The tar header before the frame of ``record``, which lies within its shard; DataError if it is no frame's."""
+        shard = int(record["shard"])
+        try:
+            member = tar.read_member(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"]))
+            checks.check_member(member.name)
+            return member
+        except (OSError, DataError) as error:
+            raise DataError(f"{self._files.path(shard)}: {error}; {_REPAIR}") from error
 
     def frame_time(self, frame_ids: Any) -> Array | None:
         rows = self._part(format.TIMES, frame_ids)

@@ -36,7 +36,7 @@ def stage(shards: Path, target: Path, info: RankInfo) -> Path:
     if info.local_rank == 0:
         check_writable(target, "give another --stage-to")
         target.mkdir(parents=True, exist_ok=True)
-        with distributed.waiting(), locked(target / f".{copy.name}.lock", wait=True):
+        with locked(target / f".{copy.name}.lock", wait=True):
             _copy_missing(shards, copy, index)
     distributed.wait_for_all()
     if not (copy / format.INDEX).is_file():
@@ -54,10 +54,10 @@ def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
     files = {shard["name"]: shard for shard in index["shards"]} | index["files"]
     for name, expected in tqdm(files.items(), desc="stage", unit="file", disable=None):
         target = copy / name
-        if not _is_whole(target, expected):
+        if checks.file_problem(target, expected):
             temporary = atomic.temporary_path(target)
             _copy(shards / name, temporary, expected["size"])
-            if not _is_whole(temporary, expected):
+            if checks.file_problem(temporary, expected):
                 raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
             os.replace(temporary, target)
     replace_file(copy / format.INDEX, read_bytes(shards / format.INDEX))
@@ -77,13 +77,3 @@ def _copy(source: Path, target: Path, size: int) -> None:
         raise DataError(
             f"cannot copy {source} to {target.parent}: {error.strerror}; make room or give another --stage-to"
         ) from error
-
-
-def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
-    if not is_regular(path) or path.stat().st_size != expected["size"]:
-        return False
-    return bool(
-        atomic.file_crc32(path) == expected["crc"]
-        if "crc" in expected
-        else atomic.file_sha256(path) == expected["sha256"]
-    )

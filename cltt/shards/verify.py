@@ -8,28 +8,32 @@ import os
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
 
-from cltt.errors import DataError, InvalidImage
-from cltt.files import atomic, threads
-from cltt.files.regular import is_regular, open_regular
+from cltt.errors import DataError, FrameError, InvalidImage
+from cltt.files import threads
+from cltt.files.regular import is_regular
 from cltt.shards import checks, format, tar
-from cltt.shards.corrupt import decode_problem
 from cltt.shards.dataset import ShardDataset
-from cltt.source import image, scan, videos
+from cltt.shards.folder import Dataset
+from cltt.source import image, jpeg, pixels, scan, videos
 from cltt.text import counted
 
 CHUNK = 64  # frames checked by one thread at a time ...
 VIDEO_CHUNK = 1024  # ... where they may be of videos, which are decoded from some way before the first
 PIECE = 1 << 20  # records looked at together
+THREADS = 4  # that read the frames of some clips
 NO_SOURCE = "no source file"
 OTHER_NOW = "not what the source file gives"
+REMEDY = "copy it again, or build the shards again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,8 @@ class Mismatch:
 class _Job:
     """What to do to every frame."""
 
-    path: Path
-    index: dict[str, Any]
-    keys: Callable[[int], str]
     decode: bool
+    settings: dict[str, Any]
     root: bytes | None
     sources: _Videos | None
 
@@ -72,31 +74,65 @@ def verify_shards(
     folder = Path(path)
     root = None if source_dir is None else scan.check_root(source_dir)
     index = checks.read_index(folder)
-    mismatches = list(_index_mismatches(folder, index))
+    mismatches = [found for name, written in index["files"].items() for found in _file_mismatch(folder, name, written)]
     if any(mismatch.name in format.INDEX_FILES for mismatch in mismatches):
         return mismatches  # without the index there is no telling what a frame should be
     dataset = ShardDataset(folder)
     if astray := _records_mismatch(dataset):
         return [*mismatches, astray]
-    sources = None if root is None else _Videos(root, index["settings"])
-    job = _Job(folder, index, dataset.clip_key, decode, root, sources)
+    sources = None if root is None else _Videos(root, dataset.settings)
+    job = _Job(decode, dataset.settings, root, sources)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for shard, ids in enumerate(_shard_ids(dataset)):
             mismatches += _shard_mismatches(job, dataset, shard, ids, pool)
     if root is None:
         return mismatches
-    return list(dict.fromkeys(_missing_clips_once(root, mismatches))) + list(_forgotten(job, dataset))
+    return list(dict.fromkeys(_missing_clips_once(root, mismatches))) + list(_forgotten(root, dataset))
 
 
-def _index_mismatches(folder: Path, index: dict[str, Any]) -> Iterator[Mismatch]:
-    for name, written in index["files"].items():
-        file = folder / name
-        if not os.path.lexists(file):
-            yield Mismatch(name, "missing; build the shards again with --overwrite")
-        elif not is_regular(file):
-            yield Mismatch(name, "not a regular file; copy the set again")
-        elif file.stat().st_size != written["size"] or atomic.file_sha256(file) != written["sha256"]:
-            yield Mismatch(name, "not what was written; build the shards again with --overwrite")
+def _file_mismatch(folder: Path, name: str, written: Mapping[str, Any]) -> list[Mismatch]:
+    problem = checks.file_problem(folder / name, written)
+    return [Mismatch(name, f"{problem}; {REMEDY}")] if problem else []
+
+
+def corrupt_frames(dataset: Dataset, clips: NDArray[np.int64], *, decode: bool) -> list[FrameError]:
+    """The frames of ``clips``, in data order, that cannot be read with their CRC, or with ``decode`` be decoded."""
+    whole = (range(*dataset.clip_offsets[clip : clip + 2].tolist()) for clip in clips.tolist())
+    chunks = (ids[start : start + CHUNK] for ids in whole for start in range(0, len(ids), CHUNK))
+    corrupt: list[FrameError] = []
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=int(dataset.clip_lengths[clips].sum()), unit="frame", delay=2, leave=False, disable=None) as bar,
+    ):
+        checked = threads.ordered_map(
+            pool, lambda ids: (len(ids), _corrupt_among(dataset, ids, decode)), chunks, 4 * THREADS
+        )
+        for count, found in checked:
+            corrupt += found
+            bar.update(count)
+    return corrupt
+
+
+def _corrupt_among(dataset: Dataset, ids: range, decode: bool) -> list[FrameError]:
+    corrupt = []
+    for frame, data in zip(ids, dataset.read_each(ids), strict=True):
+        if isinstance(data, FrameError):
+            corrupt.append(data)
+        elif decode and (problem := _decode_problem(data)):
+            corrupt.append(FrameError(frame, dataset.frame_name(frame), problem))
+    return corrupt
+
+
+def _decode_problem(data: bytes) -> str:
+    """Why a stored frame cannot be decoded, every bit of it; empty if it can."""
+    try:
+        info = jpeg.jpeg_info(data)
+        image.check_pixels(info.width, info.height, image.MAX_PIXELS)
+        jpeg.check_scans(data, info)
+        pixels.check_every_bit(data)
+    except InvalidImage as error:
+        return str(error)
+    return ""
 
 
 def _records_mismatch(dataset: ShardDataset) -> Mismatch | None:
@@ -127,63 +163,38 @@ def _shard_ids(dataset: ShardDataset) -> Iterator[range]:
 def _shard_mismatches(
     job: _Job, dataset: ShardDataset, shard: int, ids: range, pool: ThreadPoolExecutor
 ) -> list[Mismatch]:
-    written = job.index["shards"][shard]
-    try:
-        handle = open_regular(job.path / written["name"], follow=False)
-    except FileNotFoundError:
-        return [Mismatch(written["name"], f"missing, with {len(ids)} frames; copy it again or build again")]
-    except OSError as error:
-        return [Mismatch(written["name"], f"{error.strerror}; copy it again or build again")]
-    try:
-        summed = pool.submit(_sum_shard, handle)
-        size = VIDEO_CHUNK if dataset.frame_time(ids[:1]) is not None else CHUNK
-        chunks = (ids[start : start + size] for start in range(0, len(ids), size))
-        found = threads.ordered_map(pool, lambda chunk: _frame_mismatches(job, dataset, handle, chunk), chunks, 64)
-        mismatches = [mismatch for chunk in found for mismatch in chunk]
-        size, crc = summed.result()
-    finally:
-        os.close(handle)
-    if size != written["size"]:
-        mismatches.insert(0, Mismatch(written["name"], f"{size} bytes, {written['size']} were written; copy it again"))
-    elif crc != written["crc"]:
-        where = "see its frames below" if mismatches else "the damage lies between the frames"
-        mismatches.insert(0, Mismatch(written["name"], f"CRC mismatch ({where}); copy it again or build again"))
-    return mismatches
+    written = dataset.shards[shard]
+    if not is_regular(dataset.path / written["name"]):
+        return _file_mismatch(dataset.path, written["name"], written)
+    of_file = pool.submit(_file_mismatch, dataset.path, written["name"], written)
+    size = VIDEO_CHUNK if dataset.frame_time(ids[:1]) is not None else CHUNK
+    chunks = (ids[start : start + size] for start in range(0, len(ids), size))
+    found = threads.ordered_map(pool, lambda chunk: _frame_mismatches(job, dataset, chunk), chunks, 64)
+    return [*of_file.result(), *itertools.chain.from_iterable(list(found))]
 
 
-def _sum_shard(handle: int) -> tuple[int, int]:
-    """(size, CRC-32) of an open file."""
-    crc = size = 0
-    while piece := os.pread(handle, 1 << 20, size):
-        crc = zlib.crc32(piece, crc)
-        size += len(piece)
-    return size, crc
-
-
-def _frame_mismatches(job: _Job, dataset: ShardDataset, handle: int, ids: range) -> list[Mismatch]:
+def _frame_mismatches(job: _Job, dataset: ShardDataset, ids: range) -> list[Mismatch]:
     """What is wrong with neighbouring frames of one shard."""
     mismatches = []
     whole: list[tuple[bytes, str, int]] = []  # of videos: member, name, CRC
     times = dataset.frame_time(ids)
+    corrupt = {error.frame_id: error.reason for error in _corrupt_among(dataset, ids, job.decode)}
     for at, (frame, record) in enumerate(zip(ids, dataset.frame_records(ids), strict=True)):
-        size, offset = int(record["size"]), int(record["offset"])
-        data = os.pread(handle, size, offset)
-        name, path, of_video = "", b"", times is not None and not np.isnan(times[at])
+        name, problem, of_video = f"frame {frame}", "", times is not None and not np.isnan(times[at])
         try:
-            member = tar.read_member(lambda n, at: os.pread(handle, n, at), offset)
-            path = tar.source_path(member.name)
+            member = dataset.read_member(record)
+            path, crc = tar.source_path(member.name), int(record["crc"])
             name = dataset.frame_name(frame) if of_video else os.fsdecode(path)
-            problem = _member_problem(job, dataset, frame, member, size)
+            problem = corrupt.get(frame) or _member_problem(dataset, frame, member, int(record["size"]))
+            if not problem and job.root is not None:
+                if of_video:
+                    whole.append((path, name, crc))
+                else:
+                    problem = _source_problem(job, path, crc)
         except DataError as error:
-            problem = str(error)
-        problem = _frame_problem(job, data, record) or problem
-        if not problem and job.root is not None:
-            if of_video:
-                whole.append((path, name, int(record["crc"])))
-            else:
-                problem = _source_problem(job, path, int(record["crc"]))
+            problem = corrupt.get(frame) or str(error)
         if problem:
-            mismatches.append(Mismatch(name or f"frame at offset {offset}", problem))
+            mismatches.append(Mismatch(name, problem))
     if job.sources is not None:
         mismatches += job.sources.mismatches(whole)
     return mismatches
@@ -232,30 +243,20 @@ class _Videos:
             return self._listed[key]
 
 
-def _member_problem(job: _Job, dataset: ShardDataset, frame: int, member: tar.Member, size: int) -> str:
-    checks.check_member(member.name)
-    folder = os.fsencode(job.keys(int(dataset.clip_of(frame))))
+def _member_problem(dataset: ShardDataset, frame: int, member: tar.Member, size: int) -> str:
+    folder = os.fsencode(dataset.clip_key(int(dataset.clip_of(frame))))
     if (member.name.rpartition(b"/")[0] or scan.ROOT_KEY) != folder or member.size != size:
         return "its tar header has another clip or size than the index"
     return ""
 
 
-def _frame_problem(job: _Job, data: bytes, record: Any) -> str:
-    if len(data) != int(record["size"]):
-        return "cut off"
-    if zlib.crc32(data) != int(record["crc"]):
-        return "CRC mismatch"
-    return decode_problem(data) if job.decode else ""
-
-
 def _source_problem(job: _Job, path: bytes, crc: int) -> str:
     assert job.root is not None
-    settings = job.index["settings"]
     try:
         data = image.read_source(os.path.join(job.root, path), image.MAX_PIXELS)
         if zlib.crc32(data) == crc:
             return ""
-        short, quality = settings["resize_short"], settings["quality"]
+        short, quality = job.settings["resize_short"], job.settings["quality"]
         stored = image.as_stored(data, verify="header", resize_short=short, quality=quality)
     except OSError as error:
         return f"{NO_SOURCE}: {error.strerror}"
@@ -285,15 +286,14 @@ def _missing_clips_once(root: bytes, mismatches: list[Mismatch]) -> list[Mismatc
     ]
 
 
-def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Mismatch]:
+def _forgotten(root: bytes, dataset: ShardDataset) -> Iterator[Mismatch]:
     """Source files that are neither in the shards nor in the report."""
-    assert job.root is not None
     known: dict[bytes, set[bytes]] = defaultdict(set)
-    for path in _known_paths(job, dataset):
+    for path in _known_paths(dataset):
         folder, _, name = path.rpartition(b"/")
         known[folder or scan.ROOT_KEY].add(name)
     with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
-        for clip in scan.scan_clips(scan.scan_folders(job.root, pool), pool):
+        for clip in scan.scan_clips(scan.scan_folders(root, pool), pool):
             if clip.video:
                 folder, _, name = clip.key.rpartition(b"/")
                 if clip.key not in known and name not in known[folder or scan.ROOT_KEY]:
@@ -308,8 +308,8 @@ def _forgotten(job: _Job, dataset: ShardDataset) -> Iterator[Mismatch]:
                     yield Mismatch(os.fsdecode(scan.join_key(clip.key, frame.name)), "in the source, not in the shards")
 
 
-def _known_paths(job: _Job, dataset: ShardDataset) -> Iterator[bytes]:
-    for file in format.read_report(job.path)["files"]:
+def _known_paths(dataset: ShardDataset) -> Iterator[bytes]:
+    for file in format.read_report(dataset.path)["files"]:
         yield os.fsencode(file["file"])
         yield os.fsencode(file["file"].partition("#t=")[0])  # the video of a moment
     for clip in range(dataset.num_clips):

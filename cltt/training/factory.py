@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import cltt
 from cltt import distributed
 from cltt.checkpoint import CheckpointStore
-from cltt.config import DataSettings, ModelSettings, RunSettings, TrainSettings
+from cltt.config import (
+    AugmentSettings,
+    DataSettings,
+    ModelSettings,
+    OrderSettings,
+    RunSettings,
+    TrainSettings,
+    ViewSettings,
+    values_of,
+)
 from cltt.distributed import RankInfo
 from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation import results
@@ -23,17 +34,17 @@ from cltt.loader.loader import WindowLoader
 from cltt.loss.infonce import TemporalInfoNCE
 from cltt.metrics import History
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
-from cltt.models.encoders import build_encoder
+from cltt.models.encoders import IMAGE_SIZE, build_encoder, check_takes
+from cltt.models.search import misfit
 from cltt.models.sync_batchnorm import synchronise
-from cltt.models.timm_models import check_takes
-from cltt.models.weights import Weights, load_into, misfit, read_weights
+from cltt.models.weights import Weights, load_into, read_weights
 from cltt.sampling.windows import WindowIndex
 from cltt.sets.locate import locate_shards
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.stage import stage
 from cltt.training.optim import build_optimizer
 from cltt.training.progress import show
-from cltt.training.signals import StopSignals
+from cltt.training.signals import StopRequested, StopSignals
 from cltt.training.trainer import Saver, Trainer
 
 # torch 2.13 has a new name for "broadcast the buffers before every forward pass"
@@ -69,16 +80,11 @@ def open_dataset(
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
     """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
-    w = settings.windows
     split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
-        window_size=w.window_size,
-        frame_step=w.frame_step,
-        window_stride=w.window_stride,
-        max_windows_per_clip=w.max_windows_per_clip,
+        **asdict(settings.windows),
         clips=None if split == "all" and settings.data.clips is None else clips,
-        short_clip_windows=w.short_clip_windows,
         shuffle_seed=settings.data.shuffle_seed(settings.run.seed),
     )
 
@@ -99,20 +105,13 @@ def build_loader(
     return WindowLoader(
         dataset,
         index,
-        data.batch_size,
+        **values_of(data, OrderSettings),
+        augment=AugmentSettings(**values_of(data, AugmentSettings)),
+        **values_of(data, ViewSettings),
         image_size=data.image_size,
         device=device,
         dtype=autocast_type(settings.run, device) or torch.float32,
-        augment=data.augment,
-        augment_scope=data.augment_scope,
-        region=data.region,
-        region_effect=data.region_effect,
-        region_scale=data.region_scale,
-        normalise=data.normalise,
         seed=settings.run.seed,
-        min_gap=data.min_gap,
-        depth=data.depth,
-        run=data.run,
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
@@ -123,9 +122,23 @@ def build_loader(
     )
 
 
-def build_model(settings: ModelSettings) -> ContrastiveModel:
+def start_model(settings: TrainSettings, *, weights: str | None, say: Callable[[str], None]) -> ContrastiveModel:
+    """Encoder and head as a run starts with them: drawn by its seed or, given ``weights``, with those of that file.
+
+    SettingsError for an encoder that does not exist or does not take the run's images, and for weights that do not fit.
+    """
+    torch.manual_seed(settings.run.seed)
+    model = build_model(settings.model, settings.data.image_size)
+    check_takes(model.encoder, settings.model.backbone, settings.data.image_size)
+    if weights is not None:
+        loaded = load_weights(model, Path(weights), settings.model.backbone, settings.data.image_size)
+        say(f"starting from the weights of {loaded}")
+    return model
+
+
+def build_model(settings: ModelSettings, image_size: int = IMAGE_SIZE) -> ContrastiveModel:
     """Encoder and head with weights drawn from torch's random state."""
-    encoder = build_encoder(settings.backbone)
+    encoder = build_encoder(settings.backbone, image_size)
     head = ProjectionHead(
         encoder.feature_dim, settings.proj_dim, hidden=settings.proj_hidden, layers=settings.proj_layers
     )
@@ -170,6 +183,7 @@ def autocast_type(run: RunSettings, device: torch.device) -> torch.dtype | None:
 
 def build_trainer(
     settings: TrainSettings,
+    model: ContrastiveModel,
     loader: WindowLoader,
     device: torch.device,
     info: RankInfo,
@@ -177,24 +191,20 @@ def build_trainer(
     stop: StopSignals,
     store: CheckpointStore | None = None,
     evaluator: Evaluator | None = None,
-    weights: str | None = None,
     **listeners: Any,
 ) -> Trainer:
-    """Model, loss, optimizer and schedule around ``loader``; ``weights``: a checkpoint whose weights to start from.
+    """Loss, optimizer and schedule around ``model`` and ``loader``.
 
     ``store`` and ``evaluator`` are rank 0's. ``listeners``: the trainer's ``history``, ``on_step`` and ``on_epoch``.
     """
-    torch.manual_seed(settings.run.seed)
-    model = build_model(settings.model)
-    check_takes(model.encoder, settings.model.backbone, settings.data.image_size)
-    if weights is not None:
-        loaded = load_weights(model, Path(weights), settings.model.backbone)
-        if info.is_main:
-            print(f"starting from the weights of {loaded}", flush=True)
     wrapped = prepare_model(model, settings.run, device, info)
     steps = settings.optim.steps_per_epoch(len(loader))
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device, steps)
-    identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
+    identity = {
+        "begun_with": cltt.__version__,
+        "settings": settings.to_dict(),
+        **data_identity(loader.dataset, settings),
+    }
     return Trainer(
         model=wrapped,
         loss_fn=build_loss(settings),
@@ -210,7 +220,7 @@ def build_trainer(
         places=_places_in(loader.index) if settings.model.mask_overlaps or settings.model.memory else None,
         evaluate=None
         if settings.log.eval_data is None
-        else _evaluation(settings, model.encoder, evaluator, listeners.get("history")),
+        else _evaluation(settings, model.encoder, evaluator, listeners.get("history"), stop),
         eval_every=settings.log.eval_every,
         **listeners,
     )
@@ -221,15 +231,17 @@ def _places_in(index: WindowIndex) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda window_ids: torch.from_numpy(index.places(window_ids.numpy()))
 
 
-def load_weights(model: ContrastiveModel, path: Path, backbone: str | None = None) -> str:
+def load_weights(
+    model: ContrastiveModel, path: Path, backbone: str | None = None, image_size: int | None = None
+) -> str:
     """Load the weights in ``path`` into ``model``; returns what was loaded.
 
-    ``path`` and ``backbone`` are what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as
+    The arguments are those of :func:`cltt.models.weights.read_weights`. A checkpoint of a run must fit as
     a whole. Of other files the encoder must; a head that is not there, or is of another kind, is left as it is in
     ``model``, and said.
     Raises SettingsError, naming tensors, for what does not fit.
     """
-    weights = read_weights(path, backbone)
+    weights = read_weights(path, backbone, image_size=image_size)
     wrong = misfit(model.encoder.state_dict(), weights.encoder)
     head_wrong = misfit(model.head.state_dict(), weights.head or {})
     if wrong or (head_wrong and weights.origin == "run"):
@@ -253,18 +265,27 @@ def _head_of(weights: Weights) -> str:
 
 
 def _evaluation(
-    settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None, history: History | None
-) -> Callable[[], dict[str, float]]:
+    settings: TrainSettings,
+    encoder: nn.Module,
+    evaluator: Evaluator | None,
+    history: History | None,
+    stop: StopSignals,
+) -> Callable[[], dict[str, float] | None]:
     """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
 
-    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}.
+    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}. A stop
+    that is asked for there ends it: None.
     """
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> dict[str, float] | None:
         assert evaluator is not None and history is not None  # rank 0 has both
         try:
-            result = evaluator(encoder)
+            with stop.interrupting():
+                result = evaluator(encoder)
             show(result.describe())
+        except StopRequested:
+            show(f"no evaluation of epoch {history.epoch}, as a stop was asked for; the next start makes it")
+            return None
         except Exception as error:
             show(f"warning: no evaluation this time: {error}; training goes on")
             return {}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cltt.checkpoint import SETTINGS_FILE
 from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
@@ -21,8 +22,8 @@ from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
 from cltt.visualize.curves import plot_run
 
-SETTINGS_FILE = "settings.json"
 COMPLETE_FILE = "complete"
+FIRST_STEP_FILE = "first-step"  # as in slurm/common.sh
 PLOT_FILE = "plots.png"
 TENSORBOARD_STEPS = 10
 
@@ -50,6 +51,7 @@ class Records:
         self.device = device
         self.outputs = outputs
         self._board: Board | None = None
+        self._stepped = False
 
     def __enter__(self) -> Records:
         settings, done = self.settings, self.history.total_steps
@@ -74,6 +76,9 @@ class Records:
             self._board.close()
 
     def on_step(self, loss: float) -> None:
+        if not self._stepped:  # a batch script asks whether a process that died had got so far
+            self._stepped = True
+            self.outputs.write(self.settings.run_dir / FIRST_STEP_FILE, b"")
         self.progress.step(loss)
         self.outputs.look()
         steps = self.history.total_steps

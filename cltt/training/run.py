@@ -16,7 +16,7 @@ from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import RunSettings, TrainSettings, differences
 from cltt.distributed import RankInfo
-from cltt.errors import BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
+from cltt.errors import EXIT_REQUEUE, BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.parts import seen_in_training
 from cltt.files import atomic
@@ -27,7 +27,14 @@ from cltt.region import without_box_line
 from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
 from cltt.text import changes, say
-from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset
+from cltt.training.factory import (
+    build_index,
+    build_loader,
+    build_trainer,
+    data_identity,
+    open_dataset,
+    start_model,
+)
 from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
 from cltt.training.progress import show
@@ -37,7 +44,7 @@ from cltt.training.trainer import Trainer
 
 STOP_NOTICE = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
 LOCK_PATIENCE = 120.0  # seconds
-EXIT_STATUS = {Request.NOTHING: 0, Request.STOP: cli.EXIT_REQUEUE, Request.INTERRUPT: cli.EXIT_INTERRUPTED}
+EXIT_STATUS = {Request.NOTHING: 0, Request.STOP: EXIT_REQUEUE, Request.INTERRUPT: cli.EXIT_INTERRUPTED}
 
 
 def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[[float], None] | None = None) -> int:
@@ -47,14 +54,15 @@ def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[
     and OutOfMemoryError; but a failure on one of several ranks ends the processes of all, saying it once as ``prog``.
     """
     info = distributed.rank_info()
-    stop = StopSignals(STOP_NOTICE if info.is_main else "", cli.EXIT_REQUEUE)
+    stop = StopSignals(STOP_NOTICE if info.is_main else "", EXIT_REQUEUE)
     with ExitStack() as stack:
         stack.callback(stop.restore)
         with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
-            distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
-            ended = _train(settings, info, stack, stop, on_step)
-            distributed.stop()
-    return EXIT_STATUS[ended]
+            cuda = settings.run.device != "cpu" and torch.cuda.is_available()
+            distributed.start(info, cuda=cuda, io_patience=settings.data.io_patience)
+            status = EXIT_STATUS[_train(settings, info, stack, stop, on_step)]
+            distributed.stop(status)
+    return status
 
 
 def _train(
@@ -65,10 +73,13 @@ def _train(
     on_step: Callable[[float], None] | None,
 ) -> Request:
     """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
-    set_policy(settings.data.io_patience, while_waiting=distributed.waiting)
+    set_policy(settings.data.io_patience)
     device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
-    start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))
+    read: dict[Path, Any] = {}  # by rank 0, which looks whether it is intact
+    start_from, fingerprint = distributed.from_main(lambda: _find_start(settings, read))
+    weights = settings.checkpoint.checkpoint_path if start_from is None else None
+    model = start_model(settings, weights=weights, say=say if info.is_main else lambda line: None)
     evaluator = _open_evaluator(settings, device)
 
     def hold(shards: Path) -> None:
@@ -82,17 +93,17 @@ def _train(
     stack.enter_context(loader)
     if info.is_main and settings.data.region == "boxes":
         _say_without_box(dataset, settings)
-    weights = settings.checkpoint.checkpoint_path if start_from is None else None
     store, records, listeners = None, None, {}
     if info.is_main:
         store = _open_store(settings)
         records = Records(settings, History(), loader, device, Outputs(show))
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
-        settings, loader, device, info, stop=stop, store=store, evaluator=evaluator, weights=weights, **listeners
+        settings, model, loader, device, info, stop=stop, store=store, evaluator=evaluator, **listeners
     )
     if start_from is not None:
-        _resume(trainer, start_from, settings, dataset)
+        state = read.pop(start_from) if start_from in read else checkpoint.load(start_from)
+        _resume(trainer, start_from, state, settings, dataset)
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
     if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
         stack.enter_context(store)
@@ -151,8 +162,8 @@ def _check_outputs(settings: TrainSettings) -> None:
         summary_writer()
 
 
-def _find_start(settings: TrainSettings) -> tuple[Path | None, str | None]:
-    """The checkpoint to go on from, and the fingerprint of its data; None: a fresh start.
+def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | None, str | None]:
+    """The checkpoint to go on from (put into ``read``), and the fingerprint of its data; None: a fresh start.
 
     Without --resume, a folder that holds a run is refused.
     """
@@ -164,18 +175,20 @@ def _find_start(settings: TrainSettings) -> tuple[Path | None, str | None]:
                 f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
             )
         return None, None
-    path, warnings = checkpoint.find_latest(run_dir)
+    path, state, warnings = checkpoint.find_latest(run_dir)
     for warning in warnings:
         say(f"warning: {warning}")
     if path is None:
         say(f"no checkpoint in {run_dir}: starting fresh")
         return None, None
-    return path, checkpoint.load(path).get("fingerprint")
+    read[path] = state
+    return path, state.get("fingerprint")
 
 
-def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: ShardDataset) -> None:
+def _resume(
+    trainer: Trainer, path: Path, state: dict[str, Any], settings: TrainSettings, dataset: ShardDataset
+) -> None:
     """Put the trainer where ``path`` was saved. SettingsError, naming each difference, for other data or settings."""
-    state = checkpoint.load(path)
     parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
     checkpoint.require_parts(path, state, fingerprint=str, **parts)
     saved = checkpoint.settings_of(path, state)
@@ -190,6 +203,7 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
             "with, or another --checkpoint-dir"
         )
+    trainer.saver.extra["begun_with"] = state.get("begun_with")
     try:
         trainer.load_state_dict(state)
     except CLTTError:
@@ -261,8 +275,10 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
                 Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
             )
         )
-    for note in opened[0].data.notes if opened else ():
-        say(f"note: evaluation data: {note}")
+    if opened:
+        say(f"evaluation data: {opened[0].data.layout}")
+        for note in opened[0].data.notes:
+            say(f"note: evaluation data: {note}")
     return opened[0] if opened else None
 
 

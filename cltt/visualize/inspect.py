@@ -6,22 +6,33 @@ import json
 import sys
 import warnings
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt.cli import Parser, add_settings, is_given, settings_from
-from cltt.config import MANY, MAX_SEED, SPLITS, DataSettings, WindowSettings, check_fields, require, setting
-from cltt.config.old_flags import add_old_flags, take_old_flags
+from cltt.cli import Parser, add_settings, settings_from
+from cltt.config import (
+    MANY,
+    MAX_SEED,
+    SPLITS,
+    Augment,
+    DataSettings,
+    OrderSettings,
+    WindowSettings,
+    check_fields,
+    require,
+    setting,
+    values_of,
+)
+from cltt.errors import FrameError
 from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.windows import WindowIndex
-from cltt.shards import corrupt
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
+from cltt.shards.verify import corrupt_frames
 from cltt.text import counted, printable_lines
 from cltt.visualize import embeddings, figures, gallery, stats, stats_page, views, windows
 
@@ -43,14 +54,12 @@ class LookSettings:
     save_path: str | None = setting(
         None,
         "picture to write (sample, batch, stats); without it, and without --json, sample and batch open a window",
-        type=str,
     )
-    out: str | None = setting(None, "folder for the gallery (html)", type=str)
+    out: str | None = setting(None, "folder for the gallery (html)")
     embeddings: str | None = setting(
         None,
         "features of these clips, as cltt evaluate --embeddings writes them: a click on a frame lists the nearest ones "
         "of other clips (html)",
-        type=str,
     )
     json: bool = setting(False, "print JSON instead of lines to read")
     sample_idx: int = setting(0, "window to show (sample)", within=(0, MANY * MANY))
@@ -67,14 +76,12 @@ class LookSettings:
     split: str | None = setting(
         None,
         "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
-        type=str,
         choices=SPLITS,
     )
     difference: bool = setting(False, "add rows of differences between neighbouring frames")
     fps: float | None = setting(
         None,
         "frames a second of the clips: gives times in seconds, and is taken of videos under --root-dir",
-        type=float,
         within=(1e-3, 1e6),
     )
     decode: bool = setting(False, "decode every frame as well (verify)")
@@ -101,9 +108,7 @@ class Inspection:
         add_settings(parser, LookSettings)
         add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
-        add_old_flags(parser)
         args = parser.parse_args(argv)
-        take_old_flags(args, partial(is_given, parser, argv))
         self.look = settings_from(args, LookSettings)
         self.windows = settings_from(args, WindowSettings)
         self.data = settings_from(args, DataSettings)
@@ -151,15 +156,7 @@ class Inspection:
         data, look = self.data, self.look
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            plan = EpochPlan(
-                index,
-                data.batch_size,
-                seed=look.seed,
-                epoch=look.epoch,
-                min_gap=data.min_gap,
-                depth=data.depth,
-                run=data.run,
-            )
+            plan = EpochPlan(index, **values_of(data, OrderSettings), seed=look.seed, epoch=look.epoch)
         for warning in caught:
             print(f"note: {warning.message}", file=sys.stderr)
         return plan
@@ -225,9 +222,9 @@ def show_windows(made: Inspection) -> int:
     if look.json and look.save_path is None:
         return 0
     augmented = None
-    if data.augment != "none":
+    if data.augmentation != Augment():
         draws = {"seed": look.seed, "epoch": look.epoch}
-        augmented = views.augment_windows(made.dataset, view, data.augment, data.augment_scope, **draws)
+        augmented = views.augment_windows(made.dataset, view, data.augmentation, data.augment_scope, **draws)
     deliver(windows.draw_windows(view, name, look.difference, augmented, look.fps), look.save_path)
     return 0
 
@@ -245,12 +242,45 @@ def show_stats(made: Inspection) -> int:
 def verify(made: Inspection) -> int:
     """Exit status 1 if any frame is corrupt."""
     split, decode = made.look.split or "all", made.look.decode
-    found = corrupt.corrupt_frames(made.dataset, made.clips(split), decode=decode)
+    found = corrupt_frames(made.dataset, made.clips(split), decode=decode)
     info = {**made.size_info(split), "decoded": decode, "damaged": [str(error) for error in found]}
     frames = counted(info["frames"], "frame")
     total = f"{frames} {'read and decoded' if decode else 'read'}, {len(found):,} damaged"
-    emit(info, "\n".join([*corrupt.corrupt_text(found), total]), made.look.json)
+    emit(info, "\n".join([*corrupt_text(found), total]), made.look.json)
     return 1 if found else 0
+
+
+def corrupt_text(corrupt: list[FrameError]) -> list[str]:
+    """Lines to read: for each reason (it names the shard, where there is one) how many frames, and which.
+
+    A frame that is alone with its reason has one line. Neighbours of one name share a line: a missing shard takes the
+    names of its frames with it, but not their clip.
+    """
+    reasons: dict[str, list[FrameError]] = {}
+    for error in corrupt:
+        reasons.setdefault(error.reason, []).append(error)
+    lines = []
+    for reason, errors in reasons.items():
+        if len(errors) == 1:
+            lines.append(str(errors[0]))
+            continue
+        lines.append(f"{counted(len(errors), 'frame')}: {reason}")
+        runs = _runs(errors)
+        lines += [f"  {_frames_text(run)}" for run in runs[:NAMED]]
+        if rest := sum(map(len, runs[NAMED:])):
+            lines.append(f"  and {counted(rest, 'frame')} more; --json names all")
+    return lines
+
+
+def _runs(errors: list[FrameError]) -> list[list[FrameError]]:
+    """Neighbouring frames of one name together."""
+    grouped = groupby(enumerate(errors), lambda item: (item[1].name, item[1].frame_id - item[0]))
+    return [[error for _, error in group] for _, group in grouped]
+
+
+def _frames_text(run: list[FrameError]) -> str:
+    first, last = run[0].frame_id, run[-1].frame_id
+    return f"frame {first} ({run[0].name})" if first == last else f"frames {first} to {last} ({run[0].name})"
 
 
 def write_html(made: Inspection) -> int:
@@ -269,10 +299,7 @@ def write_html(made: Inspection) -> int:
 
 
 def emit(info: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print; names in letters that the terminal cannot show get ``?`` there, and escapes in JSON."""
-    encoding = sys.stdout.encoding or "utf-8"
-    shown = printable_lines(text).encode(encoding, "replace").decode(encoding)
-    print(json.dumps(info, indent=2) if as_json else shown)
+    print(json.dumps(info, indent=2) if as_json else printable_lines(text))
 
 
 def deliver(figure: Figure, save_path: str | None) -> None:

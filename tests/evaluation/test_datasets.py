@@ -178,6 +178,14 @@ def test_val_is_cut_out_of_the_train_split_by_clip(clips: Path, tmp_path: Path) 
     assert parts["test"] == split["test"] and parts["train"] | parts["val"] == split["train"]
 
 
+def test_splits_of_shards_may_be_named_otherwise(clips: Path, tmp_path: Path) -> None:
+    names = {"train": "Training", "val": "valid", "test": "testing"}
+    for name in ("own", "other"):
+        splits = {part if name == "own" else names[part]: 1 / 3 for part in names}
+        build_shards(clips, tmp_path / name, splits=splits, label_from="parent", workers=1)
+    assert sizes(open_labelled(tmp_path / "own")) == sizes(open_labelled(tmp_path / "other"))
+
+
 def test_a_class_of_two_clips_is_cut_by_frame_and_that_is_said(clips: Path, tmp_path: Path) -> None:
     few = data.make_clips(tmp_path / "few", {"x/a": 9, "x/b": 9, "y/a": 9, "y/b": 9})
     build_shards(few, tmp_path / "s", label_from="parent")
@@ -314,7 +322,8 @@ def test_parent_is_the_folder_below_the_part(tmp_path: Path) -> None:
         for k in range(4):
             write_image(tmp_path / part / "toys" / "ball" / f"{k}.png")
             write_image(tmp_path / part / "toys" / "cup" / f"{k}.png")
-    assert open_labelled(tmp_path).label_names == ["toys"]
+    with pytest.raises(SettingsError, match="one class, 'toys'"):
+        open_labelled(tmp_path)
     assert open_labelled(tmp_path, LabelledSettings(label_from=("parent",))).label_names == ["toys/ball", "toys/cup"]
 
 

@@ -1,4 +1,4 @@
-"""The flags that the page gives for well-known data, on small trees laid out like the originals."""
+"""The flags that the page gives for well-known data, on small trees laid out like the originals; other layouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cltt import build_shards
 from cltt.cli import add_settings, settings_from
+from cltt.errors import SettingsError
 from cltt.evaluation.datasets import LabelledData, LabelledSettings, open_labelled
 from tests.helpers.labelled import write_image
 
@@ -109,3 +111,90 @@ def test_labeled_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = opened("labeled-s", tmp_path, monkeypatch)
     assert found.label_names == ["ball", "car", "crib"] and found.split_by == "image"
     assert {part: len(images) for part, images in found.parts.items()} == {"train": 18, "val": 6, "test": 6}
+
+
+# ---- as others lay them out
+
+
+def write_classes(root: Path, names: str = "abc", images: int = 5) -> None:
+    for name in names:
+        for k in range(images):
+            write_image(root / name / f"{k}.png")
+
+
+def counts(found: LabelledData) -> dict[str, int]:
+    return {part: len(images) for part, images in found.parts.items()}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "valid", "test"),
+        ("training", "validation", "testing"),
+        ("Train", "Val", "Test"),
+        ("TRAIN", "dev", "test"),
+    ],
+)
+@pytest.mark.parametrize("wrapping", ["", "export.v2i.folder", "data/pets"])
+def test_parts_by_the_names_people_use(names: tuple[str, ...], wrapping: str, tmp_path: Path) -> None:
+    """After https://github.com/fastai/fastai/issues/1552 (a test folder became a label) and
+    https://github.com/cxbxmxcx/GenReality/issues/1 (the folder of the zip file became a class).
+    """
+    for name, images in zip(names, (8, 4, 3), strict=True):
+        write_classes(tmp_path / wrapping / name, "abc", images)
+    found = open_labelled(tmp_path)
+    assert found.label_names == ["a", "b", "c"] and found.split_by == "data"
+    assert counts(found) == {"train": 24, "val": 12, "test": 9}
+    assert found.layout == (
+        "train: 3 classes, 24 images; val: 3 classes, 12 images; test: 3 classes, 9 images (a, b, c)"
+    )
+    assert (f"all images are in {wrapping}/: the folders there are taken" in found.notes) == bool(wrapping)
+    assert all(path.startswith(wrapping) for path in paths(found)["test"])
+
+
+def test_classes_that_are_named_like_parts(tmp_path: Path) -> None:
+    """Vehicles: a train beside a car and a bus."""
+    for name in ("train", "test", "car", "bus"):
+        for k in range(5):
+            write_image(tmp_path / name / f"{k}.png")
+    assert open_labelled(tmp_path).label_names == ["bus", "car", "test", "train"]
+
+
+def test_folders_beside_parts_are_left_out_by_name(tmp_path: Path) -> None:
+    """GTSRB's Meta beside Train and Test."""
+    write_classes(tmp_path / "Train")
+    write_classes(tmp_path / "Test")
+    write_image(tmp_path / "Meta" / "0.png")
+    found = open_labelled(tmp_path)
+    assert found.label_names == ["a", "b", "c"] and sum(counts(found).values()) == 30
+    assert "1 image without a label left out (Meta/0.png is the first)" in found.notes
+    by_rule = open_labelled(tmp_path, LabelledSettings(label_from=("regex:([^/]+)/[^/]+$",)))
+    assert "1 image in no part left out (Meta/0.png is the first)" in by_rule.notes
+
+
+def test_folders_behind_links_are_followed_once(tmp_path: Path) -> None:
+    """After https://github.com/pytorch/vision/pull/1580; links to links, and one that leads back."""
+    write_classes(tmp_path / "all" / "train", "abcd")
+    (tmp_path / "subset" / "train").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / "subset" / "train" / name).symlink_to(tmp_path / "all" / "train" / name)
+    (tmp_path / "subset" / "train" / "a_again").symlink_to("a")
+    (tmp_path / "subset" / "train" / "circle").symlink_to(tmp_path / "subset")
+    (tmp_path / "subset" / "val").symlink_to(tmp_path / "other")
+    write_classes(tmp_path / "other", "abc", 2)
+    found = open_labelled(tmp_path / "subset")
+    assert found.label_names == ["a", "b", "c"] and counts(found) == {"train": 15, "val": 6}
+    assert [note for note in found.notes if "already in" in note] == [
+        f"left out train/{name}: symbolic link to a folder that is already in" for name in ("a_again", "circle")
+    ]
+
+
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    """After https://github.com/pytorch/vision/issues/669: the folder of one class was given."""
+    write_image(tmp_path / "PetImages" / "Dog" / "0.png")
+    with pytest.raises(SettingsError, match=r"one class, 'Dog'.*folder a class"):
+        open_labelled(tmp_path / "PetImages")
+    build_shards(tmp_path, tmp_path / "shards", workers=1, label_from="parent")
+    with pytest.raises(SettingsError, match="one class, 'PetImages'"):
+        open_labelled(tmp_path / "shards")
+    assert open_labelled(tmp_path / "shards", unlabelled=True).notes == ("one class alone, 'PetImages': no accuracies",)

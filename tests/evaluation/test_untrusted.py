@@ -14,6 +14,8 @@ from cltt import build_shards
 from cltt.errors import CLTTError, DataError, SettingsError
 from cltt.evaluation import cifar
 from cltt.evaluation.datasets import open_labelled
+from cltt.frames.decode_cpu import FrameDecoder
+from cltt.frames.geometry import Framing
 from tests.helpers import data, hostile
 
 IMAGES = 6
@@ -29,10 +31,39 @@ def _archive(folder: Path, batch: Any = BATCH, meta: Any = {b"label_names": [b"a
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_an_archive_of_any_protocol_is_read(tmp_path: Path, protocol: int) -> None:
-    if protocol == 5:
-        pytest.skip("numpy saves arrays by another function there, which CIFAR's archives do not use")
     found = open_labelled(_archive(tmp_path, pickle.dumps(BATCH, protocol=protocol)))
     assert found.label_names == ["a", "b", "c"] and len(found.parts["test"]) == IMAGES
+
+
+@pytest.mark.parametrize("protocol", (2, 4, 5))
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"data": BATCH[b"data"], "labels": BATCH[b"labels"]},
+        {"data": BATCH[b"data"].reshape(-1, 3, 32, 32), "labels": np.array(BATCH[b"labels"])},
+        {"data": BATCH[b"data"], "labels": np.array(BATCH[b"labels"], ">i4")},
+        {"data": BATCH[b"data"], "labels": tuple(BATCH[b"labels"])},
+    ],
+    ids=["text keys", "arrays", "big-endian labels", "a tuple"],
+)
+def test_an_archive_saved_again_by_others_is_read(tmp_path: Path, batch: Any, protocol: int) -> None:
+    """After https://github.com/wenxinxu/resnet-in-tensorflow/issues/22 and https://github.com/keras-team/keras/pull/4319:
+    the keys are text or bytes.
+    """
+    batch = {**batch, "data": batch["data"].copy()}
+    batch["data"][1] = np.arange(3072).reshape(batch["data"][1].shape) % 251
+    found = open_labelled(_archive(tmp_path, pickle.dumps(batch, protocol), {"label_names": ["a", "b", "c"]}))
+    (image,) = found.parts["train"].source.read(np.array([1]), FrameDecoder(Framing(image_size=32)))
+    assert (image == (np.arange(3072) % 251).reshape(3, 32, 32).transpose(1, 2, 0)).all()
+    images = found.parts["train"]
+    assert [found.label_names[label] for label in images.labels] == ["abcabc"[i] for i in images.ids]
+
+
+def test_what_an_archive_has_otherwise_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'data' must be uint8 of shape \(6, 3072\).* an array of f4 of shape \(6, 32"):
+        open_labelled(_archive(tmp_path, {**BATCH, b"data": np.zeros((IMAGES, 32, 32, 3), np.float32)}))
+    with pytest.raises(DataError, match=r"'labels' must be a list .* is missing"):
+        open_labelled(_archive(tmp_path, {b"data": BATCH[b"data"], b"y": BATCH[b"labels"]}))
 
 
 BATCHES = {

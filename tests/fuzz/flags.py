@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import shutil
 import warnings
@@ -13,7 +12,7 @@ from typing import Any
 from cltt.cli import Parser, add_settings, settings_from
 from cltt.commands import build as build_command
 from cltt.commands import train as train_command
-from cltt.config import TrainSettings
+from cltt.config import TrainSettings, declared, value_types
 from cltt.demo.__main__ import DemoSettings
 from cltt.evaluation.__main__ import EvaluationSettings
 from cltt.packing.settings import BuildSettings
@@ -136,8 +135,8 @@ class Flags:
 
 
 def _flags(group: type) -> list[tuple[str, bool]]:
-    fields = [field for field in dataclasses.fields(group) if "help" in field.metadata]
-    return [("--" + field.name.replace("_", "-"), isinstance(field.default, bool)) for field in fields]
+    types = value_types(group)
+    return [("--" + known.name.replace("_", "-"), types[known.name] is bool) for known in declared(group)]
 
 
 def tried(name: str, call: Any) -> str:

@@ -47,8 +47,8 @@ def count_overlaps(clip: np.ndarray, start: np.ndarray, gap: int) -> int:
     return total
 
 
-def count_crowd(clip: np.ndarray, start: np.ndarray, gap: int) -> int:
-    """The most windows of one clip that start within ``gap`` frames."""
+def count_conflicts(clip: np.ndarray, start: np.ndarray, gap: int) -> int:
+    """The largest number of windows of one clip that start within ``gap`` frames."""
     most = 0
     for one in np.unique(clip):
         starts = np.sort(start[clip == one])

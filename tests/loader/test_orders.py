@@ -31,7 +31,7 @@ def make(dataset: ShardDataset, index: WindowIndex, batch: int, depth: int) -> W
 def test_longer_blocks_of_a_later_epoch_are_told_and_change_nothing_but_decodes(
     dataset: ShardDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The crowd of a block follows the shuffle, so epochs may cut their steps into different numbers of blocks."""
+    """The conflicts of a block depend on the shuffle, so epochs may have different numbers of blocks."""
     index = WindowIndex(dataset.clip_lengths, 4, 5, 1)
     with make(dataset, index, 2, 4) as loader, make(dataset, index, 2, 4) as other:
         blocks = [loader.plan.at_epoch(epoch).num_blocks for epoch in range(3)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from cltt.sampling import epoch_plan
-from tests.helpers.obvious import count_crowd, count_overlaps
+from tests.helpers.obvious import count_conflicts, count_overlaps
 from tests.helpers.plans import Case, cases
 
 Check = Callable[[Case], None]
@@ -72,7 +72,7 @@ def blocks_share_the_steps_evenly(case: Case) -> None:
 
 
 @guarantee
-def blocks_are_as_long_as_asked_or_as_their_crowd_needs(case: Case) -> None:
+def blocks_are_as_long_as_asked_or_as_conflicts_need(case: Case) -> None:
     plan = case.made
     most = max(1, len(plan) // plan.depth)
     fewest = max(1, len(plan) // max(plan.depth, case.needed))
@@ -82,7 +82,7 @@ def blocks_are_as_long_as_asked_or_as_their_crowd_needs(case: Case) -> None:
         for block in range(plan.num_blocks):
             steps = plan.block_steps(block)
             windows = case.batches[steps.start : steps.stop].ravel()
-            assert count_crowd(*case.listed[windows].T, case.gap) <= len(steps)
+            assert count_conflicts(*case.listed[windows].T, case.gap) <= len(steps)
 
 
 @guarantee

@@ -163,3 +163,11 @@ def test_the_same_windows_do_not_meet_every_epoch() -> None:
     met = [meetings(epoch) for epoch in range(12)]
     again = np.mean([(now & before).sum() / before.sum() for before, now in pairwise(met)])
     assert again < 1.5 * 15 / (len(index) - 1)
+
+
+@pytest.mark.parametrize(("num_clips", "window"), [(6, (5, 2, 1)), (12, (5, 2, 1)), (12, (5, 10, 1))], ids=str)
+def test_pairs_of_a_clip_change_between_epochs(num_clips: int, window: tuple[int, int, int]) -> None:
+    """One block holds whole clips, so the chains are the same in every epoch; the assignment to steps must vary."""
+    plan = EpochPlan(WindowIndex([500] * num_clips, *window), 64)
+    assert plan.num_blocks == 1
+    assert order_figures.met_again(plan) < 1.5

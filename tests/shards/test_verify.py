@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +15,11 @@ import pytest
 
 from cltt import ShardDataset, build_shards
 from cltt.errors import DataError
+from cltt.shards import dataset as dataset_module
 from cltt.shards import format
 from cltt.shards.verify import verify_shards
 from tests.helpers import data
+from tests.helpers.quick import shorten_pauses
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def test_a_flipped_byte_anywhere_is_found(shards: Path) -> None:
 def test_a_flipped_byte_between_frames(shards: Path) -> None:
     _flip(shards / "shard-000001.tar", 3)
     (mismatch,) = verify_shards(shards)
-    assert mismatch.name == "shard-000001.tar" and "between the frames" in mismatch.problem
+    assert mismatch.name == "shard-000001.tar" and "checksum mismatch" in mismatch.problem
 
 
 def test_a_cut_off_shard_names_the_frames_it_lost(shards: Path) -> None:
@@ -93,7 +98,7 @@ def test_a_cut_off_shard_names_the_frames_it_lost(shards: Path) -> None:
         file.truncate(cut)
     mismatches = verify_shards(shards)
     assert mismatches[0].name == tar.name and f"{cut} bytes" in mismatches[0].problem
-    assert [mismatch.problem for mismatch in mismatches[1:]] == ["cut off"] * 3
+    assert len(mismatches) == 4 and all(f"{tar}: cut off" in mismatch.problem for mismatch in mismatches[1:])
     assert mismatches[1].name == dataset.frame_name(int(mine[-3]))  # its header is still there
 
 
@@ -157,3 +162,20 @@ def test_decode_finds_what_a_header_check_lets_through(tmp_path: Path) -> None:
     (mismatch,) = verify_shards(tmp_path / "out", decode=True)
     assert mismatch.name == "a/frame_000001.jpg" and "invalid JPEG" in mismatch.problem
     assert build_shards(root, tmp_path / "out2").skipped == {mismatch.problem: 1}
+
+
+def test_reads_are_retried(shards: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_pauses(monkeypatch)
+    calls = itertools.count()
+
+    def faulty(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object) -> object:
+            if next(calls) % 7 == 3:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(*given)
+
+        return call
+
+    monkeypatch.setattr(os, "pread", faulty(os.pread))
+    monkeypatch.setattr(dataset_module, "_pread_into", faulty(dataset_module._pread_into))
+    assert verify_shards(shards, decode=True, source_dir=root) == [] and next(calls) > 100

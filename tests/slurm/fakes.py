@@ -12,11 +12,19 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 
-# Each command notes its arguments in $FAKES/calls, one JSON list a line.
+# Each command notes its arguments in $FAKES/calls, one JSON list a line. FAIL_NAME="N STATUS TEXT" makes its first N
+# calls fail.
 NOTE = """#!{python}
 import json, os, sys
-with open(os.environ["FAKES"] + "/calls", "a") as calls:
-    calls.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+name = os.path.basename(sys.argv[0])
+with open(os.environ["FAKES"] + "/calls", "a+") as calls:
+    calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+    calls.seek(0)
+    number = sum(json.loads(line)[0] == name for line in calls)
+times, status, text = os.environ.get("FAIL_" + name, "0 0 ").split(" ", 2)
+if number <= int(times):
+    print(text, file=sys.stderr)
+    sys.exit(int(status))
 """
 COMMANDS = {
     # srun runs its command once, in its own place: signals reach it as they would by srun's forwarding.
@@ -29,11 +37,25 @@ os.execv(sys.argv[k], sys.argv[k:])""",
     "hostname": "print('10.0.0.7 192.168.1.7')",
     "sbatch": "print('77;cluster' if '--parsable' in sys.argv else 'Submitted batch job 77')",
     "nvidia-smi": "sys.exit(1)",
+    "sleep": "",
     "sinfo": "print(os.environ.get('FAKE_FAILED_NODES', ''), end='')",
 }
-# Writes down how it was started; STEPS says what it does then: "exit N", "save NAME", "wait" (for SIGUSR1), "vanish".
+# What a shell of another job may have in its environment, and sbatch hands on.
+LEAKED = {
+    "SLURM_MEM_PER_NODE": "4096",
+    "SLURM_GPUS": "3",
+    "SLURM_NNODES": "3",
+    "SLURM_CPU_BIND": "map_cpu:99",
+    "SLURM_STEP_GRES": "none",
+    "SLURM_EXPORT_ENV": "NOTHING",
+    "SLURM_WORKING_DIR": "/",
+}
+# Writes down how it was started; STEPS says what it does then: "exit N", "save NAME", "step" (the first is made),
+# "wait" (for SIGUSR1), "vanish", "die N" (of a signal).
 TRAIN = f"""
 import json, os, runpy, signal, sys, time
+
+LEAKED = {tuple(LEAKED)!r}
 
 def parse(argv):
     return runpy.run_path({str(REPOSITORY / "train.py")!r})["parse"](argv)
@@ -50,6 +72,10 @@ def take_steps():
             sys.exit(0)
         if action == "save":
             open(folder + "/latest", "w").write(value + "\\n")
+        if action == "step":
+            open(folder + "/first-step", "w").close()
+        if action == "die":
+            os.kill(os.getpid(), int(value))
         if action == "wait":
             open(os.environ["FAKES"] + "/ready", "w").close()
             while not told:
@@ -59,7 +85,7 @@ def take_steps():
 if __name__ == "__main__":
     told = []
     signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
-    names = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "FROM_MODULE")
+    names = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "FROM_MODULE", "RANK", *LEAKED)
     with open(os.environ["FAKES"] + "/runs", "a") as runs:
         seen = dict(argv=sys.argv[1:], env=dict((name, os.environ.get(name)) for name in names))
         runs.write(json.dumps(seen) + "\\n")

@@ -6,6 +6,7 @@ Training runs on CPU with gloo: ResNet-18, 32 pixels, a few seconds an unbroken 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tests.helpers import data
 from tests.slurm.conftest import Cluster
-from tests.slurm.fakes import REPOSITORY
+from tests.slurm.fakes import LEAKED, REPOSITORY
 
 pytestmark = pytest.mark.slow
 TRAIN = str(REPOSITORY / "slurm/train.sbatch")
@@ -119,6 +120,69 @@ def test_a_run_that_crashes_is_not_requeued_for_ever(cluster: Cluster, tmp_path:
     info = cluster.wait(cluster.submit("--nodes=2", ONE_CPU, TRAIN, **env))
     assert (info["JobState"], info["Restarts"]) == ("FAILED", "1"), cluster.logs()
     assert "not requeued" in cluster.logs()
+
+
+def python_that(folder: Path, does: str) -> dict[str, str]:
+    """Variables for a job whose Python is a shell script."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/bash\n{does}\n")
+    python.chmod(0o755)
+    return {**SMALL, "PYTHON": str(python), "CHECKPOINT_DIR": "a run"}
+
+
+UNTIL_TOLD = """trap 'told=1' USR1
+echo started >"a run/started"
+for k in {1..600}; do
+    if [ "$SLURM_RESTART_COUNT" = 1 ]; then echo epoch 1 >"a run/complete"; exit 0; fi
+    if [ -n "${told:-}" ]; then exit 85; fi
+    sleep 0.1
+done"""
+BUSY = """#!/bin/bash
+echo x >>"{folder}/$(basename "$0")"
+if [ "$(wc -l <"{folder}/$(basename "$0")")" -le 2 ]; then
+    echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2
+    exit {status}
+fi
+exec "/usr/bin/$(basename "$0")" "$@"
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_controller_that_does_not_answer_for_a_while(cluster: Cluster, tmp_path: Path, status: int) -> None:
+    """squeue and scontrol fail twice each at the moment when the job is told to stop: it is requeued all the same."""
+    stubs = tmp_path / "stubs"
+    stubs.mkdir()
+    for name in ("squeue", "scontrol"):
+        (stubs / name).write_text(BUSY.format(folder=tmp_path, status=status))
+        (stubs / name).chmod(0o755)
+    env = {**python_that(tmp_path, UNTIL_TOLD), "PATH": f"{stubs}:{os.environ['PATH']}"}
+    job = cluster.submit(ONE_CPU, TRAIN, **env)
+    cluster.wait_for(job, cluster.folder / "a run/started", 1)
+    cluster.call("scancel", "--signal=USR1", "--batch", job)
+    info = cluster.wait(job)
+    assert (info["JobState"], info["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
+
+
+def test_a_job_submitted_from_within_another(cluster: Cluster, tmp_path: Path) -> None:
+    """All that the other job's variables say is forgotten, and --export drops nothing that the training needs."""
+    show = 'echo "$SLURM_NTASKS $MASTER_ADDR $CUDA_VISIBLE_DEVICES" >>"a run/seen"; touch "a run/complete"'
+    env = {**python_that(tmp_path, show), **LEAKED, "SLURM_NTASKS": "7"}
+    nodes = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
+    job = cluster.submit("--export=PYTHON,CHECKPOINT_DIR,CLTT_HOME," + ",".join(LEAKED), *nodes, ONE_CPU, TRAIN, **env)
+    assert cluster.wait(job)["JobState"] == "COMPLETED", cluster.logs()
+    assert (cluster.folder / "a run/seen").read_text() == "4 127.0.0.1 0,1\n" * 4
+
+
+def test_a_step_that_srun_refuses_is_not_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    info = cluster.wait(cluster.submit(ONE_CPU, TRAIN, **python_that(tmp_path, "exit 0"), SLURM_MPI_TYPE="none_such"))
+    assert (info["JobState"], info["ExitCode"], info["Restarts"]) == ("FAILED", "2:0", "0"), cluster.logs()
+    assert "was started: srun: error: Invalid MPI type 'none_such'" in cluster.logs()
+
+
+def test_a_python_of_another_cpu_ends_the_job(cluster: Cluster, tmp_path: Path) -> None:
+    info = cluster.wait(cluster.submit(ONE_CPU, TRAIN, **python_that(tmp_path, "ulimit -c 0; kill -ILL $$")))
+    assert (info["JobState"], info["Restarts"]) == ("FAILED", "1"), cluster.logs()
+    assert "Python died before the first step twice" in cluster.logs()
 
 
 def test_a_sweep_of_two_lines(cluster: Cluster, shards: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.fakes import REPOSITORY, Bench
+from tests.slurm.fakes import LEAKED, REPOSITORY, Bench
 
 
 @pytest.fixture
@@ -55,6 +55,80 @@ def test_a_cancelled_or_requeued_job_is_left_alone(bench: Bench, state: str) -> 
     status, output = bench.train(STEPS="exit 85", FAKE_STATE=state)
     assert (status, bench.requeued()) == (85, [])
     assert "nothing to do" in output
+
+
+TIMED_OUT = "slurm_load_jobs error: Socket timed out on send/recv operation"
+
+
+# Status 0 with an error was read as "completed": https://github.com/OSC/ood_core/issues/149
+@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_question_that_fails_is_no_answer(bench: Bench, times: int, status: int) -> None:
+    """It is asked again; a job of which nothing is known is requeued."""
+    _, output = bench.train(STEPS="exit 85", FAIL_squeue=f"{times} {status} {TIMED_OUT}")
+    assert bench.requeued() == ["41"], output
+    assert (f"no answer to squeue --noheader --jobs=41 --format=%T: {TIMED_OUT}" in output) == (times == 99)
+    assert len(bench.calls("squeue")) == min(times + 1, 12)
+
+
+def test_a_job_that_slurm_does_not_know_is_gone(bench: Bench) -> None:
+    _, output = bench.train(STEPS="exit 85", FAIL_squeue="99 1 slurm_load_jobs error: Invalid job id specified")
+    assert "job 41 is gone" in output and bench.requeued() == [] and len(bench.calls("squeue")) == 1
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_requeue_is_asked_for_again(bench: Bench, times: int) -> None:
+    _, output = bench.train(STEPS="exit 85", FAIL_scontrol=f"{times} 1 Unable to contact slurm controller")
+    assert len(bench.requeued()) == min(times + 1, 12)
+    assert ("submit the same command again" in output) == (times == 99)
+
+
+def test_the_address_of_the_node_is_asked_for_again(bench: Bench) -> None:
+    env = {"FAKE_NODE_ADDRESS": "10.1.1.1", "FAIL_scontrol": "2 1 slurm_load_node error: Socket timed out"}
+    bench.train(SLURM_JOB_NUM_NODES="2", **env)
+    assert bench.runs()[0]["env"]["MASTER_ADDR"] == "10.1.1.1"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually exclusive.",
+        # https://github.com/mehta-lab/recOrder/issues/482
+        "srun: error: Unable to create step for job 41: Invalid generic resource (gres) specification",
+    ],
+)
+def test_a_step_that_srun_refuses_is_refused(bench: Bench, refusal: str) -> None:
+    status, output = bench.train(FAIL_srun=f"99 1 {refusal}")
+    assert (status, bench.requeued()) == (2, [])
+    assert f"srun refuses the step, so nothing was started: {refusal}" in output
+    assert not (bench.home / "checkpoints/ws5_fs10_wstr1").exists()
+
+
+@pytest.mark.parametrize("said", ["Unable to create step for job 41: Required node not available (down, drained or reserved)", "Unable to create step for job 41: Socket timed out", "Unable to confirm allocation for job 41: Invalid job id specified"])  # fmt: skip  # noqa: E501
+def test_a_step_that_slurm_cannot_start_now_is_requeued(bench: Bench, said: str) -> None:
+    assert bench.train(FAIL_srun=f"99 1 srun: error: {said}")[0] == 1
+    assert bench.requeued() == ["41"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("die 4", "die 4", "(SIGILL on node1; SIGILL on node1)"),
+        ("die 7", "die 11", "(SIGBUS on node1; SIGSEGV on node1)"),
+        # Python of an x86_64 login node on aarch64 nodes: https://github.com/NVIDIA/srt-slurm/pull/17
+        ("exit 8", "exit 8", "(Exec format error on node1; Exec format error on node1)"),
+        ("die 4", "step, die 4", ""),
+        ("die 4", "exit 1", ""),
+    ],
+)
+def test_a_python_of_another_cpu_is_not_requeued_in_vain(bench: Bench, first: str, second: str, words: str) -> None:
+    bench.train(STEPS=first)
+    assert bench.requeued() == ["41"]
+    _, output = bench.train(STEPS=second, SLURM_RESTART_COUNT="1")
+    assert bench.requeued() == ["41"] * (1 if words else 2)
+    assert words in output and ("the environment of" in output) == bool(words)
+    bench.train(STEPS=first)  # submitted again
+    assert bench.requeued() == ["41"] * (2 if words else 3)
 
 
 def test_a_run_that_ended_without_saying_complete_is_not_called_that(bench: Bench) -> None:
@@ -218,6 +292,19 @@ def test_staging_expands_tmpdir_on_the_node(bench: Bench) -> None:
     assert value(bench.runs()[0], "--stage-to") == "/local scratch/41/cltt"
 
 
+@pytest.mark.parametrize("path", ["$SLURM_TMPDIR/x y", "${SLURM_TMPDIR}/x y", "/node/$SLURM_JOB_ID/x y"])
+def test_staging_expands_variables_of_the_node(bench: Bench, path: str) -> None:
+    bench.train(STAGE_TO=path, SLURM_TMPDIR="/node/41")
+    assert value(bench.runs()[0], "--stage-to") == "/node/41/x y"
+
+
+@pytest.mark.parametrize("path", ["$NO_SUCH_SCRATCH", "/tmp/$(date)", "/tmp/$", "$A"])
+def test_staging_to_what_cannot_be_expanded_is_refused(bench: Bench, path: str) -> None:
+    status, output = bench.train(STAGE_TO=path, A="/tmp/$B")
+    assert (status, bench.runs(), bench.requeued()) == (2, [], [])
+    assert f"STAGE_TO is '{path}'" in output
+
+
 def test_modules_may_read_unset_variables_and_fail(bench: Bench) -> None:
     body = '() { export FROM_MODULE="$3 $LMOD_NEVER_SET"; false; }'
     status, output = bench.train(MODULES="python/3.11  cuda/12.4", **{"BASH_FUNC_module%%": body})
@@ -269,6 +356,20 @@ def test_srun_is_told_what_it_does_not_take_over(bench: Bench) -> None:
     assert "--cpus-per-task=6" in options and "--kill-on-bad-exit=0" in options
     assert bench.runs()[0]["env"]["OMP_NUM_THREADS"] == "6"
     assert value(bench.runs()[0], "--num-workers") == "6"
+
+
+# RANK and WORLD_SIZE: https://github.com/pytorch/examples/issues/458
+def test_variables_of_another_job_are_forgotten(bench: Bench) -> None:
+    env = {"SLURM_TASKS_PER_NODE": "4(x2)", "SLURM_GPUS_ON_NODE": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    bench.train(**LEAKED, **env, **{**bench.job, "SLURM_JOB_NUM_NODES": "2", "MASTER_ADDR": "10.0.0.2"})
+    seen = bench.runs()[0]["env"]
+    assert {name: seen[name] for name in (*LEAKED, "RANK")} == dict.fromkeys((*LEAKED, "RANK"))
+    assert {"--export=ALL", "--nodes=2", "--ntasks-per-node=4"} <= set(bench.calls("srun")[0])
+
+
+def test_tasks_that_differ_by_node_are_asked_for_as_they_are(bench: Bench) -> None:
+    bench.train(SLURM_TASKS_PER_NODE="2,1", SLURM_NTASKS="3")
+    assert "--ntasks=3" in bench.calls("srun")[0]
 
 
 def test_gpus_and_processes_must_match(bench: Bench) -> None:
@@ -386,6 +487,8 @@ def test_an_option_whose_value_stands_apart_is_named(bench: Bench, script: str, 
     status, output = bench.run(script, *option, "t.txt", "out")
     assert (status, bench.calls("sbatch")) == (2, [])
     assert f"{option[0]} stands alone before" in output and "--name=value" in output
+    status, output = bench.run(script, "--mem=8G", "t.txt", "out")
+    assert status == 2 and "give --mem-per-cpu" in output
     assert bench.run("submit_sweep.sh", "--hold", "--partition=main", "t.txt")[0] == 0
 
 
@@ -409,6 +512,25 @@ def test_a_sweep_with_a_bad_line_is_refused(bench: Bench, table: str) -> None:
     status, output = bench.run("submit_sweep.sh", "t.txt")
     assert (status, bench.calls("sbatch")) == (2, [])
     assert "t.txt" in output and "Traceback" not in output
+
+
+# A spreadsheet's byte order mark hides the first column: https://github.com/docling-project/docling/issues/4097
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("name", ["d\u00e9j\u00e0 vu".encode(), b"d\xe9j\xe0"])
+def test_a_sweep_keeps_the_bytes_of_its_table_in_any_locale(bench: Bench, mark: bytes, name: bytes) -> None:
+    (bench.home / "t.txt").write_bytes(mark + b'window-size eval-data\r\n5 "' + name + b'"\r\n')
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    status, output = bench.run("submit_sweep.sh", "t.txt", **locale)
+    assert status == 0, output
+    bench.run("sweep.sbatch", "t.txt", **locale, **bench.job, SWEEP_DIR="s", SLURM_ARRAY_TASK_ID="0")
+    last = bench.runs()[0]["argv"][-1]
+    assert last.encode("ascii", "surrogateescape") == b"--eval-data=" + name
+
+
+def test_a_sweep_table_in_utf_16_is_refused(bench: Bench) -> None:
+    (bench.home / "t.txt").write_text("window-size\n5\n", encoding="utf-16")
+    status, output = bench.run("submit_sweep.sh", "t.txt")
+    assert (status, bench.calls("sbatch")) == (2, []) and "save it as plain text in UTF-8" in output
 
 
 def test_a_sweep_task_runs_its_line_in_a_folder_of_its_own(bench: Bench) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from cltt import WindowIndex, build_shards
 from cltt.errors import FrameError
-from cltt.shards import corrupt
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.visualize import inspect, views
@@ -97,7 +96,7 @@ def test_a_picture_full_of_corrupt_frames_names_some_and_counts_the_others(
 
 def test_of_very_many_corrupt_frames_the_first_are_named_and_the_others_counted() -> None:
     errors = [FrameError(2 * k, f"a/{k}.jpg", "CRC mismatch") for k in range(100)]
-    reason, *lines, rest = corrupt.corrupt_text(errors)
+    reason, *lines, rest = inspect.corrupt_text(errors)
     assert reason == "100 frames: CRC mismatch"
     assert lines == [f"  frame {2 * k} (a/{k}.jpg)" for k in range(len(lines))]
     assert rest == f"  and {100 - len(lines)} frames more; --json names all" and 5 < len(lines) < 50

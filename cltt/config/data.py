@@ -1,0 +1,173 @@
+"""Settings of the data: which windows there are, their order, and how their frames become pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cltt.config.augmenting import AugmentSettings
+from cltt.config.fields import MANY, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields, require, setting
+from cltt.config.old_flags import OBJECT_FOCUS, SHORT_CLIPS, TWO_VIEWS
+from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSettings:
+    """Which frames make a window: t, t+frame_step, ..., t+(window_size-1)*frame_step of one clip."""
+
+    window_size: int = setting(5, "frames in a window (T)", within=(1, 10_000))
+    frame_step: int = setting(
+        10,
+        "distance between neighbouring frames of a window, in frames (0: the same frame each time)",
+        within=(0, MANY),
+        old=TWO_VIEWS,
+    )
+    window_stride: int = setting(1, "distance between the starts of neighbouring windows, in frames", within=(1, MANY))
+    max_windows_per_clip: int = setting(
+        0, "use at most this many windows of a clip, evenly spread (0: all)", within=(0, MANY)
+    )
+    short_clip_windows: int = setting(
+        0,
+        "a clip that offers at most this many windows gives one, from its middle (0: no such rule)",
+        within=(0, MANY),
+        old=SHORT_CLIPS,
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def span(self) -> int:
+        """Frames from the first to the last of a window, both included."""
+        return (self.window_size - 1) * self.frame_step + 1
+
+
+SPLITS = ("train", "val", "test", "all")
+AUGMENT_SCOPES = ("frame", "window")
+NORMALISATIONS = ("imagenet", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """Where the frames come from, and the clips that are used of them."""
+
+    root_dir: str | None = setting(
+        None, "folder of clip folders and videos; shards are built from it under shards/ on first use", free=True
+    )
+    shards: str | None = setting(None, "folder of built shards (instead of --root-dir)", free=True)
+    fps: float | None = setting(
+        None, "with --root-dir: frames a second taken of videos (default: every frame)", within=(1e-3, 1e3), free=True
+    )
+    rescan: bool = setting(
+        False, "with --root-dir: compare every file with the one built, not only the folders", free=True
+    )
+    no_wait: bool = setting(
+        False, "stop, instead of waiting, if another process is building the shards of --root-dir", free=True
+    )
+    stage_to: str | None = setting(
+        None, "copy the shards to this node-local folder first, once a node, verified", free=True
+    )
+    split: str | None = setting(
+        None, "clips to train on (default: train if the shards have splits, else all)", choices=SPLITS
+    )
+    clips: str | None = setting(
+        None, "file that picks clips: a clip's key or a folder of clips a line, # comments (default: all)", free=True
+    )
+    shuffle_frames: bool = setting(
+        False,
+        "put each clip's frames in a random order, fixed by the seed, before windows are cut: a control that shows "
+        "what time teaches",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            (self.root_dir is None) != (self.shards is None),
+            "give either --root-dir (a folder of clip folders) or --shards (a folder of built shards)",
+        )
+
+    def shuffle_seed(self, seed: int) -> int | None:
+        """What puts the frames of clips in another order, for a run of ``seed``; None: nothing does."""
+        return seed if self.shuffle_frames else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderSettings:
+    """Which windows come together in a batch: arguments of :class:`cltt.EpochPlan`."""
+
+    batch_size: int = setting(64, "windows a step, over all ranks (B)", within=(1, 1_000_000))
+    min_gap: int = setting(
+        0, "frames that must lie between two windows of one clip in a batch, at least", within=(0, MANY)
+    )
+    depth: int | None = setting(
+        None,
+        "steps of a block: frames are decoded once a block (default: 128, more where the data need it)",
+        within=(1, 1_000_000),
+    )
+    run: int | None = setting(
+        None,
+        "windows of a clip that share frames and are drawn together (default: 5*(window_size-1), at most 32)",
+        within=(1, MANY),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """What else decides the pixels of a batch, but for their number: arguments of :class:`cltt.WindowLoader`."""
+
+    augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
+    region: str = setting(
+        "none", "where the network looks: at the center, or at the shards' boxes", choices=REGIONS, old=OBJECT_FOCUS
+    )
+    region_effect: str | None = setting(
+        None, "blur all outside, or crop a square about its middle (default: blur)", choices=EFFECTS
+    )
+    region_scale: float | None = setting(
+        None, "side of that square, in short sides of the frame (default: 0.5)", within=SCALES
+    )
+    normalise: str = setting(
+        "imagenet",
+        "pixels by ImageNet's mean and deviation, or (none) from 0 to 1 (with --checkpoint-path: as those weights were "
+        "trained)",
+        choices=NORMALISATIONS,
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        region = self.looked_at
+        for name in ("effect", "scale"):  # what is saved is what was done
+            object.__setattr__(self, f"region_{name}", getattr(region, name))
+
+    @property
+    def looked_at(self) -> Region:
+        return Region(self.region, self.region_effect, self.region_scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(ViewSettings, AugmentSettings, OrderSettings, SourceSettings):
+    """Which frames are trained on and how they become batches."""
+
+    image_size: int = setting(
+        224, "side of the square frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
+    )
+    num_workers: int = setting(4, "reading and decoding threads of a rank", within=(1, 1024), free=True)
+    cache_gb: float | None = setting(
+        None,
+        "decoded frames held, in GB (1e9 bytes) a rank (default: by the free memory)",
+        within=(1e-6, 1e6),
+        free=True,
+    )
+    max_bad_frames: int = setting(
+        100, "stop when more frames than this could not be read or decoded", within=(0, MANY), free=True
+    )
+    io_patience: float = setting(
+        600.0,
+        "seconds to try again what a file system refuses for a while: reads (EIO, ESTALE ...), and the last writes",
+        within=(0, 1e6),
+        free=True,
+    )
+
+    def __post_init__(self) -> None:
+        SourceSettings.__post_init__(self)
+        AugmentSettings.__post_init__(self)
+        ViewSettings.__post_init__(self)
+        require(self.region != "boxes" or self.root_dir is None, BOXES_OF_SHARDS)
