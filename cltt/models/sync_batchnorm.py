@@ -86,7 +86,7 @@ def synchronise(model: nn.Module) -> nn.Module:
     return model
 
 
-def _synchronised(name: str, kind: type[nn.Module]) -> type[nn.Module]:
+def _synchronised(name: str, kind: type[_BatchNorm]) -> type[_BatchNorm]:
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
         return SyncBatchNorm1d if kind is nn.BatchNorm1d else SyncBatchNorm2d
     require(
