@@ -82,7 +82,7 @@ class WindowLoader:
         normalise: of float batches: ``imagenet``, by its mean and deviation, or ``none``, from 0 to 1.
         augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
         region, region_effect, region_scale: which box of a frame counts, see :class:`~cltt.region.Region`.
-        seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
+        seed, min_gap, depth, run, clips_per_block: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
         cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a share of what is
             free. Less only means that some frames are decoded again.
@@ -120,6 +120,7 @@ class WindowLoader:
         min_gap: int = 0,
         depth: int | None = None,
         run: int | None = None,
+        clips_per_block: int = 0,
         rank: int = 0,
         world_size: int = 1,
         cache_bytes: int | None = None,
@@ -164,7 +165,9 @@ class WindowLoader:
         self._clock = Clock()
         self._stop: weakref.finalize | None = None
         self._longest_block = 0  # steps that the frame memory is sized for
-        self.plan = EpochPlan(index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run)
+        self.plan = EpochPlan(
+            index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run, clips_per_block=clips_per_block
+        )
         self._step = 0
         self.plan.batch(0, rank=rank, world_size=world_size)  # a rank or world size that cannot work is said here
 
@@ -291,7 +294,7 @@ class WindowLoader:
             )
         slots, share = self._fetcher.store.slots, self._share
         self._prefetcher = Prefetcher(
-            block_uses(self.plan, self.index, self._step, rank=share.rank, world_size=share.world_size),
+            block_uses(self.plan, self._step, rank=share.rank, world_size=share.world_size),
             self._fetcher.fetch,
             SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
             start=self._step,

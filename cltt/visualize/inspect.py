@@ -28,6 +28,7 @@ from cltt.config import (
 from cltt.errors import FrameError
 from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
@@ -69,9 +70,11 @@ class LookSettings:
         choices=BATCH_SAMPLINGS,
     )
     batch_idx: int = setting(0, "which batch (contiguous, random)", within=(0, MANY * MANY))
-    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0", within=(0, MANY))
+    epoch: int = setting(0, "epoch of the plan, the drawn steps and the augmentation; the first is 0", within=(0, MANY))
     step: int = setting(0, "step of the epoch (plan); the first is 0", within=(0, MANY))
-    seed: int = setting(0, "seed of random batches, the plan and the augmentation", within=(0, MAX_SEED))
+    seed: int = setting(
+        0, "seed of random batches, the plan, the drawn steps and the augmentation", within=(0, MAX_SEED)
+    )
     split: str | None = setting(
         None,
         "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
@@ -162,13 +165,14 @@ class Inspection:
 
     def view(self, index: WindowIndex, ids: np.ndarray) -> views.WindowView:
         """The windows ``ids``, seen as the network does; with boxes a line on stderr says how many frames have none."""
+        epoch = EpochWindows(index, seed=self.look.seed, epoch=self.look.epoch)
         region = self.data.looked_at
         region.check_boxes(self.dataset)
         if region.kind == "boxes":
             _, clips = self.dataset.training_clips(self.look.split, self.data.clips)
             without, frames = self.dataset.frames_without_box(clips), self.dataset.clip_lengths[clips].sum()
             print(f"note: {without_box_line(without, int(frames))}", file=sys.stderr)
-        return views.view_windows(self.dataset, index, ids, image_size=self.data.image_size, region=region)
+        return views.view_windows(self.dataset, epoch, ids, image_size=self.data.image_size, region=region)
 
     def size_info(self, split: str) -> dict[str, Any]:
         clips = self.clips(split)
@@ -290,7 +294,7 @@ def write_html(made: Inspection) -> int:
     title += made.shuffled
     view = made.view(index, ids)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
-    marks = None if made.data.shuffle_frames else made.windows
+    marks = None if made.data.shuffle_frames or index.frame_steps[0] < index.frame_steps[1] else made.windows
     page = gallery.write_gallery(made.dataset, Path(out), marks, made.clips(split), view, title, features)
     text = [*views.corrupt_lines(view.info()), f"wrote {page}: open it in a browser"]
     emit({**made.size_info(split), "page": str(page)}, "\n".join(text), made.look.json)
