@@ -134,9 +134,11 @@ class Inspection:
         )
 
     @property
-    def shuffled(self) -> str:
-        """What a picture's title says of the frames' order."""
-        return f", frames of a clip shuffled by seed {self.look.seed}" if self.data.shuffle_frames else ""
+    def frames_note(self) -> str:
+        """What a picture's title says of shuffled frames and drawn steps."""
+        shuffled = f", frames of a clip shuffled by seed {self.look.seed}" if self.data.shuffle_frames else ""
+        drawn = f", steps {self.windows.frame_step} of epoch {self.look.epoch}, seed {self.look.seed}"
+        return shuffled + (drawn if isinstance(self.windows.frame_step, str) else "")
 
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
         """Window ids of the batch asked for, and its name."""
@@ -217,7 +219,7 @@ def show_windows(made: Inspection) -> int:
         ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of {len(index):,}"
     else:
         ids, name = made.batch_ids(index)
-    name += made.shuffled
+    name += made.frames_note
     view = made.view(index, ids)
     info = {**made.size_info(split), "windows": len(index), "showing": name, "normalise": data.normalise}
     info |= view.info()
@@ -291,10 +293,10 @@ def write_html(made: Inspection) -> int:
     assert out is not None  # LookSettings wants it in this mode
     index, _ = made.index()
     ids, title = made.batch_ids(index)
-    title += made.shuffled
+    title += made.frames_note
     view = made.view(index, ids)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
-    marks = None if made.data.shuffle_frames or index.frame_steps[0] < index.frame_steps[1] else made.windows
+    marks = None if made.frames_note else made.windows
     page = gallery.write_gallery(made.dataset, Path(out), marks, made.clips(split), view, title, features)
     text = [*views.corrupt_lines(view.info()), f"wrote {page}: open it in a browser"]
     emit({**made.size_info(split), "page": str(page)}, "\n".join(text), made.look.json)
