@@ -239,7 +239,8 @@ def waiting(device: torch.device, folder: Path, shards: Path, *, quick: bool) ->
     dataset = factory.open_dataset(settings.data)
     steps = (20 if quick else 60) if device.type == "cpu" else 300
     with factory.build_loader(dataset, factory.build_index(dataset, settings), settings, device, info) as loader:
-        trainer = factory.build_trainer(settings, loader, device, info, stop=StopSignals())
+        model = factory.start_model(settings, weights=None, say=print)
+        trainer = factory.build_trainer(settings, model, loader, device, info, stop=StopSignals())
         batches = iter(loader)
         trainer.model.train()
         trainer._step(next(batches))

@@ -38,8 +38,9 @@ def _normalise_of(settings: TrainSettings) -> str:
     from cltt.models.weights import read_weights  # imports torch, see main
 
     assert settings.checkpoint.checkpoint_path is not None
+    path, size = Path(settings.checkpoint.checkpoint_path), settings.data.image_size
     try:
-        return read_weights(Path(settings.checkpoint.checkpoint_path), settings.model.backbone).normalise
+        return read_weights(path, settings.model.backbone, image_size=size).normalise
     except CLTTError:
         if not settings.checkpoint.resume:
             raise

@@ -27,7 +27,6 @@ from cltt.config.fields import (
     values_of,
 )
 from cltt.config.recipe import (
-    BACKBONES,
     ModelSettings,
     OptimSettings,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "AMP_MODES",
     "AUGMENTATIONS",
     "AUGMENT_SCOPES",
-    "BACKBONES",
     "DEVICES",
     "MANY",
     "MAX_IMAGE_SIZE",

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cltt.config.fields import MANY, check_fields, require, setting
 from cltt.text import shorten
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")
 TIMM = "timm:"  # before a name that timm knows
+_BACKBONE = re.compile(r"[a-z][a-z0-9_]*|timm:\S+")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("epochs", "cosine", "constant")
 DEFAULT_MOMENTUM = 0.9
 
 
 def is_backbone(name: object) -> bool:
-    """Whether ``name`` can be that of an encoder; what timm knows is asked when it is made."""
-    return isinstance(name, str) and (name in BACKBONES or (name.startswith(TIMM) and name != TIMM))
+    """Whether ``name`` has the form of an encoder's; torchvision or timm is asked when the encoder is made."""
+    return isinstance(name, str) and _BACKBONE.fullmatch(name) is not None
 
 
 def require_backbone(name: str) -> None:
     require(
         is_backbone(name),
-        f"--backbone is {shorten(name, 80)!r}; it must be one of {', '.join(BACKBONES)}, or {TIMM}NAME",
+        f"--backbone is {shorten(name, 80)!r}; it must be a classification model of torchvision's (resnet18, swin_t, "
+        f"vit_b_16 ...), or {TIMM}NAME",
     )
 
 
@@ -32,7 +34,8 @@ class ModelSettings:
 
     backbone: str = setting(
         "resnet18",
-        f"encoder: {', '.join(BACKBONES)}, or {TIMM}NAME, a model of timm's by its name there (extra: timm)",
+        "encoder: a classification model of torchvision's by its name there (resnet18, swin_t, convnext_tiny, "
+        f"vit_b_16 ...), or {TIMM}NAME, one of timm's (extra: timm)",
         metavar="NAME",
     )
     proj_dim: int = setting(128, "numbers a frame is projected to for the loss (D)", within=(1, 65_536))

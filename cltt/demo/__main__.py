@@ -175,12 +175,12 @@ def train_settings(settings: DemoSettings, shards: Path) -> TrainSettings:
 def untrained_encoder(training: TrainSettings) -> nn.Module:
     """The encoder with the weights that training starts from."""
     torch.manual_seed(training.run.seed)
-    return factory.build_model(training.model).encoder
+    return factory.build_model(training.model, training.data.image_size).encoder
 
 
 def trained_encoder(training: TrainSettings) -> nn.Module:
     """The encoder of the run's last checkpoint."""
-    model = factory.build_model(training.model)
+    model = factory.build_model(training.model, training.data.image_size)
     factory.load_weights(model, training.run_dir)
     return model.encoder
 

@@ -26,8 +26,7 @@ from cltt.evaluation.plots import UNTRAINED, draw_map, draw_neighbours
 from cltt.evaluation.probe import ProbeSettings
 from cltt.files import atomic
 from cltt.files.atomic import file_sha256
-from cltt.models.encoders import build_encoder
-from cltt.models.timm_models import check_takes
+from cltt.models.encoders import IMAGE_SIZE, Encoder, build_encoder, check_takes
 from cltt.models.weights import Weights, read_weights
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize.embeddings import Embeddings, check_npz
@@ -127,7 +126,7 @@ class Evaluation:
         if self.settings.shows_frames:
             self._show(last, features)
 
-    def _features(self, encoder: torch.nn.Module, weights: Weights) -> Features:
+    def _features(self, encoder: Encoder, weights: Weights) -> Features:
         size, normalise = self._image_size(weights), self._normalise(weights)
         check_takes(encoder, weights.backbone, size)
         encoder = encoder.to(self.device)
@@ -142,7 +141,8 @@ class Evaluation:
         size, normalise = self._image_size(weights), self._normalise(weights)
         evaluator = Evaluator(self.data, image_size=size, device=self.device, normalise=normalise, probe=self.probe)
         result = evaluator.evaluate(features)
-        print(f"{name}: {result.describe()}", flush=True)
+        note = _note(name, weights)
+        print(f"{name}{f' ({note})' if note else ''}: {result.describe()}", flush=True)
         epoch, step = (0, 0) if name == UNTRAINED else (weights.epoch, weights.step)
         data = os.path.abspath(self.settings.data)
         identity = {
@@ -153,7 +153,10 @@ class Evaluation:
             "image_size": size,
             "normalise": normalise,
         }
-        rows.append({"epoch": epoch, "step": step, **identity, **result.to_dict(), "row": result.row()})
+        rows.append(
+            {"epoch": epoch, "step": step, **identity, **result.to_dict(), "row": result.row()}
+            | ({"note": note} if note else {})
+        )
         flat.append({"epoch": epoch, "step": step, **result.columns(), **identity})
 
     def _name(self, path: Path) -> str:
@@ -231,12 +234,19 @@ def embed(images: Images, features: np.ndarray, data: LabelledData, identity: di
     )
 
 
-def _untrained(weights: Weights) -> torch.nn.Module:
+def _untrained(weights: Weights) -> Encoder:
     """The encoder that the run started from; of files that are not a run's, one of seed 0."""
     seed = weights.saved["settings"].get("run", {}).get("seed", 0) if weights.saved else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_encoder(weights.backbone)
+        return build_encoder(weights.backbone, weights.image_size or IMAGE_SIZE)
+
+
+def _note(name: str, weights: Weights) -> str:
+    """What the row ``name`` does not show by itself."""
+    if name == UNTRAINED and weights.saved and not weights.saved.get("begun_with"):
+        return "drawn anew: the run began with an earlier version, which drew other weights"
+    return ""
 
 
 def _trained_clips(weights: Weights, data: str) -> np.ndarray | None:

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from cltt import cli
-from cltt.config.recipe import TIMM
 from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable, file_sha256, replace_file
 from cltt.files.regular import check_path
-from cltt.models.weights import EXTRA, SAFETENSORS, State, Weights, empty_encoder, read_weights
+from cltt.models.weights import EXTRA, SAFETENSORS, State, Weights, read_weights
 from cltt.text import printable
 
 SUFFIXES = (".pth", SAFETENSORS)
@@ -58,7 +57,10 @@ def _serialised(state: Mapping[str, torch.Tensor], suffix: str, weights: Weights
             from safetensors.torch import save
         except ImportError:
             raise SettingsError(f"writing {SAFETENSORS} needs the package safetensors: {EXTRA}") from None
-        return bytes(save(own, {"backbone": weights.backbone, "normalise": weights.normalise}))
+        said = {"backbone": weights.backbone, "normalise": weights.normalise}
+        if weights.image_size:
+            said["image_size"] = str(weights.image_size)
+        return bytes(save(own, said))
     data = BytesIO()
     torch.save(own, data)
     return data.getvalue()
@@ -71,7 +73,7 @@ def model_card(weights: Weights, files: list[Path]) -> str:
     """Markdown: what the encoder is, how to load it, how it was trained, on what, and how far."""
     lines = [f"# {weights.backbone}, from {printable(weights.path.name)}", ""]
     lines += [f"- `{printable(path.name)}`: SHA-256 `{file_sha256(path)}`" for path in files]
-    features = empty_encoder(weights.backbone).feature_dim
+    features = weights.empty_encoder().feature_dim
     size = f" [n, 3, {weights.image_size}, {weights.image_size}]" if weights.image_size else " [n, 3, S, S]"
     lines += [f"- takes RGB{size}, {_PIXELS[weights.normalise]}; gives {features} features a frame"]
     lines += [
@@ -100,18 +102,12 @@ _PIXELS = {
 
 
 def _loading(weights: Weights, file: Path) -> list[str]:
-    read = f'safetensors.torch.load_file("{file.name}")' if file.suffix == SAFETENSORS else f'torch.load("{file.name}")'
-    if weights.backbone.startswith(TIMM):
-        name = weights.backbone.removeprefix(TIMM)
-        return [
-            f'encoder = timm.create_model("{name}", num_classes=0)',
-            f"encoder.load_state_dict({read}, strict=True)",
-        ]
-    return [
-        f"encoder = torchvision.models.{weights.backbone}()",
-        f"encoder.{'fc' if weights.backbone.startswith('resnet') else 'head'} = torch.nn.Identity()",
-        f"encoder.load_state_dict({read}, strict=True)",
-    ]
+    read = f'torch.load("{file.name}")'
+    lines = weights.empty_encoder().code
+    if file.suffix == SAFETENSORS:
+        read = f'safetensors.torch.load_file("{file.name}")'
+        lines = [f"{lines[0]}, safetensors.torch", *lines[1:]]
+    return [*lines, f"encoder.load_state_dict({read}, strict=True)"]
 
 
 def _training(history: Mapping[str, Any], weights: Weights) -> list[str]:

@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import pwd
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -42,15 +44,37 @@ def flush(path: Path) -> None:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)  # the last: /proc
+_DENIED = (errno.EACCES, errno.EPERM)
+_FORBIDDEN = (*_DENIED, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)  # the last: /proc
 
 
-def _remedy(error: OSError) -> str:
+def _remedy(error: OSError, path: Path) -> str:
     if error.errno in _FULL:
         return "make room and start again, the build goes on"
+    if error.errno in _DENIED and (denied := _denied(path)):
+        return f"{denied}, or choose another folder"
     if error.errno in _FORBIDDEN:
-        return "mend the permissions or choose another folder for the shards"
+        return "mend the permissions or choose another folder"
     return "start again when it can be written, the build goes on"
+
+
+def _denied(path: Path) -> str:
+    """What stands in the way of writing ``path``, itself or a folder above it, whose it is, and what is missing."""
+    for thing in (path, *path.absolute().parents):
+        with suppress(OSError):
+            status = thing.stat()
+            right, letters = (os.W_OK | os.X_OK, "wx") if stat.S_ISDIR(status.st_mode) else (os.W_OK, "w")
+            if not os.access(thing, right):
+                whose = f"{_user(status.st_uid)} ({stat.filemode(status.st_mode)})"
+                return f"{thing} belongs to {whose}: ask for the right to write it (chmod g+{letters})"
+    return ""
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 @contextlib.contextmanager
@@ -63,7 +87,7 @@ def writing(path: Path, remedy: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         kind = SettingsError if remedy else DataError
-        raise kind(f"cannot write {path}: {error.strerror or error}; {remedy or _remedy(error)}") from error
+        raise kind(f"cannot write {path}: {error.strerror or error}; {remedy or _remedy(error, path)}") from error
 
 
 @contextlib.contextmanager

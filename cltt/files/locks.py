@@ -16,6 +16,7 @@ from cltt.files import owned
 from cltt.files.atomic import writing
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _lock(handle: int, flags: int, path: Path) -> bool:
@@ -25,12 +26,30 @@ def _lock(handle: int, flags: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
+        if error.errno == errno.EBADF:  # NFS gives an exclusive lock to those alone who may write
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
             f"{path.parent} is on a file system without locks; start no second build or run there", stacklevel=4
         )
     return True
+
+
+def open_lock(path: Path, flags: int = 0) -> int:
+    """Descriptor of the lock file ``path``, made by the umask unless it is there.
+
+    To write, with the further ``flags`` of ``os.open``; or only to read, where another's file allows no more: a shared
+    lock needs no more, an exclusive one only on NFS. OSError if it may not be read.
+    """
+    always = os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | always | flags, 0o666)
+    except OSError as error:
+        if error.errno in _DENIED:
+            with contextlib.suppress(OSError):
+                return os.open(path, os.O_RDONLY | always)
+        raise
 
 
 def _is_still_there(handle: int, path: Path) -> bool:
@@ -46,9 +65,14 @@ def _make_folder(folder: Path) -> None:
 
 
 def holder(path: Path) -> str | None:
-    """Who holds the lock file ``path``, None if nobody does (or there is no such file)."""
+    """Who holds the lock file ``path``; None if nobody does, or there is no such file.
+
+    A lock that may not be looked at counts as held.
+    """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:
+        return "a process of another user"
     except OSError:
         return None
     try:
@@ -86,12 +110,14 @@ def locked(
     while True:
         with writing(path):
             make_folder(path.parent)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+            handle = open_lock(path)
         try:
-            if not _lock(handle, flags, path):
+            with writing(path):
+                taken = _lock(handle, flags, path)
+            if not taken:
                 raise BusyError(f"{held} by {_name(handle)}; wait for it or {otherwise}")
             if _is_still_there(handle, path):
-                with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+                with contextlib.suppress(OSError):  # a full disk, another's file: it holds without a name
                     os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
                 yield
                 return

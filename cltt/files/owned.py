@@ -41,7 +41,7 @@ def claim(folder: Path) -> None:
         if is_owned(folder):  # by another process, since we looked
             return
         raise SettingsError(not_ours(folder))
-    handle = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    handle = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         os.write(handle, _TEXT)
     finally:

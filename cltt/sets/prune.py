@@ -13,7 +13,7 @@ from cltt.errors import SettingsError
 from cltt.files import owned
 from cltt.files.regular import is_regular
 from cltt.sets.locate import complete_sets, record_path
-from cltt.sets.use import runs_of, runs_path, unused
+from cltt.sets.use import others_may_use, runs_of, runs_path, unused
 from cltt.shards import checks, format
 
 SETTINGS_FILE = "settings.json"
@@ -53,13 +53,17 @@ def _why_needed(path: Path, newest: bool) -> str:
     if newest:
         return "the newest of its folder"
     waiting = [str(run) for run in runs_of(path) if _is_unfinished(run)]
-    return f"unfinished: {', '.join(waiting)}" if waiting else ""
+    if waiting:
+        return f"unfinished: {', '.join(waiting)}"
+    return "other users may read it, and their runs cannot be noted: name it" if others_may_use(path) else ""
 
 
 def _is_unfinished(run_dir: Path) -> bool:
-    """Whether the run in ``run_dir`` is there, and has not made its last epoch."""
+    """Whether the run in ``run_dir`` is there, not at its last epoch; one that may not be looked at is."""
     try:
         epochs = int(json.loads((run_dir / SETTINGS_FILE).read_bytes())["optim"]["epochs"])
+    except PermissionError:
+        return True
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return not (run_dir / checkpoint_name(epochs)).is_file()

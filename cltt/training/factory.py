@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import cltt
 from cltt import distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import (
@@ -32,10 +33,10 @@ from cltt.loader.loader import WindowLoader
 from cltt.loss.infonce import TemporalInfoNCE
 from cltt.metrics import History
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
-from cltt.models.encoders import build_encoder
+from cltt.models.encoders import IMAGE_SIZE, build_encoder, check_takes
+from cltt.models.search import misfit
 from cltt.models.sync_batchnorm import synchronise
-from cltt.models.timm_models import check_takes
-from cltt.models.weights import Weights, load_into, misfit, read_weights
+from cltt.models.weights import Weights, load_into, read_weights
 from cltt.sampling.windows import WindowIndex
 from cltt.sets.locate import locate_shards
 from cltt.shards.dataset import ShardDataset
@@ -119,9 +120,23 @@ def build_loader(
     )
 
 
-def build_model(settings: ModelSettings) -> ContrastiveModel:
+def start_model(settings: TrainSettings, *, weights: str | None, say: Callable[[str], None]) -> ContrastiveModel:
+    """Encoder and head as a run starts with them: drawn by its seed or, given ``weights``, with those of that file.
+
+    SettingsError for an encoder that does not exist or does not take the run's images, and for weights that do not fit.
+    """
+    torch.manual_seed(settings.run.seed)
+    model = build_model(settings.model, settings.data.image_size)
+    check_takes(model.encoder, settings.model.backbone, settings.data.image_size)
+    if weights is not None:
+        loaded = load_weights(model, Path(weights), settings.model.backbone, settings.data.image_size)
+        say(f"starting from the weights of {loaded}")
+    return model
+
+
+def build_model(settings: ModelSettings, image_size: int = IMAGE_SIZE) -> ContrastiveModel:
     """Encoder and head with weights drawn from torch's random state."""
-    encoder = build_encoder(settings.backbone)
+    encoder = build_encoder(settings.backbone, image_size)
     head = ProjectionHead(
         encoder.feature_dim, settings.proj_dim, hidden=settings.proj_hidden, layers=settings.proj_layers
     )
@@ -166,6 +181,7 @@ def autocast_type(run: RunSettings, device: torch.device) -> torch.dtype | None:
 
 def build_trainer(
     settings: TrainSettings,
+    model: ContrastiveModel,
     loader: WindowLoader,
     device: torch.device,
     info: RankInfo,
@@ -173,24 +189,20 @@ def build_trainer(
     stop: StopSignals,
     store: CheckpointStore | None = None,
     evaluator: Evaluator | None = None,
-    weights: str | None = None,
     **listeners: Any,
 ) -> Trainer:
-    """Model, loss, optimizer and schedule around ``loader``; ``weights``: a checkpoint whose weights to start from.
+    """Loss, optimizer and schedule around ``model`` and ``loader``.
 
     ``store`` and ``evaluator`` are rank 0's. ``listeners``: the trainer's ``history``, ``on_step`` and ``on_epoch``.
     """
-    torch.manual_seed(settings.run.seed)
-    model = build_model(settings.model)
-    check_takes(model.encoder, settings.model.backbone, settings.data.image_size)
-    if weights is not None:
-        loaded = load_weights(model, Path(weights), settings.model.backbone)
-        if info.is_main:
-            print(f"starting from the weights of {loaded}", flush=True)
     wrapped = prepare_model(model, settings.run, device, info)
     steps = settings.optim.steps_per_epoch(len(loader))
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device, steps)
-    identity = {"settings": settings.to_dict(), **data_identity(loader.dataset, settings)}
+    identity = {
+        "begun_with": cltt.__version__,
+        "settings": settings.to_dict(),
+        **data_identity(loader.dataset, settings),
+    }
     return Trainer(
         model=wrapped,
         loss_fn=build_loss(settings),
@@ -217,15 +229,17 @@ def _places_in(loader: WindowLoader) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda window_ids: torch.from_numpy(loader.plan.places(window_ids.numpy()))
 
 
-def load_weights(model: ContrastiveModel, path: Path, backbone: str | None = None) -> str:
+def load_weights(
+    model: ContrastiveModel, path: Path, backbone: str | None = None, image_size: int | None = None
+) -> str:
     """Load the weights in ``path`` into ``model``; returns what was loaded.
 
-    ``path`` and ``backbone`` are what :func:`cltt.models.weights.read_weights` takes. A checkpoint of a run must fit as
+    The arguments are those of :func:`cltt.models.weights.read_weights`. A checkpoint of a run must fit as
     a whole. Of other files the encoder must; a head that is not there, or is of another kind, is left as it is in
     ``model``, and said.
     Raises SettingsError, naming tensors, for what does not fit.
     """
-    weights = read_weights(path, backbone)
+    weights = read_weights(path, backbone, image_size=image_size)
     wrong = misfit(model.encoder.state_dict(), weights.encoder)
     head_wrong = misfit(model.head.state_dict(), weights.head or {})
     if wrong or (head_wrong and weights.origin == "run"):

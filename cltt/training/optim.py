@@ -20,8 +20,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from cltt.config import OptimSettings, require
 from cltt.config.recipe import DEFAULT_MOMENTUM
 
-_SHIFTS = ("bias", "bias_table")  # ends of the names of parameters that are added, whatever their shape
-
 
 def build_optimizer(
     model: nn.Module, optim: OptimSettings, device: torch.device, steps_per_epoch: int
@@ -48,8 +46,8 @@ def _optimizer(model: nn.Module, optim: OptimSettings, device: torch.device) -> 
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: what is decayed, and norms, biases and what the encoder's ``no_weight_decay`` names, which are
-    not."""
+    """Parameter groups: what is decayed, matrices and kernels named ``weight``; and all else, with what the encoder's
+    ``no_weight_decay`` names, which is not: norms, biases, learnt places and tokens, scales of layers."""
     named = list(model.named_parameters())
     free = set(_undecayed(model))
     decayed = [value for name, value in named if name not in free]
@@ -59,7 +57,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
 
 def _undecayed(model: nn.Module) -> Iterator[str]:
     for name, value in model.named_parameters():
-        if value.dim() <= 1 or name.endswith(_SHIFTS):
+        if value.dim() <= 1 or not name.endswith("weight"):
             yield name
     for prefix, module in model.named_modules():
         for name in getattr(module, "no_weight_decay", tuple)():  # as timm's models say it

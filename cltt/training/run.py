@@ -27,7 +27,14 @@ from cltt.region import without_box_line
 from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
 from cltt.text import changes, say
-from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset
+from cltt.training.factory import (
+    build_index,
+    build_loader,
+    build_trainer,
+    data_identity,
+    open_dataset,
+    start_model,
+)
 from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
 from cltt.training.progress import show
@@ -69,6 +76,8 @@ def _train(
     device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))
+    weights = settings.checkpoint.checkpoint_path if start_from is None else None
+    model = start_model(settings, weights=weights, say=say if info.is_main else lambda line: None)
     evaluator = _open_evaluator(settings, device)
 
     def hold(shards: Path) -> None:
@@ -82,14 +91,13 @@ def _train(
     stack.enter_context(loader)
     if info.is_main and settings.data.region == "boxes":
         _say_without_box(dataset, settings)
-    weights = settings.checkpoint.checkpoint_path if start_from is None else None
     store, records, listeners = None, None, {}
     if info.is_main:
         store = _open_store(settings)
         records = Records(settings, History(), loader, device, Outputs(show))
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
-        settings, loader, device, info, stop=stop, store=store, evaluator=evaluator, weights=weights, **listeners
+        settings, model, loader, device, info, stop=stop, store=store, evaluator=evaluator, **listeners
     )
     if start_from is not None:
         _resume(trainer, start_from, settings, dataset)
@@ -190,6 +198,7 @@ def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: Shar
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
             "with, or another --checkpoint-dir"
         )
+    trainer.saver.extra["begun_with"] = state.get("begun_with")
     try:
         trainer.load_state_dict(state)
     except CLTTError:

@@ -54,6 +54,18 @@ def test_every_checkpoint_of_a_run_and_the_untrained_encoder_get_a_row(run: Path
     assert row["checkpoint"] == str(run / "epoch-0001.pt")
 
 
+def test_the_untrained_row_of_a_run_begun_before_says_that_it_is_drawn_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = colour_folder(tmp_path / "images", 4)
+    for name, begun in (("before", {}), ("now", {"begun_with": "0.2.0"})):
+        save_run(tmp_path / name, steps=(0,), **begun)
+        assert main(flags(tmp_path / name, labelled)) == 0
+        untrained, trained = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert ("earlier version" in untrained.get("note", "")) == (name == "before") and "note" not in trained
+        assert ("untrained (drawn anew: the run began" in capsys.readouterr().out) == (name == "before")
+
+
 def test_rows_are_added_and_only_the_same_evaluation_is_replaced(run: Path, tmp_path: Path) -> None:
     labelled, other = colour_folder(tmp_path / "images", 4), colour_folder(tmp_path / "other", 5)
     assert main(flags(run / "epoch-0001.pt", labelled, "--no-baseline")) == 0

@@ -40,17 +40,17 @@ class TinyEncoder(nn.Sequential):
         )
 
 
-def tiny_model(settings: ModelSettings) -> ContrastiveModel:
+def tiny_model(settings: ModelSettings, image_size: int = 224) -> ContrastiveModel:
     """Tiny encoder with a linear head, or with the usual head (that has BatchNorm) if TINY_NORM is set."""
     usual = bool(os.environ.get("TINY_NORM"))
     head = ProjectionHead(FEATURES, settings.proj_dim) if usual else nn.Linear(FEATURES, settings.proj_dim)
     return ContrastiveModel(TinyEncoder(), head)
 
 
-def real_model(settings: ModelSettings) -> ContrastiveModel:
+def real_model(settings: ModelSettings, image_size: int = 224) -> ContrastiveModel:
     """The model of train.py, in the type that MODEL_TYPE names."""
     dtype = getattr(torch, os.environ.get("MODEL_TYPE", "float32"))
-    model = THAT_OF_TRAINING(settings).to(dtype)
+    model = THAT_OF_TRAINING(settings, image_size).to(dtype)
     model.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(dtype),))
     return model
 

@@ -133,7 +133,7 @@ def test_state_dicts_under_torchvisions_names_are_known_by_their_tensors(backbon
     width = 512 if backbone != "resnet50" else 2048
     torch.save({**encoder, "fc.weight": torch.zeros(1000, width), "fc.bias": torch.zeros(1000)}, tmp_path / "w.pth")
     weights = read_weights(tmp_path / "w.pth")
-    assert (weights.backbone, weights.origin, weights.normalise) == (backbone, "torchvision", "imagenet")
+    assert (weights.backbone, weights.origin, weights.normalise) == (backbone, "others", "imagenet")
     assert same(weights.build_encoder().state_dict(), encoder) and weights.head is None
 
 

@@ -15,10 +15,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from cltt.checkpoint import list_checkpoints, load
 from cltt.config import OptimSettings
-from cltt.config.recipe import BACKBONES, OPTIMIZERS, SCHEDULES
+from cltt.config.recipe import OPTIMIZERS, SCHEDULES
 from cltt.errors import SettingsError
 from cltt.metrics import read_run
-from cltt.models.weights import empty_encoder
+from cltt.models.search import BACKBONES, empty_encoder
 from cltt.training.optim import build_optimizer, decay_groups
 from tests.helpers import training
 
@@ -195,7 +195,7 @@ def test_what_an_encoder_says_does_not_decay() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.pos_embed = nn.Parameter(torch.zeros(1, 4, 3))
-            self.kernel = nn.Parameter(torch.zeros(4, 3))
+            self.weight = nn.Parameter(torch.zeros(4, 3))
 
         def no_weight_decay(self) -> set[str]:
             return {"pos_embed"}

@@ -49,7 +49,8 @@ def make_trainer(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> Tr
     monkeypatch.setattr(factory, "build_model", tiny_run.tiny_model)
     dataset = factory.open_dataset(settings.data)
     loader = factory.build_loader(dataset, factory.build_index(dataset, settings), settings, CPU, RankInfo())
-    return factory.build_trainer(settings, loader, CPU, RankInfo(), stop=StopSignals())
+    model = factory.start_model(settings, weights=None, say=print)
+    return factory.build_trainer(settings, model, loader, CPU, RankInfo(), stop=StopSignals())
 
 
 def test_batches_are_windows_of_shuffled_clips_that_do_not_overlap(shards: Path, tmp_path: Path) -> None:
