@@ -31,7 +31,8 @@ def test_the_loss_is_told_the_frames_of_its_epoch(
     monkeypatch.setattr(factory, "build_model", tiny_run.tiny_model)
     dataset, cpu = factory.open_dataset(settings.data), torch.device("cpu")
     with factory.build_loader(dataset, factory.build_index(dataset, settings), settings, cpu, RankInfo()) as loader:
-        trainer = factory.build_trainer(settings, loader, cpu, RankInfo(), stop=StopSignals())
+        model = factory.start_model(settings, weights=None, say=print)
+        trainer = factory.build_trainer(settings, model, loader, cpu, RankInfo(), stop=StopSignals())
         assert trainer.places is not None and loader.plan.clips_per_block == 2
         for epoch in range(2):
             batches = list(zip(range(3), loader, strict=False))
