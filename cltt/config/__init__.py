@@ -1,8 +1,8 @@
 """Every setting of every command, checked when made; flags are made from them."""
 
+from cltt.config.augmenting import PRESETS, Augment, AugmentSettings
 from cltt.config.data import (
     AUGMENT_SCOPES,
-    AUGMENTATIONS,
     NORMALISATIONS,
     SPLITS,
     DataSettings,
@@ -22,6 +22,7 @@ from cltt.config.fields import (
     require,
     require_one_of,
     require_within,
+    saved,
     setting,
     value_types,
     values_of,
@@ -42,7 +43,6 @@ from cltt.config.settings import (
 
 __all__ = [
     "AMP_MODES",
-    "AUGMENTATIONS",
     "AUGMENT_SCOPES",
     "DEVICES",
     "MANY",
@@ -50,7 +50,10 @@ __all__ = [
     "MAX_SEED",
     "MIN_IMAGE_SIZE",
     "NORMALISATIONS",
+    "PRESETS",
     "SPLITS",
+    "Augment",
+    "AugmentSettings",
     "CheckpointSettings",
     "DataSettings",
     "LogSettings",
@@ -69,6 +72,7 @@ __all__ = [
     "require",
     "require_one_of",
     "require_within",
+    "saved",
     "setting",
     "value_types",
     "values_of",
