@@ -31,6 +31,7 @@ from cltt.files.atomic import replace_file
 from cltt.loader.prefetch import GaveUp
 from cltt.metrics import History
 from cltt.training.grad_cache import cached_backward, random_state, set_random_state
+from cltt.training.optim import load_optimizer
 from cltt.training.outputs import RETRY_SECONDS
 from cltt.training.signals import Request, StopSignals
 
@@ -234,7 +235,7 @@ class Trainer:
         """Go on from ``state``; a rank that was not there when it was saved takes rank 0's random state."""
         self._bare_model().load_state_dict(state["model"])
         self.loss_fn.load_state_dict(state.get("loss", {}))
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.loader.load_state_dict(state["loader"])
         self.history.load_state_dict(state["history"])
