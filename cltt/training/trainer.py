@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -126,6 +126,14 @@ class Saver:
             self.store.wait()
 
 
+class _NamedStep(NamedTuple):
+    """What is said of a step that went wrong; its frames need not be kept for that."""
+
+    epoch: int
+    step: int
+    window_ids: torch.Tensor
+
+
 class Trainer:
     """Runs the epochs that are left.
 
@@ -192,7 +200,7 @@ class Trainer:
         self.on_epoch = on_epoch
         self.history = History() if history is None else history
         self.failure: StorageError | None = None
-        self._norm: HostCopy | None = None
+        self._norm: tuple[HostCopy, _NamedStep] | None = None
         loader.give_up = lambda: self.stop.request.stops
 
     @property
@@ -291,7 +299,7 @@ class Trainer:
             loss.backward()
         value = copy.read()
         self._check_norm()
-        self._check("loss", value, batch)
+        self._check("loss", value, self._named(batch))
         self._clip(batch)
         self.optimizer.step()
         return value
@@ -322,29 +330,34 @@ class Trainer:
         )
 
     def _clip(self, batch: Batch) -> None:
-        """Clip the gradient; its norm is checked before the update on the CPU, a step later on a GPU.
+        """Clip the gradient; its norm is checked before the update, or by a fused optimizer in it (read a step later).
 
-        (A wait for the norm would leave the GPU idle at every step. No checkpoint is saved before the check.)
+        (A wait for the norm would leave a GPU idle at every step. No checkpoint is saved before it is read.)
         """
         if self.optim.max_grad_norm == 0:
             return
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.max_grad_norm)
-        self._norm, self._norm_batch = HostCopy(norm), batch
-        if self.device.type == "cpu":
+        self._norm = HostCopy(norm), self._named(batch)
+        if self.optimizer.param_groups[0]["fused"]:
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # then it skips the update
+        else:
             self._check_norm()
 
-    def _check_norm(self) -> None:
-        norm, self._norm = self._norm, None
-        if norm is not None:
-            self._check("gradient norm", norm.read(), self._norm_batch)
+    def _named(self, batch: Batch) -> _NamedStep:
+        return _NamedStep(self.history.epoch + 1, self.history.step + 1, batch.window_ids)
 
-    def _check(self, what: str, value: float, batch: Batch) -> None:
+    def _check_norm(self) -> None:
+        if self._norm is not None:
+            (norm, step), self._norm = self._norm, None
+            self._check("gradient norm", norm.read(), step)
+
+    def _check(self, what: str, value: float, step: _NamedStep) -> None:
         """Raise NonFiniteLossError, with the batch written out, unless ``value``, equal on all ranks, is finite."""
         if math.isfinite(value):
             return
-        ids = [i for part in distributed.all_gather_objects(batch.window_ids.tolist()) for i in part]
+        ids = [i for part in distributed.all_gather_objects(step.window_ids.tolist()) for i in part]
         path = self.run_dir / "nonfinite.json"
-        found = {"epoch": self.history.epoch + 1, "step": self.history.step + 1, "value": str(value), "what": what}
+        found = {"epoch": step.epoch, "step": step.step, "value": str(value), "what": what}
         if distributed.world().is_main:
             replace_file(path, json.dumps({**found, "window_ids": ids}, indent=1).encode())
         shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
