@@ -10,7 +10,7 @@ from cltt.config import MAX_SEED, check_fields, require, setting
 from cltt.source.image import MAX_PIXELS, MAX_SIDE
 
 # Settings that came after 0.2.0: kept with the shards only where they are not at their default, which older sets have.
-LATER = ("include", "exclude")
+LATER = ("include", "exclude", "boxes_unit")
 _GLOBS: dict[str, Any] = {"type": str, "action": "append", "metavar": "GLOB"}
 
 
@@ -45,6 +45,11 @@ class BuildSettings:
     boxes: str | None = setting(
         None,
         "where to look in each frame: csv:FILE (frame,x1,y1,x2,y2 or frame,x,y in pixels of the upright source)",
+    )
+    boxes_unit: str = setting(
+        "pixel",
+        "what numbers of --boxes count: pixels, or shares of a frame's width and height",
+        choices=["pixel", "share"],
     )
     split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
 
