@@ -18,6 +18,7 @@ from cltt.errors import SettingsError
 from cltt.files.tables import PathTable, table_rows
 from cltt.packing.boxes import Boxes
 from cltt.packing.plan import Plan
+from cltt.shards.clip_table import heads
 from cltt.source import scan
 from cltt.source.odd import Odd
 from cltt.text import shorten
@@ -86,15 +87,9 @@ def _tabled(rows: dict[str, str]) -> Callable[[str], int]:
     table = PathTable(rows)
 
     def split_of(key: str) -> int:
-        return next((number[split] for head in _heads(key) if (split := table.find(head)) is not None), NONE)
+        return next((number[split] for head in heads(key) if (split := table.find(head)) is not None), NONE)
 
     return split_of
-
-
-def _heads(key: str) -> Iterator[str]:
-    """The key, and the folders that it lies in."""
-    parts = key.split("/")
-    return ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
 
 
 def table_of(rule: str | None) -> str | None:
@@ -197,8 +192,8 @@ def odd_tables(keys: list[str], settings: dict[str, Any]) -> Iterator[Odd]:
         if (file := table_of(settings[rule])) is None:
             continue
         table = PathTable(read_table(file, rule, column))
-        heads = _heads if rule == "splits" else lambda key: iter([key])
-        without = [key for key in keys if not [head for head in heads(key) if table.find(head) is not None]]
+        ways = heads if rule == "splits" else lambda key: iter([key])
+        without = [key for key in keys if not [way for way in ways(key) if table.find(way) is not None]]
         for what, names in (
             (f"rows of the table of {column}s that fit no clip", table.unused(f"{rule}: {file!r}")),
             (f"clips without a row in the table of {column}s", without),
