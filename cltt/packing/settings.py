@@ -67,18 +67,14 @@ class BuildSettings:
         check_fields(self)
         for name in ("include", "exclude"):
             globs = getattr(self, name)
-            fits = globs is None or (isinstance(globs, list | tuple) and len(globs) > 0 and all(map(_is_glob, globs)))
-            require(fits, f"{name} is {globs!r}; it must be patterns of paths, as in 'cam0/*'")
+            fits = globs is None or (globs and all(isinstance(glob, str) and glob for glob in globs))
+            require(bool(fits), f"{name} is {globs!r}; it must be patterns of paths, as in 'cam0/*'")
 
     def kept(self) -> dict[str, Any]:
         """The settings as they are kept with the shards, as JSON holds them."""
         defaults = BuildSettings()
         kept = {k: v for k, v in asdict(self).items() if k not in LATER or v != getattr(defaults, k)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
-
-
-def _is_glob(glob: Any) -> bool:
-    return isinstance(glob, str) and glob != ""
 
 
 def with_defaults(kept: Mapping[str, Any]) -> dict[str, Any]:
