@@ -15,13 +15,12 @@ from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import History
+from cltt.metrics import SETTINGS_FILE, History
 from cltt.text import say
 from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
 from cltt.visualize.curves import plot_run
 
-SETTINGS_FILE = "settings.json"
 COMPLETE_FILE = "complete"
 FIRST_STEP_FILE = "first-step"  # as in slurm/common.sh
 PLOT_FILE = "plots.png"
@@ -123,7 +122,8 @@ class Records:
         if self.settings.log.csv_log:
             train, evaluation = self.history.csv()
             self.outputs.write(self.settings.csv_path, train)
-            self.outputs.write(self.settings.eval_csv_path, evaluation)
+            if self.settings.log.eval_data is not None or self.history.evaluation:
+                self.outputs.write(self.settings.eval_csv_path, evaluation)
 
     def _plot(self, run_dir: Path) -> None:
         """Draw the history, whether CSV files were asked for or not; a plot that fails must not fail the run."""
