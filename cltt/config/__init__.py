@@ -1,8 +1,8 @@
 """Every setting of every command, checked when made; flags are made from them."""
 
+from cltt.config.augmenting import PRESETS, Augment, AugmentSettings
 from cltt.config.data import (
     AUGMENT_SCOPES,
-    AUGMENTATIONS,
     NORMALISATIONS,
     SPLITS,
     DataSettings,
@@ -21,6 +21,7 @@ from cltt.config.fields import (
     require,
     require_one_of,
     require_within,
+    saved,
     setting,
     value_types,
     values_of,
@@ -41,7 +42,6 @@ from cltt.config.settings import (
 
 __all__ = [
     "AMP_MODES",
-    "AUGMENTATIONS",
     "AUGMENT_SCOPES",
     "DEVICES",
     "MANY",
@@ -49,7 +49,10 @@ __all__ = [
     "MAX_SEED",
     "MIN_IMAGE_SIZE",
     "NORMALISATIONS",
+    "PRESETS",
     "SPLITS",
+    "Augment",
+    "AugmentSettings",
     "CheckpointSettings",
     "DataSettings",
     "LogSettings",
@@ -67,6 +70,7 @@ __all__ = [
     "require",
     "require_one_of",
     "require_within",
+    "saved",
     "setting",
     "value_types",
     "values_of",

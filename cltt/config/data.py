@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cltt.config.augmenting import AugmentSettings
 from cltt.config.fields import MANY, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields, require, setting
 from cltt.config.old_flags import OBJECT_FOCUS, SHORT_CLIPS, TWO_VIEWS
 from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
@@ -41,7 +42,6 @@ class WindowSettings:
 
 
 SPLITS = ("train", "val", "test", "all")
-AUGMENTATIONS = ("none", "crop", "simclr")
 AUGMENT_SCOPES = ("frame", "window")
 NORMALISATIONS = ("imagenet", "none")
 
@@ -112,9 +112,8 @@ class OrderSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings:
-    """How the pixels of a frame enter a batch, but for their number: arguments of :class:`cltt.WindowLoader`."""
+    """What else decides the pixels of a batch, but for their number: arguments of :class:`cltt.WindowLoader`."""
 
-    augment: str = setting("none", "augmentation; with none, time is the augmentation", choices=AUGMENTATIONS)
     augment_scope: str = setting("frame", "draw augmentation for every frame or once a window", choices=AUGMENT_SCOPES)
     region: str = setting(
         "none", "where the network looks: at the center, or at the shards' boxes", choices=REGIONS, old=OBJECT_FOCUS
@@ -144,7 +143,7 @@ class ViewSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings(ViewSettings, OrderSettings, SourceSettings):
+class DataSettings(ViewSettings, AugmentSettings, OrderSettings, SourceSettings):
     """Which frames are trained on and how they become batches."""
 
     image_size: int = setting(
@@ -169,5 +168,6 @@ class DataSettings(ViewSettings, OrderSettings, SourceSettings):
 
     def __post_init__(self) -> None:
         SourceSettings.__post_init__(self)
+        AugmentSettings.__post_init__(self)
         ViewSettings.__post_init__(self)
         require(self.region != "boxes" or self.root_dir is None, BOXES_OF_SHARDS)

@@ -17,6 +17,7 @@ import cltt
 from cltt import distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import (
+    AugmentSettings,
     DataSettings,
     ModelSettings,
     OrderSettings,
@@ -105,6 +106,7 @@ def build_loader(
         dataset,
         index,
         **values_of(data, OrderSettings),
+        augment=AugmentSettings(**values_of(data, AugmentSettings)),
         **values_of(data, ViewSettings),
         image_size=data.image_size,
         device=device,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cltt.checkpoint import SETTINGS_FILE
 from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file

@@ -17,6 +17,7 @@ from cltt.config import (
     MANY,
     MAX_SEED,
     SPLITS,
+    Augment,
     DataSettings,
     OrderSettings,
     WindowSettings,
@@ -221,9 +222,9 @@ def show_windows(made: Inspection) -> int:
     if look.json and look.save_path is None:
         return 0
     augmented = None
-    if data.augment != "none":
+    if data.augmentation != Augment():
         draws = {"seed": look.seed, "epoch": look.epoch}
-        augmented = views.augment_windows(made.dataset, view, data.augment, data.augment_scope, **draws)
+        augmented = views.augment_windows(made.dataset, view, data.augmentation, data.augment_scope, **draws)
     deliver(windows.draw_windows(view, name, look.difference, augmented, look.fps), look.save_path)
     return 0
 

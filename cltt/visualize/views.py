@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cltt.config import Augment
 from cltt.errors import DataError, FrameError, SettingsError
 from cltt.region import NO_REGION, Box, Region, boxes_of
 from cltt.sampling.windows import WindowIndex
@@ -152,7 +153,9 @@ def decode_frames(
     return pictures, corrupt
 
 
-def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str, *, seed: int, epoch: int) -> Pixels:
+def augment_windows(
+    dataset: Dataset, view: WindowView, augment: Augment, scope: str, *, seed: int, epoch: int
+) -> Pixels:
     """The frames of ``view`` as training's augmentation leaves them in ``epoch`` [b, T, S, S, 3], by the loader's code.
 
     Imports torch, as the loader does. A frame that cannot be decoded is grey, as in ``view``.
@@ -166,7 +169,7 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     from cltt.frames.store import FrameStore
 
     cpu = torch.device("cpu")
-    framing = Framing(image_size=view.frames.shape[2], margin=True, region=view.region)
+    framing = Framing(image_size=view.frames.shape[2], margin=augment.crop_area is not None, region=view.region)
     distinct, slots = np.unique(view.frame_ids, return_inverse=True)
     store = FrameStore(len(distinct), framing, cpu)
     good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]
