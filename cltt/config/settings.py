@@ -114,7 +114,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         size = self.windows.window_size
         require(
-            self.windows.frame_step > 0 or self.data.augmentation != Augment(),
+            self.windows.frame_steps[1] > 0 or self.data.augmentation != Augment(),
             "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and "
             "there is nothing to learn; give --augment crop or simclr",
         )
