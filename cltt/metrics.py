@@ -98,7 +98,7 @@ def is_ours_to_replace(path: Path) -> bool:
     return path.stat().st_size == 0 or (names[0] == "epoch" and len(names) > 1 and known.issuperset(names))
 
 
-SETTINGS_FILE = "settings.json"
+_SETTINGS = "settings.json"  # cltt.checkpoint.SETTINGS_FILE, which imports torch
 _MAX_HEADER = 1000  # bytes
 _MAX_BYTES = 1 << 28  # of a metrics file
 Columns = dict[str, list[float]]
@@ -132,7 +132,7 @@ def read_run(path: Path) -> RunMetrics:
 def _files_of(run: Path) -> tuple[Path, Path | None]:
     """The metrics files that the run's settings name; None: the second is named after the first."""
     try:
-        log = json.loads(read_regular(run / SETTINGS_FILE, _MAX_BYTES))["log"]
+        log = json.loads(read_regular(run / _SETTINGS, _MAX_BYTES))["log"]
         named = [log.get(name) for name in ("csv_log_path", "eval_csv_log_path")]
         train, evaluation = (Path(name) if name else None for name in named)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

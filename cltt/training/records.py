@@ -16,7 +16,7 @@ from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import SETTINGS_FILE, History
+from cltt.metrics import History
 from cltt.text import say
 from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
