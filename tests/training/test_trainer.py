@@ -21,8 +21,9 @@ from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.training.grad_cache import cached_backward
+from cltt.training.records import NonFiniteLossError
 from cltt.training.signals import Request, StopRequested, StopSignals
-from cltt.training.trainer import NonFiniteLossError, Saver, Trainer
+from cltt.training.trainer import Saver, Trainer
 from tests.helpers.tiny_run import FEATURES, TinyEncoder
 
 B, T, SIDE = 6, 3, 16
