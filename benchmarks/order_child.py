@@ -9,6 +9,7 @@ every version since 0.1.0 are used, but for the rooms of two modules.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import itertools
 import json
 import sys
@@ -59,7 +60,8 @@ def run_reads(dataset: ShardDataset, index: WindowIndex) -> dict[str, int]:
 
     files.view = slow_view
     plan = EpochPlan(index, BATCH)
-    uses = slots.block_uses(plan, index, 0, rank=0, world_size=1)
+    given = (plan, index, 0) if "index" in inspect.signature(slots.block_uses).parameters else (plan, 0)
+    uses = slots.block_uses(*given, rank=0, world_size=1)
     table = slots.SlotTable(2 * plan.frames_per_block())
     read: list[object] = []
     fill = lambda ids, _: read.extend(map(len, dataset.read_each(ids)))  # noqa: E731

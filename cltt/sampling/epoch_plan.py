@@ -84,7 +84,7 @@ class EpochPlan:
         self._row = self._shuffled_row()
         self.num_blocks = self._most_blocks()
         self._block = lru_cache(2)(self._build_block)
-        self._first_uses = lru_cache(4)(self._build_first_uses)
+        self._uses = lru_cache(4)(self._build_uses)
         self.overlaps = self._counted_overlaps()
 
     def at_epoch(self, epoch: int) -> EpochPlan:
@@ -137,8 +137,9 @@ class EpochPlan:
             IndexError, SettingsError: as :meth:`batch`.
         """
         block = self.block_of(step)
-        frames, steps = self._first_uses(block, *self._first_and_number(rank, world_size))
-        return frames[steps == step - self.block_steps(block).start]
+        uses = self.block_uses(block, rank=rank, world_size=world_size)
+        first = uses.first[uses.step[uses.first] == step - self.block_steps(block).start]
+        return uses.frame[first]
 
     def block_frames(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """All frames of the rank's windows in ``block``: sorted unique int64.
@@ -147,7 +148,18 @@ class EpochPlan:
             IndexError: a ``block`` outside 0..num_blocks-1.
             SettingsError: as :meth:`batch`.
         """
-        return self._first_uses(operator.index(block), *self._first_and_number(rank, world_size))[0].copy()
+        uses = self.block_uses(block, rank=rank, world_size=world_size)
+        return uses.frame[uses.first]
+
+    def block_uses(self, block: int, *, rank: int = 0, world_size: int = 1) -> FrameUses:
+        """Which steps of ``block`` use which windows and frames of the rank; not to be changed.
+
+        Raises:
+            IndexError: a ``block`` outside 0..num_blocks-1.
+            SettingsError: as :meth:`batch`.
+        """
+        rows = self._rows(rank, world_size)
+        return self._uses(operator.index(block), int(rows[0]), len(rows))
 
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
         """The most distinct frames of the rank in any block: a cache of this size decodes each frame once per block.
@@ -273,17 +285,10 @@ class EpochPlan:
         share = self.batch_size // world_size
         return np.arange(rank * share, (rank + 1) * share)
 
-    def _first_and_number(self, rank: int, world_size: int) -> tuple[int, int]:
-        """First row of the rank, and the number of its rows."""
-        rows = self._rows(rank, world_size)
-        return int(rows[0]), len(rows)
-
-    def _build_first_uses(self, block: int, first_row: int, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct frames of these rows in ``block``, sorted, and the step that uses each first: int64, int64."""
+    def _build_uses(self, block: int, first_row: int, num_rows: int) -> FrameUses:
         steps, rows = np.arange(len(self.block_steps(block))), np.arange(first_row, first_row + num_rows)
-        ids = self._block(block).windows(steps[:, None], rows)  # [K, b]
-        uses = FrameUses(self.index.frames(ids).reshape(len(steps), -1))
-        return uses.frame[uses.first], uses.step[uses.first]
+        windows = self._block(block).windows(steps[:, None], rows)  # [K, b]
+        return FrameUses(windows, self.index.frames(windows))
 
     def _sampled_blocks(self) -> list[int]:
         return np.unique(np.linspace(0, self.num_blocks - 1, SAMPLED_BLOCKS).astype(int)).tolist()
