@@ -9,7 +9,6 @@ every version since 0.1.0 are used, but for the rooms of two modules.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import itertools
 import json
 import sys
@@ -60,7 +59,7 @@ def run_reads(dataset: ShardDataset, index: WindowIndex) -> dict[str, int]:
 
     files.view = slow_view
     plan = EpochPlan(index, BATCH)
-    given = (plan, index, 0) if "index" in inspect.signature(slots.block_uses).parameters else (plan, 0)
+    given = (plan, 0) if hasattr(plan, "block_uses") else (plan, index, 0)
     uses = slots.block_uses(*given, rank=0, world_size=1)
     table = slots.SlotTable(2 * plan.frames_per_block())
     read: list[object] = []

@@ -1,4 +1,4 @@
-"""The windows and frames that each step of a block uses, and the step that uses each frame first."""
+"""The frames that each step of a block uses, and the step that uses each frame first."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import numpy as np
 
 
 class FrameUses:
-    """The distinct (frame, step) pairs of a block, sorted by frame and then by step.
-
-    Args:
-        windows: int64 [K, b], the windows of each of the K steps.
-        frames: int64 [K, b, T], their frames; repeats allowed.
+    """The windows of a rank in a block, and the distinct (frame, step) pairs, sorted by frame and then by step.
 
     Attributes:
-        windows, frames: as given.
+        windows: int64 [K, b], the windows of each of the K steps.
+        frames: int64 [K, b, T], their frames.
         frame, step: int64 [pairs]; steps count from 0 in the block.
         first: index of each frame's first pair, int64 [distinct frames].
     """
