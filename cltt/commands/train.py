@@ -31,20 +31,20 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
 
 
 def _normalise_of(settings: TrainSettings) -> str:
-    """How pixels entered the network whose weights a run starts from.
+    """How pixels entered the network whose weights a run starts from or, if it goes on with its own, that of the run."""
+    from cltt.checkpoint import list_checkpoints  # imports torch, see main
+    from cltt.models.weights import read_weights
 
-    A run that is gone on with no longer needs these: the default, if they cannot be read.
-    """
-    from cltt.models.weights import read_weights  # imports torch, see main
-
-    assert settings.checkpoint.checkpoint_path is not None
-    path, size = Path(settings.checkpoint.checkpoint_path), settings.data.image_size
-    try:
-        return read_weights(path, settings.model.backbone, image_size=size).normalise
-    except CLTTError:
-        if not settings.checkpoint.resume:
-            raise
-        return settings.data.normalise
+    start = settings.checkpoint
+    assert start.checkpoint_path is not None
+    if start.resume and list_checkpoints(settings.run_dir):
+        return saved_normalise(settings.run_dir)
+    return read_weights(
+        Path(start.checkpoint_path),
+        settings.model.backbone,
+        image_size=settings.data.image_size,
+        prefix=start.weights_prefix,
+    ).normalise
 
 
 def leave_when_asked() -> None:

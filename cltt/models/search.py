@@ -156,6 +156,16 @@ def _equal(a: State, b: State) -> bool:
     return all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
 
 
+def not_finite(state: Mapping[str, Any]) -> str:
+    """The tensors of ``state`` with values that are no finite numbers, by name; empty if there are none."""
+    values = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) and _is_dense(value)}
+    return _listed([name for name, value in values.items() if not value.isfinite().all()])
+
+
+def _is_dense(value: torch.Tensor) -> bool:
+    return value.layout == torch.strided and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def misfit(wanted: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> str:
     """What of ``found`` does not fit ``wanted``, by name; empty if all does."""
     shapes = {name: list(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)}
