@@ -15,6 +15,7 @@ from cltt.packing.report import BuildReport
 from cltt.packing.settings import BuildSettings
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.verify import verify_shards
+from cltt.source.videos import BY_PACKETS
 from cltt.text import counted, printable
 
 CORRUPT = 1
@@ -58,6 +59,7 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
             f"`build_shards.py verify {report.path} --source DIR` compares, --overwrite builds anew"
         ]
     lines += [f"  skipped {count:,}: {reason}" for reason, count in report.skipped.items()]
+    lines += [f"  read {counted(n, 'video')} {way}" for way, n in report.read.items() if way != BY_PACKETS]
     if report.reencoded:
         lines.append(f"  re-encoded {report.reencoded:,} (see report.json)")
     if report.cut[0]:

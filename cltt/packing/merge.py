@@ -20,6 +20,7 @@ from cltt.packing.plan import Plan
 from cltt.shards import format
 from cltt.shards.clip_table import ClipCutter
 from cltt.source.odd import Odd, odd_lines
+from cltt.source.videos import READ
 
 # ---- clips and frames
 
@@ -134,14 +135,18 @@ def _odd(plan: Plan, out: Path) -> Iterator[Odd]:
 
 def _write_report(plan: Plan, out: Path, odd: list[str]) -> dict[str, dict[str, int]]:
     """Write report.json a line a file; counts by reason of what was skipped, cut and re-encoded."""
-    counts: dict[str, Counter[str]] = {"skipped": Counter(), "cut": Counter(), "reencoded": Counter()}
+    counts: dict[str, Counter[str]] = {what: Counter() for what in ("skipped", "cut", READ, "reencoded")}
     with atomic.published(out / format.REPORT, sync=False) as file:
         file.write(b'{"files": [')
         for number, (path, what, reason) in enumerate(_notes(plan, out)):
             counts[what][reason] += 1
             line = json.dumps({"file": path, "what": what, "reason": reason})
             file.write((",\n" if number else "\n").encode() + line.encode())
-        totals = {what: dict(sorted(counter.items())) for what, counter in counts.items() if counter or what != "cut"}
+        totals = {
+            what: dict(sorted(counter.items()))
+            for what, counter in counts.items()
+            if counter or what not in ("cut", READ)
+        }
         ending = {"counts": totals, **({"odd": odd} if odd else {})}
         file.write(f"\n], {json.dumps(ending)[1:]}\n".encode())
     return totals

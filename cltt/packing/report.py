@@ -15,6 +15,7 @@ from cltt.packing.pack import PART_DTYPE, read_part
 from cltt.packing.plan import Plan
 from cltt.shards import format
 from cltt.source.odd import odd_lines
+from cltt.source.videos import READ
 from cltt.text import counted
 
 Array = np.ndarray[Any, Any]
@@ -30,7 +31,7 @@ class BuildReport:
             of videos what their frames are likely to have. A task counts the clips of which it packed a frame, before
             any is cut.
         reencoded: frames that are not the source's bytes.
-        skipped: files left out, counted by reason.
+        skipped: files left out, counted by reason; read: videos, counted by the way in which their frames were listed.
         clip_lengths: int64 [clips], frames of each clip.
         splits, labels: clips by split and by label; empty without splits or labels, and after a task.
         boxes: (frames that have one, rows of the table that fit no frame); None without boxes.
@@ -52,6 +53,7 @@ class BuildReport:
     boxes: tuple[int, int] | None = None
     cut: tuple[int, int] = (0, 0)
     odd: list[str] = dataclasses.field(default_factory=list)
+    read: dict[str, int] = dataclasses.field(default_factory=dict)
     already_complete: bool = dataclasses.field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -74,6 +76,11 @@ def _cut(folders: Array) -> tuple[int, int]:
     return int((parts > 1).sum()), int(parts[parts > 1].sum())
 
 
+def _count(plan: Plan, wanted: str) -> dict[str, int]:
+    """Reasons of one kind of note, counted."""
+    return dict(sorted(Counter(reason for _, what, reason in plan.notes() if what == wanted).items()))
+
+
 def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
     """Of the complete set in ``out``."""
     counts, clips = index["counts"], np.load(out / format.CLIPS)
@@ -91,6 +98,7 @@ def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
         boxes=(counts["boxes"]["used"], counts["boxes"]["unused"]) if "boxes" in counts else None,
         cut=_cut(clips[format.CLIP_KEY]),
         odd=index.get("odd", []),
+        read=counts.get(READ, {}),
     )
 
 
@@ -108,12 +116,13 @@ def planned_report(plan: Plan, out: Path) -> BuildReport:
         bytes=plan.num_bytes,
         shards=plan.num_shards,
         reencoded=0,
-        skipped=dict(sorted(Counter(reason for _, what, reason in plan.notes() if what == "skipped").items())),
+        skipped=_count(plan, "skipped"),
         clip_lengths=np.diff(starts, append=plan.num_frames).astype(np.int64),
         splits=_tally(split_clips(keys, plan.settings)[clips], split_names(plan.settings["splits"])),
         labels=_tally(labels[clips], label_names),
         cut=_cut(clips),
         odd=odd_lines(plan.odd),
+        read=_count(plan, READ),
     )
 
 

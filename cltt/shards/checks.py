@@ -74,7 +74,7 @@ def _check_index(index: Mapping[str, Any]) -> None:
     _number(counts, "clips", 1, MAX_CLIPS)
     if _number(counts, "bytes") != sum(shard["size"] for shard in shards):
         raise Untrue("bytes is not the sum of the shards' sizes")
-    for what in ("skipped", "reencoded", *({"cut"} & set(counts))):
+    for what in ("skipped", "reencoded", *({"cut", "read"} & set(counts))):
         for reason in _mapping(counts, what):
             _number(counts[what], reason)
     if not all(isinstance(line, str) for line in _list({"odd": [], **index}, "odd")):

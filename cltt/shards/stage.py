@@ -41,7 +41,7 @@ def stage(shards: Path, target: Path, info: RankInfo) -> Path:
     if info.local_rank == 0:
         check_writable(target, "give another --stage-to")
         target.mkdir(parents=True, exist_ok=True)
-        with distributed.waiting(), locked(target / f".{copy.name}.lock", wait=True):
+        with locked(target / f".{copy.name}.lock", wait=True):
             _copy_missing(shards, copy, index)
     distributed.wait_for_all()
     if not (copy / format.INDEX).is_file():

@@ -36,7 +36,7 @@ Result = image.Stored | InvalidImage
 
 
 class Listed(NamedTuple):
-    """A clip with all its frames, (path, "skipped" or "cut", reason) for what is not among them, and what is odd."""
+    """A clip with all its frames, (path, what, reason) notes on it (``videos.Listing``), and what is odd."""
 
     clip: SourceClip
     notes: Sequence[tuple[bytes, str, str]] = ()

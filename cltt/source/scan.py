@@ -19,13 +19,14 @@ from cltt.files.retry import Handle, retry
 from cltt.files.threads import PatientMap
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
 from cltt.source.odd import Odd
-from cltt.source.video.file import HEAD_BYTES, has_video_name, is_video
+from cltt.source.video.kinds import HEAD_BYTES, has_raw_name, has_video_name, is_unread_video, is_video
 
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
 STAT_CHUNK = 16  # files stat'ed by one thread at a time
 _DIGITS = re.compile(rb"(\d+)")
 ROOT_KEY = b"."
 FOUND = b"{}"  # a video that has not been looked into
+NOT_AN_IMAGE, UNREAD = "not an image", "a video of a kind that is not read"
 DANGLING = -1  # the size of a frame whose symbolic link leads nowhere
 
 
@@ -222,12 +223,16 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
             continue
         if not stat.S_ISREG(info.st_mode):
             found.skipped.append((join_key(key, name), "not a regular file"))
-        elif has_image_name(name) or is_image(head := _first_bytes(path)):
+        elif has_image_name(name):
+            found.frames.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
+        elif has_raw_name(name):
+            found.videos.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
+        elif is_image(head := _first_bytes(path)):
             found.frames.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
         elif has_video_name(name) or is_video(head):
             found.videos.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
         else:
-            found.skipped.append((join_key(key, name), "not an image"))
+            found.skipped.append((join_key(key, name), UNREAD if is_unread_video(name, head) else NOT_AN_IMAGE))
     return found
 
 

@@ -6,21 +6,28 @@ import json
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cltt.errors import DataError, InvalidImage, SettingsError
 from cltt.files.retry import is_transient, retry
 from cltt.source import image, pixels
+from cltt.source.odd import Odd
 from cltt.source.scan import SourceClip, SourceFrame
-from cltt.source.video.file import InvalidVideo, file_identity, moving_streams, opened, reason_of
+from cltt.source.video.file import InvalidVideo, file_identity, opened, rate_of, reason_of
+from cltt.source.video.kinds import RAW_FORMATS
+from cltt.source.video.streams import crop_of, moving_streams
+from cltt.source.video.timeline import DECODED, PACKETS, Samples, Timeline, sample
 
 if TYPE_CHECKING:
+    import av.container
     import av.video.stream
 
-    from cltt.source.video.times import Samples, Timeline
+    from cltt.source.video.frames import VideoReader
 
 AGAIN = "put it back and start again, or make a new plan with --overwrite"
-OTHER_STREAM = "another video stream; the first is taken"
+OTHER_STREAM = "another video stream than the one that is taken"
+READ = "read"  # a note that tells how a video was listed
+BY_PACKETS = "by its packets"
 NO_FRAMES = "a video without frames"
 # Bytes a pixel of a JPEG in 4:2:0 by its quality, roughly (320x256 frames of the street and of rooms).
 _BYTES_A_PIXEL = ((100, 0.8), (95, 0.36), (90, 0.25), (75, 0.14), (0, 0.08))
@@ -30,13 +37,16 @@ _BYTES_A_PIXEL = ((100, 0.8), (95, 0.36), (90, 0.25), (75, 0.14), (0, 0.08))
 class Sampling:
     """Which frames a video gives, and how they will be stored (for the size that is planned with).
 
-    fps: frames a second, None: all; max_gap: seconds without a frame that cut the clip, None: by ``fps``.
+    fps: frames a second, None: all; max_gap: seconds without a frame that cut the clip, None: by ``fps``; stream: the
+    number of the video stream, None: ``streams.main_stream``.
     """
 
     fps: float | None = None
     max_gap: float | None = None
     resize_short: int | None = None
     quality: int = 90
+    stream: int | None = None
+    max_pixels: int = image.MAX_PIXELS
 
 
 def sampling_of(settings: Mapping[str, Any]) -> Sampling:
@@ -68,30 +78,54 @@ def moment(key: bytes, time: float | None) -> bytes:
 # ---- listing
 
 
-def list_frames(root: bytes, found: SourceClip, sampling: Sampling) -> tuple[SourceClip, list[tuple[bytes, str, str]]]:
-    """The clip of a video that was ``found``, with its frames, and (path, "skipped" or "cut", reason) of the rest.
+class Listing(NamedTuple):
+    """The clip of a video with its frames, (path, "skipped", "cut" or READ, reason) of it, and what is odd."""
 
-    Raises DataError if the file cannot be read, or changes meanwhile.
-    """
+    clip: SourceClip
+    notes: list[tuple[bytes, str, str]]
+    odd: list[Odd]
+
+
+def list_frames(root: bytes, found: SourceClip, sampling: Sampling) -> Listing:
+    """The clip of a video that was ``found``. Raises DataError if the file cannot be read, or changes meanwhile."""
     path = os.path.join(root, found.key)
     identity = (found.frames[0].size, found.frames[0].mark)
     try:
-        line, samples, size, others = retry(path, lambda: _look(path, sampling))
+        seen = retry(path, lambda: _look(path, sampling))
     except InvalidVideo as error:
-        return found._replace(frames=[]), [(found.key, "skipped", str(error))]
+        return Listing(found._replace(frames=[]), [(found.key, "skipped", str(error))], [])
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
     _check_unchanged(path, identity)
+    line, samples = seen.line, seen.samples
     frames = [
-        SourceFrame(member_name(k), size, int(line.ids[at]), int(line.entries[at]), float(line.times[at]), begins)
+        SourceFrame(member_name(k), seen.size, int(line.ids[at]), int(line.entries[at]), float(line.times[at]), begins)
         for k, (at, begins) in enumerate(zip(samples.frames.tolist(), samples.begins.tolist(), strict=True))
     ]
-    notes: list[tuple[bytes, str, str]] = [(found.key, "skipped", OTHER_STREAM)] * others
+    notes: list[tuple[bytes, str, str]] = [(found.key, "skipped", OTHER_STREAM)] * (seen.streams - 1)
     notes += [(moment(found.key, note.time), note.what, note.reason) for note in [*line.notes, *samples.notes]]
+    notes.append((found.key, READ, f"by decoding, as {line.why}" if line.why else BY_PACKETS))
     if not frames:
         notes.append((found.key, "skipped", NO_FRAMES))
-    info = json.dumps({"size": identity[0], "mtime_ns": identity[1], "timing": line.timing})
-    return SourceClip(found.key, frames, info.encode()), notes
+    info = {"size": identity[0], "mtime_ns": identity[1], "timing": line.timing}
+    info |= {} if sampling.stream is None else {"stream": sampling.stream}
+    return Listing(
+        SourceClip(found.key, frames, json.dumps(info).encode()), notes, list(_odd(found.key, seen, sampling))
+    )
+
+
+def _odd(key: bytes, seen: _Look, sampling: Sampling) -> Iterator[Odd]:
+    name = os.fsdecode(key)
+    if seen.streams > 1 and sampling.stream is None:
+        example = f"{name}: number {seen.number} of those from 0 to {seen.streams - 1}"
+        yield Odd("videos of several video streams", example, "--stream N takes another")
+    if seen.samples.slower:
+        what = f"videos of fewer frames per second than --fps {sampling.fps:g}, all of whose frames are taken"
+        yield Odd(what, name, "their steps are longer than those of the others; a lower --fps makes them equal")
+    if seen.line.fields:
+        yield Odd("HEVC videos of single fields, which are taken for frames: each has every other line", name)
+    if seen.made_up:
+        yield Odd(f"videos without times, whose frames are taken to come at {seen.made_up:g} per second", name)
 
 
 def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
@@ -102,25 +136,43 @@ def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
         size, mtime_ns = file_identity(path)
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
-    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling)[0]
+    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling).clip
 
 
-def _look(path: bytes, sampling: Sampling) -> tuple[Timeline, Samples, int, int]:
-    """(timeline, samples, bytes that a frame will have, number of other video streams) of a file."""
-    from cltt.source.video.times import read_timeline, sample
+class _Look(NamedTuple):
+    """What a video is: its frames and those taken, the bytes that one will have, video streams and the number of ours.
 
-    with opened(path) as (container, stream):
-        size = _stored_size(stream, sampling)
-        others = len(moving_streams(container)) - 1
-        line = read_timeline(container, stream)
-    return line, sample(line, sampling.fps, sampling.max_gap), size, others
+    made_up: frames per second of a video without times, else 0.
+    """
+
+    line: Timeline
+    samples: Samples
+    size: int
+    streams: int
+    number: int
+    made_up: float
 
 
-def _stored_size(stream: av.video.stream.VideoStream, sampling: Sampling) -> int:
+def _look(path: bytes, sampling: Sampling) -> _Look:
+    from cltt.source.video.times import read_timeline
+
+    with opened(path, sampling.stream) as (container, stream):
+        size = _stored_size(path, container, stream, sampling)
+        streams = moving_streams(container)
+        number = [other.index for other in container.streams.video].index(stream.index)
+        made_up = float(rate_of(stream)) if container.format.name in RAW_FORMATS else 0.0
+    line = read_timeline(path, sampling.stream, sampling.max_pixels)
+    return _Look(line, sample(line, sampling.fps, sampling.max_gap), size, len(streams), number, made_up)
+
+
+def _stored_size(
+    path: bytes, container: av.container.InputContainer, stream: av.video.stream.VideoStream, sampling: Sampling
+) -> int:
     from cltt.source.video.pixels import shrunk_size, square_size
 
-    square = square_size(stream.width, stream.height, stream.sample_aspect_ratio)
-    width, height = shrunk_size(*square, sampling.resize_short)
+    with open(path, "rb") as file:
+        shown = crop_of(file, container, stream).size(stream.width, stream.height)
+    width, height = shrunk_size(*square_size(*shown, stream.sample_aspect_ratio), sampling.resize_short)
     return 1 + int(width * height * next(share for least, share in _BYTES_A_PIXEL if sampling.quality >= least))
 
 
@@ -157,9 +209,11 @@ def read_frames(
     path = os.path.join(root, key)
     identity = (info["size"], info["mtime_ns"])
     _check_unchanged(path, identity)
+    if info["timing"] not in (PACKETS, DECODED):
+        raise DataError(f"the plan of {os.fsdecode(path)!r} is of an older version; make a new one with --overwrite")
 
     def decode(rest: Sequence[tuple[int, int]]) -> Iterator[image.Stored | InvalidImage]:
-        return _decode(path, info["timing"], rest, (resize_short, quality, max_pixels))
+        return _decode(path, info, rest, (resize_short, quality, max_pixels))
 
     given = 0
     try:
@@ -180,15 +234,15 @@ def read_frames(
 
 
 def _decode(
-    path: bytes, timing: str, wanted: Sequence[tuple[int, int]], options: tuple[int | None, int, int]
+    path: bytes, info: Mapping[str, Any], wanted: Sequence[tuple[int, int]], options: tuple[int | None, int, int]
 ) -> Iterator[image.Stored | InvalidImage]:
     """As :func:`read_frames`, with the system's own errors."""
     from cltt.source.video.frames import VideoReader, Wanted
 
     given = 0
     try:
-        with VideoReader(path, timing, max_pixels=options[2]) as reader:
-            store = _Store(reader.stream, *options)
+        with VideoReader(path, info["timing"], number=info.get("stream"), max_pixels=options[2]) as reader:
+            store = _Store(reader, *options)
             for frame in reader.frames([Wanted(*one) for one in wanted]):
                 yield InvalidImage(frame) if isinstance(frame, str) else store(frame)
                 given += 1
@@ -200,12 +254,10 @@ def _decode(
 class _Store:
     """Makes the JPEG of a decoded frame; of one that comes twice in a row once."""
 
-    def __init__(
-        self, stream: av.video.stream.VideoStream, resize_short: int | None, quality: int, max_pixels: int
-    ) -> None:
+    def __init__(self, reader: VideoReader, resize_short: int | None, quality: int, max_pixels: int) -> None:
         from cltt.source.video.pixels import Upright
 
-        self._upright = Upright(stream.sample_aspect_ratio, resize_short)
+        self._upright = Upright(reader.stream.sample_aspect_ratio, resize_short, reader.crop)
         self._quality = quality
         self._max_pixels = max_pixels
         self._last: tuple[Any, image.Stored | InvalidImage] = (None, InvalidImage(""))

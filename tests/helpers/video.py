@@ -94,13 +94,18 @@ def write_sound(path: Path) -> Path:
     return path
 
 
+def largest(file: object) -> object:
+    """The video stream of an open container with the most pixels."""
+    return max(file.streams.video, key=lambda stream: stream.width * stream.height)  # type: ignore[attr-defined]
+
+
 def decode_all(path: Path) -> tuple[list[float], list[np.ndarray]]:
     """(seconds from the first, RGB as PyAV turns it) of all frames, each decoded."""
     import av
 
     times, pixels = [], []
     with av.open(os.fspath(path)) as file:
-        stream = file.streams.video[0]
+        stream = largest(file)
         for frame in file.decode(stream):
             times.append(float(frame.pts * stream.time_base))
             pixels.append(frame.to_ndarray(format="rgb24"))
@@ -109,11 +114,11 @@ def decode_all(path: Path) -> tuple[list[float], list[np.ndarray]]:
 
 def obvious_samples(times: Sequence[float], fps: float | None, max_gap: float | None) -> list[list[int]]:
     """Places of the frames taken, a list for each part: the rule read aloud, one step of the clock after the other."""
+    distances = sorted(b - a for a, b in itertools.pairwise(times))
+    usual = (distances[len(distances) // 2] + distances[(len(distances) - 1) // 2]) / 2 if distances else 0.0
+    if fps is not None and usual > 1 / fps + 0.001:
+        fps = None
     if max_gap is None:
-        distances = [b - a for a, b in itertools.pairwise(times)]
-        usual = sorted(distances)[len(distances) // 2] if distances else 0.0
-        if distances and len(distances) % 2 == 0:
-            usual = (usual + sorted(distances)[len(distances) // 2 - 1]) / 2
         max_gap = max(0.5, 2 * usual) if fps is None else max(0.5, 2 / fps)
     parts: list[list[int]] = [[]]
     for place, time in enumerate(times):

@@ -13,7 +13,8 @@ import pytest
 from cltt.source.video.file import InvalidVideo, opened
 from cltt.source.video.frames import FOLLOWS, VideoReader, Wanted
 from cltt.source.video.pixels import Upright
-from cltt.source.video.times import Timeline, read_timeline, sample
+from cltt.source.video.timeline import Timeline, sample
+from cltt.source.video.times import read_timeline
 from tests.helpers import data, video
 
 pytest.importorskip("av")
@@ -38,8 +39,7 @@ KINDS: dict[str, dict[str, object]] = {
 
 
 def timeline(path: Path) -> Timeline:
-    with opened(os.fsencode(path)) as (container, stream):
-        return read_timeline(container, stream)
+    return read_timeline(os.fsencode(path))
 
 
 def read(path: Path, line: Timeline, places: Sequence[int], short: int | None = None) -> list[np.ndarray | str]:
@@ -85,7 +85,7 @@ def test_real_videos_give_what_decoding_everything_gives(path: Path, fps: float 
     places = sample(line, fps, None).frames.tolist()
     frames = read(path, line, places, short=64)
     with av.open(str(path)) as file:
-        stream = file.streams.video[0]
+        stream = video.largest(file)
         upright = Upright(stream.sample_aspect_ratio, 64)
         everything = [upright.rgb(frame)[0] for frame in file.decode(stream)]
     assert all((frame == everything[place]).all() for place, frame in zip(places, frames, strict=True))
@@ -109,14 +109,14 @@ def test_far_frames_are_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = video.write_video(tmp_path / "long.mp4", [k % 200 for k in range(900)], gop=30)
     line = timeline(path)
     sent: list[int] = []
-    plain = VideoReader._named
+    plain = VideoReader._packets
 
     def counted(self: VideoReader) -> object:
-        for name, packet in plain(self):
+        for packet in plain(self):
             sent.append(packet.size)
-            yield name, packet
+            yield packet
 
-    monkeypatch.setattr(VideoReader, "_named", counted)
+    monkeypatch.setattr(VideoReader, "_packets", counted)
     frames = read(path, line, [0, 450, 890])
     assert [video.number_of(frame) for frame in frames if isinstance(frame, np.ndarray)] == [0, 50, 90]
     assert len(sent) < 200

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltt.source.video.file import InvalidVideo, is_video, opened
-from cltt.source.video.times import BACKWARDS, BEFORE_KEY, GAP, Timeline, read_timeline, sample
+from cltt.source.video.file import InvalidVideo
+from cltt.source.video.kinds import is_video
+from cltt.source.video.timeline import BACKWARDS, BEFORE_KEY, DECODED, GAP, PACKETS, Timeline, sample
+from cltt.source.video.times import read_timeline
 from tests.helpers import data, video
 
 pytest.importorskip("av")
@@ -17,8 +19,7 @@ REAL = sorted((data.SHARED / "video").glob("*.*"))
 
 
 def timeline(path: Path) -> Timeline:
-    with opened(os.fsencode(path)) as (container, stream):
-        return read_timeline(container, stream)
+    return read_timeline(os.fsencode(path))
 
 
 def line_of(times: list[float]) -> Timeline:
@@ -35,7 +36,8 @@ def split_at(samples_begin: np.ndarray, frames: np.ndarray) -> list[list[int]]:
 def test_real_videos_have_the_frames_that_decoding_gives(path: Path) -> None:
     line = timeline(path)
     times, _ = video.decode_all(path)
-    assert line.timing == "pts" and np.allclose(line.times, times, rtol=0, atol=1e-9)
+    assert line.timing == (DECODED if path.suffix == ".avi" else PACKETS)
+    assert np.allclose(line.times, times, rtol=0, atol=1e-9)
     for fps in (None, 5.0, 7.3, 60.0):
         samples = sample(line, fps, None)
         assert split_at(samples.begins, samples.frames) == video.obvious_samples(times, fps, None)
@@ -102,20 +104,20 @@ def test_times_that_run_backwards_begin_a_new_stretch(tmp_path: Path) -> None:
     (tmp_path / "b.ts").write_bytes(first + video.write_video(tmp_path / "c.ts", 24).read_bytes())
     line = timeline(tmp_path / "b.ts")
     samples = sample(line, None, None)
-    assert line.timing == "order" and len(line.ids) == 54
+    assert line.timing == DECODED and len(line.ids) == 54
     assert split_at(samples.begins, samples.frames) == [list(range(30)), list(range(30, 54))]
     assert samples.notes[0].reason == BACKWARDS
 
 
 def test_packets_without_an_order_of_showing_are_counted(tmp_path: Path) -> None:
     line = timeline(video.write_video(tmp_path / "b.avi", 40, b_frames=2))
-    assert line.timing == "count" and line.times == pytest.approx([k / 30 for k in range(40)])
+    assert line.timing == DECODED and line.times == pytest.approx([k / 30 for k in range(40)])
 
 
 def test_entries_of_h264_are_clean_pictures_alone(tmp_path: Path) -> None:
     closed = timeline(video.write_video(tmp_path / "closed.mp4", 60, gop=20))
     open_gop = {"x264-params": "open-gop=1:keyint=20:bframes=3"}
-    opening = timeline(video.write_video(tmp_path / "open.mts", 60, options=open_gop, container="mpegts"))
+    opening = timeline(video.write_video(tmp_path / "open.mkv", 60, options=open_gop))
     refresh = {"x264-params": "intra-refresh=1:keyint=20"}
     refreshed = timeline(video.write_video(tmp_path / "refresh.mp4", 60, options=refresh))
     assert [len(np.unique(line.entries)) for line in (closed, opening, refreshed)] == [3, 3, 1]

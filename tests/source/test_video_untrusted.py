@@ -12,8 +12,8 @@ from cltt import build_shards
 from cltt.errors import DataError, InvalidImage
 from cltt.shards import format
 from cltt.source import videos
+from cltt.source.video import decoded, frames, times
 from cltt.source.video import file as video_file
-from cltt.source.video import frames, times
 from tests.helpers import data
 
 pytest.importorskip("av")
@@ -52,7 +52,7 @@ def test_a_video_that_ffmpeg_cannot_parse_does_not_stop_a_build(
                 raise av.OSError(errno.EIO, "Input/output error", "film")
             yield packet
 
-    for module in (times, frames):
+    for module in (times, decoded, frames):
         monkeypatch.setattr(module, "packets_of", breaks)
     report = build_shards(root, tmp_path / "out", workers=1, io_patience=20)
     assert report.frames >= 3
@@ -61,7 +61,7 @@ def test_a_video_that_ffmpeg_cannot_parse_does_not_stop_a_build(
 
 def test_a_video_of_more_pixels_than_asked_for_gives_no_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", 6)
-    clip, _ = videos.list_frames(os.fsencode(tmp_path), _found(path), videos.Sampling())
+    clip, _, _ = videos.list_frames(os.fsencode(tmp_path), _found(path), videos.Sampling())
     wanted = [(frame.mark, frame.entry) for frame in clip.frames]
     frames = list(videos.read_frames(os.fsencode(tmp_path), clip.key, clip.video, wanted, max_pixels=1000))
     assert len(frames) == 6 and all(isinstance(frame, InvalidImage) for frame in frames)

@@ -1,17 +1,23 @@
 """Frames out of a video file: those asked for, in order, each decoded from a packet where decoding may begin.
 
-What is not asked for is skipped as cheaply as is safe: whole groups between two entries are not sent to the decoder at
-all, and pictures to which no other refers are dropped by it. A decoder goes on after an error, with pictures made of
-broken ones: from an error to the next entry nothing is given out.
+Where frames are named by their packets (``timeline.PACKETS``), what is not asked for is skipped as cheaply as is safe:
+whole groups between two entries are not sent to the decoder at all, and pictures to which no other refers are dropped
+by it. A decoder goes on after an error, with pictures made of broken ones: from an error to the next entry nothing is
+given out. Where frames are named by their count, all before them are decoded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cltt.source.video.file import Packets, entry_test, is_of_the_file, opened, packets_of
+from cltt.source.video.decoded import BAD, Decoder, prepared
+from cltt.source.video.file import is_of_the_file, opened, packets_of
+from cltt.source.video.streams import crop_of
+from cltt.source.video.timeline import PACKETS
+from cltt.source.video.units import entry_test
 
 if TYPE_CHECKING:
     import av
@@ -21,18 +27,15 @@ if TYPE_CHECKING:
 NO_PICTURE = "no picture comes out of the decoder"
 FOLLOWS = "cannot be decoded, or follows a picture that cannot be"
 FAR_SECONDS = 10.0  # an entry so far ahead is sought, a nearer one read up to
-# Containers with a table of their packets. MPEG's streams have none, and what FFmpeg says of a packet's time there
-# depends on the packets that it has seen before: they are read from their start, which costs no decoding.
-_WITH_INDEX = ("mov", "matroska", "avi")
 # A picture may come out so many packets later than those sent after it: the largest reorder depth of H.264.
 HOLD_PACKETS = 16
 # FFmpeg's decoders whose pictures without the mark of a reference are referred to by none (in HEVC higher temporal
 # layers may refer to them; VP9 and AV1 have no such mark).
-_DROPS_UNREFERENCED = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
+_DROPS_UNREFERENCED = ("h264",)
 
 
 class Wanted(NamedTuple):
-    """A frame by its name and the name of the packet where decoding begins (``video.times.Timeline``)."""
+    """A frame by its name and the name of the packet where decoding begins (``timeline.Timeline``)."""
 
     id: int
     entry: int
@@ -49,28 +52,29 @@ class _Sent(NamedTuple):
 class VideoReader:
     """An open video file; gives frames by name. Not for several threads at once.
 
-    ``max_pixels``: the decoder refuses larger pictures. Raises InvalidVideo or OSError as ``file.opened`` does.
+    ``number``: of the stream, None: ``streams.main_stream``. ``max_pixels``: the decoder refuses larger pictures.
+    Raises InvalidVideo or OSError as ``file.opened`` does.
     """
 
-    def __init__(self, path: bytes, timing: str, *, max_pixels: int = (1 << 31) - 1) -> None:
+    def __init__(self, path: bytes, timing: str, *, number: int | None = None, max_pixels: int = (1 << 31) - 1) -> None:
         self._path = path
+        self._number = number
         self._max_pixels = max_pixels
-        self._timing = timing
+        self._by_packets = timing == PACKETS
         self._stack = contextlib.ExitStack()
         self._open()
+        with open(path, "rb") as file:
+            self.crop = crop_of(file, self._container, self.stream)
 
     def _open(self) -> None:
         self._stack.close()
-        self._container, self.stream = self._stack.enter_context(opened(self._path))
-        self._context = self.stream.codec_context
-        self._context.thread_count = 1  # the workers are the threads
-        options = {"max_pixels": str(min(self._max_pixels, (1 << 31) - 1))}  # before memory is taken for a picture
-        if self._context.name != "h264":  # whose pictures made up say so; it would refuse to begin at a recovery point
-            options["err_detect"] = "explode"
-        self._context.options = options
-        self._is_entry = entry_test(self.stream)
-        self._seeks = self._timing == "pts" and self._container.format.name.startswith(_WITH_INDEX)
-        self._place = 0  # of the next packet in the file; after seeking only that it is not the first
+        self._container, self.stream = self._stack.enter_context(opened(self._path, self._number))
+        if self._by_packets:
+            self._context = prepared(self.stream, self._max_pixels)
+            self._is_entry = entry_test(self.stream)
+        else:
+            self._counted = enumerate(Decoder(self._container, self.stream, self._max_pixels).frames())
+        self._next = 0  # of the packets or frames in the file; after seeking only that it is not the first
 
     def __enter__(self) -> VideoReader:
         return self
@@ -82,91 +86,97 @@ class VideoReader:
         self._stack.close()
 
     def frames(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
-        """For each of ``wanted``, which are in the order of time, its frame or why there is none."""
+        """For each of ``wanted``, which are in the order of the timeline, its frame or why there is none."""
+        if not self._by_packets:
+            yield from self._count(wanted)
+            return
         start = 0
         for stop in range(1, len(wanted) + 1):
             if stop == len(wanted) or self._is_far(wanted[stop - 1], wanted[stop]):
                 yield from self._stretch(wanted[start:stop])
                 start = stop
 
+    def _count(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
+        if any(BAD != one.id < self._next for one in wanted[:1]):
+            self._open()
+        last: tuple[int, Any] = BAD, NO_PICTURE
+        for one in wanted:
+            if one.id == BAD:
+                yield FOLLOWS
+                continue
+            while last[0] < one.id:
+                self._next, (frame, _) = next(self._counted, (one.id, (NO_PICTURE, 0)))
+                last = self._next, frame
+                self._next += 1
+            yield last[1]
+
     def _is_far(self, before: Wanted, after: Wanted) -> bool:
-        if not self._seeks or self.stream.time_base is None:
+        if self.stream.time_base is None:
             return False
         return bool((after.entry - before.id) * self.stream.time_base > FAR_SECONDS)
 
     def _stretch(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
         decoding: _Decoding | None = None
         with contextlib.closing(self._packets_from(wanted[0].entry)) as packets:
-            for name, packet in packets:
+            for packet in packets:
                 if decoding is None:  # not before: to find the first packet the file may have been opened anew
                     self._context.flush_buffers()
-                    decoding = _Decoding(self._context, self._timing, wanted)
-                entry = self._is_entry(packet) or name == wanted[0].entry
-                yield from decoding.send(name, packet, entry)
+                    decoding = _Decoding(self._context, wanted)
+                entry = self._is_entry(packet) or packet.pts == wanted[0].entry
+                yield from decoding.send(packet, entry)
                 if decoding.complete:
                     return
         yield from [NO_PICTURE] * len(wanted) if decoding is None else decoding.finish()
 
     # ---- finding the packets
 
-    def _packets_from(self, entry: int) -> Generator[tuple[int | None, Any], None, None]:
-        """(name, packet) from the packet ``entry`` on, to the end or to where the file breaks."""
-        if self._seeks and (found := self._sought(entry)) is not None:
+    def _packets_from(self, entry: int) -> Generator[Any, None, None]:
+        """The packets from the one stamped ``entry`` on, to the end or to where the file breaks."""
+        if (found := self._sought(entry)) is not None:
             yield from found
             return
-        if self._place != 0:
+        if self._next != 0:
             self._open()
         reached = False
-        for name, packet in self._named():
-            reached = reached or name == entry
+        for packet in self._packets():
+            reached = reached or packet.pts == entry
             if reached:
-                yield name, packet
+                yield packet
 
-    def _sought(self, entry: int) -> Iterator[tuple[int | None, Any]] | None:
+    def _sought(self, entry: int) -> Iterator[Any] | None:
         """As :meth:`_packets_from`, by seeking; None if that did not lead there."""
         import av
 
         with contextlib.suppress(av.FFmpegError):
-            self._place = 1
+            self._next = 1
             self._container.seek(entry, stream=self.stream)
-            named = self._named()
-            for name, packet in named:
-                if name == entry:
-                    return _with_first(name, packet, named)
-                if name is not None and name > entry and packet.is_keyframe:
+            packets = self._packets()
+            for packet in packets:
+                if packet.pts == entry:
+                    return itertools.chain([packet], packets)
+                if packet.pts is not None and packet.pts > entry and packet.is_keyframe:
                     return None
         return None
 
-    def _named(self) -> Iterator[tuple[int | None, Any]]:
+    def _packets(self) -> Iterator[Any]:
         import av
 
-        packets: Packets = packets_of(self._container, self.stream)
         count = 0
         try:
-            for count, packet in enumerate(packets, 1):  # noqa: B007  # where it breaks
-                place = self._place
-                self._place += 1
-                yield packet.pts if self._timing == "pts" else place, packet
+            for count, packet in enumerate(packets_of(self._container, self.stream), 1):  # noqa: B007  # where it breaks
+                self._next += 1
+                yield packet
         except av.FFmpegError as error:  # the plan has noted that the file breaks here
             if isinstance(error, OSError) and not is_of_the_file(self._path, count, error):
                 raise
 
 
-def _with_first(
-    name: int | None, packet: Any, rest: Iterator[tuple[int | None, Any]]
-) -> Iterator[tuple[int | None, Any]]:
-    yield name, packet
-    yield from rest
-
-
 class _Decoding:
     """Sends packets to a decoder as far as needed, and knows which of the frames that come out are good."""
 
-    def __init__(self, context: Any, timing: str, wanted: Sequence[Wanted]) -> None:
+    def __init__(self, context: Any, wanted: Sequence[Wanted]) -> None:
         self._context = context
-        self._counts = timing == "count"
-        self._has_times = timing == "pts"
-        self._drops = context.name in _DROPS_UNREFERENCED and not self._counts
+        self._drops = context.name in _DROPS_UNREFERENCED
         self._wanted = wanted
         self._positions: dict[int, list[int]] = {}
         for position, one in enumerate(wanted):
@@ -181,14 +191,14 @@ class _Decoding:
         self._group = -1
         self._group_name = 0
         self._bad_from: dict[int, int] = {}  # group -> place of its first packet that failed
-        self._count = 0  # the name of the next frame that comes, where they are counted
 
     @property
     def complete(self) -> bool:
         return self._next == len(self._wanted)
 
-    def send(self, name: int | None, packet: Any, entry: bool) -> Iterator[av.VideoFrame | str]:
+    def send(self, packet: Any, entry: bool) -> Iterator[av.VideoFrame | str]:
         """Give a packet to the decoder unless nothing wanted needs it; what is settled then."""
+        name = packet.pts  # which the decoder hands on as the frame's
         if self._waits_for is not None and name != self._waits_for:
             return
         if entry and name is not None:
@@ -205,21 +215,14 @@ class _Decoding:
             self._waits_for = self._wanted[after].entry
 
     def _enter(self, name: int) -> None:
-        if self._counts:
-            self._drain()
-            self._context.flush_buffers()
-            self._count = name
         self._group += 1
         self._group_name = name
         self._entered.add(name)
 
     def _note(self, name: int | None, packet: Any) -> None:
-        """Remember the packet under its name, which the decoder hands on as the frame's time stamp."""
         self._place += 1
-        packet.pts = None if self._counts else name
         if name is not None:
-            leads = self._has_times and name < self._group_name
-            self._sent[name] = _Sent(self._place, self._group, leads)
+            self._sent[name] = _Sent(self._place, self._group, name < self._group_name)
         if packet.is_corrupt:
             self._bad_from.setdefault(self._group, self._place)
         if self._drops:
@@ -244,8 +247,7 @@ class _Decoding:
                 self._receive(frame)
 
     def _receive(self, frame: av.VideoFrame) -> None:
-        name = self._count if self._counts else frame.pts
-        self._count += 1
+        name = frame.pts
         sent = self._sent.pop(name, None) if name is not None else None
         if sent is None or name is None:
             return

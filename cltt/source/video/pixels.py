@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cltt.source.video.streams import WHOLE, Crop
+
 if TYPE_CHECKING:
     import av
 
@@ -67,29 +69,48 @@ def shrunk_size(width: int, height: int, short: int | None) -> tuple[int, int]:
 class Upright:
     """Turns the frames of one stream into pixels; not for several threads at once."""
 
-    def __init__(self, aspect: Fraction | None, resize_short: int | None = None) -> None:
+    def __init__(self, aspect: Fraction | None, resize_short: int | None = None, crop: Crop = WHOLE) -> None:
         from av.video.reformatter import VideoReformatter
 
         self._aspect = aspect
+        self._crop = crop
         self._short = resize_short
         self._reformatter = VideoReformatter()
 
     def rgb(self, frame: av.VideoFrame) -> tuple[Array, tuple[int, int]]:
         """(uint8 [height, width, 3], (width, height) of the upright frame before any shrinking)."""
+        turn = turn_of(frame)
+        if self._crop != WHOLE:
+            frame = self._cropped(frame)
+        square = square_size(frame.width, frame.height, self._aspect)
+        pixels = self._converted(frame, square, shrunk_size(*square, self._short))
+        return turn.apply(pixels), (square[1], square[0]) if turn.swap else square
+
+    def _cropped(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The part that is shown, in RGB; the whole frame if none of it is."""
+        import av
+
+        size = frame.width, frame.height
+        width, height = self._crop.size(*size)
+        if min(width, height) <= 0:
+            return frame
+        rows, columns = slice(self._crop.top, self._crop.top + height), slice(self._crop.left, self._crop.left + width)
+        pixels = self._converted(frame, size, size)[rows, columns]
+        return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+
+    def _converted(self, frame: av.VideoFrame, whole: tuple[int, int], size: tuple[int, int]) -> Array:
+        """RGB of ``size``; ``whole`` is the frame's own with square pixels."""
         from av.video.reformatter import Interpolation
 
-        turn = turn_of(frame)
-        square = square_size(frame.width, frame.height, self._aspect)
-        width, height = shrunk_size(*square, self._short)
         # Shrinking averages over areas and is done in one pass with the change of colours: half the time of two.
         # Without the flags for chroma every second sample of it would be dropped.
         flags = Interpolation.AREA | Interpolation.ACCURATE_RND
-        if width < square[0]:
+        if size[0] < whole[0]:
             flags |= Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
-        pixels = self._reformatter.reformat(
+        return self._reformatter.reformat(
             frame,
-            width=width,
-            height=height,
+            width=size[0],
+            height=size[1],
             format="rgb24",
             src_colorspace=_matrix(frame),
             src_color_range=_range(frame),
@@ -97,7 +118,6 @@ class Upright:
             interpolation=flags,
             threads=1,
         ).to_ndarray()
-        return turn.apply(pixels), (square[1], square[0]) if turn.swap else square
 
 
 def _matrix(frame: av.VideoFrame) -> int:

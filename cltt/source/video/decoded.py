@@ -1,0 +1,200 @@
+"""All frames of a stream in the order in which the decoder gives them, and the timeline that they make.
+
+The way for every stream of which it is not sure that a packet is one frame with a stamp: pictures of single fields,
+several pictures in a packet, packets without times or with wrong ones. It costs decoding the stream twice, once to list
+its frames and once to pack them, and a reader begins at the first packet always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cltt.source.video import kinds
+from cltt.source.video.file import is_of_the_file, packets_of, path_of, rate_of, reason_of
+from cltt.source.video.timeline import BEFORE_KEY, CUT_OFF, DECODED, Array, Note, Timeline
+from cltt.source.video.units import entry_test
+
+if TYPE_CHECKING:
+    import av.container
+    import av.video.stream
+
+BAD = -1  # the name of a frame that cannot be decoded, or follows one that cannot be
+
+
+class Decoder:
+    """Decodes a stream whose container has just been opened, from its first packet to its last.
+
+    Attributes:
+        entries: places of the packets where decoding may begin. bad: places of those with an error. packets: how many
+            there are so far. positions: where each lies in the file. break_reason: why the file breaks off.
+    """
+
+    def __init__(
+        self, container: av.container.InputContainer, stream: av.video.stream.VideoStream, max_pixels: int
+    ) -> None:
+        self._container, self._stream = container, stream
+        self._context = prepared(stream, max_pixels)
+        self._context.copy_opaque = True
+        self.entries: list[int] = []
+        self.bad: list[int] = []
+        self.positions: list[int] = []
+        self.break_reason = ""
+
+    def frames(self) -> Iterator[tuple[Any, int]]:
+        """(av.VideoFrame, place of its packet) in the decoder's order."""
+        import av
+
+        is_entry = entry_test(self._stream)
+        try:
+            for place, packet in enumerate(packets_of(self._container, self._stream)):
+                self.positions.append(-1 if packet.pos is None else packet.pos)
+                if is_entry(packet):
+                    self.entries.append(place)
+                if packet.is_corrupt:
+                    self.bad.append(place)
+                packet.opaque = place
+                yield from self._decode(packet, place)
+        except av.FFmpegError as error:
+            place = len(self.positions)
+            if isinstance(error, OSError) and not is_of_the_file(path_of(self._container), place, error):
+                raise
+            self.break_reason = reason_of(error)
+        yield from self._decode(None, len(self.positions) - 1)
+
+    def _decode(self, packet: Any, place: int) -> Iterator[tuple[Any, int]]:
+        import av
+
+        try:
+            frames = self._context.decode(packet)
+        except av.FFmpegError:
+            self.bad.append(place)
+            return
+        for frame in frames:
+            of = place if frame.opaque is None else frame.opaque
+            if frame.is_corrupt:
+                self.bad.append(of)
+            yield frame, of
+
+
+def prepared(stream: av.video.stream.VideoStream, max_pixels: int) -> Any:
+    """The stream's decoder, made strict; it refuses pictures of more than ``max_pixels`` before it takes memory."""
+    context = stream.codec_context
+    context.thread_count = 1  # the workers are the threads
+    options = {"max_pixels": str(min(max_pixels, (1 << 31) - 1))}
+    if context.name != "h264":  # whose pictures made up say so; it would refuse to begin at a recovery point
+        options["err_detect"] = "explode"
+    context.options = options
+    return context
+
+
+# ---- the timeline
+
+
+class _Shown(NamedTuple):
+    """What is kept of the frames that came: stamps in ticks (NaN: none) and the places of their packets."""
+
+    pts: Array
+    dts: Array
+    places: Array
+
+
+def decoded_timeline(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, max_pixels: int
+) -> Timeline:
+    """The timeline of a stream whose container has just been opened; decodes all of it."""
+    decoder = Decoder(container, stream, max_pixels)
+    rows: list[tuple[float, float, int]] = []
+    fields = False
+    for frame, place in decoder.frames():
+        rows.append((_tick(frame.pts), _tick(frame.dts), place))
+        fields |= stream.codec_context.name == "hevc" and frame.interlaced_frame
+    table = np.array(rows, np.float64).reshape(-1, 3)
+    shown = _Shown(table[:, 0], table[:, 1], table[:, 2].astype(np.int64))
+    starts, notes = _joint(container, decoder, shown.places)
+    base = stream.time_base or rate_of(stream) ** -1
+    distance = float(1 / (rate_of(stream) * base))
+    ticks = _ticks(shown, container, distance)
+    starts[1:] |= np.diff(ticks) <= 0
+    bad, lost = _faults(decoder, shown.places, starts)
+    kept = ~lost
+    ids, parts = np.where(bad, BAD, np.arange(len(bad)))[kept], np.cumsum(starts)[kept]
+    starts = np.diff(parts, prepend=parts[:1]) > 0
+    ticks = _rising(ticks[kept], starts, distance)
+    times = (ticks - ticks[:1]) * base.numerator / base.denominator
+    notes += [Note(None, "skipped", BEFORE_KEY)] if lost.any() or decoder.entries[:1] > [0] else []
+    if decoder.break_reason:
+        notes.append(Note(float(times[-1]) if len(times) else None, "cut", f"{CUT_OFF}: {decoder.break_reason}"))
+    return Timeline(DECODED, ids, np.zeros(len(ids), np.int64), times, starts, notes, fields=fields)
+
+
+def _tick(stamp: int | None) -> float:
+    return np.nan if stamp is None else float(stamp)
+
+
+def _faults(decoder: Decoder, places: Array, starts: Array) -> tuple[Array, Array]:
+    """(frames that follow an error, frames that need pictures before the first of a part), bool [frames] each.
+
+    From an error to the next entry nothing is good, nor is what comes out before that entry but was sent behind it: it
+    needs the group before too. Without any entry only the decoder can tell.
+    """
+    count = len(places)
+    entries = np.array(decoder.entries or [0], np.int64)
+    group = np.searchsorted(entries, places, side="right") - 1
+    bad_from = np.full(len(entries) + 1, np.iinfo(np.int64).max)  # the last one: before the first entry
+    for place in decoder.bad:
+        at = int(np.searchsorted(entries, place, side="right")) - 1
+        bad_from[at] = min(bad_from[at], place)
+    key_at = np.full(len(entries) + 1, -1)  # when each group's entry comes out
+    is_key = np.isin(places, entries)
+    key_at[group[is_key]] = np.flatnonzero(is_key)
+    leads = (group >= 0) & (np.arange(count) < key_at[group])
+    lost = (group < 0) | (leads & ((group == 0) | np.isin(group, group[starts & leads])))
+    before_is_bad = bad_from[group - 1] < np.iinfo(np.int64).max
+    return (places >= bad_from[group]) | (leads & before_is_bad), lost
+
+
+def _ticks(shown: _Shown, container: av.container.InputContainer, distance: float) -> Array:
+    """Times of frames that are usually ``distance`` apart, by the stamps that step back least.
+
+    A frame has the stamp of its packet, and that of decoding: of the packet with which it came out, which is as good
+    where packets are numbered in the order of decoding. Without stamps frames come at an even rate.
+    """
+    even = np.arange(len(shown.pts)) * distance
+    if container.format.name in kinds.RAW_FORMATS:
+        return even
+    known = [stamps for stamps in (shown.pts, shown.dts) if not np.isnan(stamps).all()]
+    return min((_filled(stamps, distance) for stamps in known), key=lambda one: one[1], default=(even, 0))[0]
+
+
+def _filled(stamps: Array, distance: float) -> tuple[Array, int]:
+    """(stamps with what is missing put ``distance`` behind the one before, missing ones and steps back)."""
+    missing = np.isnan(stamps)
+    filled = stamps.copy()
+    first = int(missing.argmin())
+    filled[:first] = stamps[first] - distance * np.arange(first, 0, -1)
+    for place in first + np.flatnonzero(missing[first:]):
+        filled[place] = filled[place - 1] + distance
+    return filled, int(missing.sum() + (np.diff(filled) <= 0).sum())
+
+
+def _rising(ticks: Array, starts: Array, distance: float) -> Array:
+    """``ticks`` with each part that steps back put behind the one before it: a frame has a time of its own."""
+    steps = np.diff(ticks, prepend=ticks[:1] - 1)
+    return ticks + np.cumsum(np.where(starts & (steps <= 0), distance - steps, 0))
+
+
+def _joint(container: av.container.InputContainer, decoder: Decoder, places: Array) -> tuple[Array, list[Note]]:
+    """(frames with which another recording begins in the file, that it is not read)."""
+    with open(path_of(container), "rb") as file:
+        at = kinds.joined_at(file)
+    begins = np.zeros(len(places), bool)
+    if at is None:
+        return begins, []
+    behind = np.array(decoder.positions, np.int64)[places] > at
+    if not behind.any():
+        return begins, [Note(None, "skipped", kinds.JOINED)]
+    begins[behind.argmax()] = True
+    return begins, []

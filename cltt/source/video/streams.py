@@ -1,0 +1,187 @@
+"""Which video stream of a container is taken, and which part of its pictures is shown."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+if TYPE_CHECKING:
+    import av.container
+    import av.video.stream
+
+_STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp")
+_MIN_SHARE = 0.5  # of the longest stream: a shorter one is a preview
+
+
+def moving_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
+    """The video streams of a container, those left out that it calls covers, thumbnails or stills."""
+    from av.stream import Disposition
+
+    other = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+    return [stream for stream in container.streams.video if not stream.disposition & other]
+
+
+def main_stream(streams: list[av.video.stream.VideoStream]) -> av.video.stream.VideoStream:
+    """The largest of the streams that are about as long as the longest; the first of equal ones."""
+    long = [stream for stream in streams if _is_long(stream, streams)]
+    return max(long, key=lambda stream: stream.codec_context is not None and stream.width * stream.height)
+
+
+def _is_long(stream: av.video.stream.VideoStream, streams: list[av.video.stream.VideoStream]) -> bool:
+    if stream.frames == 1 < max(other.frames for other in streams):
+        return False
+    longest = max(_seconds(other) for other in streams)
+    if longest and _seconds(stream):
+        return _seconds(stream) >= _MIN_SHARE * longest
+    return not _is_still(stream) or all(map(_is_still, streams))  # a container that says no lengths
+
+
+def _seconds(stream: av.video.stream.VideoStream) -> float:
+    return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+
+
+def _is_still(stream: av.video.stream.VideoStream) -> bool:
+    return stream.codec_context is not None and stream.codec_context.name in _STILL_CODECS
+
+
+# ---- the part that is shown
+
+
+class Crop(NamedTuple):
+    """Pixels cut off a decoded picture, before it is turned."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        return width - self.left - self.right, height - self.top - self.bottom
+
+
+WHOLE = Crop()
+
+
+def crop_of(file: BinaryIO, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Crop:
+    """What the container cuts off the pictures of ``stream``: MP4's ``clap``, Matroska's PixelCrop."""
+    width, height = stream.width, stream.height
+    if container.format.name.startswith("mov"):
+        crop = _clap(file, stream.id, width, height)
+    elif container.format.name.startswith("matroska"):
+        crop = _pixel_crop(file, [other.index for other in container.streams.video].index(stream.index))
+    else:
+        return WHOLE
+    return crop if min(crop) >= 0 and min(crop.size(width, height)) > 0 else WHOLE
+
+
+# Boxes of ISO 14496-12: a size, a name, then content; of a sample entry and its table other fields stand first.
+_BOX = struct.Struct(">I4s")
+_PATH = (b"mdia", b"minf", b"stbl", b"stsd")
+
+
+def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start and end of the content) of the boxes from ``start`` to ``stop``."""
+    while start + 8 <= stop:
+        file.seek(start)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        size, name = _BOX.unpack(head[:8])
+        skip = 8
+        if size == 1 and len(head) == 16:
+            (size,), skip = struct.unpack(">Q", head[8:]), 16
+        size = size or stop - start
+        if size < skip:
+            return
+        yield name, start + skip, min(stop, start + size)
+        start += size
+
+
+def _clap(file: BinaryIO, track: int, width: int, height: int) -> Crop:
+    for name, *moov in _boxes(file, 0, file.seek(0, 2)):
+        for inner, start, stop in _boxes(file, *moov) if name == b"moov" else []:
+            if inner == b"trak" and _track_id(file, start, stop) == track:
+                return _clap_of_track(file, start, stop, width, height)
+    return WHOLE
+
+
+def _track_id(file: BinaryIO, start: int, stop: int) -> int:
+    for name, at, _ in _boxes(file, start, stop):
+        if name == b"tkhd":
+            file.seek(at)
+            data = file.read(24)
+            return int.from_bytes(data[20:24] if data[:1] == b"\x01" else data[12:16], "big")
+    return -1
+
+
+def _clap_of_track(file: BinaryIO, start: int, stop: int, width: int, height: int) -> Crop:
+    for step in _PATH:
+        _, start, stop = next((box for box in _boxes(file, start, stop) if box[0] == step), (b"", 0, 0))
+    _, start, stop = next(_boxes(file, start + 8, stop), (b"", 0, 0))
+    for name, at, _ in _boxes(file, start + 78, stop):
+        if name == b"clap":
+            file.seek(at)
+            data = file.read(32)
+            return _crop_of_clap(data, width, height) if len(data) == 32 else WHOLE
+    return WHOLE
+
+
+def _crop_of_clap(data: bytes, width: int, height: int) -> Crop:
+    """The box's width, height and the offsets of its centre, all of them fractions (ISO 14496-12, 12.1.4)."""
+    numbers = struct.unpack(">8i", data)
+    if not all(numbers[1::2]):
+        return WHOLE
+    wide, high, right, down = (Fraction(numbers[k], numbers[k + 1]) for k in (0, 2, 4, 6))
+    left, top = round((width - wide) / 2 + right), round((height - high) / 2 + down)
+    return Crop(left, top, width - left - round(wide), height - top - round(high))
+
+
+# Elements of Matroska (RFC 9559): a name, a size, then content. Sizes of Segment and Cluster may be unknown.
+_SEGMENT, _TRACKS, _ENTRY, _TYPE, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0x83, 0xE0
+_CROPS = (0x54CC, 0x54BB, 0x54DD, 0x54AA)  # left, top, right, bottom
+
+
+def _number(file: BinaryIO, *, keep_mark: bool) -> int:
+    """A number whose first bit that is set says how many bytes it has; -1 at the end, or of unknown size."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return -1
+    more = 8 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(more), "big")
+    mark = 1 << 7 * (more + 1)
+    if keep_mark:
+        return value
+    return -1 if value == 2 * mark - 1 else value - mark
+
+
+def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """(name, start and end of the content) of the elements from ``start`` on."""
+    while start < stop:
+        file.seek(start)
+        name, size = _number(file, keep_mark=True), _number(file, keep_mark=False)
+        at = file.tell()
+        if name < 0 or (size < 0 and name != _SEGMENT):
+            return
+        start = stop if size < 0 else at + size
+        yield name, at, min(stop, start)
+
+
+def _pixel_crop(file: BinaryIO, number: int) -> Crop:
+    """Of the video track of this number."""
+    start, stop = 0, file.seek(0, 2)
+    for step in (_SEGMENT, _TRACKS):
+        _, start, stop = next((found for found in _elements(file, start, stop) if found[0] == step), (0, 0, 0))
+    tracks = [list(_elements(file, at, end)) for name, at, end in _elements(file, start, stop) if name == _ENTRY]
+    videos = [track for track in tracks if any(name == _TYPE and _value(file, at, end) == 1 for name, at, end in track)]
+    for name, at, end in videos[number] if number < len(videos) else []:
+        if name == _VIDEO:
+            values = {inner: _value(file, *span) for inner, *span in _elements(file, at, end)}
+            return Crop(*(values.get(crop, 0) for crop in _CROPS))
+    return WHOLE
+
+
+def _value(file: BinaryIO, start: int, end: int) -> int:
+    file.seek(start)
+    return int.from_bytes(file.read(min(8, end - start)), "big")

@@ -1,0 +1,198 @@
+"""Pictures in packets of H.264 and HEVC: how many begin, whether they are fields, where decoding may begin.
+
+Read from the headers of the units that a packet consists of (ITU-T H.264 and H.265, 7.3); nothing is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import av.video.stream
+
+_SLICE, _PARTITION_A, _IDR, _SEI, _SPS = 1, 2, 5, 6, 7
+_RECOVERY_POINT = 6  # payload type
+_HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # whose SPS tells of chroma first
+
+
+def length_size(stream: av.video.stream.VideoStream) -> int:
+    """Bytes of the length before each unit, by the stream's configuration; 0: units stand behind start codes."""
+    extra = stream.codec_context.extradata or b""
+    at = {"h264": 4, "hevc": 21}[stream.codec_context.name]
+    return (extra[at] & 3) + 1 if extra[:1] == b"\x01" and len(extra) > at else 0
+
+
+def entry_test(stream: av.video.stream.VideoStream) -> Callable[[Any], bool]:
+    """A function that says of a packet whether decoding that begins there gives the same later frames.
+
+    A container's mark of a key frame is enough except for H.264, whose streams mark pictures as key frames that only
+    begin a refresh: there it takes an IDR picture, or a recovery point at once (ITU-T H.264, 7.4.1.2.4 and D.2.8).
+    """
+    if stream.codec_context.name != "h264":
+        return lambda packet: bool(packet.is_keyframe)
+    size = length_size(stream)
+    return lambda packet: bool(packet.is_keyframe) and _is_clean_h264(bytes(packet), size)
+
+
+def _is_clean_h264(data: bytes, size: int) -> bool:
+    for unit in _units(data, size):
+        kind = unit[0] & 31
+        if kind == _IDR or (kind == _SEI and _recovers_at_once(unit)):
+            return True
+        if kind == _SLICE:
+            return False
+    return False
+
+
+def _units(data: bytes, size: int) -> Iterator[bytes]:
+    """Units behind lengths of ``size`` bytes or (0) behind start codes."""
+    if size:
+        at = 0
+        while at + size < len(data):
+            length = int.from_bytes(data[at : at + size], "big")
+            yield data[at + size : at + size + max(1, length)]
+            at += size + length
+        return
+    starts = data.split(b"\0\0\1")
+    yield from (unit for unit in starts[1:] if unit)
+
+
+def _recovers_at_once(unit: bytes) -> bool:
+    """Whether an SEI unit holds a recovery point whose count of frames is 0 (its first bit is set then)."""
+    at = 1
+    while at + 2 < len(unit):
+        kind, at = _sei_number(unit, at)
+        size, at = _sei_number(unit, at)
+        if kind == _RECOVERY_POINT and at < len(unit):
+            return unit[at] >= 0x80
+        at += size
+    return False
+
+
+def _sei_number(unit: bytes, at: int) -> tuple[int, int]:
+    """A payload's type or size: bytes of 255 and a last one, added up; and where the next begins."""
+    value = 0
+    while at < len(unit) and unit[at] == 0xFF:
+        value += 255
+        at += 1
+    return value + (unit[at] if at < len(unit) else 0), at + 1
+
+
+# ---- one packet, one frame
+
+
+def one_frame_test(stream: av.video.stream.VideoStream) -> Callable[[Any], bool]:
+    """A function that says of a packet of H.264 or HEVC behind lengths whether exactly one frame begins in it."""
+    size = length_size(stream)
+    begins = _begins_h264 if stream.codec_context.name == "h264" else _begins_hevc
+
+    def test(packet: Any) -> bool:
+        data = memoryview(packet)
+        at, end, pictures = 0, len(data) - size - 2, 0
+        while at < end:
+            pictures += begins(data, at + size)
+            at += size + int.from_bytes(data[at : at + size], "big")
+        return pictures == 1
+
+    return test
+
+
+def _begins_h264(data: memoryview, at: int) -> int:
+    """1 where the unit begins a frame, 0 where it goes on or is no picture, 2 for parameters of fields."""
+    kind = data[at] & 31
+    if kind in (_SLICE, _PARTITION_A, _IDR):
+        return data[at + 1] >> 7  # first_mb_in_slice is 0
+    return 2 if kind == _SPS and not is_progressive_h264(bytes(data[at : at + 256])) else 0
+
+
+def _begins_hevc(data: memoryview, at: int) -> int:
+    if data[at] & 0x7E >= 64 or data[at] & 1 or data[at + 1] & 0xF8:  # no slice, or of another layer (a second view)
+        return 0
+    return data[at + 2] >> 7  # first_slice_segment_in_pic_flag
+
+
+def is_progressive(stream: av.video.stream.VideoStream) -> bool:
+    """Whether the configuration of a stream of H.264 or HEVC says that it has no pictures of single fields."""
+    extra = stream.codec_context.extradata or b""
+    if extra[:1] != b"\x01" or len(extra) < 24:
+        return False
+    if stream.codec_context.name == "hevc":
+        return not extra[6] & 0x40  # general_interlaced_source_flag
+    sets, at = extra[5] & 31, 6
+    for _ in range(sets):
+        length = int.from_bytes(extra[at : at + 2], "big")
+        if not is_progressive_h264(extra[at + 2 : at + 2 + length]):
+            return False
+        at += 2 + length
+    return sets > 0
+
+
+def is_progressive_h264(unit: bytes) -> bool:
+    """frame_mbs_only_flag of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False for one that cannot be read."""
+    try:
+        return _frame_mbs_only(_Bits(unit[1:].replace(b"\0\0\3", b"\0\0")))
+    except IndexError:
+        return False
+
+
+class _Bits:
+    """The bits of a unit, the emulation prevention taken out; IndexError behind the last."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def bit(self) -> int:
+        value = self._data[self._at >> 3] >> (7 - self._at % 8) & 1
+        self._at += 1
+        return value
+
+    def bits(self, count: int) -> int:
+        value = 0
+        for _ in range(count):
+            value = value << 1 | self.bit()
+        return value
+
+    def ue(self) -> int:
+        zeros = 0
+        while not self.bit():
+            zeros += 1
+        return (1 << zeros | self.bits(zeros)) - 1
+
+    def se(self) -> int:
+        value = self.ue()
+        return (value + 1) // 2 * (1 if value % 2 else -1)
+
+
+def _frame_mbs_only(bits: _Bits) -> bool:
+    profile = bits.bits(8)
+    bits.bits(16)  # constraints, level
+    bits.ue()
+    if profile in _HIGH_PROFILES:
+        chroma = bits.ue()
+        if chroma == 3:
+            bits.bit()
+        bits.ue(), bits.ue(), bits.bit()  # depths, lossless
+        if bits.bit():
+            for number in range(12 if chroma == 3 else 8):
+                if bits.bit():
+                    _skip_scaling_list(bits, 16 if number < 6 else 64)
+    bits.ue()  # frame numbers
+    order = bits.ue()
+    if order == 0:
+        bits.ue()
+    elif order == 1:
+        bits.bit(), bits.se(), bits.se()
+        for _ in range(min(bits.ue(), 255)):
+            bits.se()
+    bits.ue(), bits.bit(), bits.ue(), bits.ue()  # references, gaps, width, height
+    return bool(bits.bit())
+
+
+def _skip_scaling_list(bits: _Bits, count: int) -> None:
+    last, following = 8, 8
+    for _ in range(count):
+        if following:
+            following = (last + bits.se()) % 256
+        last = following or last
