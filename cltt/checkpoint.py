@@ -66,7 +66,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def older_run(folder: Path) -> Path | None:
-    """The newest file of a run of the older script in ``folder``, where no run of ours has saved; None: there is none."""
+    """The newest file that the older script left in ``folder``; None: none, or a run of ours has saved there."""
     if list_checkpoints(folder):
         return None
     files = [path for path in folder.glob("simclr_epoch_*.pth") if path.stem.rpartition("_")[2].isdecimal()]
@@ -159,8 +159,8 @@ def _more_than_weights(path: Path, other: str) -> str:
         f"{path} holds more than weights: objects of Python's ({shorten(other, 60)}), which are not read, as that can "
         f"run code; if you trust the file, save its weights alone and give that file:\n"
         f"  import torch; state = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
-        "  torch.save(state.state_dict() if hasattr(state, 'state_dict') else {name: part for name, part in state.items() "
-        "if isinstance(part, dict) and all(map(torch.is_tensor, part.values()))}, 'weights.pth')"
+        "  torch.save(state.state_dict() if hasattr(state, 'state_dict') else {name: part for name, part in "
+        "state.items() if isinstance(part, dict) and all(map(torch.is_tensor, part.values()))}, 'weights.pth')"
     )
 
 

@@ -41,12 +41,13 @@ class EvaluationSettings:
 
     checkpoint: str = config.setting(
         "",
-        "a run's folder: all of its checkpoints; or a file: a checkpoint, one of the older script, or an encoder's state "
-        "dict under torchvision's or timm's names (.pth, .safetensors)",
+        "a run's folder: all of its checkpoints; or a file: a checkpoint, one of the older script, or an encoder's "
+        "state dict under torchvision's or timm's names (.pth, .safetensors)",
         required=True,
     )
     backbone: str | None = config.setting(
-        None, "the encoder, where the file does not name it, as train.py takes it (default: ResNets and Swins are tried)"
+        None,
+        "the encoder, where the file does not name it, as train.py takes it (default: some ResNets and Swins)",
     )
     weights_prefix: str | None = config.setting(
         None, "what stands before the names of one of several encoders in the file"
@@ -134,9 +135,7 @@ class Evaluation:
 
     def _read(self, path: Path) -> Weights:
         s = self.settings
-        return read_weights(
-            path, s.backbone, image_size=s.image_size, prefix=s.weights_prefix, normalise=s.normalise
-        )
+        return read_weights(path, s.backbone, image_size=s.image_size, prefix=s.weights_prefix, normalise=s.normalise)
 
     def _features(self, encoder: Encoder, weights: Weights) -> Features:
         size, normalise = self._image_size(weights), self._normalise(weights)

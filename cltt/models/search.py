@@ -163,7 +163,12 @@ def not_finite(state: Mapping[str, Any]) -> str:
 
 
 def _is_dense(value: torch.Tensor) -> bool:
-    return value.layout == torch.strided and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return value.layout == torch.strided and value.dtype in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    )
 
 
 def misfit(wanted: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> str:

@@ -174,7 +174,11 @@ def _of_others(
     named = tensors_in(state)
     found = find_encoder(file, named, tried, image_size=size, prefix=prefix)
     is_older = _OLDER in state
-    head = _without_idle_bias(_below(named, found.prefix.removesuffix("encoder.") + "projection_head.")) if is_older else {}
+    head = (
+        _without_idle_bias(_below(named, found.prefix.removesuffix("encoder.") + "projection_head."))
+        if is_older
+        else {}
+    )
     require(
         not is_older or normalise is not None,
         f"{file} does not say how pixels entered its network; give --normalise imagenet (train_simclr.py since "
