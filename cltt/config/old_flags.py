@@ -32,13 +32,7 @@ class Refused:
         for flag, says in getattr(args, "old_refused", {}).items():
             flags.setdefault(says, []).append(flag)
         answers = "; ".join(f"{', '.join(names)}: {says}" for says, names in flags.items())
-        one = sum(map(len, flags.values())) == 1
-        require(
-            not flags,
-            answers.replace(":", " is a flag of the older script:", 1)
-            if one
-            else f"flags of the older script: {answers}",
-        )
+        require(not flags, f"flags of the older script, and what does their work here: {answers}")
 
 
 class _Refuse(argparse.Action):

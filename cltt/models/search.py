@@ -124,21 +124,29 @@ def _below(prefix: str, named: State, own: Mapping[str, str], wanted: Mapping[st
 
 
 def _chosen(file: Path, fitting: list[Found], prefix: str | None) -> Found:
-    different: list[Found] = []
-    for found in fitting:
-        if not any(_equal(found.weights, other.weights) for other in different):
-            different.append(found)
-    places = [found.prefix.rstrip(".").split(".") for found in different]
-    chosen = [found for found, place in zip(different, places, strict=True) if prefix is None or _names(prefix, place)]
+    places = [found.prefix.rstrip(".").split(".") for found in fitting]
+    asked = [found for found, place in zip(fitting, places, strict=True) if prefix is None or _names(prefix, place)]
+    exact = [found for found in asked if found.prefix.rstrip(".") == prefix]
+    chosen = _different(exact or asked)
     if len(chosen) == 1:
         return chosen[0]
+    places = [found.prefix.rstrip(".").split(".") for found in _different(fitting)]
     names = [_telling(place, places) for place in places]
     if prefix is None:
         raise SettingsError(f"{file} holds {len(names)} encoders; give --weights-prefix {' or '.join(names)}")
     raise SettingsError(
-        f"--weights-prefix is {shorten(prefix, 80)!r}, and {file} holds {'no' if not chosen else 'more than one'} "
-        f"encoder below that; it must be {' or '.join(map(repr, names))}"
+        f"--weights-prefix is {shorten(prefix, 80)!r}, and {file} holds {'several encoders' if chosen else 'no encoder'} "
+        f"below that; it must be {' or '.join(map(repr, names))}"
     )
+
+
+def _different(fitting: list[Found]) -> list[Found]:
+    """``fitting`` without those whose weights are another's under a second name."""
+    different: list[Found] = []
+    for found in fitting:
+        if not any(_equal(found.weights, other.weights) for other in different):
+            different.append(found)
+    return different
 
 
 def _names(prefix: str, place: list[str]) -> bool:
@@ -163,12 +171,8 @@ def not_finite(state: Mapping[str, Any]) -> str:
 
 
 def _is_dense(value: torch.Tensor) -> bool:
-    return value.layout == torch.strided and value.dtype in (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    )
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return value.layout == torch.strided and value.dtype in plain
 
 
 def misfit(wanted: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from cltt import checkpoint
-from cltt.config import require
+from cltt.config import NORMALISATIONS, require
 from cltt.config.recipe import is_backbone
 from cltt.errors import DataError, SettingsError
 from cltt.models.contrastive import ProjectionHead
@@ -168,17 +168,14 @@ def _of_others(
 ) -> Weights:
     """Where nothing is said, pixels entered less ImageNet's mean, over its deviation, as with torchvision's."""
     said = _metadata(file) if file.suffix == SAFETENSORS else _attached(state)
+    own_normalise = said["normalise"] if said.get("normalise") in NORMALISATIONS else "imagenet"
     size = int(said["image_size"]) if re.fullmatch("[0-9]{1,4}", said.get("image_size", "")) else image_size
     own = said.get("backbone", state.get("backbone"))
     tried = [str(own)] if is_backbone(own) else [*([asked] if asked else []), *BACKBONES]
     named = tensors_in(state)
     found = find_encoder(file, named, tried, image_size=size, prefix=prefix)
-    is_older = _OLDER in state
-    head = (
-        _without_idle_bias(_below(named, found.prefix.removesuffix("encoder.") + "projection_head."))
-        if is_older
-        else {}
-    )
+    is_older = found.prefix.startswith(_OLDER) and found.prefix.endswith("encoder.")
+    head = _below(named, found.prefix.removesuffix("encoder.") + "projection_head.") if is_older else {}
     require(
         not is_older or normalise is not None,
         f"{file} does not say how pixels entered its network; give --normalise imagenet (train_simclr.py since "
@@ -189,9 +186,9 @@ def _of_others(
         path=file,
         backbone=found.backbone,
         encoder=found.weights,
-        head=head or None,
+        head=_without_idle_bias(head) or None,
         origin="script" if is_older else "others",
-        normalise=normalise or said.get("normalise", "imagenet"),
+        normalise=normalise or own_normalise,
         image_size=size,
         epoch=epoch if type(epoch) is int else _epoch_in(file),
         step=0,
