@@ -134,9 +134,10 @@ def _chosen(file: Path, fitting: list[Found], prefix: str | None) -> Found:
     names = [_telling(place, places) for place in places]
     if prefix is None:
         raise SettingsError(f"{file} holds {len(names)} encoders; give --weights-prefix {' or '.join(names)}")
+    number = "several encoders" if chosen else "no encoder"
     raise SettingsError(
-        f"--weights-prefix is {shorten(prefix, 80)!r}, and {file} holds {'several encoders' if chosen else 'no encoder'} "
-        f"below that; it must be {' or '.join(map(repr, names))}"
+        f"--weights-prefix is {shorten(prefix, 80)!r}, and {file} holds {number} below that; it must be "
+        f"{' or '.join(map(repr, names))}"
     )
 
 
