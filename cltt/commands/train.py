@@ -13,6 +13,7 @@ from typing import Any
 
 from cltt import cli
 from cltt.config import TrainSettings
+from cltt.errors import EXIT_REQUEUE
 
 DESCRIPTION = "Train an encoder by contrastive learning through time on a folder of clips."
 
@@ -33,9 +34,8 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
 
 def _normalise_of(settings: TrainSettings) -> str:
     """How pixels entered the network whose weights a run starts from or, if it goes on with its own, the run's."""
-    from cltt.checkpoint import list_checkpoints  # imports torch, see main
+    from cltt.checkpoint import SETTINGS_FILE, list_checkpoints  # imports torch, see main
     from cltt.models.weights import read_weights
-    from cltt.training.records import SETTINGS_FILE
 
     start = settings.checkpoint
     assert start.checkpoint_path is not None
@@ -60,7 +60,7 @@ def leave_when_asked() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     os.write(2, b"stopped on request before the run began\n")
-    os._exit(cli.EXIT_REQUEUE)
+    os._exit(EXIT_REQUEUE)
 
 
 def main(argv: list[str] | None = None, prog: str = "train.py") -> int:
