@@ -52,6 +52,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; for a flag that is none, the error names the one that is spelled most like it."""
+        if self._subparsers is not None:  # each command has flags of its own
+            return super().parse_args(args, namespace)
         flags = itertools.takewhile(lambda word: word != "--", sys.argv[1:] if args is None else args)
         known = self._option_string_actions
         for flag in (word.split("=")[0] for word in flags if word.startswith("--") and " " not in word):
