@@ -154,14 +154,19 @@ class _Look(NamedTuple):
 
 
 def _look(path: bytes, sampling: Sampling) -> _Look:
-    from cltt.source.video.times import read_timeline
+    from cltt.source.video.times import NotSure, decode_timeline, packet_timeline
 
+    line: Timeline | None = None
     with opened(path, sampling.stream) as (container, stream):
         size = _stored_size(path, container, stream, sampling)
         streams = moving_streams(container)
         number = [other.index for other in container.streams.video].index(stream.index)
         made_up = float(rate_of(stream)) if container.format.name in RAW_FORMATS else 0.0
-    line = read_timeline(path, sampling.stream, sampling.max_pixels)
+        try:
+            line = packet_timeline(container, stream)
+        except NotSure as reason:
+            why = str(reason)
+    line = line or decode_timeline(path, sampling.stream, sampling.max_pixels, why)
     return _Look(line, sample(line, sampling.fps, sampling.max_gap), size, len(streams), number, made_up)
 
 

@@ -40,14 +40,20 @@ def read_timeline(path: bytes, number: int | None = None, max_pixels: int = (1 <
     """
     with opened(path, number) as (container, stream):
         try:
-            return _of_packets(container, stream)
+            return packet_timeline(container, stream)
         except NotSure as reason:
             why = str(reason)
+    return decode_timeline(path, number, max_pixels, why)
+
+
+def decode_timeline(path: bytes, number: int | None, max_pixels: int, why: str) -> Timeline:
+    """As :func:`read_timeline`, for a video of which it is not sure that packets are frames, for the reason ``why``."""
     with opened(path, number) as (container, stream):
         return replace(decoded_timeline(container, stream, max_pixels), why=why)
 
 
-def _of_packets(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Timeline:
+def packet_timeline(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Timeline:
+    """The timeline of a stream whose container has just been opened, by its packets; NotSure if they may not tell."""
     if not container.format.name.startswith(_CONTAINERS):
         suffix = os.path.splitext(path_of(container))[1]
         raise NotSure(f"a packet of {os.fsdecode(suffix) or container.format.name} need not be a frame")
