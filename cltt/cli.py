@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import itertools
 import logging
 import os
@@ -148,13 +149,19 @@ def explain(error: BaseException, prog: str) -> tuple[int, str] | None:
 
 
 def _open_standard_streams() -> None:
-    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place."""
+    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place.
+
+    Characters that the terminal's encoding lacks are written as escapes.
+    """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(handle, True)
     os.close(handle)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _flush_output() -> None:

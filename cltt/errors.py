@@ -47,6 +47,12 @@ class OutOfMemoryError(CLTTError):
     exit_status = 1
 
 
+class DeviceError(CLTTError):
+    """A GPU that was given and does not work; another node's may."""
+
+    exit_status = 1
+
+
 class FrameError(DataError):
     """One frame that cannot be used.
 

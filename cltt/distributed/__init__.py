@@ -2,7 +2,7 @@
 
 from cltt.distributed.collectives import all_gather_integers, all_gather_objects, all_gather_rows, all_sum
 from cltt.distributed.decisions import agreed, from_main, wait_for_all
-from cltt.distributed.group import ending_together, made_progress, start, stop, waiting
+from cltt.distributed.group import ending_together, start, stop
 from cltt.distributed.identity import RankInfo, described, pick_device, rank_info, world
 
 __all__ = [
@@ -15,12 +15,10 @@ __all__ = [
     "described",
     "ending_together",
     "from_main",
-    "made_progress",
     "pick_device",
     "rank_info",
     "start",
     "stop",
     "wait_for_all",
-    "waiting",
     "world",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cltt.distributed.collectives import all_gather_objects
-from cltt.distributed.group import poll, waiting
+from cltt.distributed.group import poll
 from cltt.distributed.identity import world
 from cltt.errors import CLTTError, DataError
 
@@ -39,8 +39,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 def _outcome(make: Callable[[], Any]) -> tuple[Any, CLTTError | None]:
     try:
-        with waiting():
-            return make(), None
+        return make(), None
     except CLTTError as error:
         return None, error
 
@@ -65,7 +64,6 @@ def agreed(value: T, what: str) -> T:
 
 
 def _store() -> Any:
-    import torch.distributed as dist
     from torch.distributed.distributed_c10d import _get_default_store
 
-    return dist.PrefixStore("cltt", _get_default_store())
+    return _get_default_store()

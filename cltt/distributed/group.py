@@ -1,114 +1,142 @@
-"""The process group's start and end, and how ranks end together when one fails.
-
-Collectives have no timeout of their own, so that a rank may wait for a slow disk as long as it likes if it says so
-(:func:`waiting`); who is gone, and a run that hangs, is the :mod:`~cltt.distributed.lifeline`'s to notice.
-"""
+"""The process group's start and end, and how ranks end together when one fails."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from cltt.distributed.identity import RankInfo, rank_info
-from cltt.distributed.lifeline import FAILED, Hub, Lifeline, Spoke
+from cltt.distributed.failures import FAILED, FailureWatch, leave_now, without_a_word
+from cltt.distributed.identity import RankInfo, rank_info, said_by
 from cltt.distributed.network import route_interface
 from cltt.errors import DataError, SettingsError
 
 Explain = Callable[[BaseException], "tuple[int, str] | None"]
 
-PATIENCE = 1800.0  # seconds without a step, and without a rank that says it waits, until a run is thought to hang
-_NEVER = timedelta(days=3650)
+TIMEOUT = 1800.0  # seconds that a rank waits for others at the start, and in a collective beside its retries of reads
+TELL_AFTER = 10.0  # seconds of waiting at the start until a line says for whom
+TEAR_DOWN = 60.0  # seconds that the end may take once all is saved
 _CONNECT = timedelta(seconds=60)  # to a server that has answered
-_CONSEQUENCE = 3.0  # seconds in which the failure behind a broken collective becomes known
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
-_lifeline: Lifeline | None = None
+_watch: FailureWatch | None = None
 
 
-def start(info: RankInfo, *, cuda: bool) -> None:
-    """Start the lifeline and the default process group if there are several ranks: gloo, beside it nccl with ``cuda``.
+def start(info: RankInfo, *, cuda: bool, io_patience: float = 0.0) -> None:
+    """Start the default process group if there are several ranks: gloo, beside it nccl with ``cuda``.
 
     Needs ``MASTER_ADDR``, an address of rank 0's node, and ``MASTER_PORT``; SettingsError if they are missing.
+    DataError if ranks do not come. A collective fails after TIMEOUT + ``io_patience`` seconds: a rank may retry reads
+    for so long before it comes to one. What may take longer waits in the store (:mod:`~cltt.distributed.decisions`).
     """
-    global _lifeline
+    global _watch
     import torch.distributed as dist
 
     if info.world_size == 1 or dist.is_initialized():
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise SettingsError(f"{info.world_size} ranks but {' and '.join(missing)} not set; see slurm/train.sbatch")
+        raise SettingsError(
+            f"{said_by()} make this one of {info.world_size} ranks, but {' and '.join(missing)} not set; start ranks "
+            f"by slurm/train.sbatch or torchrun, and one process alone after `unset {said_by().partition('=')[0]}`"
+        )
     if interface := route_interface(os.environ["MASTER_ADDR"], beyond=_spans_nodes(info)):
         os.environ.setdefault(_INTERFACE, interface)
-    store = _meeting_place(info)
-    _lifeline = _hub(store, info) if info.is_main else _spoke(store, info)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=dist.PrefixStore("default_pg", store),
-        rank=info.rank,
-        world_size=info.world_size,
-        timeout=_NEVER,
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = info.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun's store
+    store = _store(address, info, serves=serves)
+    _watch = FailureWatch(_store(address, info), address, info, serves=serves)
+    _meet(store, info)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    timeout = timedelta(seconds=TIMEOUT + io_patience)
+    _heeding_signals(
+        lambda: dist.init_process_group(
+            backend, store=store, rank=info.rank, world_size=info.world_size, timeout=timeout
+        )
     )
 
 
-def _meeting_place(info: RankInfo) -> Any:
-    """The store at MASTER_ADDR, which all ranks reach: rank 0's, or that of torchrun.
+def _store(address: tuple[str, int], info: RankInfo, *, serves: bool = False) -> Any:
+    """A client of the store at ``address``, or the store itself.
 
     Not by torch's rendezvous, which waits in C++: a rank whose peers are gone would be deaf to every signal.
     """
     import torch.distributed as dist
 
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = info.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not serves:
-        _wait_for_server(host, port)
-    store = dist.TCPStore(host, port, info.world_size, serves, timeout=_CONNECT, wait_for_workers=False)
-    store.set_timeout(timedelta(seconds=PATIENCE))
-    return store
+        _wait_for_server(*address)
+    store = dist.TCPStore(*address, info.world_size, serves, timeout=_CONNECT, wait_for_workers=False)
+    store.set_timeout(timedelta(seconds=TIMEOUT))
+    return dist.PrefixStore(f"cltt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _wait_for_server(host: str, port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
+    for _ in _until_timeout(lambda: [f"rank 0 (MASTER_ADDR={host}, MASTER_PORT={port})"]):
+        with contextlib.suppress(OSError):
             return socket.create_connection((host, port), timeout=10).close()
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise DataError(
-                    f"nobody answers at MASTER_ADDR={host}, MASTER_PORT={port}, for {PATIENCE:.0f} s ({error}); is "
-                    "rank 0 started, and does the address lead to its node?"
-                ) from error
-        time.sleep(0.1)
+    raise DataError(
+        f"nobody answers at MASTER_ADDR={host}, MASTER_PORT={port}, for {TIMEOUT:.0f} s; is rank 0 started, and does "
+        "the address lead to its node?"
+    )
 
 
-def _hub(store: Any, info: RankInfo) -> Lifeline:
-    token = secrets.token_hex(8)
-    hub = Hub(info.world_size, token, PATIENCE)
-    store.set("cltt/lifeline", f"{hub.port} {token}")
-    try:
-        hub.wait_for_ranks()
-    except TimeoutError as error:
-        raise DataError(f"{error}; does MASTER_ADDR={os.environ['MASTER_ADDR']} lead to rank 0's node?") from error
-    return hub
+def _meet(store: Any, info: RankInfo) -> None:
+    """Return when every rank has come here."""
+    store.set(f"came/{info.rank}", "")
+    if not info.is_main:
+        return poll(store, ["all came"])
+
+    def missing() -> list[int]:
+        return [rank for rank in range(info.world_size) if not store.check([f"came/{rank}"])]
+
+    for _ in _until_timeout(lambda: [f"rank {rank}" for rank in missing()]):
+        if not missing():
+            return store.set("all came", "")
+    raise DataError(
+        f"ranks {missing()} did not connect to rank 0 within {TIMEOUT:.0f} s; "
+        f"does MASTER_ADDR={os.environ['MASTER_ADDR']} lead to rank 0's node?"
+    )
 
 
-def _spoke(store: Any, info: RankInfo) -> Lifeline:
-    poll(store, ["cltt/lifeline"])
-    port, token = store.get("cltt/lifeline").decode().split()
-    return Spoke(info.rank, os.environ["MASTER_ADDR"], int(port), token)
+def _until_timeout(awaited: Callable[[], list[str]]) -> Iterator[None]:
+    """Turns of a loop that waits for others, for TIMEOUT seconds; says once who is awaited."""
+    began, told = time.monotonic(), False
+    while (waited := time.monotonic() - began) < TIMEOUT:
+        if waited > TELL_AFTER and not told:
+            told = True
+            print(f"waiting for {', '.join(awaited())}: {said_by()} ask for it", file=sys.stderr, flush=True)
+        yield
+        time.sleep(0.05)
+
+
+def _heeding_signals(call: Callable[[], None]) -> None:
+    """Make a call that waits in C++; in this thread signals are heeded meanwhile."""
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if errors:
+        raise errors[0]
 
 
 def poll(store: Any, keys: list[str]) -> None:
-    """Wait for ``keys`` without a limit, in short sleeps: signals are minded between them."""
+    """Wait for ``keys`` without a limit, in short sleeps: signals are heeded between them."""
     pause = 0.005
     while not store.check(keys):
         time.sleep(pause)
@@ -120,16 +148,30 @@ def _spans_nodes(info: RankInfo) -> bool:
     return on_this_node < info.world_size or int(os.environ.get("SLURM_NNODES", 1)) > 1
 
 
-def stop() -> None:
-    """Wait until all ranks have come here, then leave the process group if there is one."""
-    global _lifeline
+def stop(status: int = 0) -> None:
+    """Wait until all ranks have come here, then leave the process group if there is one.
+
+    What takes longer than TEAR_DOWN seconds then (NCCL's end can block: pytorch/pytorch#141510) is not waited for: all
+    is saved, and this process ends with ``status``.
+    """
+    global _watch
     import torch.distributed as dist
 
-    if _lifeline is not None:
-        _lifeline.close()
-        _lifeline = None
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    if _watch is None:
+        return
+    _watch.wait_for_all()
+    timer = _leave_after(TEAR_DOWN, status)
+    _watch.close()
+    dist.destroy_process_group()
+    timer.cancel()
+    _watch = None
+
+
+def _leave_after(seconds: float, status: int) -> threading.Timer:
+    timer = threading.Timer(seconds, leave_now, [status])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 @contextlib.contextmanager
@@ -141,36 +183,35 @@ def ending_together(explain: Explain) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _lifeline is not None:
-            _end_all(_lifeline, error, explain)
+        if _watch is not None:
+            _end_all(_watch, error, explain)
         raise
 
 
-def _end_all(line: Lifeline, error: BaseException, explain: Explain) -> NoReturn:
+def _end_all(watch: FailureWatch, error: BaseException, explain: Explain) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    _leave_after(TEAR_DOWN, FAILED)  # the store may not answer
     explained = explain(error)
+    if explained is None and isinstance(error, (RuntimeError, OSError)):
+        explained = _explain_broken_collective(watch, error)
     if explained is None:
-        if isinstance(error, (RuntimeError, OSError)):  # a collective or the store that broke with another rank's end
-            time.sleep(_CONSEQUENCE)  # in which the lifeline ends this process, if so
         traceback.print_exception(error, file=sys.stderr)
-        explained = (
-            FAILED,
-            f"error: {type(error).__name__}: {error}; its traceback stands above or in its rank's output",
-        )
+        where = "its traceback stands above or in its rank's output"
+        explained = FAILED, f"error: {type(error).__name__}: {error}; {where}"
     status, sentence = explained
     me = rank_info()
-    line.fail(status, f"{sentence} (rank {me.rank} of {me.world_size}, on {socket.gethostname()})" if sentence else "")
+    watch.fail(status, f"{sentence} (rank {me.rank} of {me.world_size}, on {socket.gethostname()})" if sentence else "")
 
 
-@contextlib.contextmanager
-def waiting() -> Iterator[None]:
-    """While this rank waits for something it knows of (a copy, a slow disk); threads may come here too."""
-    with contextlib.nullcontext() if _lifeline is None else _lifeline.waiting():
-        yield
-
-
-def made_progress() -> None:
-    """A step was made: the run does not hang."""
-    if _lifeline is not None:
-        _lifeline.made_progress()
+def _explain_broken_collective(watch: FailureWatch, error: BaseException) -> tuple[int, str] | None:
+    """Exit status and sentence if ``error`` comes from another rank's end, or from waiting for it in vain."""
+    if silent := watch.silent_ranks():
+        return FAILED, without_a_word(silent)
+    if "timed out" in str(error).lower():
+        return (
+            FAILED,
+            f"error: a rank did not come to a collective in time ({str(error).splitlines()[0][:300]}), so the run "
+            "hangs: all ranks end here; the same command with --resume goes on from the last checkpoint",
+        )
+    return None

@@ -1,7 +1,8 @@
 """Who this process is among the ranks, and which device it takes.
 
-From torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``) or, under plain ``srun``, from Slurm's
-(``SLURM_PROCID``, ``SLURM_NTASKS``, ``SLURM_LOCALID``).
+From torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``) or, under plain ``srun``, from those of Slurm's
+step (``SLURM_PROCID``, ``SLURM_STEP_NUM_TASKS``, ``SLURM_LOCALID``). ``SLURM_NTASKS`` is the job's number of tasks: a
+batch script and the shell of ``salloc`` have it, too, and are one process.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cltt.errors import SettingsError
-from cltt.machine.gpus import gpus_given, why_no_cuda
+from cltt.errors import DeviceError, SettingsError
+from cltt.machine.gpus import driver_fits, gpus_given, number_given, why_no_cuda
 
 if TYPE_CHECKING:
     import torch
 
-_SOURCES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+_SOURCES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,40 @@ class RankInfo:
 def rank_info(environ: Mapping[str, str] | None = None) -> RankInfo:
     """Who this process is, from the environment; a lone process is rank 0 of 1."""
     environ = os.environ if environ is None else environ
+    names = _source(environ)
+    if names is None:
+        return RankInfo()
+    rank, world_size, local_rank = (int(environ[name]) for name in names)
+    if not 0 <= rank < world_size:
+        raise SettingsError(
+            f"{names[0]}={rank} does not lie in 0..{names[1]}-1 = {world_size - 1}; these are of other processes: "
+            f"`unset {names[0]}` for one process alone"
+        )
+    return RankInfo(rank, world_size, local_rank)
+
+
+def said_by() -> str:
+    """The variables that say which of how many ranks this process is."""
+    names = _source(os.environ) or ()
+    return " and ".join(f"{name}={os.environ[name]}" for name in names[:2])
+
+
+def _source(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
     for names in _SOURCES:
         if all(name in environ for name in names):
-            # An interactive `salloc` shell or a batch script has SLURM_NTASKS but is no task: only srun sets STEP_ID.
-            if names[0].startswith("SLURM") and "SLURM_STEP_ID" not in environ:
-                continue
-            rank, world_size, local_rank = (int(environ[name]) for name in names)
-            if not 0 <= rank < world_size:
-                raise SettingsError(f"{names[0]}={rank} does not lie in 0..{names[1]}-1 = {world_size - 1}")
-            return RankInfo(rank, world_size, local_rank)
-    return RankInfo()
+            # Of `srun --pty` the first task has a terminal, and what is started from that is one process.
+            pty = names[0].startswith("SLURM") and "SLURM_PTY_PORT" in environ and _has_terminal()
+            return None if pty else names
+    return None
+
+
+def _has_terminal() -> bool:
+    """Whether this process can be reached from a keyboard: a task of ``srun`` that inherits SLURM_PTY_PORT cannot."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def world() -> RankInfo:
@@ -61,14 +86,16 @@ def pick_device(name: str, info: RankInfo) -> torch.device:
     """The device of a rank: ``auto`` takes CUDA, else Apple's MPS, else the CPU; on CUDA one GPU a local rank.
 
     Raises SettingsError if the device asked for is not there, if a node has fewer GPUs than ranks, or if ``auto`` would
-    take another device although the process was given GPUs: a job must not train on the CPU in silence.
+    take another device although the process was given GPUs: a job must not train on the CPU in silence. DeviceError if
+    GPUs were given that do not work although their driver fits: on another node the same job may run.
     """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     given = gpus_given()
-    if name == "auto" and given and not there["cuda"]:
-        raise SettingsError(
+    if name in ("auto", "cuda") and given and not there["cuda"]:
+        kind_of_error = DeviceError if driver_fits(torch.version.cuda) else SettingsError
+        raise kind_of_error(
             f"this process was given GPUs ({given}), but {why_no_cuda(torch.__version__, torch.version.cuda)}; "
             "or choose the CPU with --device cpu"
         )
@@ -80,10 +107,12 @@ def pick_device(name: str, info: RankInfo) -> torch.device:
         raise SettingsError("several ranks cannot share Apple's MPS device; start one process, or use --device cpu")
     if kind != "cuda":
         return torch.device(kind)
-    if info.local_rank >= torch.cuda.device_count():
-        raise SettingsError(
-            f"local rank {info.local_rank} has no GPU of its own: torch finds {torch.cuda.device_count()} on this "
-            "node; start one process a GPU"
+    found_gpus = torch.cuda.device_count()
+    if info.local_rank >= found_gpus:
+        kind_of_error = DeviceError if info.local_rank < number_given() else SettingsError
+        raise kind_of_error(
+            f"local rank {info.local_rank} has no GPU of its own: torch finds {found_gpus} on this node"
+            f"{f' ({given})' if given else ''}; start one process per GPU, or see nvidia-smi for a broken one"
         )
     torch.cuda.set_device(info.local_rank)
     return torch.device("cuda", info.local_rank)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.regular import unexpanded
 from cltt.files.retry import read_pieces
 
 
@@ -145,9 +146,12 @@ def replace_file(path: Path, data: bytes) -> None:
 def check_writable(folder: Path, remedy: str) -> None:
     """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
 
+    One that only a shell could have meant is refused (see :func:`cltt.files.regular.unexpanded`).
     A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
     A full disk is none of the reasons: it may have room again when there is something to write.
     """
+    if mark := unexpanded(folder):
+        raise SettingsError(f"cannot write to {folder}: no shell has replaced the {mark}; {remedy}")
     folder = folder.absolute()
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:

@@ -16,7 +16,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from cltt.errors import SettingsError, StorageError
@@ -44,7 +43,6 @@ class _Policy:
 
     def __init__(self) -> None:
         self.seconds = IO_PATIENCE
-        self.while_waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self.lock = threading.Lock()
         self.threads = 0  # that wait
         self.since = 0.0
@@ -53,16 +51,14 @@ class _Policy:
 _policy = _Policy()
 
 
-def set_policy(io_patience: float, *, while_waiting: Callable[[], AbstractContextManager[None]] | None = None) -> None:
+def set_policy(io_patience: float) -> None:
     """Have all threads of this process retry reads for ``io_patience`` seconds; the last call holds.
 
-    ``while_waiting`` makes a context that each thread enters while it waits; None leaves it as it is. Raises
-    SettingsError unless ``io_patience`` is from 0 to MAX_PATIENCE.
+    Raises SettingsError unless ``io_patience`` is from 0 to MAX_PATIENCE.
     """
     if not 0 <= io_patience <= MAX_PATIENCE:
         raise SettingsError(f"io_patience is {io_patience}; it must be from 0 to {MAX_PATIENCE:g} seconds")
     _policy.seconds = io_patience
-    _policy.while_waiting = while_waiting or _policy.while_waiting
 
 
 def io_patience() -> float:
@@ -107,7 +103,7 @@ def _retry(path: str, attempt: Callable[[], T], error: OSError) -> T:
     seconds = _policy.seconds
     deadline = time.monotonic() + seconds
     pause = FIRST_PAUSE
-    with _waiting(path, error), _policy.while_waiting():
+    with _waiting(path, error):
         while (left := deadline - time.monotonic()) > 0:
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)

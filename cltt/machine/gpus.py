@@ -37,6 +37,12 @@ def fitting_set(driver: tuple[int, int]) -> str:
     return "none of ours: CUDA 12 asks for driver 525 or newer"
 
 
+def driver_fits(torch_cuda: str | None) -> bool:
+    """Whether there is a driver for a torch built for CUDA ``torch_cuda`` (None: without CUDA)."""
+    driver = driver_cuda_version()
+    return driver is not None and torch_cuda is not None and driver[0] >= int(torch_cuda.split(".")[0])
+
+
 def gpus_given(environ: Mapping[str, str] | None = None, devices: Path = Path("/dev")) -> str:
     """What shows that this process was given GPUs; empty if nothing does.
 
@@ -52,6 +58,12 @@ def gpus_given(environ: Mapping[str, str] | None = None, devices: Path = Path("/
     return next((str(path) for path in sorted(devices.glob("nvidia[0-9]*"))), "")
 
 
+def number_given() -> int:
+    """How many GPUs a batch system gave this process, and so must work; 0 if it did not say."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "") if gpus_given() and "SLURM_JOB_ID" in os.environ else ""
+    return len(names.split(",")) if names else 0
+
+
 def why_no_cuda(torch_version: str, torch_cuda: str | None) -> str:
     """Why torch finds no GPU here, as the rest of a sentence, and what to install."""
     driver = driver_cuda_version()
@@ -62,7 +74,7 @@ def why_no_cuda(torch_version: str, torch_cuda: str | None) -> str:
     if driver is None:
         return f"{build}, and no driver (libcuda.so.1) is found: is it installed, and passed on to this container?"
     speaks = f"{build}, and the driver speaks CUDA {driver[0]}.{driver[1]}"
-    if driver[0] < int(torch_cuda.split(".")[0]):
+    if not driver_fits(torch_cuda):
         return f"{speaks}: install what fits it, {fitting_set(driver)}"
     return f"{speaks}: see nvidia-smi for what is wrong with the device"
 

@@ -43,7 +43,7 @@ from cltt.shards.dataset import ShardDataset
 from cltt.shards.stage import stage
 from cltt.training.optim import build_optimizer
 from cltt.training.progress import show
-from cltt.training.signals import StopSignals
+from cltt.training.signals import StopRequested, StopSignals
 from cltt.training.trainer import Saver, Trainer
 
 # torch 2.13 has a new name for "broadcast the buffers before every forward pass"
@@ -218,7 +218,7 @@ def build_trainer(
         places=_places_in(loader.index) if settings.model.mask_overlaps or settings.model.memory else None,
         evaluate=None
         if settings.log.eval_data is None
-        else _evaluation(settings, model.encoder, evaluator, listeners.get("history")),
+        else _evaluation(settings, model.encoder, evaluator, listeners.get("history"), stop),
         eval_every=settings.log.eval_every,
         **listeners,
     )
@@ -263,18 +263,27 @@ def _head_of(weights: Weights) -> str:
 
 
 def _evaluation(
-    settings: TrainSettings, encoder: nn.Module, evaluator: Evaluator | None, history: History | None
-) -> Callable[[], dict[str, float]]:
+    settings: TrainSettings,
+    encoder: nn.Module,
+    evaluator: Evaluator | None,
+    history: History | None,
+    stop: StopSignals,
+) -> Callable[[], dict[str, float] | None]:
     """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
 
-    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}.
+    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}. A stop
+    that is asked for there ends it: None.
     """
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> dict[str, float] | None:
         assert evaluator is not None and history is not None  # rank 0 has both
         try:
-            result = evaluator(encoder)
+            with stop.interrupting():
+                result = evaluator(encoder)
             show(result.describe())
+        except StopRequested:
+            show(f"no evaluation of epoch {history.epoch}, as a stop was asked for; the next start makes it")
+            return None
         except Exception as error:
             show(f"warning: no evaluation this time: {error}; training goes on")
             return {}

@@ -58,10 +58,11 @@ def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[
     with ExitStack() as stack:
         stack.callback(stop.restore)
         with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
-            distributed.start(info, cuda=settings.run.device != "cpu" and torch.cuda.is_available())
-            ended = _train(settings, info, stack, stop, on_step)
-            distributed.stop()
-    return EXIT_STATUS[ended]
+            cuda = settings.run.device != "cpu" and torch.cuda.is_available()
+            distributed.start(info, cuda=cuda, io_patience=settings.data.io_patience)
+            status = EXIT_STATUS[_train(settings, info, stack, stop, on_step)]
+            distributed.stop(status)
+    return status
 
 
 def _train(
@@ -72,7 +73,7 @@ def _train(
     on_step: Callable[[float], None] | None,
 ) -> Request:
     """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
-    set_policy(settings.data.io_patience, while_waiting=distributed.waiting)
+    set_policy(settings.data.io_patience)
     device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
     start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))

@@ -28,6 +28,10 @@ class Request(IntEnum):
         return self >= Request.STOP
 
 
+class StopRequested(BaseException):
+    """A stop was asked for inside :meth:`StopSignals.interrupting`."""
+
+
 class StopSignals:
     """SIGUSR1, SIGTERM and Ctrl-C (SIGINT) ask the run to save and stop.
 
@@ -43,7 +47,7 @@ class StopSignals:
 
     def __init__(self, notice: str = "", exit_status: int = 1) -> None:
         self.request = Request.NOTHING
-        self._deferred = False
+        self._deferred = self._interrupting = False
         self._words = STOPPED_EARLY
         self._notice = notice
         self._exit_status = exit_status
@@ -64,14 +68,28 @@ class StopSignals:
             self._deferred = False
             self._words = STOPPED_LATE
 
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Raise StopRequested inside, once a stop is asked for: around what may be left at any point."""
+        self._interrupting = True
+        try:
+            if self.request.stops:
+                raise StopRequested
+            yield
+        finally:
+            self._interrupting = False
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
             self.request = max(self.request, Request.STOP)
             if not self._deferred:
                 os.write(2, self._words.encode())
                 raise SystemExit(self._exit_status)
-            return
-        if self.request is Request.INTERRUPT or not self._deferred:
+        elif self.request is Request.INTERRUPT or not self._deferred:
             raise KeyboardInterrupt
-        self.request = Request.INTERRUPT
-        os.write(2, self._notice.encode())  # not print(), which may be halfway through a line
+        else:
+            self.request = Request.INTERRUPT
+            os.write(2, self._notice.encode())  # not print(), which may be halfway through a line
+        if self._interrupting:
+            self._interrupting = False
+            raise StopRequested

@@ -142,8 +142,8 @@ class Trainer:
         places: ``(window ids [b]) -> [b, T]``, where their frames stand in the order that windows are cut from; given,
             the loss is told, so that it leaves out pairs of windows that overlap.
         history: of the run so far; filled as it goes on.
-        evaluate: ``() -> row`` of an evaluation ({}: it failed), called on every rank after every ``eval_every``-th
-            epoch and the last.
+        evaluate: ``() -> row`` of an evaluation ({}: it failed; None: left, as a stop is asked for), called on every
+            rank after every ``eval_every``-th epoch and the last, once that is saved.
         on_step: called with the loss after every step.
         on_epoch: called on every rank after every epoch, when its rows are in the history.
         run_dir: folder for ``nonfinite.json``.
@@ -168,7 +168,7 @@ class Trainer:
         autocast: torch.dtype | None = None,
         places: Callable[[torch.Tensor], torch.Tensor] | None = None,
         history: History | None = None,
-        evaluate: Callable[[], dict[str, float]] | None = None,
+        evaluate: Callable[[], dict[str, float] | None] | None = None,
         eval_every: int = 1,
         on_step: Callable[[float], None] = lambda loss: None,
         on_epoch: Callable[[], None] = lambda: None,
@@ -206,6 +206,9 @@ class Trainer:
         self.model.train()
         asked = Request.NOTHING
         with self.stop.deferred():
+            if self._evaluation_due:  # it was stopped in that
+                asked = self._evaluate()
+                self.on_epoch()
             while self.history.epoch < self.optim.epochs and not asked.stops:
                 asked = self._run_epoch()
             self.saver.wait()
@@ -240,7 +243,7 @@ class Trainer:
         set_random_state(state["random"][rank if rank < len(state["random"]) else 0], self.device)
 
     def _run_epoch(self) -> Request:
-        """Make the steps left in this epoch and close it -> NOTHING, or the request to stop that came before."""
+        """Make the steps left in this epoch and close it -> NOTHING, or the request to stop that came meanwhile."""
         batches = iter(self.loader)
         for _ in range(self.history.step, self.steps_per_epoch):
             place = self.loader.state_dict()
@@ -255,9 +258,7 @@ class Trainer:
                 self.scheduler.step()
             self.history.add_step(loss)
             self.on_step(loss)
-            distributed.made_progress()
-        self._end_epoch()
-        return Request.NOTHING
+        return self._end_epoch()
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         """The next batch; None if there is no time, or no way, to get it."""
@@ -352,24 +353,41 @@ class Trainer:
             "from scratch or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
         )
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> Request:
         if not self.optim.moves_every_step:
             self.scheduler.step()
         self.history.end_epoch(float(self.scheduler.get_last_lr()[0]), float(self.scheduler.base_lrs[0]))
         self.loader.set_epoch(self.history.epoch)
-        last = self.history.epoch == self.optim.epochs
-        if self.evaluate is not None and (last or self.history.epoch % self.eval_every == 0):
-            if row := self.evaluate():
-                self.history.add_evaluation(row)
-            self.model.train()
         self._save()
+        asked = self._evaluate() if self._evaluation_due else Request.NOTHING
         self.on_epoch()
+        return asked
 
-    def _save(self, place: dict[str, Any] | None = None) -> None:
-        """Save, unless it is saved here already."""
+    @property
+    def _evaluation_due(self) -> bool:
+        """The last epoch ends here, and its evaluation has not been made."""
+        epoch, step, rows = self.history.epoch, self.history.step, self.history.evaluation
+        if self.evaluate is None or epoch == 0 or step > 0 or (rows and rows[-1]["epoch"] == epoch):
+            return False
+        return epoch == self.optim.epochs or epoch % self.eval_every == 0
+
+    def _evaluate(self) -> Request:
+        """Evaluate and save that -> NOTHING, or the request to stop that came meanwhile."""
+        assert self.evaluate is not None
+        row = self.evaluate()
+        self.model.train()
+        if row is None:
+            return self._agree(None)
+        if row:
+            self.history.add_evaluation(row)
+            self._save(again=True)
+        return Request.NOTHING
+
+    def _save(self, place: dict[str, Any] | None = None, *, again: bool = False) -> None:
+        """Save, unless it is saved here already and not to be saved ``again``."""
         self._check_norm()
         epoch, step = self.history.epoch, self.history.step
-        if self.saver.saved_at != (epoch, step):
+        if again or self.saver.saved_at != (epoch, step):
             self.saver.save(self.state_dict(place), epoch=epoch, step=step)
 
     def _bare_model(self) -> nn.Module:

@@ -298,10 +298,7 @@ def write_html(made: Inspection) -> int:
 
 
 def emit(info: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print; names in letters that the terminal cannot show get ``?`` there, and escapes in JSON."""
-    encoding = sys.stdout.encoding or "utf-8"
-    shown = printable_lines(text).encode(encoding, "replace").decode(encoding)
-    print(json.dumps(info, indent=2) if as_json else shown)
+    print(json.dumps(info, indent=2) if as_json else printable_lines(text))
 
 
 def deliver(figure: Figure, save_path: str | None) -> None:

@@ -20,21 +20,26 @@ from tests.helpers import training
 
 def test_rank_info_comes_from_torchrun_or_slurm() -> None:
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+    job = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}  # a batch script, not a task
+    step = {**job, "SLURM_PROCID": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
     assert rank_info({}) == RankInfo(0, 1, 0)
     assert rank_info(torchrun) == RankInfo(3, 8, 1)
-    assert rank_info({**slurm, "SLURM_STEP_ID": "0"}) == RankInfo(2, 4, 0)
-    assert rank_info({**slurm, **torchrun, "SLURM_STEP_ID": "0"}) == RankInfo(3, 8, 1)
-    assert rank_info(slurm) == RankInfo(0, 1, 0)  # a batch script, not a task
-    with pytest.raises(SettingsError, match="RANK=8"):
+    assert rank_info(step) == RankInfo(2, 4, 0)
+    assert rank_info({**step, **torchrun}) == RankInfo(3, 8, 1)
+    for alone in (job, {**job, "SLURM_STEP_ID": "0"}, {**job, "SLURM_STEP_NUM_TASKS": "1"}):
+        assert rank_info(alone) == RankInfo(0, 1, 0)
+    with pytest.raises(SettingsError, match=r"RANK=8 .*`unset RANK`"):
         rank_info({**torchrun, "RANK": "8"})
 
 
 def test_start_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(SettingsError, match="MASTER_ADDR and MASTER_PORT not set"):
-        distributed.start(RankInfo(0, 2, 0), cuda=False)
+    for name, value in (("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_LOCALID", "0")):
+        monkeypatch.setenv(name, value)
+    expected = r"SLURM_PROCID=0 and SLURM_STEP_NUM_TASKS=2 .*MASTER_ADDR and MASTER_PORT not set.*`unset SLURM_PROCID`"
+    with pytest.raises(SettingsError, match=expected):
+        distributed.start(rank_info(), cuda=False)
 
 
 def test_pick_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
 """``tests.helpers.tiny_run`` with one fault on this rank.
 
-    FAULT=name [PATIENCE=seconds] [GAVE_UP=file] LOSSES=file python -m tests.helpers.faulty_run FLAGS OF train.py
+    FAULT=name [TIMEOUT=seconds] [GAVE_UP=file] LOSSES=file python -m tests.helpers.faulty_run FLAGS OF train.py
 
-The fault strikes this process alone; the moment it does is written to the file GAVE_UP. PATIENCE: seconds without a
-step until a run counts as hanging, from the second step on (the first comes when it can).
+The fault strikes this process alone; the moment it does is written to the file GAVE_UP. TIMEOUT: that of collectives,
+beside --io-patience.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -17,9 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltt import cli, distributed
+from cltt import cli
 from cltt.distributed import group
-from cltt.distributed.lifeline import Hub
 from cltt.errors import DataError, FrameError, StorageError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.sets import locate
@@ -29,18 +29,12 @@ from cltt.training.trainer import Trainer
 from tests.helpers import tiny_run
 
 STRIKES_AT = 4  # the call at which a fault strikes, so that something has happened before
-LONG = 10.0  # seconds of a wait that is longer than PATIENCE
+LONG = 12.0  # seconds of a wait that is longer than TIMEOUT
 
 
 def gave_up() -> None:
     if "GAVE_UP" in os.environ:
         Path(os.environ["GAVE_UP"]).write_text(str(time.time()))
-
-
-def set_patience(seconds: float) -> None:
-    """Rank 0 watches the clock for all."""
-    if isinstance(group._lifeline, Hub):
-        group._lifeline._patience = seconds
 
 
 def before(owner: Any, name: str, act: Callable[[int], None]) -> None:
@@ -103,6 +97,16 @@ def hang() -> None:
     before(Trainer, "_embed", lambda call: time.sleep(1000 if call == STRIKES_AT else 0))
 
 
+def deaf() -> None:
+    """The main thread waits in C, as in a collective of NCCL."""
+    before(Trainer, "_embed", lambda call: ctypes.CDLL(None).sleep(1000) if call == STRIKES_AT else None)
+
+
+def endless_tear_down() -> None:
+    group.TEAR_DOWN = 2.0
+    before(torch.distributed, "destroy_process_group", lambda call: ctypes.CDLL(None).sleep(1000))
+
+
 def changed_source() -> None:
     """The folder of frames looks changed to this rank."""
     locate._of_source = lambda sets, now: None  # type: ignore[assignment]
@@ -120,13 +124,16 @@ def long_evaluation() -> None:
     before(Evaluator, "__call__", lambda call: time.sleep(LONG))
 
 
-def long_staging() -> None:
+def endless_evaluation() -> None:
     def act(call: int) -> None:
-        set_patience(float(os.environ["PATIENCE"]))
-        time.sleep(LONG)
-        set_patience(group.PATIENCE)
+        gave_up()
+        time.sleep(1000)
 
-    before(stage, "_copy_missing", act)
+    before(Evaluator, "__call__", act)
+
+
+def long_staging() -> None:
+    before(stage, "_copy_missing", lambda call: time.sleep(LONG))
 
 
 def endless_staging() -> None:
@@ -138,20 +145,11 @@ def endless_staging() -> None:
 
 
 def slow_disk() -> None:
-    """One read takes long; this rank says that it waits."""
-
-    def act(call: int) -> None:
-        if call == STRIKES_AT:
-            with distributed.waiting():
-                time.sleep(LONG)
-
-    before(ShardDataset, "read_each", act)
+    before(ShardDataset, "read_each", lambda call: time.sleep(LONG if call == STRIKES_AT else 0))
 
 
 def main() -> int:
-    if "PATIENCE" in os.environ:
-        short = float(os.environ["PATIENCE"])
-        before(distributed, "made_progress", lambda call: set_patience(short) if call == 2 else None)
+    group.TIMEOUT = float(os.environ.get("TIMEOUT", group.TIMEOUT))
     if fault := os.environ.get("FAULT"):
         globals()[fault]()
     return tiny_run.main()

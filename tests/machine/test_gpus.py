@@ -10,7 +10,7 @@ import torch
 
 from cltt import doctor
 from cltt.distributed import RankInfo, described, pick_device
-from cltt.errors import SettingsError
+from cltt.errors import CLTTError
 from cltt.machine import gpus
 
 ROOT = Path(__file__).parents[2]
@@ -79,29 +79,44 @@ def test_gpus_given(environ: dict[str, str], nodes: list[str], given: str, tmp_p
 
 @pytest.mark.parametrize("driver", [12040], indirect=True)
 @pytest.mark.parametrize(
-    ("torch_cuda", "words"),
+    ("torch_cuda", "words", "status"),
     [
-        ("13.0", ["CUDA 13.0", "driver speaks CUDA 12.4", "make setup CUDA=12"]),
-        ("12.8", ["CUDA 12.8", "nvidia-smi"]),
-        (None, ["without CUDA", "make setup CUDA=12"]),
+        ("13.0", ["CUDA 13.0", "driver speaks CUDA 12.4", "make setup CUDA=12"], 2),
+        ("12.8", ["CUDA 12.8", "nvidia-smi"], 1),  # the device is broken: another node's may work
+        (None, ["without CUDA", "make setup CUDA=12"], 2),
     ],
 )
 def test_auto_refuses_the_cpu_where_gpus_were_given(
-    driver: None, torch_cuda: str | None, words: list[str], monkeypatch: pytest.MonkeyPatch
+    driver: None, torch_cuda: str | None, words: list[str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(SettingsError) as error:
-        pick_device("auto", RankInfo())
-    said = str(error.value)
-    assert all(word in said for word in ["CUDA_VISIBLE_DEVICES=0", "--device cpu", *words]) and "\n" not in said
+    for name in ("auto", "cuda"):
+        with pytest.raises(CLTTError) as error:
+            pick_device(name, RankInfo())
+        said = str(error.value)
+        assert all(word in said for word in ["CUDA_VISIBLE_DEVICES=0", "--device cpu", *words]) and "\n" not in said
+        assert error.value.exit_status == status
     assert pick_device("cpu", RankInfo()).type == "cpu"
     findings = {finding.subject: finding for finding in [*doctor.driver(), *doctor.torch_and_device()]}
     assert findings["NVIDIA driver"].fact == "CUDA 12.4" and "CUDA=12" in findings["NVIDIA driver"].advice
     assert findings["torch"].status == "bad" and words[0] in findings["torch"].advice
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert pick_device("auto", RankInfo()).type in ("cpu", "mps")
+
+
+@pytest.mark.parametrize(("given", "status"), [("0,1", 1), ("0", 2)])
+def test_a_gpu_that_is_missing_of_those_given_is_a_broken_one(
+    given: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("SLURM_JOB_ID", "7"), ("CUDA_VISIBLE_DEVICES", given)):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CLTTError, match="local rank 1 has no GPU of its own: torch finds 1") as error:
+        pick_device("auto", RankInfo(1, 2, 1))
+    assert error.value.exit_status == status
 
 
 def test_the_device_is_described() -> None:

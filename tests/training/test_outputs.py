@@ -6,7 +6,7 @@ import errno
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cltt.files import atomic
 from cltt.metrics import History
 from cltt.training import factory, outputs
 from cltt.training.outputs import Outputs, finish_writing
+from cltt.training.signals import StopSignals
 from cltt.training.trainer import Saver
 from tests.helpers import training
 
@@ -158,7 +159,9 @@ def test_an_evaluation_that_fails_leaves_its_row_out(
 
     settings = TrainSettings(windows=WindowSettings(), data=DataSettings(shards="s"))
     model = torch.nn.Linear(1, 1)
-    evaluate: Callable[[], dict[str, float]] = factory._evaluation(settings, model, evaluator, History())  # type: ignore[arg-type]
+    stop = StopSignals()
+    evaluate = factory._evaluation(settings, model, evaluator, History(), stop)  # type: ignore[arg-type]
+    stop.restore()
     assert evaluate() == {}
     assert f"no evaluation this time: {error}; training goes on" in capsys.readouterr().out
 

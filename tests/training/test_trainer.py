@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
@@ -14,12 +15,12 @@ import pytest
 import torch
 from torch import nn
 
-from cltt import TemporalInfoNCE
+from cltt import TemporalInfoNCE, checkpoint
 from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.training.grad_cache import cached_backward
-from cltt.training.signals import Request, StopSignals
+from cltt.training.signals import Request, StopRequested, StopSignals
 from cltt.training.trainer import NonFiniteLossError, Saver, Trainer
 from tests.helpers.tiny_run import FEATURES, TinyEncoder
 
@@ -185,6 +186,51 @@ def test_evaluation_comes_every_nth_epoch_and_after_the_last(tmp_path: Path) -> 
         "epoch,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc",
         "2,1.0,0.5,,,,",
     ]
+
+
+@pytest.mark.parametrize("way", ["kill", "stop"])
+def test_an_epoch_is_saved_before_its_evaluation(way: str, tmp_path: Path) -> None:
+    """A run that ends in its evaluation goes on with that, and ends as one that was not disturbed."""
+
+    def evaluate() -> dict[str, float]:
+        return {"train_loss": float(torch.rand(()))}
+
+    def ends() -> None:
+        if way == "kill":
+            raise SystemExit
+        trainer.stop.request = Request.STOP
+
+    options = {"optim": OptimSettings(epochs=2, max_batches_per_epoch=2)}
+    calm = make_trainer(tmp_path / "calm", evaluate=evaluate, **options)
+    torch.manual_seed(1)
+    calm.run()
+    for epoch in (1, 2):
+        with CheckpointStore(tmp_path / f"run {epoch}") as store:
+            calls = iter([evaluate] * (epoch - 1) + [ends])
+            trainer = make_trainer(tmp_path, evaluate=lambda: next(calls)(), **options)  # noqa: B023
+            trainer.saver = Saver(store, minutes=0, extra={})
+            torch.manual_seed(1)
+            with contextlib.suppress(SystemExit):
+                assert trainer.run() is Request.STOP
+        path, _ = checkpoint.find_latest(tmp_path / f"run {epoch}")
+        assert path is not None and path.name == checkpoint.checkpoint_name(epoch)
+        again = make_trainer(tmp_path, evaluate=evaluate, **options)
+        again.load_state_dict(checkpoint.load(path))
+        assert again.run() is Request.NOTHING
+        assert again.history.state_dict() == calm.history.state_dict()
+
+
+def test_a_stop_is_heard_in_what_may_be_left() -> None:
+    stop = StopSignals(exit_status=85)
+    try:
+        with stop.deferred():
+            for moment in ("inside", "before"):
+                with pytest.raises(StopRequested), stop.interrupting():
+                    assert moment == "inside"
+                    signal.raise_signal(signal.SIGUSR1)
+                signal.raise_signal(signal.SIGUSR1)
+    finally:
+        stop.restore()
 
 
 # ---- not finite
