@@ -174,6 +174,8 @@ def _filled(stamps: Array, distance: float) -> tuple[Array, int]:
     """(stamps with missing ones put evenly between those around them, how many are missing or step back)."""
     places, known = np.arange(len(stamps)), np.flatnonzero(~np.isnan(stamps))
     filled = np.interp(places, known, stamps[known])
+    steps = np.diff(filled[known[0] : known[-1] + 1])
+    distance = float(np.median(steps[steps > 0])) if (steps > 0).any() else distance
     filled -= distance * np.maximum(0, known[0] - places)  # before the first that is known, and behind the last
     filled += distance * np.maximum(0, places - known[-1])
     return filled, int(len(stamps) - len(known) + (np.diff(filled) <= 0).sum())
