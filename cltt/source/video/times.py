@@ -63,6 +63,8 @@ def packet_timeline(container: av.container.InputContainer, stream: av.video.str
     if codec in ("h264", "hevc") and not (units.is_progressive(stream) and units.length_size(stream)):
         raise NotSure("pictures may be single fields")
     packets = _Packets(container, stream)
+    if not len(packets.pts):
+        raise NotSure("no packet can be read")
     line = _timed(packets, stream)
     line.notes.extend(_end_notes(packets, line, stream))
     with open(path_of(container), "rb") as file:
