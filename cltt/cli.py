@@ -18,14 +18,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin
 
 from cltt.config.fields import declared, value_types
 from cltt.errors import CLTTError
 from cltt.text import shorten
 
 EXIT_USAGE = 2
-EXIT_REQUEUE = 85  # "stopped on request; run the same command again": a batch script requeues on it
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
 S = TypeVar("S")
 
@@ -85,6 +84,8 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tu
         options = {"help": field.metadata["help"] + _default_text(field.default), **field.metadata["argparse"]}
         if types[field.name] is bool:
             options.setdefault("action", "store_true")
+        elif get_origin(types[field.name]) is tuple:
+            options |= {"type": get_args(types[field.name])[0], "nargs": len(get_args(types[field.name]))}
         else:
             options.setdefault("type", types[field.name])
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **options)
