@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
-from cltt.files.retry import Handle, retry
+from cltt.files.retry import SharedFile, retry
 from cltt.files.threads import AdaptiveMap
 from cltt.source import names as naming
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
@@ -239,8 +239,7 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
 
 def _first_bytes(path: bytes) -> bytes:
     try:
-        with Handle(path) as file:
-            return bytes(retry(path, lambda: file.read(HEAD_BYTES, 0)))
+        return retry(path, lambda: SharedFile(path).read(HEAD_BYTES, 0))
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
