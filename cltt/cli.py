@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import itertools
 import logging
 import os
@@ -17,14 +18,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin
 
 from cltt.config.fields import declared, value_types
 from cltt.errors import CLTTError
 from cltt.text import shorten
 
 EXIT_USAGE = 2
-EXIT_REQUEUE = 85  # "stopped on request; run the same command again": a batch script requeues on it
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
 S = TypeVar("S")
 
@@ -84,6 +84,8 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tu
         options = {"help": field.metadata["help"] + _default_text(field.default), **field.metadata["argparse"]}
         if types[field.name] is bool:
             options.setdefault("action", "store_true")
+        elif get_origin(types[field.name]) is tuple:
+            options |= {"type": get_args(types[field.name])[0], "nargs": len(get_args(types[field.name]))}
         else:
             options.setdefault("type", types[field.name])
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **options)
@@ -148,13 +150,19 @@ def explain(error: BaseException, prog: str) -> tuple[int, str] | None:
 
 
 def _open_standard_streams() -> None:
-    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place."""
+    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place.
+
+    Characters that the terminal's encoding lacks are written as escapes.
+    """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(handle, True)
     os.close(handle)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _flush_output() -> None:

@@ -20,7 +20,7 @@ def never_failing_log() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except OSError:
+    except (OSError, UnicodeEncodeError):  # the latter: standard output of a program that cltt.cli did not start
         pass
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 from cltt import cli
 from cltt.commands import train
 from cltt.errors import SettingsError
+from cltt.files.regular import read_text
 
+MAX_TABLE = 1 << 24  # bytes
 Row = dict[str, str]  # flag name without dashes -> value as written
 
 
@@ -29,7 +31,7 @@ def read_table(path: Path) -> list[tuple[int, Row]]:
     Raises SettingsError, naming the line, for a table that is missing, has no run, or has a line that doesn't fit.
     """
     try:
-        text = path.read_text()
+        text = read_text(path, MAX_TABLE)
     except OSError as error:
         raise SettingsError(f"cannot read the sweep table {path}: {error.strerror}") from error
     lines = [(number, split_line(path, number, line)) for number, line in enumerate(text.splitlines(), 1)]
@@ -117,7 +119,8 @@ def main(argv: list[str]) -> None:
         if int(argv[2]) >= len(rows):
             raise SettingsError(f"run {argv[2]} was asked for, but {argv[1]} has {len(rows)} (counted from 0)")
         _, row = rows[int(argv[2])]
-        sys.stdout.write("".join(item + "\0" for item in [row_name(row), *row_flags(row)]))
+        line = "".join(item + "\0" for item in [row_name(row), *row_flags(row)])
+        sys.stdout.buffer.write(line.encode(errors="surrogateescape"))  # the table's own bytes, in any locale
     else:
         raise SettingsError("usage: sweep_table.py check TABLE [FLAG...] | line TABLE I")
 

@@ -8,7 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 
@@ -49,18 +49,22 @@ def _made(settings: type, **values: Any) -> Any:
 @pytest.mark.parametrize(("settings", "field"), FIELDS)
 def test_every_number_has_a_range_and_every_text_is_looked_at(settings: type, field: dataclasses.Field[Any]) -> None:
     kind = value_types(settings)[field.name]
-    if kind not in (int, float):
+    if field.metadata["within"] is None:
         if kind is not bool:
             for text in ("", "a\0b"):
                 with pytest.raises(SettingsError):
                     _made(settings, **{field.name: text})
         return
+    count, several = len(get_args(kind)), get_origin(kind) is tuple
     low, high = field.metadata["within"]
     assert -math.inf < low <= high < math.inf
     for value in (math.nan, math.inf, -math.inf, 10**22, -(10**22), low - 1, high * 2 + 1):
         with pytest.raises(SettingsError, match=rf"^{field.name} is .*; it must be from ") as caught:
-            _made(settings, **{field.name: value})
+            _made(settings, **{field.name: [low] * (count - 1) + [value] if several else value})
         assert len(str(caught.value)) < 200
+    if several:
+        with pytest.raises(SettingsError, match=f"^{field.name} is {count - 1} numbers; give {count}"):
+            _made(settings, **{field.name: [low] * (count - 1)})
 
 
 @pytest.mark.parametrize(("settings", "field"), FIELDS)
@@ -72,8 +76,13 @@ def test_every_setting_is_a_flag(settings: type, field: dataclasses.Field[Any]) 
         action.required = False
     assert not vars(parser.parse_args([]))
     kind = value_types(settings)[field.name]
-    value = {bool: True, str: next(iter(field.metadata["argparse"].get("choices", "x"))), int: 3, float: 3.0}[kind]
-    assert vars(parser.parse_args([flag] if kind is bool else [flag, str(value)])) == {field.name: value}
+    if get_origin(kind) is tuple:
+        value: Any = [kind(3) for kind in get_args(kind)]
+        words = map(str, value)
+    else:
+        value = {bool: True, str: next(iter(field.metadata["argparse"].get("choices", "x"))), int: 3, float: 3.0}[kind]
+        words = [] if kind is bool else [str(value)]
+    assert vars(parser.parse_args([flag, *words])) == {field.name: value}
     shown = " ".join(parser.format_help().split(f"\n  {flag}")[1].split("\n  --")[0].split())
     says_nothing = field.default is None or field.default is False or field.default == ""
     assert says_nothing or shown.endswith(f"(default: {field.default})")

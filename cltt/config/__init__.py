@@ -1,14 +1,15 @@
 """Every setting of every command, checked when made; flags are made from them."""
 
+from cltt.config.augmenting import PRESETS, Augment, AugmentSettings
 from cltt.config.data import (
     AUGMENT_SCOPES,
-    AUGMENTATIONS,
     NORMALISATIONS,
     SPLITS,
     DataSettings,
     OrderSettings,
     ViewSettings,
     WindowSettings,
+    frame_step_value,
 )
 from cltt.config.fields import (
     MANY,
@@ -21,6 +22,7 @@ from cltt.config.fields import (
     require,
     require_one_of,
     require_within,
+    saved,
     setting,
     value_types,
     values_of,
@@ -41,7 +43,6 @@ from cltt.config.settings import (
 
 __all__ = [
     "AMP_MODES",
-    "AUGMENTATIONS",
     "AUGMENT_SCOPES",
     "DEVICES",
     "MANY",
@@ -49,7 +50,10 @@ __all__ = [
     "MAX_SEED",
     "MIN_IMAGE_SIZE",
     "NORMALISATIONS",
+    "PRESETS",
     "SPLITS",
+    "Augment",
+    "AugmentSettings",
     "CheckpointSettings",
     "DataSettings",
     "LogSettings",
@@ -64,9 +68,11 @@ __all__ = [
     "check_fields",
     "declared",
     "differences",
+    "frame_step_value",
     "require",
     "require_one_of",
     "require_within",
+    "saved",
     "setting",
     "value_types",
     "values_of",

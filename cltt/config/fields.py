@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
-from typing import Any, Protocol, get_args, get_type_hints
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from cltt.errors import SettingsError
 from cltt.text import shorten
@@ -75,11 +75,21 @@ def values_of(settings: Any, part: type) -> dict[str, Any]:
     return {field.name: getattr(settings, field.name) for field in fields(part)}
 
 
+def saved(settings: Any) -> dict[str, Any]:
+    """Plain values of ``settings``, as they are compared with those of an earlier run."""
+    return dataclasses.asdict(settings, dict_factory=lambda items: {k: _plain(value) for k, value in items})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def check_fields(settings: Any) -> None:
     """SettingsError for a number outside its range, a choice that is none, or text that is empty or holds a NUL.
 
-    Call it first in ``__post_init__`` of a settings class.
+    Call it first in ``__post_init__`` of a settings class. Where several numbers are wanted, a list becomes a tuple.
     """
+    types = value_types(type(settings))
     for field in declared(type(settings)):
         value = getattr(settings, field.name)
         if value is None:
@@ -87,8 +97,14 @@ def check_fields(settings: Any) -> None:
         if isinstance(value, str):
             require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
             require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
+        if get_origin(types[field.name]) is tuple:
+            numbers = tuple(value)
+            count = len(get_args(types[field.name]))
+            require(len(numbers) == count, f"{field.name} is {len(numbers)} numbers; give {count}")
+            object.__setattr__(settings, field.name, numbers)
         if field.metadata["within"] is not None:
-            require_within(field.name, value, *field.metadata["within"])
+            for number in value if isinstance(value, list | tuple) else [value]:
+                require_within(field.name, number, *field.metadata["within"])
         if "choices" in field.metadata["argparse"]:
             require_one_of(field.name, value, field.metadata["argparse"]["choices"])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from cltt.config.augmenting import Augment
 from cltt.config.data import DataSettings, WindowSettings
-from cltt.config.fields import MAX_SEED, check_fields, declared, require, setting
+from cltt.config.fields import MAX_SEED, check_fields, declared, require, saved, setting
 from cltt.config.old_flags import LINEAR_EVALUATION, WANDB
 from cltt.config.recipe import ModelSettings, OptimSettings
 from cltt.text import changes
@@ -113,7 +114,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         size = self.windows.window_size
         require(
-            self.windows.frame_step > 0 or self.data.augment != "none",
+            self.windows.frame_steps[1] > 0 or self.data.augmentation != Augment(),
             "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and "
             "there is nothing to learn; give --augment crop or simclr",
         )
@@ -128,7 +129,7 @@ class TrainSettings:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain dictionaries, one a group: what settings.json and every checkpoint hold."""
-        return asdict(self)
+        return saved(self)
 
     @property
     def run_dir(self) -> Path:
@@ -151,14 +152,14 @@ class TrainSettings:
         return self.csv_path.with_name(f"{self.csv_path.stem}_eval{self.csv_path.suffix}")
 
 
-def differences(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+def differences(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
     """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out.
 
-    A setting that did not exist when ``saved`` was written was what its default is.
+    A setting that did not exist when ``before`` was saved was what its default is.
     """
     found = []
     for group, settings in TrainSettings.groups().items():
-        before = {known.name: known.default for known in declared(settings)} | saved.get(group, {})
+        was = {known.name: known.default for known in declared(settings)} | before.get(group, {})
         bound = [known.name for known in declared(settings) if not known.metadata["free"]]
-        found += changes(before, {name: now[group][name] for name in bound})
+        found += changes(was, {name: now[group][name] for name in bound})
     return found

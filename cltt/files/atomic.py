@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.regular import unexpanded
 from cltt.files.retry import read_pieces
 
 
@@ -50,12 +51,12 @@ _FORBIDDEN = (*_DENIED, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT) 
 
 def _remedy(error: OSError, path: Path) -> str:
     if error.errno in _FULL:
-        return "make room and start again, the build goes on"
+        return "make room and start again"
     if error.errno in _DENIED and (denied := _denied(path)):
         return f"{denied}, or choose another folder"
     if error.errno in _FORBIDDEN:
         return "mend the permissions or choose another folder"
-    return "start again when it can be written, the build goes on"
+    return "start again when it can be written"
 
 
 def _denied(path: Path) -> str:
@@ -145,9 +146,12 @@ def replace_file(path: Path, data: bytes) -> None:
 def check_writable(folder: Path, remedy: str) -> None:
     """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
 
+    One that only a shell could have meant is refused (see :func:`cltt.files.regular.unexpanded`).
     A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
     A full disk is none of the reasons: it may have room again when there is something to write.
     """
+    if mark := unexpanded(folder):
+        raise SettingsError(f"cannot write to {folder}: no shell has replaced the {mark}; {remedy}")
     folder = folder.absolute()
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:

@@ -43,12 +43,37 @@ def read_regular(path: AnyPath, limit: int, *, follow: bool = True) -> bytes:
         return file.read()
 
 
+def read_text(path: AnyPath, limit: int) -> str:
+    """The text of a file that another program wrote, in UTF-8 with a byte order mark or without one.
+
+    Bytes that are not UTF-8 become surrogates, as in names of files. OSError as :func:`read_regular` raises it, or if
+    it holds NUL bytes, as UTF-16 does.
+    """
+    text = read_regular(path, limit).decode("utf-8-sig", errors="surrogateescape")
+    if "\0" in text:
+        raise OSError(errno.EILSEQ, "it holds NUL bytes; save it as plain text in UTF-8", os.fsdecode(path))
+    return text
+
+
 def is_regular(path: Path) -> bool:
     """Whether ``path`` is a regular file itself, not a link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def unexpanded(path: AnyPath) -> str:
+    """The ``$`` or leading ``~`` that a shell was meant to replace, where no folder has such a name; "" if none.
+
+    No shell replaces ``$TMPDIR`` in single quotes, nor the ``~`` of ``--checkpoint-dir=~/run``.
+    """
+    whole = Path(os.fsdecode(path))
+    for part in (*reversed(whole.parents), whole):
+        mark = "$" if "$" in part.name else "~" if str(part).startswith("~") else ""
+        if mark and not os.path.lexists(part):
+            return mark
+    return ""
 
 
 def check_path(path: AnyPath, what: str) -> None:
@@ -61,6 +86,8 @@ def check_path(path: AnyPath, what: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         if any(len(part) > _LONGEST_NAME for part in os.fsencode(path).split(b"/")):  # of a folder that is to be made
             raise SettingsError(f"{what} {shown!r} cannot be used: File name too long") from None
+        if mark := unexpanded(path):
+            raise SettingsError(f"{what} {shown!r} cannot be used: no shell has replaced the {mark}") from None
     except OSError as error:
         raise SettingsError(f"{what} {shown!r} cannot be used: {error.strerror}") from error
     except ValueError as error:  # a NUL within

@@ -1,13 +1,13 @@
 """Augmentations: parameters drawn on the host, and the OpenCV twin of DALI's augment graph.
 
 A parameter is a hash of (seed, epoch, window, frame), so it does not depend on rank, place in the batch, or where a run
-was resumed. The recipe is SimCLR's (Chen et al. 2020, arXiv:2002.05709, appendix A, strength 1) but for three things.
-Crops cover at least 0.2 of the frame, as in MoCo v2 (arXiv:2003.04297), not 0.08. The colour changes come in one fixed
-order, as one affine map of RGB whose values are clipped once, at its end. Hue turns the colours of YIQ, not of HSV.
+was resumed. The preset ``simclr`` is SimCLR's recipe (Chen et al. 2020, arXiv:2002.05709, appendix A, strength 1), but
+crops cover at least 0.2 of the frame, as in MoCo v2 (arXiv:2003.04297), not 0.08.
 
-Crops are drawn by the rule of torchvision's RandomResizedCrop, contrast turns about the mean grey of the crop as its
-ColorJitter has it, and all other shares and ranges are its arguments in SimCLR's recipe
-(https://docs.pytorch.org/vision/stable/transforms.html).
+Crops are drawn by the rule of torchvision's RandomResizedCrop, and each change alone gives its pixels to within 2/255
+(https://docs.pytorch.org/vision/stable/transforms.html), but for hue. Two things differ: the colour changes come in one
+fixed order, as one affine map of RGB whose values are clipped once, at its end, where torchvision clips after each; and
+hue turns the colours of YIQ, as DALI does, not of HSV.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from functools import cached_property, lru_cache
 import cv2
 import numpy as np
 
+from cltt.config import Augment
 from cltt.frames.filters import gaussian, shrink
 from cltt.sampling.permutation import GOLDEN, mix64
 
 Array = np.ndarray
-AREA = (0.2, 1.0)
 ASPECT = (3 / 4, 4 / 3)
-JITTER, HUE = 0.8, 0.2  # brightness, contrast, saturation +-0.8; hue +-0.2 of a full turn
-COLOUR_SHARE, GREY_SHARE, BLUR_SHARE = 0.8, 0.2, 0.5
+COLOUR_SHARE = 0.8
 SIGMA = (0.1, 2.0)  # in pixels
 TRIES = 10  # to draw a crop that fits, before the centre is taken
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -79,28 +78,28 @@ def _key(seed: int, epoch: int) -> Array:
     return np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
 
 
-def sample_params(kind: str, numbers: dict[str, Array], sizes: Array) -> Augmentation:
-    """Turn random ``numbers`` [n] each into parameters for frames of ``sizes`` int [n, 2] (h, w).
-
-    ``kind``: "crop" (random resized crop and flip) or "simclr" (these, colour, grey, blur).
-    """
-    count = len(sizes)
-    box, flip = _crop_boxes(numbers, sizes), numbers["flip"] < 0.5
-    if kind == "simclr":
-        sigma = np.where(numbers["blur"] < BLUR_SHARE, _between(numbers["sigma"], SIGMA), 0)
-        return Augmentation(box, flip, _colour_maps(numbers), sigma.astype(np.float32))
-    keep = np.broadcast_to(np.eye(3, 4, dtype=np.float32), (count, 3, 4))
-    return Augmentation(box, flip, keep, np.zeros(count, np.float32))
+def sample_params(augment: Augment, numbers: dict[str, Array], sizes: Array) -> Augmentation:
+    """Turn random ``numbers`` [n] each into parameters of ``augment`` for frames of ``sizes`` int [n, 2] (h, w)."""
+    if augment.crop_area is None:
+        box = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int64)
+    else:
+        box = _crop_boxes(augment.crop_area, numbers, sizes)
+    if any(augment.jitter) or augment.grey > 0:
+        colour = _colour_maps(augment, numbers)
+    else:
+        colour = np.broadcast_to(np.eye(3, 4, dtype=np.float32), (len(sizes), 3, 4))
+    sigma = np.where(numbers["blur"] < augment.blur, _between(numbers["sigma"], SIGMA), 0)
+    return Augmentation(box, numbers["flip"] < augment.flip, colour, sigma.astype(np.float32))
 
 
 def _between(numbers: Array, limits: tuple[float, float]) -> Array:
     return limits[0] + numbers * (limits[1] - limits[0])
 
 
-def _crop_boxes(numbers: dict[str, Array], sizes: Array) -> Array:
+def _crop_boxes(crop_area: tuple[float, float], numbers: dict[str, Array], sizes: Array) -> Array:
     """Boxes [n, 4]: the first of ten draws of area and aspect that fits, anywhere in the frame, else its centre."""
     areas, aspects = (np.stack([numbers[name] for name in names], axis=1) for names in (_AREAS, _ASPECTS))
-    area = _between(areas, AREA) * sizes.prod(axis=1)[:, None]
+    area = _between(areas, crop_area) * sizes.prod(axis=1)[:, None]
     aspect = np.exp(_between(aspects, (np.log(ASPECT[0]), np.log(ASPECT[1]))))
     tries = np.rint(np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=2)).astype(np.int64)
     fits = ((tries > 0) & (tries <= sizes[:, None])).all(axis=2)
@@ -119,13 +118,17 @@ def _central_sides(sizes: Array) -> Array:
     return np.maximum(np.stack([low, narrow], axis=1), 1).astype(np.int64)
 
 
-def _colour_maps(numbers: dict[str, Array]) -> Array:
+def _colour_maps(augment: Augment, numbers: dict[str, Array]) -> Array:
     """float32 [n, 3, 4]: brightness, contrast, saturation, hue, then grey, each where it was drawn."""
     jitter = numbers["jitter"] < COLOUR_SHARE
-    scale = {name: np.where(jitter, _between(numbers[name], (1 - JITTER, 1 + JITTER)), 1) for name in _JITTERED}
-    angle = np.where(jitter, _between(numbers["hue"], (-HUE, HUE)), 0) * 2 * np.pi
+    *most, hue = augment.jitter
+    scale = {
+        name: np.where(jitter, _between(numbers[name], (1 - by, 1 + by)), 1)
+        for name, by in zip(_JITTERED, most, strict=True)
+    }
+    angle = np.where(jitter, _between(numbers["hue"], (-hue, hue)), 0) * 2 * np.pi
     eye, grey = np.eye(3), np.tile(LUMA, (3, 1))
-    saturation = np.where(numbers["grey"] < GREY_SHARE, 0, scale["saturation"])[:, None, None]
+    saturation = np.where(numbers["grey"] < augment.grey, 0, scale["saturation"])[:, None, None]
     matrix = (saturation * eye + (1 - saturation) * grey) @ _hue_turns(angle)
     gain = scale["brightness"] * scale["contrast"]
     of_mean = scale["brightness"] * (1 - scale["contrast"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from cltt.config import Augment
 from cltt.frames.batch_cpu import CpuBatchMaker
 from cltt.frames.gather import BatchFormat
 from cltt.frames.geometry import Framing
@@ -22,7 +23,7 @@ class BatchMaker:
         framing: of the store.
         device: where batches are wanted.
         dtype: of the batch; uint8 stays raw.
-        augment: "none", "crop" or "simclr".
+        augment: how frames are augmented.
         channels_last: leave C innermost in memory.
         threads: for gathering and augmentation on the CPU.
         normalise: of float batches, ``imagenet`` (its mean and deviation) or ``none`` (0 to 1).
@@ -33,7 +34,7 @@ class BatchMaker:
         framing: Framing,
         device: torch.device,
         dtype: torch.dtype,
-        augment: str,
+        augment: Augment,
         channels_last: bool,
         threads: int,
         normalise: str = "imagenet",

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 
+from cltt.config import Augment
 from cltt.frames.augment import Augmentation, augment, sample_params
 from cltt.frames.filters import quick_kernels
 from cltt.frames.gather import BatchFormat, statistics
@@ -35,7 +36,7 @@ class CpuBatchMaker:
     Frames are as ``framing`` stores them, batches in ``format``.
     """
 
-    def __init__(self, framing: Framing, format: BatchFormat, augment: str, threads: int) -> None:
+    def __init__(self, framing: Framing, format: BatchFormat, augment: Augment, threads: int) -> None:
         self.framing, self.augment = framing, augment
         self._writer = FrameWriter(framing.image_size, format)
         self._memory = LeasedMemory()
@@ -46,10 +47,6 @@ class CpuBatchMaker:
     def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """As :meth:`cltt.frames.batch.BatchMaker.make`; the tensor's memory is leased."""
         flat = slots.reshape(-1)
-        page = store.page_in_order(flat) if numbers is None and self._writer.copies else None
-        if page is not None:  # the batch lies there as it should be: take it instead of copying it
-            given = store.exchange(page, self._memory.acquire(len(flat) * self._writer.frame_bytes))
-            return self._writer.as_batch(self._memory.lease(given), slots.shape)
         block = self._memory.acquire(len(flat) * self._writer.frame_bytes)
         rows = block.reshape(len(flat), -1)
         if numbers is None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from cltt.config import ViewSettings, require
+from cltt.config import Augment, AugmentSettings, ViewSettings, require, saved
 from cltt.distributed import pick_device, rank_info
 from cltt.errors import SettingsError
 from cltt.files.retry import IO_PATIENCE, set_policy
@@ -29,7 +29,7 @@ from cltt.loader.clock import Clock
 from cltt.loader.fetch import Dataset, FrameFetcher, Totals
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
-from cltt.loader.slots import PageTable, SlotTable, block_uses
+from cltt.loader.slots import SlotTable, block_uses
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.order_state import require_unchanged
 from cltt.sampling.windows import WindowIndex
@@ -80,9 +80,10 @@ class WindowLoader:
         device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device, where the batches are wanted.
         dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).
         normalise: of float batches: ``imagenet``, by its mean and deviation, or ``none``, from 0 to 1.
-        augment, augment_scope: ``none``, ``crop`` or ``simclr``; drawn for each ``frame`` or once a ``window``.
+        augment: ``none``, ``crop`` or ``simclr``, or :class:`~cltt.config.AugmentSettings` for anything between.
+        augment_scope: augmentations are drawn for each ``frame`` or once a ``window``.
         region, region_effect, region_scale: which box of a frame counts, see :class:`~cltt.region.Region`.
-        seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
+        seed, min_gap, depth, run, clips_per_block: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
         cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a share of what is
             free. Less only means that some frames are decoded again.
@@ -114,12 +115,13 @@ class WindowLoader:
         image_size: int = 224,
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
-        augment: str = "none",
+        augment: str | AugmentSettings = "none",
         augment_scope: str = "frame",
         seed: int = 0,
         min_gap: int = 0,
         depth: int | None = None,
         run: int | None = None,
+        clips_per_block: int = 0,
         rank: int = 0,
         world_size: int = 1,
         cache_bytes: int | None = None,
@@ -133,8 +135,8 @@ class WindowLoader:
         io_patience: float = IO_PATIENCE,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
+        self._augment = augment if isinstance(augment, AugmentSettings) else AugmentSettings(augment=augment)
         self._view = ViewSettings(
-            augment=augment,
             augment_scope=augment_scope,
             region=region,
             region_effect=region_effect,
@@ -151,20 +153,24 @@ class WindowLoader:
         self.device = chosen_device(device)
         self._share = Share(rank, world_size)
         self._cache_bytes, self._threads = cache_bytes, num_threads
+        drawn = self._augment.augmentation
         # An augmentation that crops needs a margin to crop from.
-        framing = Framing(image_size=image_size, margin=augment != "none", region=self._view.looked_at)
+        framing = Framing(image_size=image_size, margin=drawn.crop_area is not None, region=self._view.looked_at)
         self._decoder = best_decoder(framing, self.device, num_threads)
         self._dtype = dtype
-        self._maker = BatchMaker(framing, self.device, dtype, augment, channels_last, num_threads, normalise)
+        self._maker = BatchMaker(framing, self.device, dtype, drawn, channels_last, num_threads, normalise)
         self._bad = BadFrames(dataset, max_bad_frames)
         self._fetcher: FrameFetcher | None = None
         self._prefetcher: Prefetcher | None = None
-        self._reuses = True  # a frame within its block; else each step decodes into a page of its own
+        self._slots = 0  # of the frame memory; 0: not known yet
+        self._reuses = True  # a frame within its block
         self._uses = 0
         self._clock = Clock()
         self._stop: weakref.finalize | None = None
         self._longest_block = 0  # steps that the frame memory is sized for
-        self.plan = EpochPlan(index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run)
+        self.plan = EpochPlan(
+            index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run, clips_per_block=clips_per_block
+        )
         self._step = 0
         self.plan.batch(0, rank=rank, world_size=world_size)  # a rank or world size that cannot work is said here
 
@@ -203,7 +209,12 @@ class WindowLoader:
     def _pixels(self) -> dict[str, Any]:
         """What the pixels of a batch depend on, other than the order."""
         size = self._decoder.framing.image_size
-        return {"fingerprint": self.dataset.fingerprint, "image_size": size, **asdict(self._view)}
+        return {
+            "fingerprint": self.dataset.fingerprint,
+            "image_size": size,
+            **saved(self._augment),
+            **saved(self._view),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
@@ -212,7 +223,7 @@ class WindowLoader:
             f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
             "resume with the version of cltt that saved it",
         )
-        require_unchanged("loader", {**asdict(ViewSettings()), **state}, self._pixels())
+        require_unchanged("loader", {**saved(AugmentSettings()), **saved(ViewSettings()), **state}, self._pixels())
         self.plan.check_state(state["plan"])
         self._go_to(state["plan"]["epoch"], state["plan"]["step"])
 
@@ -260,21 +271,23 @@ class WindowLoader:
     @property
     def _begins_ahead(self) -> bool:
         """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
-        return self._decoder.device.type == "cuda" and self._view.augment != "none"
+        return self._decoder.device.type == "cuda" and self._augments
+
+    @property
+    def _augments(self) -> bool:
+        return self._augment.augmentation != Augment()
 
     def _go_to(self, epoch: int, step: int) -> None:
         self.close()
         self.plan, self._step = self.plan.at_epoch(epoch), step
 
     def host_bytes(self) -> tuple[int, int]:
-        """Bytes of main memory for (decoded frames, batches); the memory for frames is taken now."""
+        """Bytes of main memory for (decoded frames, batches)."""
         if self.device.type != "cpu":
             return 0, 0
-        if self._fetcher is None:
-            self._fetcher = FrameFetcher(self.dataset, self._decoder, self._new_store(), self._bad)
         frame = self._decoder.framing.image_size**2 * 3
         batch = self._step_frames * frame * self._dtype.itemsize
-        return self._fetcher.store.slots * self._decoder.framing.pixels * 3, BATCHES_HELD * batch
+        return self._frame_slots() * self._decoder.framing.pixels * 3, BATCHES_HELD * batch
 
     def _start(self) -> Prefetcher:
         if self._fetcher is None:
@@ -282,18 +295,18 @@ class WindowLoader:
         elif self._prefetcher is not None and self._prefetcher.running:
             # A thread hangs in a read; when it comes back it must not write to memory that is in use again.
             self._fetcher = self._fetcher.with_store(self._new_store())
-        elif self._reuses and self._block_steps > self._longest_block:
+        if self._reuses and self._block_steps > self._longest_block:
             log.warning(
                 "epoch %d has blocks of %d steps, but frame memory for blocks of %d: some frames will be decoded again",
                 self.epoch,
                 self._block_steps,
                 self._longest_block,
             )
-        slots, share = self._fetcher.store.slots, self._share
+        store, share = self._fetcher.store, self._share
         self._prefetcher = Prefetcher(
-            block_uses(self.plan, self.index, self._step, rank=share.rank, world_size=share.world_size),
+            block_uses(self.plan, self._step, rank=share.rank, world_size=share.world_size),
             self._fetcher.fetch,
-            SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
+            SlotTable(store.slots),
             start=self._step,
             threads=self._threads,
             job_frames=self._decoder.job_frames,
@@ -311,17 +324,20 @@ class WindowLoader:
         return -(-len(self.plan) // self.plan.num_blocks)
 
     def _new_store(self) -> FrameStore:
-        framing, device = self._decoder.framing, self._decoder.device
-        block = self.plan.frames_per_block(self._share.rank, self._share.world_size)
-        needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
-        self._longest_block = self._block_steps
-        self._reuses = block < self._step_frames * self._longest_block
-        if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
-            needed = block = min(block, STEPS_AHEAD * self._step_frames)
-        slots = slots_for(needed, block, self._step_frames, framing.pixels * 3, self._cache_bytes, device)
-        if self._reuses or device.type != "cpu":
-            return FrameStore(slots, framing, device)
-        return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
+        return FrameStore(self._frame_slots(), self._decoder.framing, self._decoder.device)
+
+    def _frame_slots(self) -> int:
+        """How many frames the frame memory holds: sized once, for the epoch at hand."""
+        if not self._slots:
+            block = self.plan.frames_per_block(self._share.rank, self._share.world_size)
+            needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
+            self._longest_block = self._block_steps
+            self._reuses = block < self._step_frames * self._longest_block
+            if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
+                needed = block = min(block, STEPS_AHEAD * self._step_frames)
+            size = self._decoder.framing.pixels * 3
+            self._slots = slots_for(needed, block, self._step_frames, size, self._cache_bytes, self._decoder.device)
+        return self._slots
 
     def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
         """The next step, once its frames are there, and its batch as far as it can be made ahead; frees its slots."""
@@ -343,7 +359,7 @@ class WindowLoader:
         return Batch(frames, *(torch.from_numpy(np.array(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)))
 
     def _random_numbers(self, window_ids: np.ndarray, frame_ids: np.ndarray) -> dict[str, np.ndarray] | None:
-        if self._view.augment == "none":
+        if not self._augments:
             return None
         return random_numbers(self.plan.seed, self.epoch, window_ids, frame_ids, self._view.augment_scope)
 

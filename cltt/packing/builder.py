@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from cltt.packing.pack import Progress, is_done
 from cltt.packing.plan import PLAN, Plan
 from cltt.packing.plan_writer import make_plan, regroup
 from cltt.packing.report import BuildReport, built_report, planned_report, task_report
-from cltt.packing.settings import BuildSettings
+from cltt.packing.settings import BuildSettings, with_defaults
 from cltt.packing.workers import Worker, pack_shards, started_workers
 from cltt.shards import checks, format
 from cltt.source.image import MAX_PIXELS
@@ -63,6 +63,8 @@ def build_shards(
     boxes: str | None = None,
     max_pixels: int = MAX_PIXELS,
     io_patience: float = IO_PATIENCE,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
     task: str | None = None,
     finalize: bool = False,
     overwrite: bool = False,
@@ -93,6 +95,8 @@ def build_shards(
         boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point; frame as ``frame_name`` gives it; pixels
             of the upright source) is kept with the frames, relative to their size (``ds.frame_boxes``).
         max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
+        include, exclude: patterns of paths below ``root_dir`` (fnmatch; ``*`` stands for ``/`` too), as in
+            ``["cam0/*"]``: only files that fit one of ``include`` (None: all) and none of ``exclude`` are taken.
         io_patience: seconds for which all reads of this process that fail with a transient error (EIO, ESTALE ...) are
             tried again, from now on. Whatever sets it last in a process holds.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
@@ -124,6 +128,8 @@ def build_shards(
         max_gap=max_gap,
         boxes=boxes,
         max_pixels=max_pixels,
+        include=include,
+        exclude=exclude,
     )
     mode = _Mode(_parse_task(task), finalize, overwrite, dry_run)
     if workers is not None:
@@ -182,7 +188,7 @@ def _splits_text(splits: str | Mapping[str, float] | None) -> str | None:
 
 def _settings(**given: Any) -> dict[str, Any]:
     """The checked settings as they are kept with the shards; tables count by their contents."""
-    settings = dataclasses.asdict(BuildSettings(**given))
+    settings = BuildSettings(**given).kept()
     for name in ("fps", "max_gap"):
         settings[name] = None if settings[name] is None else float(settings[name])  # 5 and 5.0 are one setting
     labels.check_rules(settings)
@@ -204,7 +210,8 @@ def _parse_task(task: str | None) -> slice | None:
 
 def _changes(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
     """What this build has otherwise than the one that lies there, in words; empty if nothing."""
-    return "; ".join(changes({"root_dir": their_root, **theirs}, {"root_dir": root, **settings}))
+    before, now = with_defaults(theirs), with_defaults(settings)
+    return "; ".join(changes({"root_dir": their_root, **before}, {"root_dir": root, **now}))
 
 
 # ---- what lies in out_dir

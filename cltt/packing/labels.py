@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import SettingsError
-from cltt.files.regular import read_regular
+from cltt.files.regular import read_text
 from cltt.packing.plan import Plan
+from cltt.shards.clip_table import heads
 from cltt.source import scan
 from cltt.text import shorten
 
@@ -86,9 +87,7 @@ def _tabled(table: dict[str, str]) -> Callable[[str], int]:
     number = {name: k for k, name in enumerate(dict.fromkeys(table.values()))}
 
     def split_of(key: str) -> int:
-        parts = key.split("/")
-        heads = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
-        return next((number[table[head]] for head in heads if head in table), NONE)
+        return next((number[table[head]] for head in heads(key) if head in table), NONE)
 
     return split_of
 
@@ -119,11 +118,9 @@ def table_rows(
 ) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of the rows of a table, without a header and empty lines; ``tabs``: it may be one of tabs."""
     try:
-        text = read_regular(path, MAX_TABLE).decode(errors="surrogateescape").lstrip("\ufeff")
+        text = read_text(path, MAX_TABLE)
     except OSError as error:
         raise SettingsError(f"{rule}: cannot read {path!r}: {error.strerror}") from error
-    if "\0" in text:
-        raise SettingsError(f"{rule}: {path!r} holds NUL bytes; save it as plain text in UTF-8")
     delimiter = "\t" if tabs and "\t" in text.partition("\n")[0] else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:

@@ -52,6 +52,7 @@ class _ShardWriter:
         self._packed: list[bytes] = []  # rows of what is written: a tenth of what they take as tuples
         self.notes: list[tuple[str, str, str]] = []  # (path, "skipped" or "reencoded", reason)
         self.odd: list[Odd] = []
+        self._last = b"", (0, 0)  # key and size of the frame before
 
     def add(self, frame: Planned, stored: Result) -> None:
         if isinstance(stored, InvalidImage):
@@ -60,7 +61,16 @@ class _ShardWriter:
             return
         if stored.reencoded:
             self.notes.append((os.fsdecode(frame.path), "reencoded", stored.reencoded))
+        self._look_at_size(frame, (stored.full_width, stored.full_height))
         self._append(frame, stored)
+
+    def _look_at_size(self, frame: Planned, size: tuple[int, int]) -> None:
+        key, before = self._last
+        if key == frame.key and size != before:
+            what, sizes = "changes of frame size within a clip", f"{before[0]}x{before[1]} to {size[0]}x{size[1]}"
+            odd = Odd(what, f"{os.fsdecode(frame.path)}: {sizes}", "--exclude GLOB leaves files out")
+            self.odd = merge_odd([*self.odd, odd])
+        self._last = frame.key, size
 
     def _append(self, frame: Planned, stored: image.Stored) -> None:
         data, width, height, _, full_width, full_height = stored

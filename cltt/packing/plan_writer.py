@@ -24,6 +24,7 @@ from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEO
 from cltt.packing.settings import BuildSettings
 from cltt.shards import format, tar
 from cltt.source import clips, scan, videos
+from cltt.source.names import HOLES, choice_of
 from cltt.source.odd import Odd, merge_odd
 
 WRITE_FRAMES = 8192  # frames held before they are written
@@ -131,7 +132,7 @@ def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
         columns = _Columns(folder, settings["shard_size"], files)
         notes = files.enter_context((folder / NOTES).open("w"))
-        found = scan.scan_folders(root, pool)
+        found = scan.scan_folders(root, pool, choice_of(settings))
         odd: list[Odd] = []
         for clip, about, strange in clips.list_clips(found, pool, videos.sampling_of(settings)):
             if clip.frames:
@@ -140,10 +141,14 @@ def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
             odd = merge_odd([*odd, *strange]) if strange else odd
         _write_notes(notes, found.skipped)
         odd = merge_odd([*odd, *found.odd])
+        if settings["split_gaps"]:
+            odd = [one for one in odd if one.what != HOLES]
         columns.finish()
     if columns.frames == 0:
+        chosen = " that --include and --exclude choose" if {"include", "exclude"} & settings.keys() else ""
         raise SettingsError(
-            f"no frames under {root_dir!r}: give the folder that holds videos, or folders with one image file a frame"
+            f"no frames under {root_dir!r}{chosen}: give the folder that holds videos, or folders with one image file "
+            "a frame"
         )
     require(
         columns.has_times or settings["resize_short"] is not None or settings["quality"] == BuildSettings.quality,

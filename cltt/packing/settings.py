@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from cltt.config import MAX_SEED, check_fields, setting
+from cltt.config import MAX_SEED, check_fields, require, setting
 from cltt.source.image import MAX_PIXELS, MAX_SIDE
+
+# Settings that came after 0.2.0: kept with the shards only where they are not at their default, which older sets have.
+LATER = ("include", "exclude")
+_GLOBS: dict[str, Any] = {"type": str, "action": "append", "metavar": "GLOB"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,5 +48,34 @@ class BuildSettings:
     )
     split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
 
+    include: tuple[str, ...] | None = setting(
+        None,
+        "take only files whose path below the root fits this pattern, as in 'cam0/*' (* stands for / too; the flag may "
+        "be given several times)",
+        **_GLOBS,
+    )
+    exclude: tuple[str, ...] | None = setting(
+        None, "leave out files whose path below the root fits this pattern, of those included too", **_GLOBS
+    )
+
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("include", "exclude"):
+            globs = getattr(self, name)
+            fits = globs is None or (isinstance(globs, list | tuple) and len(globs) > 0 and all(map(_is_glob, globs)))
+            require(fits, f"{name} is {globs!r}; it must be patterns of paths, as in 'cam0/*'")
+
+    def kept(self) -> dict[str, Any]:
+        """The settings as they are kept with the shards, as JSON holds them."""
+        defaults = BuildSettings()
+        kept = {k: v for k, v in asdict(self).items() if k not in LATER or v != getattr(defaults, k)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+
+def _is_glob(glob: Any) -> bool:
+    return isinstance(glob, str) and glob != ""
+
+
+def with_defaults(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """``kept`` settings of a set with those at their default that it does not hold."""
+    return {**{name: getattr(BuildSettings, name) for name in LATER}, **kept}

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from cltt.packing.builder import LOCK, build_shards, discard_unfinished
 from cltt.packing.plan import PLAN, Plan
 from cltt.packing.report import BuildReport
 from cltt.packing.settings import BuildSettings
-from cltt.sets.record import Source, describe, differences, read_source, to_json
+from cltt.sets.record import Source, describe, differences, read_source, same, to_json
 from cltt.shards import checks, format
 from cltt.source.scan import check_root
 from cltt.text import counted, say
@@ -112,17 +113,16 @@ def _of_source(sets: list[Path], now: Source) -> Path | None:
     """
     for shards in reversed(sets):
         before = _record_of(shards)
-        same_folders = before is not None and before.folders == now.folders
-        if before is None or (now.digest is None and same_folders) or (now.digest is not None and _same(before, now)):
-            if before is None or not same_folders:
-                _remember(shards, now)
-            return shards
+        if before is not None and not same(before, now):
+            continue
+        if before is not None and before.rules != now.rules and before.digest != now.digest:
+            say(
+                f"{shards} was built when fewer files were left out by name; `cltt build` makes shards by today's rules"
+            )
+        elif before is None or before.folders != now.folders:
+            _remember(shards, now)
+        return shards
     return None
-
-
-def _same(before: Source, now: Source) -> bool:
-    """Whether the files are the same; a record without a digest knows only of the folders."""
-    return before.digest == now.digest if before.digest is not None else before.folders == now.folders
 
 
 def _remember(shards: Path, now: Source) -> None:
@@ -163,6 +163,11 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     if _building_path(out).is_file():
         os.replace(_building_path(out), record_path(out))
     say(f"built {report}; left out: {counted(sum(report.skipped.values()), 'file')}")
+    for line in report.odd:
+        say(f"odd: {line}")
+    if report.odd:
+        again = shlex.join(["cltt", "build", "--root-dir", root, "--out", f"{out}-chosen"])
+        say(f"to choose files, or build otherwise: {again} --include GLOB --exclude GLOB; then train with --shards")
     return out
 
 

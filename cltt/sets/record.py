@@ -21,6 +21,7 @@ from cltt.shards.dataset import ShardDataset
 from cltt.source.scan import DANGLING, ROOT_KEY, SourceClip, scan_clips, scan_folders
 from cltt.text import counted
 
+RULES = 1  # 0: nothing but hidden files is left out by name; 1: as ``source.names`` has it
 _THREADS = 16
 _NAMED = 3  # clips and files that a sentence names
 
@@ -41,11 +42,13 @@ class Source:
         folders: every folder under the root, with its modification time in nanoseconds.
         clips: what each clip holds; None: only the folders were looked at (or 0.1.0 wrote the record).
         digest: of all names, sizes and times; None: only the folders were looked at.
+        rules: RULES of the program that looked; files are left out and put into order by them.
     """
 
     folders: dict[str, int]
     clips: dict[str, ClipFiles] | None = None
     digest: str | None = None
+    rules: int = 0
 
     @property
     def files(self) -> int:
@@ -68,13 +71,13 @@ def describe(root: str, *, files: bool) -> Source:
 
         folders = dict(zip(paths, pool.map(changed_at, paths), strict=True))
         if not files:
-            return Source(folders)
+            return Source(folders, rules=RULES)
         digest, clips = hashlib.sha256(), {}
         for clip in scan_clips(scan, pool):
             text = repr([clip.key, *((f.name, f.size, f.mark) for f in clip.frames)]).encode()
             digest.update(text)
             clips[os.fsdecode(clip.key)] = _clip_files(clip, text)
-    return Source(folders, clips, digest.hexdigest())
+    return Source(folders, clips, digest.hexdigest(), RULES)
 
 
 def _clip_files(clip: SourceClip, text: bytes) -> ClipFiles:
@@ -92,7 +95,7 @@ def read_source(path: Path) -> Source | None:
         found = json.loads(path.read_bytes())
         clips = found.get("clips")
         clips = None if clips is None else {key: ClipFiles(*values) for key, values in clips.items()}
-        return Source(dict(found["folders"]), clips, found.get("digest"))
+        return Source(dict(found["folders"]), clips, found.get("digest"), found.get("rules", 0))
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return None
 
@@ -100,10 +103,27 @@ def read_source(path: Path) -> Source | None:
 # ---- what has changed
 
 
+def same(before: Source, now: Source) -> bool:
+    """Whether the folder is as it was, as far as it was looked at both times."""
+    if now.digest is not None and before.digest is not None:
+        return before.digest == now.digest or (before.rules != now.rules and not _known_folders_differ(before, now))
+    if before.rules != now.rules:
+        return not _known_folders_differ(before, now)
+    return before.folders == now.folders  # 0.1.0 wrote no digest
+
+
+def _known_folders_differ(before: Source, now: Source) -> str:
+    """What differs in the folders that both know: records by other rules know of other folders and files."""
+    known = before.folders.keys() & now.folders.keys()
+    return _folder_differences(*({path: side.folders[path] for path in known} for side in (before, now)))
+
+
 def differences(shards: Path, root: str, before: Source, now: Source) -> str:
     """What came, went or changed since ``shards`` were built, in words; "" if nothing did that was looked at."""
     if before.digest is not None and before.digest == now.digest:
         return ""
+    if before.rules != now.rules:
+        return _known_folders_differ(before, now)
     if before.clips is None or now.clips is None:
         return _folder_differences(before.folders, now.folders)
     came, went = sorted(now.clips.keys() - before.clips.keys()), sorted(before.clips.keys() - now.clips.keys())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import FrameError, SettingsError
-from cltt.files.regular import read_regular
+from cltt.files.regular import read_text
 from cltt.shards import format
 from cltt.text import shorten
 
@@ -79,9 +79,9 @@ class _ClipTable:
         chosen = np.zeros(self.num_clips, bool)
         used: set[str] = set()
         for clip in range(self.num_clips):
-            heads = {".", *_heads(self.clip_key(clip))} & lines.keys()
-            chosen[clip] = bool(heads)
-            used |= heads
+            found = {".", *heads(self.clip_key(clip))} & lines.keys()
+            chosen[clip] = bool(found)
+            used |= found
         for line, number in lines.items():
             if line not in used:
                 raise SettingsError(
@@ -173,7 +173,7 @@ class _ClipTable:
 def read_clip_list(path: str) -> dict[str, int]:
     """The entries of a list of clips and the line of each; SettingsError if it cannot be read or holds none."""
     try:
-        text = read_regular(path, MAX_LIST).decode(errors="surrogateescape").lstrip("\ufeff")
+        text = read_text(path, MAX_LIST)
         rows = [_COMMENT.sub("", line.rstrip("\r")).strip() for line in text.replace("\r\n", "\n").split("\n")]
     except OSError as error:
         raise SettingsError(f"cannot read the list of clips {path!r}: {error.strerror}") from error
@@ -183,7 +183,7 @@ def read_clip_list(path: str) -> dict[str, int]:
     return entries
 
 
-def _heads(key: str) -> Iterator[str]:
+def heads(key: str) -> Iterator[str]:
     """The key, and the folders that it lies in."""
     parts = key.split("/")
     return ("/".join(parts[:length]) for length in range(len(parts), 0, -1))

@@ -28,14 +28,9 @@ def stage(shards: Path, target: Path, info: RankInfo) -> Path:
     Local rank 0 copies; the other ranks wait for it, however long it takes. Jobs that share a node wait for each
     other's copy behind a lock. What is there already is used if it is whole. Returns the copy's folder.
 
-    Reads are retried after transient errors, writes never. Raises SettingsError if ``target`` cannot be written or
-    holds a ``$``, DataError if a file cannot be copied whole.
+    Reads are retried after transient errors, writes never. Raises SettingsError if ``target`` cannot be written,
+    DataError if a file cannot be copied whole.
     """
-    if "$" in str(target):
-        raise SettingsError(
-            f"--stage-to is {str(target)!r}, with a variable that no shell has replaced; give the path itself, or "
-            "STAGE_TO to slurm/train.sbatch, which replaces it on the node"
-        )
     index = checks.read_index(shards)
     copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
     if info.local_rank == 0:

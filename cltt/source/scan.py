@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
 from cltt.files.retry import Handle, retry
-from cltt.files.threads import PatientMap
+from cltt.files.threads import AdaptiveMap
+from cltt.source import names as naming
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
-from cltt.source.odd import Odd
+from cltt.source.names import EVERYTHING, Choice, natural_key
+from cltt.source.odd import Odd, merge_odd
 from cltt.source.video.kinds import HEAD_BYTES, has_raw_name, has_video_name, is_unread_video, is_video
 
 SCAN_THREADS = 64  # they wait for the file system, they do not compute
@@ -61,21 +63,13 @@ class SourceClip(NamedTuple):
 class Scan:
     """The folders under ``root`` in natural order of their keys; what was left out (path, reason) or is odd so far."""
 
-    def __init__(self, root: bytes, keys: list[bytes]) -> None:
+    def __init__(self, root: bytes, choice: Choice) -> None:
         self.root = root
-        self.keys = keys
+        self.choice = choice
+        self.keys: list[bytes] = []
+        self.left_out: list[bytes] = []  # folders
         self.skipped: list[tuple[bytes, str]] = []
         self.odd: list[Odd] = []
-
-
-def natural_key(name: bytes) -> tuple[bytes | int, ...]:
-    """Sort key under which ``frame_2`` comes before ``frame_10``: text and numbers in turn.
-
-    ``1`` and ``01`` are equal to it; sort by the plain names first.
-    """
-    parts: list[bytes | int] = list(_DIGITS.split(name))
-    parts[1::2] = map(int, _DIGITS.findall(name))
-    return tuple(parts)
 
 
 def path_order(key: bytes) -> tuple[tuple[tuple[bytes | int, ...], ...], bytes]:
@@ -115,6 +109,7 @@ class _Folder(NamedTuple):
     identity: tuple[int, int]
     folders: list[bytes]
     links: list[bytes]
+    left_out: list[bytes]
 
 
 def _list_folder(root: bytes, key: bytes) -> _Folder:
@@ -124,13 +119,16 @@ def _list_folder(root: bytes, key: bytes) -> _Folder:
     def list_once() -> _Folder:
         folders: list[bytes] = []
         links: list[bytes] = []
+        left_out: list[bytes] = []
         status = os.stat(path)
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.name.startswith(b".") or not entry.is_dir():
+                is_system = naming.is_system_folder(entry.name)
+                if (entry.name.startswith(b".") and not is_system) or not entry.is_dir():
                     continue
-                (links if entry.is_symlink() else folders).append(join_key(key, entry.name))
-        return _Folder(key, (status.st_dev, status.st_ino), folders, links)
+                kind = left_out if is_system else links if entry.is_symlink() else folders
+                kind.append(join_key(key, entry.name))
+        return _Folder(key, (status.st_dev, status.st_ino), folders, links, left_out)
 
     try:
         return retry(path, list_once)
@@ -138,27 +136,30 @@ def _list_folder(root: bytes, key: bytes) -> _Folder:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
-def _walk(
-    root: bytes, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor
-) -> tuple[list[bytes], list[bytes]]:
-    """(folders, linked folders) reached from ``start`` without following a link; ``seen`` gains their identities."""
-    keys, links = [], []
+def _walk(scan: Scan, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor) -> list[bytes]:
+    """Linked folders below ``start``; ``scan`` gains the others, without following a link, and ``seen`` them all."""
+    links = []
     level = [start]
-    listed = PatientMap(pool)
+    listed = AdaptiveMap(pool)
     while level:
-        found = list(listed(lambda key: _list_folder(root, key), iter(level), 4 * SCAN_THREADS))
-        keys += [folder.key for folder in found]
+        found = list(listed(lambda key: _list_folder(scan.root, key), iter(level), 4 * SCAN_THREADS))
+        scan.keys += [folder.key for folder in found]
+        scan.left_out += [key for folder in found for key in folder.left_out]
         links += [link for folder in found for link in folder.links]
         seen.update(folder.identity for folder in found)
         level = [key for folder in found for key in folder.folders]
-    return keys, links
+    return links
 
 
-def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
-    """Every folder under ``root``. A folder behind a link is followed once: never twice, never in a loop."""
+def scan_folders(root: bytes, pool: ThreadPoolExecutor, choice: Choice = EVERYTHING) -> Scan:
+    """Every folder under ``root``; :func:`scan_clips` gives the files in them that ``choice`` takes.
+
+    A folder behind a link is followed once: never twice, never in a loop. Folders of systems and of previews are left
+    out by name.
+    """
     seen: set[tuple[int, int]] = set()
-    keys, links = _walk(root, ROOT_KEY, seen, pool)
-    scan = Scan(root, keys)
+    scan = Scan(root, choice)
+    links = _walk(scan, ROOT_KEY, seen, pool)
     while links:
         links.sort(key=path_order)
         link = links.pop(0)
@@ -167,20 +168,19 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor) -> Scan:
         if (status.st_dev, status.st_ino) in seen:
             scan.skipped.append((link, "symbolic link to a folder that is already in"))
             continue
-        more, more_links = _walk(root, link, seen, pool)
-        scan.keys += more
-        links += more_links
+        links += _walk(scan, link, seen, pool)
     scan.keys.sort(key=path_order)
+    scan.skipped += [(key, "folder of a system or of previews") for key in sorted(scan.left_out, key=path_order)]
     return scan
 
 
 # ---- frames
 
 
-def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
-    """(key, file names in natural order, left out) of one folder."""
+def _names(scan: Scan, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
+    """(key, file names in order, left out) of one folder."""
     names, skipped = [], []
-    path = os.path.join(root, key)
+    path = os.path.join(scan.root, key)
 
     def list_once() -> list[bytes]:
         with os.scandir(path) as entries:
@@ -191,13 +191,14 @@ def _names(root: bytes, key: bytes) -> tuple[bytes, list[bytes], list[tuple[byte
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
     for name in files:
-        if name.startswith(b"."):
-            skipped.append((join_key(key, name), "hidden file"))
+        where = join_key(key, name)
+        if why := naming.why_left_out(name):
+            skipped.append((where, why))
+        elif not scan.choice.takes(where):
+            skipped.append((where, "not chosen by --include and --exclude"))
         else:
             names.append(name)
-    names.sort()
-    names.sort(key=natural_key)
-    return key, names, sorted(skipped)
+    return key, naming.in_order(names, list(map(has_image_name, names))), sorted(skipped)
 
 
 class _Files(NamedTuple):
@@ -244,9 +245,9 @@ def _first_bytes(path: bytes) -> bytes:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
-def _chunks(scan: Scan, mapped: PatientMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
+def _chunks(scan: Scan, mapped: AdaptiveMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
     """(key, up to STAT_CHUNK file names, last of its folder) over all folders in order."""
-    listings = mapped(lambda key: _names(scan.root, key), iter(scan.keys), 4 * SCAN_THREADS)
+    listings = mapped(lambda key: _names(scan, key), iter(scan.keys), 4 * SCAN_THREADS)
     for key, names, skipped in listings:
         scan.skipped += skipped
         for start in range(0, max(1, len(names)), STAT_CHUNK):
@@ -265,14 +266,37 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
 
     frames: list[SourceFrame] = []
     videos: list[SourceFrame] = []
-    mapped = PatientMap(pool)
+    twins = _Twins()
+    mapped = AdaptiveMap(pool)
     for key, found, last in mapped(stat_chunk, _chunks(scan, mapped), 4 * SCAN_THREADS):
         frames += found.frames
         videos += found.videos
         scan.skipped += found.skipped
         if last:
             if frames:
+                scan.odd = merge_odd([*scan.odd, *naming.odd_names(key, [frame.name for frame in frames])])
                 yield SourceClip(key, frames)
             for file in videos:
                 yield SourceClip(join_key(key, file.name), [file._replace(name=b"")], FOUND)
+            scan.odd = merge_odd([*scan.odd, *twins.add(key, bool(frames), [file.name for file in videos])])
             frames, videos = [], []
+
+
+class _Twins:
+    """Finds folders of frames beside a video of their name, and videos of one name: perhaps a scene twice."""
+
+    def __init__(self) -> None:
+        self._videos: set[bytes] = set()  # paths without their extensions
+
+    def add(self, key: bytes, has_frames: bool, videos: list[bytes]) -> Iterator[Odd]:
+        """What is odd about a folder, after those above it."""
+        flag = "--exclude GLOB leaves one of them out"
+        if has_frames and self._videos:
+            parts = key.split(b"/")
+            if any(b"/".join(parts[:length]) in self._videos for length in range(1, len(parts) + 1)):
+                yield Odd("folders beside a video of the same name, perhaps its frames", os.fsdecode(key), flag)
+        for name in videos:
+            stem = os.path.splitext(join_key(key, name))[0]
+            if stem in self._videos:
+                yield Odd("videos of the same name as another", os.fsdecode(join_key(key, name)), flag)
+            self._videos.add(stem)

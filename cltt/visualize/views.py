@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cltt.config import Augment
 from cltt.errors import DataError, FrameError, SettingsError
 from cltt.region import NO_REGION, Box, Region, boxes_of
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import Dataset
@@ -94,11 +96,11 @@ class WindowView:
 
 
 def view_windows(
-    dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int, region: Region = NO_REGION
+    dataset: Dataset, epoch: EpochWindows, window_ids: Ids, *, image_size: int, region: Region = NO_REGION
 ) -> WindowView:
-    """Read and decode the windows ``window_ids`` [b]; each distinct frame once."""
-    frame_ids = index.frames(window_ids)
-    clips, _ = index.locate(window_ids)
+    """Read and decode the windows ``window_ids`` [b] of an epoch; each distinct frame once."""
+    frame_ids = epoch.frames(window_ids)
+    clips, _ = epoch.index.locate(window_ids)
     clips = np.asarray(clips, dtype=np.int64)
     distinct, position = np.unique(frame_ids, return_inverse=True)
     look_at = boxes_of(dataset, distinct, region)
@@ -108,7 +110,7 @@ def view_windows(
         window_ids=window_ids,
         clip_ids=clips,
         frame_ids=frame_ids,
-        places=index.places(window_ids),
+        places=epoch.places(window_ids),
         times=frame_ids - dataset.clip_offsets[clips][:, None],
         frames=pictures[position.reshape(frame_ids.shape)],
         clip_names=[clip_name(dataset, int(clip)) for clip in clips],
@@ -152,7 +154,9 @@ def decode_frames(
     return pictures, corrupt
 
 
-def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str, *, seed: int, epoch: int) -> Pixels:
+def augment_windows(
+    dataset: Dataset, view: WindowView, augment: Augment, scope: str, *, seed: int, epoch: int
+) -> Pixels:
     """The frames of ``view`` as training's augmentation leaves them in ``epoch`` [b, T, S, S, 3], by the loader's code.
 
     Imports torch, as the loader does. A frame that cannot be decoded is grey, as in ``view``.
@@ -166,7 +170,7 @@ def augment_windows(dataset: Dataset, view: WindowView, augment: str, scope: str
     from cltt.frames.store import FrameStore
 
     cpu = torch.device("cpu")
-    framing = Framing(image_size=view.frames.shape[2], margin=True, region=view.region)
+    framing = Framing(image_size=view.frames.shape[2], margin=augment.crop_area is not None, region=view.region)
     distinct, slots = np.unique(view.frame_ids, return_inverse=True)
     store = FrameStore(len(distinct), framing, cpu)
     good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]

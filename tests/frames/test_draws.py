@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from cltt.config import PRESETS
 from cltt.frames import augment
 from cltt.frames.augment import random_numbers
 
@@ -20,7 +21,7 @@ CLOSE = 1.95 * math.sqrt(2 / COUNT)
 def drawn(kind: str, size: tuple[int, int]) -> augment.Augmentation:
     ids = np.arange(COUNT)
     flat = {name: values.reshape(-1) for name, values in random_numbers(5, 0, ids, ids[:, None], "frame").items()}
-    return augment.sample_params(kind, flat, np.tile(size, (COUNT, 1)))
+    return augment.sample_params(PRESETS[kind], flat, np.tile(size, (COUNT, 1)))
 
 
 def random_resized_crop(height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:

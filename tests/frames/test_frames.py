@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cltt.config import PRESETS, Augment
 from cltt.frames import augment
 from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
@@ -22,6 +23,8 @@ from tests.helpers import data
 from tests.helpers.pictures import KINDS, SIZES, detailed, jpeg
 
 CPU = torch.device("cpu")
+STRONG = Augment(crop_area=(0.08, 0.3), flip=0.9, jitter=(0.4, 0.4, 0.4, 0.1), blur=1.0)
+NO_CROP = Augment(flip=0.5, jitter=(0.1, 0.9, 0.5, 0.5), grey=0.5)
 TOLERANCE = 2.0  # of 255, mean over all frames; a single frame of extreme detail may have twice that
 needs_dali = pytest.mark.skipif(not dali_installed(), reason="DALI is not installed (it has no macOS wheel)")
 
@@ -102,19 +105,19 @@ def test_decoders_name_the_bad_jpegs_and_keep_the_good_ones() -> None:
         assert not decode(decoder, good)[1]
 
 
-def drawn_for(kind: str, count: int, sizes: np.ndarray, seed: int = 0) -> augment.Augmentation:
+def drawn_for(kind: Augment, count: int, sizes: np.ndarray, seed: int = 0) -> augment.Augmentation:
     ids = np.arange(count)
     flat = {name: values.reshape(-1) for name, values in random_numbers(seed, 0, ids, ids[:, None], "frame").items()}
     return augment.sample_params(kind, flat, sizes)
 
 
 @needs_dali
-@pytest.mark.parametrize("kind", ["crop", "simclr"])
+@pytest.mark.parametrize("kind", [PRESETS["crop"], PRESETS["simclr"], STRONG, NO_CROP], ids=str)
 @pytest.mark.parametrize("size", [64, 224])
-def test_opencv_and_dali_augment_alike(kind: str, size: int) -> None:
+def test_opencv_and_dali_augment_alike(kind: Augment, size: int) -> None:
     from cltt.frames.gpu.dali_graphs import AugmentGraph
 
-    framing = Framing(image_size=size, margin=True)
+    framing = Framing(image_size=size, margin=kind.crop_area is not None)
     store = FrameStore(24, framing, CPU)
     CpuDecoder(framing).decode([jpeg(detailed(*SIZES[k % 4], k)) for k in range(24)], range(24), store)
     augmentation = drawn_for(kind, 24, store.sizes)
@@ -155,7 +158,7 @@ def test_draws_are_uniform_and_independent() -> None:
 
 def test_drawn_parameters_keep_to_the_recipe() -> None:
     sizes = np.tile([[256, 341], [341, 256]], (4000, 1))
-    drawn = drawn_for("simclr", 8000, sizes)
+    drawn = drawn_for(PRESETS["simclr"], 8000, sizes)
     assert (drawn.box >= 0).all() and (drawn.box[:, :2] + drawn.box[:, 2:] <= sizes).all()
     share = drawn.box[:, 2:].prod(axis=1) / sizes.prod(axis=1)
     assert share.min() > 0.19 and share.max() <= 1 and abs(share.mean() - 0.496) < 0.01
@@ -176,7 +179,7 @@ def test_batches_have_the_type_and_memory_order_asked_for(dtype: torch.dtype, ch
     store = FrameStore(6, framing, CPU)
     store.rows().random_(0, 256)
     slots = np.array([[0, 5, 2], [2, 2, 1]])
-    batch = BatchMaker(framing, CPU, dtype, "none", channels_last, 1).make(store, slots, None)
+    batch = BatchMaker(framing, CPU, dtype, PRESETS["none"], channels_last, 1).make(store, slots, None)
     raw = torch.stack([torch.stack([store.frame(s).permute(2, 0, 1) for s in row]) for row in slots.tolist()])
     assert batch.shape == (2, 3, 3, 16, 16) and batch.dtype == dtype
     order = torch.channels_last if channels_last else torch.contiguous_format

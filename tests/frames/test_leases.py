@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from cltt.config import PRESETS
 from cltt.frames.batch_cpu import FRAMES_A_TURN, CpuBatchMaker, tables
 from cltt.frames.gather import BatchFormat, gather_plain, statistics
 from cltt.frames.geometry import Framing
@@ -109,7 +110,7 @@ def test_batches_are_those_of_plain_torch_to_the_last_bit(
 ) -> None:
     framing, slots = Framing(image_size=size), np.random.default_rng(1).integers(0, 30, (7, 3))
     store = filled_store(30, framing)
-    maker = CpuBatchMaker(framing, BatchFormat(dtype, channels_last, normalise), "none", 3)
+    maker = CpuBatchMaker(framing, BatchFormat(dtype, channels_last, normalise), PRESETS["none"], 3)
     assert slots.size % FRAMES_A_TURN, "the last turn is a short one"
     for _ in range(3):  # in memory that was used before, too
         batch = maker.make(store, slots, None)
@@ -123,7 +124,7 @@ def test_batches_are_those_of_plain_torch_to_the_last_bit(
 
 @pytest.mark.parametrize("failing", [0, 7, 39])
 def test_nobody_writes_once_a_failure_has_been_raised(failing: int) -> None:
-    maker = CpuBatchMaker(Framing(image_size=8), BatchFormat(torch.float32, False, "none"), "none", 3)
+    maker = CpuBatchMaker(Framing(image_size=8), BatchFormat(torch.float32, False, "none"), PRESETS["none"], 3)
     begun, done = set(), set()
 
     def work(part: slice) -> None:
@@ -145,7 +146,7 @@ def test_nobody_writes_once_a_failure_has_been_raised(failing: int) -> None:
 
 
 def test_one_thread_is_the_callers() -> None:
-    maker = CpuBatchMaker(Framing(image_size=8), BatchFormat(torch.float32, False, "none"), "none", 1)
+    maker = CpuBatchMaker(Framing(image_size=8), BatchFormat(torch.float32, False, "none"), PRESETS["none"], 1)
     threads = set()
     maker._in_threads(lambda part: threads.add(threading.get_ident()), 40, 8)
     assert threads == {threading.get_ident()}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cltt.config import ViewSettings
+from cltt.config import PRESETS, ViewSettings
 from cltt.errors import SettingsError
 from cltt.frames.augment import augment, random_numbers, sample_params
 from cltt.frames.decode_cpu import FrameDecoder
@@ -201,7 +201,7 @@ def test_crops_of_an_augmentation_stay_inside_the_kept_square(box: Box | None) -
     assert frame.shape == (framing.short, framing.short, 3)
     ids = np.arange(3000)
     draws = {name: values.reshape(-1) for name, values in random_numbers(1, 0, ids, ids[:, None], "frame").items()}
-    drawn = sample_params("crop", draws, np.tile(frame.shape[:2], (len(ids), 1)))
+    drawn = sample_params(PRESETS["crop"], draws, np.tile(frame.shape[:2], (len(ids), 1)))
     out = np.empty((64, 64, 3), np.uint8)
     touched = np.zeros(4, int)
     for k in ids.tolist():

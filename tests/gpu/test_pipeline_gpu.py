@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cltt.config import PRESETS
 from cltt.frames import augment
 from cltt.frames.augment import random_numbers as draw
 from cltt.frames.batch import BatchMaker
@@ -85,7 +86,7 @@ def test_augmentations_are_those_of_the_cpu(kind: str) -> None:
     slots = np.arange(count).reshape(8, 3)
     numbers = draw(0, 0, np.arange(8), slots, "frame")
     assert augment.blur_window(64) > 1
-    ours = BatchMaker(framing, CPU, torch.uint8, kind, False, 2).make(host, slots, numbers)
-    found = BatchMaker(framing, cuda(), torch.uint8, kind, False, 2).make(device, slots, numbers).cpu()
+    ours = BatchMaker(framing, CPU, torch.uint8, PRESETS[kind], False, 2).make(host, slots, numbers)
+    found = BatchMaker(framing, cuda(), torch.uint8, PRESETS[kind], False, 2).make(device, slots, numbers).cpu()
     difference = (ours.int() - found.int()).abs().float().flatten(2).mean(dim=2)
     assert difference.mean() < 1 and difference.max() < 4, difference

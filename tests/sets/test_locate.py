@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -228,3 +229,30 @@ def test_pruning_takes_only_what_nothing_needs(folder: Path, capsys: pytest.Capt
 def test_a_name_that_is_not_there_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     located(capsys)
     assert "there is no set 'nowhere'" in prune(folder, "--remove", "nowhere")
+
+
+def test_a_record_by_other_rules_is_compared_by_the_folders_that_both_know(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is left out by name today was in the digest, and in the folders, of an older record."""
+    shards, _ = located(capsys)
+    (folder / "frames/@eaDir").mkdir()
+    record = locate.record_path(shards)
+    found = json.loads(record.read_text())
+    folders = {name: (folder / "frames" / name).stat().st_mtime_ns for name in found["folders"]}
+    old = {**found, "folders": {**folders, "@eaDir": 1, "@eaDir/1.jpg": 2}, "digest": "0" * 64}
+    del old["rules"]
+    record.write_text(json.dumps(old))
+    for rescan in (False, True):
+        same, said = located(capsys, rescan=rescan)
+        assert same == shards and said.count("fewer files were left out by name") == 1
+        assert json.loads(record.read_text()) == old
+    (folder / "frames/a/one/frame_000003.jpg").unlink()
+    assert located(capsys)[0] != shards
+
+
+def test_what_looks_odd_is_said_with_the_command_that_chooses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "frames/a/one/frame_000003.jpg").rename(folder / "frames/a/one/mask_000003.jpg")
+    said = located(capsys)[1]
+    assert "odd: folders with names of several kinds" in said
+    assert f"cltt build --root-dir {folder / 'frames'} --out " in said and "--include GLOB" in said

@@ -524,6 +524,25 @@ def test_a_sweep_with_a_bad_line_is_refused(bench: Bench, table: str) -> None:
     assert "t.txt" in output and "Traceback" not in output
 
 
+# A spreadsheet's byte order mark hides the first column: https://github.com/docling-project/docling/issues/4097
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("name", ["d\u00e9j\u00e0 vu".encode(), b"d\xe9j\xe0"])
+def test_a_sweep_keeps_the_bytes_of_its_table_in_any_locale(bench: Bench, mark: bytes, name: bytes) -> None:
+    (bench.home / "t.txt").write_bytes(mark + b'window-size eval-data\r\n5 "' + name + b'"\r\n')
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    status, output = bench.run("submit_sweep.sh", "t.txt", **locale)
+    assert status == 0, output
+    bench.run("sweep.sbatch", "t.txt", **locale, **bench.job, SWEEP_DIR="s", SLURM_ARRAY_TASK_ID="0")
+    last = bench.runs()[0]["argv"][-1]
+    assert last.encode("ascii", "surrogateescape") == b"--eval-data=" + name
+
+
+def test_a_sweep_table_in_utf_16_is_refused(bench: Bench) -> None:
+    (bench.home / "t.txt").write_text("window-size\n5\n", encoding="utf-16")
+    status, output = bench.run("submit_sweep.sh", "t.txt")
+    assert (status, bench.calls("sbatch")) == (2, []) and "save it as plain text in UTF-8" in output
+
+
 def test_a_sweep_task_runs_its_line_in_a_folder_of_its_own(bench: Bench) -> None:
     (bench.home / "t.txt").write_text('window-size eval-data tensorboard\n5 - no\n3 "some where" yes\n')
     env = {"SWEEP_DIR": "checkpoints/my sweep", "SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "1"}

@@ -309,7 +309,9 @@ def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> N
         (["--csv-log", "--csv-log-path", "a.csv", "--eval-csv-log-path", "a.csv"], "both name a.csv"),
         (["--cache-gb", "1e300"], "cache_gb is 1e+300; it must be from"),
         (["--stage-to", "/proc/nowhere"], "give another --stage-to"),
-        (["--stage-to", "$SLURM_TMPDIR/cltt"], "a variable that no shell has replaced"),
+        (["--stage-to", "$SLURM_TMPDIR/cltt"], "no shell has replaced the $; give another --stage-to"),
+        # https://github.com/OPM/opm-simulators/issues/5063: a folder of the name ~
+        (["--checkpoint-dir=~/run"], "no shell has replaced the ~; give another --checkpoint-dir"),
     ],
 )
 def test_values_that_would_lose_something_are_refused(flags: list[str], words: str, tmp_path: Path) -> None:

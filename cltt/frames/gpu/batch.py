@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from cltt.config import Augment
 from cltt.frames.augment import blur_window, sample_params
 from cltt.frames.gather import BatchFormat, gather, on_device
 from cltt.frames.geometry import Framing
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 class GpuBatchMaker:
     """Gather, augment, normalise on ``device``; frames as ``framing`` stores them, batches in ``format``."""
 
-    def __init__(self, framing: Framing, device: torch.device, format: BatchFormat, augment: str, threads: int) -> None:
+    def __init__(
+        self, framing: Framing, device: torch.device, format: BatchFormat, augment: Augment, threads: int
+    ) -> None:
         self.framing, self.device, self.format, self.augment = framing, device, format, augment
         self._threads = threads
         self._graph: AugmentGraph | None = None

@@ -1,0 +1,188 @@
+"""What the names of files and folders tell: which are left out, in which order frames come, what looks odd."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cltt.source.odd import Odd
+
+_DIGITS = re.compile(rb"(\d+)")
+# ---- left out by name: all in lower case
+_FOLDERS = {
+    *(b"@eadir", b"#recycle", b"@recycle", b".@__thumb", b"@__thumb"),  # of Synology and QNAP
+    *(b"__macosx", b".appledouble", b"$recycle.bin", b"system volume information", b"lost+found"),
+    *(b".thumbnails", b"thmbnl"),  # of file managers; of Sony's cameras
+}
+_FILES = {b"thumbs.db", b"ehthumbs.db", b"photothumb.db", b"desktop.ini"}
+_EXIFTOOL = re.compile(rb"\.[a-z0-9]+_original$")
+_BACKUPS = (b".bak", b".backup", b".orig", b".old", b"~")
+_PREVIEWS = (b".lrv", b".lrf", b".thm")  # GoPro and Insta360, DJI, many
+_RAW = {
+    *(b".3fr", b".arw", b".cr2", b".cr3", b".crw", b".dcr", b".dng", b".erf", b".gpr", b".iiq", b".kdc", b".mef"),
+    *(b".mos", b".nef", b".nrw", b".orf", b".pef", b".raf", b".raw", b".rw2", b".rwl", b".sr2", b".srf", b".srw"),
+    b".x3f",
+}
+
+
+def is_system_folder(name: bytes) -> bool:
+    """Whether a folder holds what a system or a program keeps beside pictures: previews, deleted files."""
+    return name.lower() in _FOLDERS
+
+
+def why_left_out(name: bytes) -> str:
+    """Why a file cannot be a frame or a video by its name; empty if it can."""
+    lower = name.lower()
+    if lower.startswith(b"."):
+        return "hidden file"
+    if lower in _FILES:
+        return "file of the system"
+    if lower.endswith(_BACKUPS) or _EXIFTOOL.search(lower):
+        return "backup copy"
+    if lower.endswith(_PREVIEWS):
+        return "low-resolution copy by a camera"
+    return "RAW photograph" if os.path.splitext(lower)[1] in _RAW else ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The files that ``include`` and ``exclude`` choose by their paths below the root; None: all, none."""
+
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+
+    def takes(self, path: bytes) -> bool:
+        """Whether the file is chosen; ``*`` in a pattern stands for ``/`` too, and ``exclude`` wins."""
+        name = os.fsdecode(path)
+        wanted = self.include is None or any(fnmatch.fnmatchcase(name, glob) for glob in self.include)
+        return wanted and not any(fnmatch.fnmatchcase(name, glob) for glob in self.exclude or ())
+
+
+EVERYTHING = Choice()
+
+
+def choice_of(settings: Mapping[str, Any]) -> Choice:
+    """What the settings of a build choose, old ones too."""
+    return Choice(*(settings.get(name) and tuple(settings[name]) for name in ("include", "exclude")))
+
+
+# ---- order
+
+_DECIMAL = re.compile(rb"(\d+)(?:\.(\d+))?")
+
+
+def natural_key(name: bytes) -> tuple[bytes | int, ...]:
+    """Sort key under which ``frame_2`` comes before ``frame_10``: text and numbers in turn.
+
+    ``1`` and ``01`` are equal to it; sort by the plain names first.
+    """
+    parts: list[bytes | int] = list(_DIGITS.split(name))
+    parts[1::2] = map(int, _DIGITS.findall(name))
+    return tuple(parts)
+
+
+def in_order(names: Sequence[bytes], is_frame: Sequence[bool]) -> list[bytes]:
+    """``names`` in natural order; by value if every frame's stem is one decimal number, and no two are equal."""
+    ordered = sorted(sorted(names), key=natural_key)
+    values = {name: _value(name) for name, frame in zip(names, is_frame, strict=True) if frame}
+    if not any(b"." in _stem(name) for name in values) or None in values.values():
+        return ordered
+    if len(set(values.values())) < len(values):
+        return ordered
+    return sorted(ordered, key=lambda name: values.get(name) or (0, b""))
+
+
+def _stem(name: bytes) -> bytes:
+    return os.path.splitext(name)[0]
+
+
+def _value(name: bytes) -> tuple[int, bytes] | None:
+    """A stem such as ``0.16`` as something that sorts by its value; None for any other."""
+    match = _DECIMAL.fullmatch(_stem(name))
+    return (int(match[1]), (match[2] or b"").rstrip(b"0")) if match else None
+
+
+# ---- what looks odd
+
+HOLES = "folders with holes in the numbering of frames"
+_CHOOSE = "--include or --exclude GLOB chooses"
+_SAME = {b".jpeg": b".jpg", b".tiff": b".tif"}
+_MOST_VIEWS = 16  # numbers that tell cameras apart, as in cam0 and cam1
+_DECIMALS = re.compile(rb"\d+[.,](\d+)")
+_SIGNED = re.compile(rb"(?:^|[_= /])-\d")
+_MONTH = rb"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+# What stands for a number in a name: "-5", "0.16", "3Feb"; a month's name before one.
+_NUMBER = re.compile(rb"(?i)-?\d+(?:[.,]\d+)?(?:[-._ ]?" + _MONTH + rb")?|" + _MONTH + rb"(?=[-._ ]?\d)")
+_DATES = (  # each with one group: what sorts by time only while it is the same in all names
+    ("dates that begin with the day", re.compile(rb"\d[-._](\d{1,2}[-._](?:19|20)\d\d)")),
+    ("names of months", re.compile(rb"(?i)(?:\d[-._ ]?" + _MONTH + rb"|" + _MONTH + rb"[a-z]{0,6}[-._ ]?\d)")),
+    ("am and pm", re.compile(rb"(?i)(\d{1,2})[.:_-]\d\d(?:[.:_-]\d\d)?(?: |_|\xe2\x80\xaf)?[ap]m")),
+)
+
+
+def odd_names(key: bytes, names: list[bytes]) -> list[Odd]:
+    """What looks odd about the names of a folder's frames, in their order."""
+    stems, extensions = zip(*map(os.path.splitext, names), strict=True)
+    text = b"/".join(stems)  # one search is quicker than one for each name
+    shapes = zip(_NUMBER.sub(b"#", text).split(b"/"), map(bytes.lower, extensions), strict=True)
+    kinds = Counter(shape + _SAME.get(extension, extension) for shape, extension in shapes)
+    here = os.fsdecode(key)
+    found = []
+    if len(kinds) > 1:
+        some = ", ".join(sorted(os.fsdecode(kind) for kind, _ in kinds.most_common(2)))
+        found.append(Odd("folders with names of several kinds, which make one clip", f"{here}: {some}", _CHOOSE))
+    elif _are_views(stems):
+        found.append(Odd("folders whose names may be of several cameras, which make one clip", here, _CHOOSE))
+    if why := _why_out_of_order(stems, text):
+        what = f"folders whose frames may be out of order, as their names hold {why}"
+        found.append(Odd(what, here, "rename them so that they sort by time"))
+    elif len(kinds) == 1 and not _DECIMALS.search(text) and _has_holes(stems):
+        found.append(Odd(HOLES, here, "--split-gaps cuts clips there"))
+    if len(names) == 1:
+        found.append(Odd("folders of one frame", here))
+    if b"\\" in text:
+        slashed = [name for name in names if b"\\" in name]
+        what, example = "names with backslashes, as of a zip file from Windows", os.fsdecode(min(slashed))
+        found.append(Odd(what, f"{here}: {example}", "unpack it so that folders come of them", len(slashed)))
+    return found
+
+
+def _are_views(stems: Sequence[bytes]) -> bool:
+    """Whether a number behind a letter tells cameras apart: without it, names are equal."""
+    numbers = [_DIGITS.findall(stem) for stem in stems]
+    if len(numbers[0]) < 2 or len(stems) < 4:
+        return False
+    for match in re.finditer(rb"[a-z](\d+)", stems[0].lower()):
+        place = len(_DIGITS.findall(stems[0][: match.start(1)]))
+        views = {row[place] for row in numbers}
+        rest = {(*row[:place], *row[place + 1 :]) for row in numbers}
+        if 1 < len(views) <= _MOST_VIEWS and len(rest) <= (len(stems) + 1) // 2:
+            return True
+    return False
+
+
+def _why_out_of_order(stems: Sequence[bytes], text: bytes) -> str:
+    """What in the names may not sort by time; empty if nothing does. ``text``: all of them."""
+    if _SIGNED.search(text):
+        return "signs"
+    for what, pattern in _DATES:
+        if pattern.search(text) and len({match[match.lastindex or 0].lower() for match in pattern.finditer(text)}) > 1:
+            return what
+    if len(set(map(len, _DECIMALS.findall(text)))) < 2:
+        return ""
+    values = [_value(stem + b".") for stem in stems]
+    return "" if None not in values and len(set(values)) == len(values) else "decimal numbers"
+
+
+def _has_holes(stems: Sequence[bytes]) -> bool:
+    """Whether numbers that mostly grow by one step jump over some."""
+    numbers = [int(found[-1]) for stem in stems if (found := _DIGITS.findall(stem))]
+    steps = Counter(after - before for before, after in itertools.pairwise(numbers))
+    usual, count = max(steps.items(), key=lambda item: item[1], default=(0, 0))
+    return usual > 0 and 2 * count >= steps.total() and any(step > usual and step % usual == 0 for step in steps)
