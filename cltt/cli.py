@@ -85,7 +85,8 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tu
         if types[field.name] is bool:
             options.setdefault("action", "store_true")
         elif get_origin(types[field.name]) is tuple:
-            options |= {"type": get_args(types[field.name])[0], "nargs": len(get_args(types[field.name]))}
+            kinds = get_args(types[field.name])  # of any number of values, the field says how they are given
+            options |= {"type": kinds[0], **({} if kinds[-1] is Ellipsis else {"nargs": len(kinds)})}
         else:
             options.setdefault("type", types[field.name])
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **options)

@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
 def check_fields(settings: Any) -> None:
     """SettingsError for a number outside its range, a choice that is none, or text that is empty or holds a NUL.
 
-    Call it first in ``__post_init__`` of a settings class. Where several numbers are wanted, a list becomes a tuple.
+    Call it first in ``__post_init__`` of a settings class. Where several values are wanted, a list becomes a tuple.
     """
     types = value_types(type(settings))
     for field in declared(type(settings)):
@@ -98,10 +98,11 @@ def check_fields(settings: Any) -> None:
             require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
             require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
         if get_origin(types[field.name]) is tuple:
-            numbers = tuple(value)
-            count = len(get_args(types[field.name]))
-            require(len(numbers) == count, f"{field.name} is {len(numbers)} numbers; give {count}")
-            object.__setattr__(settings, field.name, numbers)
+            require(isinstance(value, list | tuple), f"{field.name} is {value!r}; give a list")
+            kinds = get_args(types[field.name])
+            fits = kinds[-1] is Ellipsis or len(value) == len(kinds)
+            require(fits, f"{field.name} is {len(value)} numbers; give {len(kinds)}")
+            object.__setattr__(settings, field.name, tuple(value))
         if field.metadata["within"] is not None:
             for number in value if isinstance(value, list | tuple) else [value]:
                 require_within(field.name, number, *field.metadata["within"])

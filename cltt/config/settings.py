@@ -119,6 +119,8 @@ class TrainSettings:
             "there is nothing to learn; give --augment crop or simclr",
         )
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
+        batch = self.data.batch_size
+        require(batch >= 2, f"--batch-size is {batch}; one window has no other to be told from: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
         require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")
 

@@ -24,6 +24,7 @@ from cltt.sampling.permutation import BLOCK, GROUPS, MAX_SEED, RUNS, SHIFT, seed
 from cltt.sampling.runs import ClipGroups, ShuffledRuns, SingleWindows
 from cltt.sampling.uses import FrameUses
 from cltt.sampling.windows import WindowIndex
+from cltt.text import counted
 
 DEFAULT_DEPTH = 128
 # A run of n windows that share T-1 frames costs (T + n - 1)/n decodes per window: 1.2 for n = 5*(T-1). Runs of more
@@ -325,10 +326,10 @@ class EpochPlan(EpochWindows):
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))
         if total:
             warnings.warn(
-                f"{len(self.index)} windows give {len(self)} batches of {self.batch_size}, but keeping windows of a "
-                f"clip {self._gap} frames apart within a batch takes {self._steps_needed}: some batches hold windows "
-                "that lie closer (EpochPlan.overlaps counts the pairs); take a smaller batch, a larger window_stride, "
-                "fewer windows per clip or more clips",
+                f"{counted(len(self.index), 'window')} in {counted(len(self), 'batch', 'batches')} of "
+                f"{self.batch_size}, but keeping windows of a clip {self._gap} frames apart within a batch takes "
+                f"{self._steps_needed}: some batches hold windows that lie closer (EpochPlan.overlaps counts the "
+                "pairs); take a smaller batch, a larger window_stride, fewer windows per clip or more clips",
                 stacklevel=3,
             )
         return total
