@@ -220,7 +220,7 @@ def resume(device: torch.device, folder: Path, shards: Path, *, quick: bool) -> 
     """Fresh start and resume at step 100,000, both up to the first finished step."""
     settings = run_settings(shards, folder / "resumed", device)
     fresh = time_to_first_step(settings)
-    path, _ = checkpoint.find_latest(settings.run_dir)
+    path, _, _ = checkpoint.find_latest(settings.run_dir)
     assert path is not None
     dataset = factory.open_dataset(settings.data)
     steps_per_epoch = len(factory.build_index(dataset, settings)) // settings.data.batch_size

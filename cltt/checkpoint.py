@@ -33,6 +33,7 @@ from cltt.text import shorten
 T = TypeVar("T")
 VERSION = 1
 LATEST = "latest"
+SETTINGS_FILE = "settings.json"  # of a run, beside its checkpoints
 _OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save began with
 _MAX_VALUES = 10_000_000  # in a checkpoint
 _SHARED = 4  # so many tensors may stand on the same bytes
@@ -314,8 +315,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return paths
 
 
-def find_latest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint of a run (None if there is none) and a warning for each damaged one passed over.
+def find_latest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The newest intact checkpoint of a run (None if there is none), its contents, a warning for each damaged one.
 
     A damaged file is renamed to ``*.damaged``: out of the way of those to come, and there to be looked at. Raises
     DataError if there are checkpoints but none is intact; then nothing is renamed.
@@ -323,7 +324,7 @@ def find_latest(folder: Path) -> tuple[Path | None, list[str]]:
     damaged: list[tuple[Path, str]] = []
     for path in _newest_first(folder):
         try:
-            load(path)
+            state = load(path)
         except StorageError:
             raise  # no telling what is in it
         except DataError as error:
@@ -331,10 +332,10 @@ def find_latest(folder: Path) -> tuple[Path | None, list[str]]:
             continue
         for bad, _ in damaged:
             bad.rename(bad.with_name(f"{bad.name}.damaged"))
-        return path, [warning for _, warning in damaged]
+        return path, state, [warning for _, warning in damaged]
     if damaged:
         raise DataError(f"none of the {len(damaged)} checkpoints in {folder} is intact; the newest: {damaged[0][1]}")
-    return None, []
+    return None, {}, []
 
 
 def resolve(path: Path) -> Path:

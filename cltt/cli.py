@@ -25,7 +25,6 @@ from cltt.errors import CLTTError
 from cltt.text import shorten
 
 EXIT_USAGE = 2
-EXIT_REQUEUE = 85  # "stopped on request; run the same command again": a batch script requeues on it
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
 S = TypeVar("S")
 

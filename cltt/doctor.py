@@ -56,7 +56,7 @@ def python_and_libraries() -> Iterator[Finding]:
     fact = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     old = sys.version_info < (3, 11)
     yield Finding("bad" if old else "ok", "python", fact, "install Python 3.11 or newer" if old else "")
-    for name in ("numpy", "opencv-python-headless", "simplejpeg", "webdataset", "matplotlib"):
+    for name in ("numpy", "opencv-python-headless", "simplejpeg", "matplotlib"):
         version = version_of(name)
         if version:
             yield Finding("ok", name, version)

@@ -6,6 +6,8 @@ else is a defect and keeps its traceback. A message says what was given, what wa
 
 from __future__ import annotations
 
+EXIT_REQUEUE = 85  # "run the same command again": a batch script requeues on it
+
 
 class CLTTError(Exception):
     """Base of all errors a user can cause and mend.
@@ -32,7 +34,7 @@ class BusyError(DataError):
 class StorageError(DataError):
     """Storage that did not answer for as long as one was willing to wait: the same command may work later."""
 
-    exit_status = 85  # as cltt.cli.EXIT_REQUEUE: a batch script starts the run again
+    exit_status = EXIT_REQUEUE
 
 
 class OutputError(CLTTError):

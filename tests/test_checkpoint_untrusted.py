@@ -115,7 +115,7 @@ def test_a_pointer_that_is_no_text_points_nowhere(tmp_path: Path, pointer: bytes
     checkpoint.write(tmp_path / "epoch-0001.pt", STATE)
     checkpoint.write(tmp_path / "epoch-0002.pt", STATE)
     (tmp_path / checkpoint.LATEST).write_bytes(pointer)
-    assert checkpoint.find_latest(tmp_path) == (tmp_path / "epoch-0002.pt", [])
+    assert checkpoint.find_latest(tmp_path)[::2] == (tmp_path / "epoch-0002.pt", [])
     assert checkpoint.resolve(tmp_path) == tmp_path / "epoch-0002.pt"
 
 

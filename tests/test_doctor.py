@@ -30,6 +30,13 @@ def test_a_missing_package_is_named_with_its_cure(
     assert "pip install simplejpeg" in capsys.readouterr().out
 
 
+def test_an_extra_may_be_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    real = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "webdataset" else real(name))
+    monkeypatch.setattr(sys, "argv", ["cltt.doctor"])
+    assert doctor.main() == 0, capsys.readouterr().out
+
+
 def test_without_dali_the_cpu_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "dali_version", lambda: None)
     findings = {finding.subject: finding for finding in doctor.decode_path()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from cltt import cli
 from cltt.config import TrainSettings
-from cltt.errors import CLTTError
+from cltt.errors import EXIT_REQUEUE, CLTTError
 
 DESCRIPTION = "Train an encoder by contrastive learning through time on a folder of clips."
 
@@ -56,7 +56,7 @@ def leave_when_asked() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     os.write(2, b"stopped on request before the run began\n")
-    os._exit(cli.EXIT_REQUEUE)
+    os._exit(EXIT_REQUEUE)
 
 
 def main(argv: list[str] | None = None, prog: str = "train.py") -> int:

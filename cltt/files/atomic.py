@@ -51,12 +51,12 @@ _FORBIDDEN = (*_DENIED, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT) 
 
 def _remedy(error: OSError, path: Path) -> str:
     if error.errno in _FULL:
-        return "make room and start again, the build goes on"
+        return "make room and start again"
     if error.errno in _DENIED and (denied := _denied(path)):
         return f"{denied}, or choose another folder"
     if error.errno in _FORBIDDEN:
         return "mend the permissions or choose another folder"
-    return "start again when it can be written, the build goes on"
+    return "start again when it can be written"
 
 
 def _denied(path: Path) -> str:

@@ -51,7 +51,7 @@ class WaitGauge:
         return result
 
 
-class PatientMap:
+class AdaptiveMap:
     """Maps in order: here while the file system answers at once, ahead by the threads of a pool once it does not."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:

@@ -47,10 +47,6 @@ class CpuBatchMaker:
     def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """As :meth:`cltt.frames.batch.BatchMaker.make`; the tensor's memory is leased."""
         flat = slots.reshape(-1)
-        page = store.page_in_order(flat) if numbers is None and self._writer.copies else None
-        if page is not None:  # the batch lies there as it should be: take it instead of copying it
-            given = store.exchange(page, self._memory.acquire(len(flat) * self._writer.frame_bytes))
-            return self._writer.as_batch(self._memory.lease(given), slots.shape)
         block = self._memory.acquire(len(flat) * self._writer.frame_bytes)
         rows = block.reshape(len(flat), -1)
         if numbers is None:

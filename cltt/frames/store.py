@@ -23,8 +23,6 @@ class FrameStore:
         slots: how many.
         framing: of the frames.
         device: where they lie.
-        page_slots: on a CPU, put slots in pages of this many (which divides ``slots``) that can be given away with
-            :meth:`exchange`; None: one page, which stays here.
 
     Attributes:
         sizes: int32 [slots, 2], h and w, on the host.
@@ -33,18 +31,15 @@ class FrameStore:
     into those slots later waits for that, and for nothing queued since (:meth:`wait_writable`).
     """
 
-    def __init__(self, slots: int, framing: Framing, device: torch.device, page_slots: int | None = None) -> None:
+    def __init__(self, slots: int, framing: Framing, device: torch.device) -> None:
         self.framing, self.device = framing, device
         self.sizes = np.full((slots, 2), framing.short, dtype=np.int32)
-        self._exchanges = page_slots is not None
-        self.page_slots = page_slots or slots
-        # uint8 [page_slots, P*3] each; numpy arrays on a CPU, tensors elsewhere.
-        self._pages: list[Any] = [self._new_page() for _ in range(slots // self.page_slots)]
+        # uint8 [slots, P*3]; a numpy array on a CPU, a tensor elsewhere.
+        self._frames: Any = self._new_memory((slots, framing.pixels * 3))
         self._last_reads = np.full(slots, None)  # of each slot, the CUDA event of its last read
         self.mark_read(np.arange(slots))  # torch may hand out memory that queued work still uses
 
-    def _new_page(self) -> np.ndarray | torch.Tensor:
-        shape = (self.page_slots, self.framing.pixels * 3)
+    def _new_memory(self, shape: tuple[int, int]) -> np.ndarray | torch.Tensor:
         if self.device.type != "cpu":
             return torch.empty(shape, dtype=torch.uint8, device=self.device)
         # numpy asks the kernel for huge pages, torch does not. A slot that is never used takes no memory.
@@ -65,19 +60,17 @@ class FrameStore:
     def slots(self) -> int:
         return len(self.sizes)
 
-    def rows(self, page: int = 0) -> torch.Tensor:
-        """All slots of a page, uint8 [page_slots, P*3], a view."""
-        return torch.as_tensor(self._pages[page])
+    def rows(self) -> torch.Tensor:
+        """All slots, uint8 [slots, P*3], a view."""
+        return torch.as_tensor(self._frames)
 
     def row(self, slot: int) -> torch.Tensor:
         """A slot, uint8 [P*3], a view."""
-        page, row = divmod(slot, self.page_slots)
-        return self.rows(page)[row]
+        return self.rows()[slot]
 
     def host_row(self, slot: int) -> np.ndarray:
         """A slot of a store on a CPU, uint8 [P*3], a view."""
-        page, row = divmod(slot, self.page_slots)
-        return self._pages[page][row]
+        return self._frames[slot]
 
     def host_frame(self, slot: int) -> np.ndarray:
         """The frame in ``slot`` of a store on a CPU, uint8 [h, w, 3], a view."""
@@ -85,26 +78,13 @@ class FrameStore:
         return self.host_row(slot)[: height * width * 3].reshape(height, width, 3)
 
     def gather_into(self, slots: np.ndarray, rows: np.ndarray) -> None:
-        """Copy ``slots`` [n], all of one page of a store on a CPU, into ``rows`` uint8 [n, P*3]."""
-        page = int(slots[0]) // self.page_slots
-        np.take(self._pages[page], slots - page * self.page_slots, axis=0, out=rows, mode="clip")
+        """Copy ``slots`` [n] of a store on a CPU into ``rows`` uint8 [n, P*3]."""
+        np.take(self._frames, slots, axis=0, out=rows, mode="clip")
 
     def frame(self, slot: int) -> torch.Tensor:
         """The frame in ``slot``, uint8 [h, w, 3], a view."""
         height, width = self.sizes[slot].tolist()
         return self.row(slot)[: height * width * 3].view(height, width, 3)
-
-    def page_in_order(self, slots: np.ndarray) -> int | None:
-        """The page that ``slots`` [n] are all of, in order, if it may be given away; else None."""
-        page, row = divmod(int(slots[0]), self.page_slots)
-        whole = self._exchanges and row == 0 and len(slots) == self.page_slots
-        return page if whole and (np.diff(slots) == 1).all() else None
-
-    def exchange(self, page: int, memory: np.ndarray) -> np.ndarray:
-        """Give away the memory of ``page`` with what is in it and take ``memory`` of the same size in its place."""
-        given: np.ndarray = self._pages[page]
-        self._pages[page] = memory.reshape(given.shape)
-        return given
 
 
 class OwnStreams(threading.local):

@@ -59,9 +59,11 @@ class BadFrames:
         has none, the good frame of its clip nearest to its middle, for all of it: ``fetch`` decodes it into a slot of
         the window. DataError if the clip has none.
         """
-        if not self._errors:
+        with self._lock:
+            known = list(self._errors)
+        if not known:
             return slots
-        bad = np.isin(frame_ids, np.fromiter(self._errors, np.int64))
+        bad = np.isin(frame_ids, known)
         slots = slots.copy()
         for row in np.flatnonzero(bad.any(axis=1)).tolist():
             good = np.flatnonzero(~bad[row])

@@ -29,7 +29,7 @@ from cltt.loader.clock import Clock
 from cltt.loader.fetch import Dataset, FrameFetcher, Totals
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
-from cltt.loader.slots import PageTable, SlotTable, block_uses
+from cltt.loader.slots import SlotTable, block_uses
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.order_state import require_unchanged
 from cltt.sampling.windows import WindowIndex
@@ -161,7 +161,8 @@ class WindowLoader:
         self._bad = BadFrames(dataset, max_bad_frames)
         self._fetcher: FrameFetcher | None = None
         self._prefetcher: Prefetcher | None = None
-        self._reuses = True  # a frame within its block; else each step decodes into a page of its own
+        self._slots = 0  # of the frame memory; 0: not known yet
+        self._reuses = True  # a frame within its block
         self._uses = 0
         self._clock = Clock()
         self._stop: weakref.finalize | None = None
@@ -278,14 +279,12 @@ class WindowLoader:
         self.plan, self._step = self.plan.at_epoch(epoch), step
 
     def host_bytes(self) -> tuple[int, int]:
-        """Bytes of main memory for (decoded frames, batches); the memory for frames is taken now."""
+        """Bytes of main memory for (decoded frames, batches)."""
         if self.device.type != "cpu":
             return 0, 0
-        if self._fetcher is None:
-            self._fetcher = FrameFetcher(self.dataset, self._decoder, self._new_store(), self._bad)
         frame = self._decoder.framing.image_size**2 * 3
         batch = self._step_frames * frame * self._dtype.itemsize
-        return self._fetcher.store.slots * self._decoder.framing.pixels * 3, BATCHES_HELD * batch
+        return self._frame_slots() * self._decoder.framing.pixels * 3, BATCHES_HELD * batch
 
     def _start(self) -> Prefetcher:
         if self._fetcher is None:
@@ -293,18 +292,18 @@ class WindowLoader:
         elif self._prefetcher is not None and self._prefetcher.running:
             # A thread hangs in a read; when it comes back it must not write to memory that is in use again.
             self._fetcher = self._fetcher.with_store(self._new_store())
-        elif self._reuses and self._block_steps > self._longest_block:
+        if self._reuses and self._block_steps > self._longest_block:
             log.warning(
                 "epoch %d has blocks of %d steps, but frame memory for blocks of %d: some frames will be decoded again",
                 self.epoch,
                 self._block_steps,
                 self._longest_block,
             )
-        slots, share = self._fetcher.store.slots, self._share
+        store, share = self._fetcher.store, self._share
         self._prefetcher = Prefetcher(
             block_uses(self.plan, self.index, self._step, rank=share.rank, world_size=share.world_size),
             self._fetcher.fetch,
-            SlotTable(slots) if self._reuses else PageTable(slots, self._step_frames),
+            SlotTable(store.slots),
             start=self._step,
             threads=self._threads,
             job_frames=self._decoder.job_frames,
@@ -322,17 +321,20 @@ class WindowLoader:
         return -(-len(self.plan) // self.plan.num_blocks)
 
     def _new_store(self) -> FrameStore:
-        framing, device = self._decoder.framing, self._decoder.device
-        block = self.plan.frames_per_block(self._share.rank, self._share.world_size)
-        needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
-        self._longest_block = self._block_steps
-        self._reuses = block < self._step_frames * self._longest_block
-        if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
-            needed = block = min(block, STEPS_AHEAD * self._step_frames)
-        slots = slots_for(needed, block, self._step_frames, framing.pixels * 3, self._cache_bytes, device)
-        if self._reuses or device.type != "cpu":
-            return FrameStore(slots, framing, device)
-        return FrameStore(slots - slots % self._step_frames, framing, device, page_slots=self._step_frames)
+        return FrameStore(self._frame_slots(), self._decoder.framing, self._decoder.device)
+
+    def _frame_slots(self) -> int:
+        """How many frames the frame memory holds: sized once, for the epoch at hand."""
+        if not self._slots:
+            block = self.plan.frames_per_block(self._share.rank, self._share.world_size)
+            needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
+            self._longest_block = self._block_steps
+            self._reuses = block < self._step_frames * self._longest_block
+            if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
+                needed = block = min(block, STEPS_AHEAD * self._step_frames)
+            size = self._decoder.framing.pixels * 3
+            self._slots = slots_for(needed, block, self._step_frames, size, self._cache_bytes, self._decoder.device)
+        return self._slots
 
     def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
         """The next step, once its frames are there, and its batch as far as it can be made ahead; frees its slots."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cltt.errors import CLTTError, SettingsError
-from cltt.loader.slots import BlockUses, PageTable, SlotTable, StepUses
+from cltt.loader.slots import BlockUses, SlotTable, StepUses
 
 # Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
 EVICT_AHEAD = 2
@@ -85,7 +85,7 @@ class Prefetcher:
         self,
         blocks: Iterator[BlockUses],
         fetch: Callable[[np.ndarray, np.ndarray], None],
-        table: SlotTable | PageTable,
+        table: SlotTable,
         *,
         start: int,
         threads: int,

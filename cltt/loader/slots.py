@@ -144,22 +144,3 @@ class SlotTable:
             self._slot_of.pop(frame, None)
         self._frame[slots] = frames
         self._slot_of.update(zip(frames.tolist(), slots.tolist(), strict=True))
-
-
-class PageTable:
-    """Slots for windows that share no frames: each step fills a page of its own, in the order of its batch.
-
-    Steps take the pages in turn; a frame that comes twice all the same is decoded twice. Used as :class:`SlotTable`.
-    """
-
-    def __init__(self, slots: int, page_slots: int) -> None:
-        self._pages, self._page_slots = slots // page_slots, page_slots
-
-    def place(self, step: int, uses: StepUses, consumed: int, *, evict: bool) -> tuple[np.ndarray, np.ndarray] | None:
-        """As :meth:`SlotTable.place`; there is nothing to evict."""
-        if step - consumed >= self._pages:
-            return None
-        first = step % self._pages * self._page_slots
-        slots = np.empty(len(uses.unique), dtype=np.int64)
-        slots[np.searchsorted(uses.unique, uses.frame_ids.reshape(-1))] = first + np.arange(uses.frame_ids.size)
-        return slots, np.ones(len(slots), dtype=bool)

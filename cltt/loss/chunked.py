@@ -1,4 +1,4 @@
-"""Row log-sum-exps and gradients of the loss in plain torch, a tile of the logits at a time (private to loss.py).
+"""Row log-sum-exps and gradients of the loss in plain torch, a tile of the logits at a time (for loss/infonce.py).
 
 Legend: N frames in all, D their length, T frames in a window, R x C one tile.
 ``v`` [N, D] are unit rows divided by sqrt(temperature), so the logits are S = v v^T and |S| <= 1/temperature.

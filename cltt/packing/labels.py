@@ -19,6 +19,7 @@ import numpy as np
 from cltt.errors import SettingsError
 from cltt.files.regular import read_text
 from cltt.packing.plan import Plan
+from cltt.shards.clip_table import heads
 from cltt.source import scan
 from cltt.text import shorten
 
@@ -86,9 +87,7 @@ def _tabled(table: dict[str, str]) -> Callable[[str], int]:
     number = {name: k for k, name in enumerate(dict.fromkeys(table.values()))}
 
     def split_of(key: str) -> int:
-        parts = key.split("/")
-        heads = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
-        return next((number[table[head]] for head in heads if head in table), NONE)
+        return next((number[table[head]] for head in heads(key) if head in table), NONE)
 
     return split_of
 

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cltt.checkpoint import checkpoint_name
+from cltt.checkpoint import SETTINGS_FILE, checkpoint_name
 from cltt.errors import SettingsError
 from cltt.files import owned
 from cltt.files.regular import is_regular
 from cltt.sets.locate import complete_sets, record_path
 from cltt.sets.use import others_may_use, runs_of, runs_path, unused
 from cltt.shards import checks, format
-
-SETTINGS_FILE = "settings.json"
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,9 @@ class _ClipTable:
         chosen = np.zeros(self.num_clips, bool)
         used: set[str] = set()
         for clip in range(self.num_clips):
-            heads = {".", *_heads(self.clip_key(clip))} & lines.keys()
-            chosen[clip] = bool(heads)
-            used |= heads
+            found = {".", *heads(self.clip_key(clip))} & lines.keys()
+            chosen[clip] = bool(found)
+            used |= found
         for line, number in lines.items():
             if line not in used:
                 raise SettingsError(
@@ -183,7 +183,7 @@ def read_clip_list(path: str) -> dict[str, int]:
     return entries
 
 
-def _heads(key: str) -> Iterator[str]:
+def heads(key: str) -> Iterator[str]:
     """The key, and the folders that it lies in."""
     parts = key.split("/")
     return ("/".join(parts[:length]) for length in range(len(parts), 0, -1))

@@ -1,4 +1,4 @@
-"""The shards on disk: file names, member names, tar headers, index layout, checksums and atomic publication.
+"""The files of a set of shards: their names, and the layout of the index.
 
 A set of shards is a folder: ``shard-000000.tar ...`` hold the frames, ``frames.npy`` one record a frame, ``clips.npy``
 one column a clip, ``keys.bin`` and ``key_offsets.npy`` the clip keys, ``report.json`` what was left out or re-encoded,

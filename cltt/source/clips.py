@@ -103,7 +103,7 @@ class FrameReader:
         self._options = options
         self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, largest)))
         self._pool = ThreadPoolExecutor(READ_THREADS)
-        self._mapped = threads.PatientMap(self._pool)
+        self._mapped = threads.AdaptiveMap(self._pool)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
 from cltt.files.retry import Handle, retry
-from cltt.files.threads import PatientMap
+from cltt.files.threads import AdaptiveMap
 from cltt.source import names as naming
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
 from cltt.source.names import EVERYTHING, Choice, natural_key
@@ -140,7 +140,7 @@ def _walk(scan: Scan, start: bytes, seen: set[tuple[int, int]], pool: ThreadPool
     """Linked folders below ``start``; ``scan`` gains the others, without following a link, and ``seen`` them all."""
     links = []
     level = [start]
-    listed = PatientMap(pool)
+    listed = AdaptiveMap(pool)
     while level:
         found = list(listed(lambda key: _list_folder(scan.root, key), iter(level), 4 * SCAN_THREADS))
         scan.keys += [folder.key for folder in found]
@@ -245,7 +245,7 @@ def _first_bytes(path: bytes) -> bytes:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
-def _chunks(scan: Scan, mapped: PatientMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
+def _chunks(scan: Scan, mapped: AdaptiveMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
     """(key, up to STAT_CHUNK file names, last of its folder) over all folders in order."""
     listings = mapped(lambda key: _names(scan, key), iter(scan.keys), 4 * SCAN_THREADS)
     for key, names, skipped in listings:
@@ -267,7 +267,7 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
     frames: list[SourceFrame] = []
     videos: list[SourceFrame] = []
     twins = _Twins()
-    mapped = PatientMap(pool)
+    mapped = AdaptiveMap(pool)
     for key, found, last in mapped(stat_chunk, _chunks(scan, mapped), 4 * SCAN_THREADS):
         frames += found.frames
         videos += found.videos

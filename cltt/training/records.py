@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cltt.checkpoint import SETTINGS_FILE
 from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
@@ -21,7 +22,6 @@ from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
 from cltt.visualize.curves import plot_run
 
-SETTINGS_FILE = "settings.json"
 COMPLETE_FILE = "complete"
 FIRST_STEP_FILE = "first-step"  # as in slurm/common.sh
 PLOT_FILE = "plots.png"

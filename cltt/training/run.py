@@ -16,7 +16,7 @@ from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import RunSettings, TrainSettings, differences
 from cltt.distributed import RankInfo
-from cltt.errors import BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
+from cltt.errors import EXIT_REQUEUE, BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.parts import seen_in_training
 from cltt.files import atomic
@@ -44,7 +44,7 @@ from cltt.training.trainer import Trainer
 
 STOP_NOTICE = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
 LOCK_PATIENCE = 120.0  # seconds
-EXIT_STATUS = {Request.NOTHING: 0, Request.STOP: cli.EXIT_REQUEUE, Request.INTERRUPT: cli.EXIT_INTERRUPTED}
+EXIT_STATUS = {Request.NOTHING: 0, Request.STOP: EXIT_REQUEUE, Request.INTERRUPT: cli.EXIT_INTERRUPTED}
 
 
 def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[[float], None] | None = None) -> int:
@@ -54,7 +54,7 @@ def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[
     and OutOfMemoryError; but a failure on one of several ranks ends the processes of all, saying it once as ``prog``.
     """
     info = distributed.rank_info()
-    stop = StopSignals(STOP_NOTICE if info.is_main else "", cli.EXIT_REQUEUE)
+    stop = StopSignals(STOP_NOTICE if info.is_main else "", EXIT_REQUEUE)
     with ExitStack() as stack:
         stack.callback(stop.restore)
         with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
@@ -76,7 +76,8 @@ def _train(
     set_policy(settings.data.io_patience)
     device = _take_device(settings, info)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
-    start_from, fingerprint = distributed.from_main(lambda: _find_start(settings))
+    read: dict[Path, Any] = {}  # by rank 0, which looks whether it is intact
+    start_from, fingerprint = distributed.from_main(lambda: _find_start(settings, read))
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
     model = start_model(settings, weights=weights, say=say if info.is_main else lambda line: None)
     evaluator = _open_evaluator(settings, device)
@@ -101,7 +102,8 @@ def _train(
         settings, model, loader, device, info, stop=stop, store=store, evaluator=evaluator, **listeners
     )
     if start_from is not None:
-        _resume(trainer, start_from, settings, dataset)
+        state = read.pop(start_from) if start_from in read else checkpoint.load(start_from)
+        _resume(trainer, start_from, state, settings, dataset)
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
     if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
         stack.enter_context(store)
@@ -160,8 +162,8 @@ def _check_outputs(settings: TrainSettings) -> None:
         summary_writer()
 
 
-def _find_start(settings: TrainSettings) -> tuple[Path | None, str | None]:
-    """The checkpoint to go on from, and the fingerprint of its data; None: a fresh start.
+def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | None, str | None]:
+    """The checkpoint to go on from (put into ``read``), and the fingerprint of its data; None: a fresh start.
 
     Without --resume, a folder that holds a run is refused.
     """
@@ -173,18 +175,20 @@ def _find_start(settings: TrainSettings) -> tuple[Path | None, str | None]:
                 f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
             )
         return None, None
-    path, warnings = checkpoint.find_latest(run_dir)
+    path, state, warnings = checkpoint.find_latest(run_dir)
     for warning in warnings:
         say(f"warning: {warning}")
     if path is None:
         say(f"no checkpoint in {run_dir}: starting fresh")
         return None, None
-    return path, checkpoint.load(path).get("fingerprint")
+    read[path] = state
+    return path, state.get("fingerprint")
 
 
-def _resume(trainer: Trainer, path: Path, settings: TrainSettings, dataset: ShardDataset) -> None:
+def _resume(
+    trainer: Trainer, path: Path, state: dict[str, Any], settings: TrainSettings, dataset: ShardDataset
+) -> None:
     """Put the trainer where ``path`` was saved. SettingsError, naming each difference, for other data or settings."""
-    state = checkpoint.load(path)
     parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
     checkpoint.require_parts(path, state, fingerprint=str, **parts)
     saved = checkpoint.settings_of(path, state)

@@ -1,7 +1,4 @@
-"""Pictures of windows, of a data set's statistics, and of training runs. Everything drawn arrives built.
-
-``python -m cltt.visualize curves RUN [RUN ...] --save-path F`` draws any set of runs over each other;
-``inspect_windows.py`` draws windows and statistics.
+"""Pictures of windows, and what every picture of this package shares. Everything drawn arrives built.
 
 Pixel arrays are uint8 RGB; b windows of T frames, S pixels square, as the network gets them before normalisation.
 """

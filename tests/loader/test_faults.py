@@ -23,6 +23,7 @@ from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.errors import DataError, FrameError
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
+from cltt.loader.bad_frames import BadFrames
 from cltt.loader.slots import BlockUses
 from cltt.shards.folder import FolderDataset
 from tests.helpers import data
@@ -145,6 +146,20 @@ def test_a_read_that_hangs_past_the_end_of_its_loop_writes_nowhere_else(shards: 
                 for row, ids in enumerate(batch.frame_ids.tolist()):
                     wrong += sum(not torch.equal(batch.frames[row, k], picture(dataset, i)) for k, i in enumerate(ids))
         assert wrong == 0
+
+
+def test_known_bad_frames_are_gone_through_while_no_thread_adds_one(shards: Path) -> None:
+    bad = BadFrames(ShardDataset(shards), 9)
+
+    class Watched(dict[int, FrameError]):
+        def __iter__(self) -> Any:
+            assert bad._lock.locked()
+            return super().__iter__()
+
+    bad._errors = Watched()
+    bad.register(FrameError(3, "a/3.jpg", "CRC mismatch"))
+    slots = bad.substitute(np.array([[2, 3, 4]]), np.array([[0, 1, 2]]), lambda frames, slots: None)
+    assert slots.tolist() == [[0, 0, 2]]
 
 
 def test_too_many_bad_frames_stop_the_run_with_a_list(shards: Path) -> None:

@@ -38,7 +38,7 @@ def assert_all_ended(ranks: Ranks, moment: float, statuses: list[int], *sentence
 
 def assert_goes_on(arguments: list[str], folder: Path) -> None:
     """The checkpoints are whole, and one process finishes the run."""
-    path, warnings = checkpoint.find_latest(folder / "run")
+    path, _, warnings = checkpoint.find_latest(folder / "run")
     assert path is not None and warnings == []
     status, output = training.run_tiny(arguments, folder / "rest")
     assert status == 0 and "resuming from" in output, output

@@ -84,7 +84,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_alone(tmp_path:
         disk.full = False
         assert store.retry() == "" and store.failed_at is None and "can be written again" in lines[1]
     assert names(tmp_path / "run") == ["epoch-0001.pt", "epoch-0003.pt", "latest"]
-    assert checkpoint.find_latest(tmp_path / "run") == (tmp_path / "run" / "epoch-0003.pt", [])
+    assert checkpoint.find_latest(tmp_path / "run")[::2] == (tmp_path / "run" / "epoch-0003.pt", [])
 
 
 def test_a_failed_save_makes_the_next_one_due_after_five_minutes(

@@ -104,6 +104,16 @@ def test_a_signal_saves_within_the_epoch(
     assert_same_end(tmp_path / "run", unbroken)
 
 
+def test_a_resumed_run_reads_its_checkpoint_once(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = training.flags(shards, tmp_path / "run", "--epochs", "2")
+    assert training.run_here(arguments, stop_after=5)[0] == 85
+    read, real = [], checkpoint.read
+    monkeypatch.setattr(checkpoint, "read", lambda path: read.append(path.name) or real(path))
+    status, losses = training.run_here([*arguments, "--resume"])
+    assert status == 0 and len(losses) == 2 * 12 - 5
+    assert read == ["epoch-0000-step-000005.pt"]
+
+
 def test_what_the_loss_remembers_is_saved(shards: Path, tmp_path: Path) -> None:
     """A run that stops within an epoch and goes on makes the losses of one that does not, to the last bit."""
     more = ("--memory", "40", "--hard-negatives", "0.5", "--epochs", "1", "--resume")
