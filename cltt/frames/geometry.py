@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cltt.config import require
 from cltt.region import CENTER, NO_REGION, Box, Region
-from cltt.source.reduced import largest_reduction
+from cltt.source.libjpeg import largest_reduction
 
 # A crop is drawn from a frame a little larger than the batch's (256 lines for 224, as torchvision's recipes do) ...
 MARGIN = 256 / 224

@@ -31,9 +31,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr": 5e-4, "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0, "epochs": 60,
     },
     "Orhan": {
-        "window_size": 2, "frame_step": 1, "batch_size": 128, "image_size": 224, "augment": "simclr", "jitter": [0.4, 0.4, 0.4, 0.1],
-        "backbone": "timm:resnext50_32x4d", "proj_dim": 128, "temperature": 0.2, "optimizer": "sgd", "momentum": 0.9,
-        "lr": 0.015, "weight_decay": 0, "schedule": "epochs", "epochs": 12,
+        "window_size": 2, "frame_step": 1, "batch_size": 128, "image_size": 224, "augment": "simclr",
+        "jitter": [0.4, 0.4, 0.4, 0.1], "backbone": "timm:resnext50_32x4d", "proj_dim": 128, "temperature": 0.2,
+        "optimizer": "sgd", "momentum": 0.9, "lr": 0.015, "weight_decay": 0, "schedule": "epochs", "epochs": 12,
     },
     "Sheybani": {
         "window_size": 2, "frame_step": 30, "image_size": 224, "augment": "none", "backbone": "resnet50",
