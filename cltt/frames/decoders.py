@@ -90,7 +90,7 @@ class DaliDecoder:
         on_gpu = device.type == "cuda"
         hardware = on_gpu and bool(hardware_jpeg_engines())
         device_id = (device.index or 0) if on_gpu else None
-        make = partial(DecodeGraph, self.job_frames, threads, device_id, hardware, framing.blur)
+        make = partial(DecodeGraph, self.job_frames, threads, device_id, hardware, framing)
         self._graphs = DecodeGraphs(self._GRAPHS, make)
         self._cpu = CpuDecoder(framing)
         self._works = True
