@@ -70,6 +70,14 @@ def value_types(settings: type) -> dict[str, Any]:
     return {name: get_args(hint)[0] if isinstance(hint, UnionType) else hint for name, hint in hints}
 
 
+def items_of(kind: Any) -> tuple[Any, int | str | None]:
+    """(type of an item, how many there are) of a tuple, "+" for any number; None of them for another type."""
+    if get_origin(kind) is not tuple:
+        return kind, None
+    first, *others = get_args(kind)
+    return first, "+" if others == [...] else 1 + len(others)
+
+
 def values_of(settings: Any, part: type) -> dict[str, Any]:
     """What ``settings`` has of the fields of ``part``, as keyword arguments."""
     return {field.name: getattr(settings, field.name) for field in fields(part)}
@@ -97,11 +105,11 @@ def check_fields(settings: Any) -> None:
         if isinstance(value, str):
             require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
             require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
-        if get_origin(types[field.name]) is tuple:
-            numbers = tuple(value)
-            count = len(get_args(types[field.name]))
-            require(len(numbers) == count, f"{field.name} is {len(numbers)} numbers; give {count}")
-            object.__setattr__(settings, field.name, numbers)
+        _, count = items_of(types[field.name])
+        if isinstance(count, int):
+            there = isinstance(value, list | tuple) and len(value) == count
+            require(there, f"{field.name} is {value}; it must be {count} numbers")
+            object.__setattr__(settings, field.name, tuple(value))
         if field.metadata["within"] is not None:
             for number in value if isinstance(value, list | tuple) else [value]:
                 require_within(field.name, number, *field.metadata["within"])

@@ -11,7 +11,7 @@ from cltt.source.image import MAX_PIXELS, MAX_SIDE
 
 # Settings that came after 0.2.0: kept with the shards only where they are not at their default, which older sets have.
 LATER = ("include", "exclude")
-_GLOBS: dict[str, Any] = {"type": str, "action": "append", "metavar": "GLOB"}
+_GLOBS: dict[str, Any] = {"action": "append", "metavar": "GLOB"}
 
 
 @dataclass(frozen=True, kw_only=True)
