@@ -10,8 +10,11 @@
 Needs neither a GPU nor DALI. Window, batch and augmentation flags mean what they mean in train.py.
 """
 
-from cltt.cli import run
-from cltt.visualize.inspect import main
+from cltt.start import require_packages
 
 if __name__ == "__main__":
+    require_packages("inspect_windows.py")
+    from cltt.cli import run
+    from cltt.visualize.inspect import main
+
     run(main, "inspect_windows.py")

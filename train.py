@@ -9,8 +9,11 @@ Exit status: 0 complete, 2 refused (one sentence says why), 85 stopped by SIGUSR
 not (out of memory, a rank killed). Of several ranks all end with the status of the first that fails.
 """
 
-from cltt.cli import run
-from cltt.commands.train import main
+from cltt.start import TRAINING, require_packages
 
 if __name__ == "__main__":
+    require_packages("train.py", *TRAINING)
+    from cltt.cli import run
+    from cltt.commands.train import main
+
     run(main, "train.py")

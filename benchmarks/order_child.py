@@ -59,7 +59,8 @@ def run_reads(dataset: ShardDataset, index: WindowIndex) -> dict[str, int]:
 
     files.view = slow_view
     plan = EpochPlan(index, BATCH)
-    uses = slots.block_uses(plan, index, 0, rank=0, world_size=1)
+    given = (plan, 0) if hasattr(plan, "block_uses") else (plan, index, 0)
+    uses = slots.block_uses(*given, rank=0, world_size=1)
     table = slots.SlotTable(2 * plan.frames_per_block())
     read: list[object] = []
     fill = lambda ids, _: read.extend(map(len, dataset.read_each(ids)))  # noqa: E731

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -97,6 +98,7 @@ def is_ours_to_replace(path: Path) -> bool:
     return path.stat().st_size == 0 or (names[0] == "epoch" and len(names) > 1 and known.issuperset(names))
 
 
+_SETTINGS = "settings.json"  # cltt.checkpoint.SETTINGS_FILE, which imports torch
 _MAX_HEADER = 1000  # bytes
 _MAX_BYTES = 1 << 28  # of a metrics file
 Columns = dict[str, list[float]]
@@ -111,19 +113,31 @@ class RunMetrics:
 
 
 def read_run(path: Path) -> RunMetrics:
-    """Metrics of the run in folder ``path`` (``metrics.csv``, ``metrics_eval.csv``), or of the metrics file ``path``.
+    """Metrics of the run in folder ``path`` (``metrics.csv``, ``metrics_eval.csv``, or where its settings say), or of
+    the metrics file ``path``.
 
     Raises DataError if there is no metrics file, or if a line is not what training writes.
     """
-    metrics = path / "metrics.csv" if path.is_dir() else path
+    metrics, evaluation = _files_of(path) if path.is_dir() else (path, None)
     if not metrics.is_file():
         raise DataError(f"{metrics} does not exist; name a run's folder or metrics CSV (train.py --csv-log writes it)")
-    evaluation = metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")
+    evaluation = evaluation or metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")
     empty: Columns = {name: [] for name in EVAL_COLUMNS}
     return RunMetrics(
         train=read_columns(metrics, TRAIN_COLUMNS),
         evaluation=read_columns(evaluation, EVAL_COLUMNS) if evaluation.is_file() else empty,
     )
+
+
+def _files_of(run: Path) -> tuple[Path, Path | None]:
+    """The metrics files that the run's settings name; None: the second is named after the first."""
+    try:
+        log = json.loads(read_regular(run / _SETTINGS, _MAX_BYTES))["log"]
+        named = [log.get(name) for name in ("csv_log_path", "eval_csv_log_path")]
+        train, evaluation = (Path(name) if name else None for name in named)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        train = evaluation = None
+    return train or run / "metrics.csv", evaluation
 
 
 def read_columns(path: Path, expected: Sequence[str]) -> Columns:

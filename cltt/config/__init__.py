@@ -9,6 +9,7 @@ from cltt.config.data import (
     OrderSettings,
     ViewSettings,
     WindowSettings,
+    frame_step_value,
 )
 from cltt.config.fields import (
     MANY,
@@ -67,6 +68,7 @@ __all__ = [
     "check_fields",
     "declared",
     "differences",
+    "frame_step_value",
     "require",
     "require_one_of",
     "require_within",

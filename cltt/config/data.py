@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 from cltt.config.augmenting import AugmentSettings
-from cltt.config.fields import MANY, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields, require, setting
+from cltt.config.fields import MANY, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields, require, require_within, setting
 from cltt.config.old_flags import OBJECT_FOCUS, SHORT_CLIPS, TWO_VIEWS
 from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
 
@@ -15,10 +17,12 @@ class WindowSettings:
     """Which frames make a window: t, t+frame_step, ..., t+(window_size-1)*frame_step of one clip."""
 
     window_size: int = setting(5, "frames in a window (T)", within=(1, 10_000))
-    frame_step: int = setting(
+    frame_step: int | str = setting(
         10,
-        "distance between neighbouring frames of a window, in frames (0: the same frame each time)",
-        within=(0, MANY),
+        "distance between neighbouring frames of a window, in frames (0: the same frame each time); A-B: each epoch "
+        "draws it anew for every window, from A to B",
+        type=str,
+        metavar="STEP",
         old=TWO_VIEWS,
     )
     window_stride: int = setting(1, "distance between the starts of neighbouring windows, in frames", within=(1, MANY))
@@ -33,12 +37,45 @@ class WindowSettings:
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "frame_step", frame_step_value(self.frame_step))
         check_fields(self)
 
     @property
+    def frame_steps(self) -> tuple[int, int]:
+        """The shortest and the longest step."""
+        shortest, _, longest = str(self.frame_step).partition("-")
+        return int(shortest), int(longest or shortest)
+
+    @property
     def span(self) -> int:
-        """Frames from the first to the last of a window, both included."""
-        return (self.window_size - 1) * self.frame_step + 1
+        """Frames from the first to the last of a window, both included; of the longest step, where steps are drawn."""
+        return (self.window_size - 1) * self.frame_steps[1] + 1
+
+
+def frame_step_value(given: object) -> int | str:
+    """A frame step as it is saved: a number, or ``A-B`` for a range; ``given``: either, or a pair of numbers.
+
+    Raises:
+        SettingsError: anything else, a number outside its range, or a range that does not rise from 1 or more.
+    """
+    parts = given.split("-") if isinstance(given, str) and not given.startswith("-") else given
+    try:
+        steps = [int(part) if isinstance(part, str) else index(part) for part in _as_list(parts)]
+    except (TypeError, ValueError):
+        steps = []
+    require(len(steps) in (1, 2), f"frame_step is {given!r}; it must be a number of frames, or a range such as 1-15")
+    for step in steps:
+        require_within("frame_step", step, 0, MANY)
+    shortest, longest = steps[0], steps[-1]
+    require(
+        shortest == longest or 1 <= shortest < longest,
+        f"frame_step is {given}; a range A-B must begin with 1 or more and end with more",
+    )
+    return shortest if shortest == longest else f"{shortest}-{longest}"
+
+
+def _as_list(parts: Any) -> list[Any]:
+    return list(parts) if isinstance(parts, (list, tuple)) else [parts]
 
 
 SPLITS = ("train", "val", "test", "all")
@@ -102,6 +139,12 @@ class OrderSettings:
         None,
         "steps of a block: frames are decoded once a block (default: 128, more where the data need it)",
         within=(1, 1_000_000),
+    )
+    clips_per_block: int = setting(
+        0,
+        "clips are grouped by so many, and a block takes its windows from two groups at most: batches hold more "
+        "moments of fewer clips (0: from all clips)",
+        within=(0, MANY),
     )
     run: int | None = setting(
         None,

@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
 def check_fields(settings: Any) -> None:
     """SettingsError for a number outside its range, a choice that is none, or text that is empty or holds a NUL.
 
-    Call it first in ``__post_init__`` of a settings class. Where several numbers are wanted, a list becomes a tuple.
+    Call it first in ``__post_init__`` of a settings class. Where several values are wanted, a list becomes a tuple.
     """
     types = value_types(type(settings))
     for field in declared(type(settings)):

@@ -114,11 +114,13 @@ class TrainSettings:
     def __post_init__(self) -> None:
         size = self.windows.window_size
         require(
-            self.windows.frame_step > 0 or self.data.augmentation != Augment(),
+            self.windows.frame_steps[1] > 0 or self.data.augmentation != Augment(),
             "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and "
             "there is nothing to learn; give --augment crop or simclr",
         )
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
+        batch = self.data.batch_size
+        require(batch >= 2, f"--batch-size is {batch}; one window has no other to be told from: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
         require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")
 

@@ -26,7 +26,7 @@ def draw_sample(shards: Path, training: TrainSettings, image_size: int) -> Figur
     dataset = ShardDataset(shards)
     index = factory.build_index(dataset, training)
     plan = EpochPlan(index, **values_of(training.data, OrderSettings), seed=training.run.seed)
-    view = view_windows(dataset, index, plan.batch(0)[:6], image_size=image_size)
+    view = view_windows(dataset, plan, plan.batch(0)[:6], image_size=image_size)
     return draw_windows(view, "windows of the first training batch")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cltt.errors import DeviceError, SettingsError
@@ -78,8 +79,17 @@ def world() -> RankInfo:
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return RankInfo()
-    return RankInfo(dist.get_rank(), dist.get_world_size(), rank_info().local_rank)
+        return _ALONE
+    return _member(dist.get_rank(), dist.get_world_size())
+
+
+_ALONE = RankInfo()
+
+
+@lru_cache(maxsize=8)
+def _member(rank: int, world_size: int) -> RankInfo:
+    """A rank of the process group; the environment is parsed once, as each norm of a model asks at every step."""
+    return RankInfo(rank, world_size, rank_info().local_rank)
 
 
 def pick_device(name: str, info: RankInfo) -> torch.device:

@@ -22,7 +22,7 @@ from cltt.evaluation.evaluator import Evaluator, Features
 from cltt.evaluation.features import extract_features
 from cltt.evaluation.images import Images, joined
 from cltt.evaluation.parts import seen_in_training
-from cltt.evaluation.plots import UNTRAINED, draw_map, draw_neighbours
+from cltt.evaluation.plots import UNTRAINED, check_map, draw_map, draw_neighbours
 from cltt.evaluation.probe import ProbeSettings
 from cltt.files import atomic
 from cltt.files.atomic import file_sha256
@@ -266,6 +266,8 @@ def _check_outputs(settings: EvaluationSettings, out: Path) -> None:
     results.check(out)
     if settings.embeddings:
         check_npz(Path(settings.embeddings), "--embeddings")
+    if settings.map:
+        check_map()
     for path, flag in ((settings.neighbours, "--neighbours"), (settings.map, "--map")):
         if path:
             check_save_path(Path(path), flag)

@@ -13,7 +13,8 @@ import numpy as np
 
 from cltt.errors import SettingsError
 from cltt.evaluation.images import Images, ShardSource
-from cltt.packing.labels import Rule, labeller, table_rows
+from cltt.files.tables import PathTable, table_rows
+from cltt.packing.labels import Rule, labeller
 from cltt.text import shorten
 
 PARTS = ("train", "val", "test")
@@ -101,7 +102,8 @@ def _path_table(table: str, flag: str) -> Rule:
             raise SettingsError(f"{flag}: {table!r} must have two columns, path and name; line {line} has {len(row)}")
         if names.setdefault(row[0].strip("/"), row[1]) != row[1]:
             raise SettingsError(f"{flag}: {table!r}, line {line}: {shorten(row[0], 60)!r} has another name above")
-    return lambda path: names.get(path, names.get(path.rpartition("/")[2]))
+    found = PathTable(names)
+    return lambda path: found.find(path) or found.find(path.rpartition("/")[2])
 
 
 # ---- parts

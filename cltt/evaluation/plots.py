@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -234,16 +235,21 @@ def draw_map(embeddings: Embeddings, pictures: Pictures) -> Figure:
     return figure
 
 
+def check_map() -> None:
+    """SettingsError unless what a map needs is installed."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise SettingsError("--map needs scikit-learn: pip install 'cltt[map]'")
+
+
 def two_dimensional(features: np.ndarray) -> np.ndarray:
     """float32 [n, F] -> float64 [n, 2]: unit features, PCA, then t-SNE (van der Maaten and Hinton 2008).
 
     The same features give the same map. SettingsError without scikit-learn, or for fewer than three frames.
     """
-    try:
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise SettingsError("--map needs scikit-learn: pip install 'cltt[map]'") from None
+    check_map()
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     if len(features) < 3:
         raise SettingsError(f"--map needs three frames or more; there are {len(features)}")
     axes = min(PCA_AXES, *features.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
@@ -44,12 +45,14 @@ def read_regular(path: AnyPath, limit: int, *, follow: bool = True) -> bytes:
 
 
 def read_text(path: AnyPath, limit: int) -> str:
-    """The text of a file that another program wrote, in UTF-8 with a byte order mark or without one.
+    """The text of a file that another program wrote, in UTF-8, or in UTF-16 with a byte order mark.
 
     Bytes that are not UTF-8 become surrogates, as in names of files. OSError as :func:`read_regular` raises it, or if
     it holds NUL bytes, as UTF-16 does.
     """
-    text = read_regular(path, limit).decode("utf-8-sig", errors="surrogateescape")
+    data = read_regular(path, limit)
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16", "replace") if is_utf_16 else data.decode("utf-8-sig", "surrogateescape")
     if "\0" in text:
         raise OSError(errno.EILSEQ, "it holds NUL bytes; save it as plain text in UTF-8", os.fsdecode(path))
     return text

@@ -83,7 +83,7 @@ class WindowLoader:
         augment: ``none``, ``crop`` or ``simclr``, or :class:`~cltt.config.AugmentSettings` for anything between.
         augment_scope: augmentations are drawn for each ``frame`` or once a ``window``.
         region, region_effect, region_scale: which box of a frame counts, see :class:`~cltt.region.Region`.
-        seed, min_gap, depth, run: of the order, see :class:`~cltt.EpochPlan`.
+        seed, min_gap, depth, run, clips_per_block: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
         cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a share of what is
             free. Less only means that some frames are decoded again.
@@ -121,6 +121,7 @@ class WindowLoader:
         min_gap: int = 0,
         depth: int | None = None,
         run: int | None = None,
+        clips_per_block: int = 0,
         rank: int = 0,
         world_size: int = 1,
         cache_bytes: int | None = None,
@@ -167,7 +168,9 @@ class WindowLoader:
         self._clock = Clock()
         self._stop: weakref.finalize | None = None
         self._longest_block = 0  # steps that the frame memory is sized for
-        self.plan = EpochPlan(index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run)
+        self.plan = EpochPlan(
+            index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run, clips_per_block=clips_per_block
+        )
         self._step = 0
         self.plan.batch(0, rank=rank, world_size=world_size)  # a rank or world size that cannot work is said here
 
@@ -301,7 +304,7 @@ class WindowLoader:
             )
         store, share = self._fetcher.store, self._share
         self._prefetcher = Prefetcher(
-            block_uses(self.plan, self.index, self._step, rank=share.rank, world_size=share.world_size),
+            block_uses(self.plan, self._step, rank=share.rank, world_size=share.world_size),
             self._fetcher.fetch,
             SlotTable(store.slots),
             start=self._step,

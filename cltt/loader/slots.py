@@ -7,29 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from cltt.sampling.uses import FrameUses
+from cltt.sampling.epoch_plan import EpochPlan
 
 NEVER = np.iinfo(np.int64).max
-
-
-class Plan(Protocol):
-    """The part of :class:`cltt.EpochPlan` used here."""
-
-    @property
-    def num_blocks(self) -> int: ...
-    def block_windows(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray: ...
-    def block_of(self, step: int) -> int: ...
-    def block_steps(self, block: int) -> range: ...
-
-
-class Index(Protocol):
-    """The part of :class:`cltt.WindowIndex` used here."""
-
-    def frames(self, i: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -52,12 +35,10 @@ class StepUses:
 class BlockUses:
     """Every use of every frame in one block of one rank, from the plan alone."""
 
-    def __init__(self, plan: Plan, index: Index, block: int, rank: int, world_size: int) -> None:
+    def __init__(self, plan: EpochPlan, block: int, rank: int, world_size: int) -> None:
         self.steps = plan.block_steps(block)
-        self.windows = plan.block_windows(block, rank=rank, world_size=world_size)
-        self.frames = index.frames(self.windows)
-        count = len(self.steps)
-        uses = FrameUses(self.frames.reshape(count, -1))
+        uses = plan.block_uses(block, rank=rank, world_size=world_size)
+        self.windows, self.frames = uses.windows, uses.frames
         frame, local = uses.frame, uses.step
         self.first_in_block = uses.first
         self.block_frames = frame[uses.first]
@@ -67,7 +48,7 @@ class BlockUses:
         self._next[again] = local[again + 1] + self.steps.start
         self._frame = frame
         self._by_step = np.argsort(local, kind="stable")
-        self._bounds = np.searchsorted(local[self._by_step], np.arange(count + 1))
+        self._bounds = np.searchsorted(local[self._by_step], np.arange(len(self.steps) + 1))
 
     def join(self, following: BlockUses) -> None:
         """Let the last use of a frame in this block know of its first use in the ``following`` one."""
@@ -84,11 +65,11 @@ class BlockUses:
         return StepUses(self.windows[local], self.frames[local], self._frame[rows], self._next[rows])
 
 
-def block_uses(plan: Plan, index: Index, step: int, *, rank: int, world_size: int) -> Iterator[BlockUses]:
+def block_uses(plan: EpochPlan, step: int, *, rank: int, world_size: int) -> Iterator[BlockUses]:
     """The uses of each block from that of ``step`` on; each knows of the one that follows it."""
-    uses = BlockUses(plan, index, plan.block_of(step), rank, world_size)
+    uses = BlockUses(plan, plan.block_of(step), rank, world_size)
     for block in range(plan.block_of(step) + 1, plan.num_blocks):
-        following = BlockUses(plan, index, block, rank, world_size)
+        following = BlockUses(plan, block, rank, world_size)
         uses.join(following)
         yield uses
         uses = following

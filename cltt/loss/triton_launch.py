@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -17,7 +18,7 @@ from cltt.loss.triton_kernels import gradient_kernel, mirrored_kernel, row_kerne
 NATS = math.log(2)  # the logits of these kernels, and what comes of them, times this are those of the loss
 # fp16 ends at 6e-8, not far below weights of 1/N: they are multiplied by this before the product, to at most 2 * 2^14.
 _FP16_GAIN = 2.0**14
-_STAGES = 2  # one tile is loaded while one is worked on
+_WIDE_SHARED = 200 * 1024  # bytes of shared memory a program may have, from compute capability 9.0 on
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class _Blocks:
     def programs(self) -> int:
         """Programs that run on a multiprocessor at a time: 16 x 32 threads of 128 registers, or 8 x 32 of 255."""
         return 8 // self.warps
+
+    def stages(self, shared: int) -> int:
+        """Tiles in flight where a program may have ``shared`` bytes of shared memory.
+
+        With two, the gradient kernel waits for each tile right after asking for it; with three, two loads are under way
+        during the products. On compute capability 8.0 the third costs spilled registers.
+        """
+        return 3 if self.dc and self.resident and shared >= _WIDE_SHARED else 2
 
 
 # Fixed sizes, not an autotuner: the first step must not take a minute. Chosen from what the compiler makes of them for
@@ -175,6 +184,14 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+@lru_cache(maxsize=8)
+def _shared(device: torch.device) -> int:
+    """Bytes of shared memory that a program may have."""
+    if device.type != "cuda":
+        return 0
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
+
+
 def _planes(rows: Rows, v: torch.Tensor) -> torch.Tensor:
     """The spans as int64 [3, N/T], one contiguous plane each; without spans anything may stand in their place."""
     return v if rows.spans is None else rows.spans.T.contiguous()
@@ -190,5 +207,5 @@ def _constants(v: torch.Tensor, rows: Rows, blocks: _Blocks) -> dict[str, object
         "RESIDENT": blocks.resident,
         "HAS_SPANS": rows.spans is not None,
         "num_warps": blocks.warps,
-        "num_stages": _STAGES,
+        "num_stages": blocks.stages(_shared(v.device)),
     }

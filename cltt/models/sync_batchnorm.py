@@ -15,6 +15,8 @@ Letters: n rows, C channels, M values a channel on this rank, W ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +24,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cltt import distributed
+from cltt.config import require
 
 Forward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # y, mean, invstd, var, counts
 Backward = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # dx, dweight, dbias
@@ -34,19 +37,23 @@ class _SyncMixin(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        y, mean, _, unbiased_var, _ = _sync_batch_norm(input, self.weight, self.bias, self.eps)
-        if self.track_running_stats and self.running_mean is not None:
-            self._update_running(mean, unbiased_var)
+        if not torch.compiler.is_compiling():
+            return _Eager.apply(input, self.weight, self.bias, self)
+        y, mean, _, unbiased_var, _ = _compiled(input, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.update_running(mean, unbiased_var)
         return y
 
-    @torch.no_grad()
-    def _update_running(self, mean: torch.Tensor, unbiased_var: torch.Tensor) -> None:
+    def update_running(self, mean: torch.Tensor, unbiased_var: torch.Tensor) -> None:
         """As torch's: an exponential average or, where momentum is None, the mean over all batches."""
-        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        for running, of_batch in ((self.running_mean, mean), (self.running_var, unbiased_var)):
-            share = self.momentum if self.momentum is not None else (1 / self.num_batches_tracked).to(running.dtype)
-            running.lerp_(of_batch.to(running.dtype), share)
+        if not self.track_running_stats or self.running_mean is None:
+            return
+        count, *running = self.num_batches_tracked, self.running_mean, self.running_var
+        assert count is not None and running[0] is not None and running[1] is not None
+        count.add_(1)
+        share = self.momentum if self.momentum is not None else (1 / count).to(running[0].dtype)
+        running[0].lerp_(mean.to(running[0].dtype), share)
+        running[1].lerp_(unbiased_var.to(running[1].dtype), share)
 
 
 class SyncBatchNorm1d(_SyncMixin, nn.BatchNorm1d):
@@ -57,18 +64,40 @@ class SyncBatchNorm2d(_SyncMixin, nn.BatchNorm2d):
     """``nn.BatchNorm2d`` over all ranks: [n, C, H, W] of any n >= 1 a rank; same parameters and buffers."""
 
 
+class _SyncActMixin(_SyncMixin):
+    """For timm's ``BatchNormAct2d``, whose forward pass is that of a norm, ``drop`` and ``act``."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        y = super().forward(input)
+        return self.act(self.drop(y)) if self.training else y
+
+
 def synchronise(model: nn.Module) -> nn.Module:
-    """Make every BatchNorm1d and BatchNorm2d of ``model`` one over all ranks, in place; parameters and buffers stay."""
-    for module in model.modules():
-        if type(module) is nn.BatchNorm1d:
-            module.__class__ = SyncBatchNorm1d
-        elif type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
+    """Make every BatchNorm of ``model`` one over all ranks, in place; parameters and buffers stay.
+
+    SettingsError for a kind of BatchNorm that is not known here: its statistics would differ from rank to rank.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, _SyncMixin):
+            module.__class__ = _synchronised(name, type(module))
     return model
 
 
-@torch.library.custom_op("cltt::sync_batch_norm", mutates_args=())
-def _sync_batch_norm(
+def _synchronised(name: str, kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return SyncBatchNorm1d if kind is nn.BatchNorm1d else SyncBatchNorm2d
+    require(
+        kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm."),
+        f"{name} of the model is a {kind.__name__}, whose statistics cannot be taken over ranks; "
+        "train this backbone with one process, or choose another",
+    )
+    return type("SyncBatchNormAct2d", (_SyncActMixin, kind), {})
+
+
+def _forward(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [n, C, ...] -> y like x; mean, 1/std and unbiased variance [C] and values a channel [W], over all ranks.
@@ -76,14 +105,13 @@ def _sync_batch_norm(
     Statistics are float32, of float64 input float64. Raises ValueError for no rows, or for one value a channel in all.
     """
     own = x.numel() // max(1, x.shape[1])
-    if own == 0 or own * distributed.world().world_size == 1:
+    if own == 0 or (own == 1 and distributed.world().world_size == 1):
         raise ValueError(f"BatchNorm in training needs rows on every rank and 2 values a channel; got {tuple(x.shape)}")
     forward = _forward_cuda if x.is_cuda else _forward_cpu
     return forward(x.contiguous(memory_format=_layout(x)), weight, bias, eps)
 
 
-@_sync_batch_norm.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
+def _fake_forward(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
     mean, invstd, unbiased_var = (x.new_empty(x.shape[1], dtype=_statistics_type(x)) for _ in range(3))
     counts = mean.new_empty(distributed.world().world_size)
     return torch.empty_like(x, memory_format=_layout(x)), mean, invstd, unbiased_var, counts
@@ -93,11 +121,13 @@ def _forward_cpu(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tenso
     wide = x.to(_statistics_type(x))
     means, variances, counts = _gathered(*torch.batch_norm_update_stats(wide, None, None, 0.0), x)
     total = counts.sum()
-    shares = (counts / total)[:, None]
+    shares = (counts / total).unsqueeze(1)  # no matrix product: autocast would round it
     mean = (shares * means).sum(0)
-    var = (shares * (variances + (means - mean) ** 2)).sum(0)
+    apart = means - mean
+    var = (shares * torch.addcmul(variances, apart, apart)).sum(0)
     y = _normalised(wide, mean, var, weight, bias, eps)
-    return y.to(x.dtype), mean, torch.rsqrt(var + eps), var * (total / (total - 1)), counts
+    unbiased = torch.addcdiv(var, var, total - 1)
+    return y.to(x.dtype), mean, torch.rsqrt(var + eps), unbiased, counts
 
 
 def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
@@ -112,14 +142,19 @@ def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tens
 
 def _gathered(mean: torch.Tensor, spread: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Two vectors [C] and the values a channel of each rank -> [W, C], [W, C], [W]: the forward pass's collective."""
-    count = torch.full((1,), x.numel() // x.shape[1], dtype=mean.dtype, device=mean.device)
-    rows = distributed.all_gather_rows(torch.cat([mean, spread, count])[None])
-    means, spreads, counts = rows.split([len(mean), len(mean), 1], dim=1)
+    count = _count(x.numel() // x.shape[1], mean.dtype, mean.device)
+    rows = distributed.all_gather_rows(torch.cat([mean, spread, count]).unsqueeze(0))
+    means, spreads, counts = torch.split_with_sizes(rows, [len(mean), len(mean), 1], 1)
     return means, spreads, counts.flatten().clone()  # an output of an operator may not be a view
 
 
-@torch.library.custom_op("cltt::sync_batch_norm_backward", mutates_args=())
-def _sync_batch_norm_backward(
+@lru_cache(maxsize=64)
+def _count(values: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``values`` as a tensor [1]; read only."""
+    return torch.full((1,), values, dtype=dtype, device=device)
+
+
+def _gradients(
     dy: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -134,8 +169,9 @@ def _sync_batch_norm_backward(
     return (_backward_cuda if x.is_cuda else _backward_cpu)(dy, Given(x, weight, mean, invstd, counts))
 
 
-@_sync_batch_norm_backward.register_fake
-def _(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, mean: torch.Tensor, *_: torch.Tensor) -> Backward:
+def _fake_gradients(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, mean: torch.Tensor, *_: torch.Tensor
+) -> Backward:
     return torch.empty_like(x, memory_format=_layout(x)), torch.empty_like(mean), torch.empty_like(mean)
 
 
@@ -152,14 +188,14 @@ class Given(NamedTuple):
 def _backward_cpu(dy: torch.Tensor, given: Given) -> Backward:
     """dx = weight/std * (dy - mean of dy - (x - mean)/var * mean of dy*(x - mean)), means over all ranks."""
     x, weight, mean, invstd, counts = given
-    wide, dy = x.to(mean.dtype), dy.to(mean.dtype)
-    _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-        dy, wide, weight, None, None, mean, invstd, True, 0.0, [False, True, True]
+    wide, var = x.to(mean.dtype), invstd**-2
+    # As in evaluation, where the statistics are constants: dx is weight/std * dy.
+    dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+        dy.to(mean.dtype), wide, weight, mean, var, None, None, False, 0.0, [True, True, True]
     )
-    mean_dyx, mean_dy = (_all_summed(dweight, dbias) / counts.sum()).chunk(2)
-    scale = weight * invstd
-    dx = _normalised(wide, mean, invstd**-2, -scale * mean_dyx, -scale * mean_dy, 0.0)
-    return dx.addcmul_(dy, scale.view(1, -1, *[1] * (x.dim() - 2))).to(x.dtype), dweight, dbias
+    means = _all_summed(dweight, dbias).view(2, -1).div_(counts.sum())  # of dy * (x - mean) / std, and of dy
+    slope, offset = means.mul_(weight * invstd).unbind()
+    return dx.sub_(_normalised(wide, mean, var, slope, offset, 0.0)).to(x.dtype), dweight, dbias
 
 
 def _backward_cuda(dy: torch.Tensor, given: Given) -> Backward:
@@ -196,11 +232,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     ctx.save_for_backward(x, weight, mean, invstd, counts)
 
 
-def _backward(ctx: Any, dy: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
+def _backward(gradients: Callable[..., Backward], ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     x, weight, mean, invstd, counts = ctx.saved_tensors
     if dy is None:  # y is unused here, but the other ranks wait for this one's sums
         dy = torch.zeros_like(x)
-    dx, dweight, dbias = _sync_batch_norm_backward(dy, x, weight, mean, invstd, counts)
+    dx, dweight, dbias = gradients(dy, x, weight, mean, invstd, counts)
     return (
         dx,
         None if weight is None else dweight.to(weight.dtype),
@@ -209,7 +245,30 @@ def _backward(ctx: Any, dy: torch.Tensor | None, *_: None) -> tuple[torch.Tensor
     )
 
 
-_sync_batch_norm.register_autograd(_backward, setup_context=_save)
+class _Eager(torch.autograd.Function):
+    """Both passes as they are: the dispatch of a custom operator takes several times as long as their kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, norm: _SyncMixin
+    ) -> torch.Tensor:
+        output = _forward(x, weight, bias, norm.eps)
+        _save(ctx, (x, weight, bias, norm.eps), output)
+        norm.update_running(output[1], output[3])
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # once_differentiable takes longer than the kernels
+            raise RuntimeError("BatchNorm over ranks has no second derivative")
+        return _backward(_gradients, ctx, dy)
+
+
+_compiled = torch.library.custom_op("cltt::sync_batch_norm", _forward, mutates_args=())
+_compiled.register_fake(_fake_forward)
+_compiled_gradients = torch.library.custom_op("cltt::sync_batch_norm_backward", _gradients, mutates_args=())
+_compiled_gradients.register_fake(_fake_gradients)
+_compiled.register_autograd(lambda ctx, dy, *_: _backward(_compiled_gradients, ctx, dy), setup_context=_save)
 
 
 def _statistics_type(x: torch.Tensor) -> torch.dtype:

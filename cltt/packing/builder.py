@@ -65,6 +65,7 @@ def build_shards(
     io_patience: float = IO_PATIENCE,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    boxes_unit: str = "pixel",
     task: str | None = None,
     finalize: bool = False,
     overwrite: bool = False,
@@ -93,7 +94,8 @@ def build_shards(
         max_gap: seconds without a frame at which the clip of a video is cut; None: the larger of 0.5 and 2/fps, or
             without ``fps`` of 0.5 and twice the usual distance of its frames.
         boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point; frame as ``frame_name`` gives it; pixels
-            of the upright source) is kept with the frames, relative to their size (``ds.frame_boxes``).
+            of the upright source, or with ``boxes_unit`` "share" shares of its width and height) is kept with the
+            frames, relative to their size (``ds.frame_boxes``). -1, NaN, nothing, or a place outside is no box.
         max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
         include, exclude: patterns of paths below ``root_dir`` (fnmatch; ``*`` stands for ``/`` too), as in
             ``["cam0/*"]``: only files that fit one of ``include`` (None: all) and none of ``exclude`` are taken.
@@ -130,6 +132,7 @@ def build_shards(
         max_pixels=max_pixels,
         include=include,
         exclude=exclude,
+        boxes_unit=boxes_unit,
     )
     mode = _Mode(_parse_task(task), finalize, overwrite, dry_run)
     if workers is not None:
@@ -309,7 +312,8 @@ def _open_plan(
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
             make_plan(root, folder, settings)
     plan = Plan(folder)
-    theirs = plan.settings | ({name: settings[name] for name in labels.SETTINGS} if alone else {})
+    asked = with_defaults(settings)
+    theirs = plan.settings | ({name: asked[name] for name in labels.SETTINGS} if alone else {})
     if changed := _changes(settings, root, theirs, plan.root_dir):
         raise SettingsError(f"{out} holds an unfinished build of another kind ({changed}); use --overwrite")
     return plan if plan.settings == settings else regroup(plan, settings)

@@ -1,4 +1,4 @@
-"""Labels and splits of clips, by the clip's key alone, and boxes of frames, by the frame's name.
+"""Labels and splits of clips, by the clip's key alone; boxes of frames (``packing.boxes``), by the frame's name.
 
 They are given when the shards are merged, so they change no packed byte; but a rule that fits no clip is found when the
 source has been scanned, before hours of packing.
@@ -6,9 +6,7 @@ source has been scanned, before hours of packing.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,18 +15,19 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import SettingsError
-from cltt.files.regular import read_text
+from cltt.files.tables import PathTable, table_rows
+from cltt.packing.boxes import Boxes
 from cltt.packing.plan import Plan
 from cltt.shards.clip_table import heads
 from cltt.source import scan
+from cltt.source.odd import Odd
 from cltt.text import shorten
 
 Rule = Callable[[str], str | None]
 NONE = -1  # no label, no split
-MAX_TABLE = 1 << 30  # bytes
 # Rules that may name a table, and what tells its contents.
 TABLES = {"label_from": "label_table_sha256", "splits": "split_table_sha256", "boxes": "box_table_sha256"}
-SETTINGS = ("split_by", "split_seed", *TABLES, *TABLES.values())  # all that is looked at here
+SETTINGS = ("split_by", "split_seed", "boxes_unit", *TABLES, *TABLES.values())  # all that is looked at here
 
 
 def parent_of(key: str) -> str:
@@ -82,12 +81,13 @@ def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     return split_of if len(ends) else lambda key: NONE
 
 
-def _tabled(table: dict[str, str]) -> Callable[[str], int]:
+def _tabled(rows: dict[str, str]) -> Callable[[str], int]:
     """A function from clip key to the number of its split, by the longest entry that is the key or a folder of it."""
-    number = {name: k for k, name in enumerate(dict.fromkeys(table.values()))}
+    number = {name: k for k, name in enumerate(dict.fromkeys(rows.values()))}
+    table = PathTable(rows)
 
     def split_of(key: str) -> int:
-        return next((number[table[head]] for head in heads(key) if head in table), NONE)
+        return next((number[split] for head in heads(key) if (split := table.find(head)) is not None), NONE)
 
     return split_of
 
@@ -113,26 +113,8 @@ def read_table(path: str, rule: str, column: str) -> dict[str, str]:
     return found
 
 
-def table_rows(
-    path: str, rule: str, headers: list[list[str]], *, tabs: bool = False
-) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of the rows of a table, without a header and empty lines; ``tabs``: it may be one of tabs."""
-    try:
-        text = read_text(path, MAX_TABLE)
-    except OSError as error:
-        raise SettingsError(f"{rule}: cannot read {path!r}: {error.strerror}") from error
-    delimiter = "\t" if tabs and "\t" in text.partition("\n")[0] else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        for number, row in enumerate(row for row in reader if row):
-            if number or row not in headers:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise SettingsError(f"{rule}: {path!r}, line {reader.line_num}: {error}") from error
-
-
 def _key_table(path: str) -> Rule:
-    return read_table(path, "label_from", "label").get
+    return PathTable(read_table(path, "label_from", "label")).find
 
 
 def labeller(label_from: str | None, flag: str = "label_from", table: Callable[[str], Rule] = _key_table) -> Rule:
@@ -175,7 +157,7 @@ def check_rules(settings: dict[str, Any]) -> None:
     """SettingsError for a rule that cannot work, whatever the clips."""
     split_names(settings["splits"])
     labeller(settings["label_from"])
-    read_boxes(settings["boxes"])
+    boxes_of(settings)
 
 
 def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
@@ -183,6 +165,7 @@ def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
     rule = settings["label_from"]
     label_of, split_of = labeller(rule), splitter(settings)
     keys = [os.fsdecode(key) for key in plan.keys(0, plan.num_clips)]
+    list(odd_tables(keys, settings))  # refuses tables in other encodings
     if rule is not None and all(label_of(key) is None for key in keys):
         raise SettingsError(
             f"label_from {shorten(str(rule), 60)!r} gives no clip a label; it must fit clip keys such as {keys[0]!r}"
@@ -191,42 +174,37 @@ def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
         raise SettingsError(
             f"splits {settings['splits']!r} names no clip and no folder of clips; keys are such as {keys[0]!r}"
         )
-    boxes = read_boxes(settings["boxes"])
-    names = (os.fsdecode(frame.path) for shard in range(plan.num_shards) for frame in plan.shard_plan(shard))
-    if settings["boxes"] is not None and not any(name in boxes for name in names):
-        first = os.fsdecode(next(plan.shard_plan(0)).path)
-        raise SettingsError(f"boxes {settings['boxes']!r} names no frame; frames are named such as {first!r}")
+    if settings["boxes"] is not None:
+        boxes = boxes_of(settings)
+        names = (os.fsdecode(frame.path) for shard in range(plan.num_shards) for frame in plan.shard_plan(shard))
+        if not sum(map(boxes.has_row, names)):  # all of them: the rows that fit none are looked at
+            first = os.fsdecode(next(plan.shard_plan(0)).path)
+            raise SettingsError(f"boxes {settings['boxes']!r} names no frame; frames are named such as {first!r}")
+        boxes.unused()
 
 
-# ---- boxes
+def odd_tables(keys: list[str], settings: dict[str, Any]) -> Iterator[Odd]:
+    """Rows of the tables of labels and splits that fit no clip, and clips that they do not name.
 
-Box = tuple[float, float, float, float]
-
-
-def read_boxes(boxes: str | None) -> dict[str, Box]:
-    """Frame name -> (x1, y1, x2, y2) in pixels from ``csv:FILE``; a point is a box without extent. {} for None.
-
-    A first row frame,x1,y1,x2,y2 or frame,x,y is a header. SettingsError for a row that is neither.
+    SettingsError for a row that fits none and is not in UTF-8.
     """
-    if boxes is None:
-        return {}
-    if (path := table_of(boxes)) is None:
-        raise SettingsError(f"boxes is {shorten(boxes, 60)!r}; it must be csv:FILE")
-    found: dict[str, Box] = {}
-    for line, row in table_rows(path, "boxes", [["frame", "x1", "y1", "x2", "y2"], ["frame", "x", "y"]]):
-        if row[0] in found:
-            raise SettingsError(f"boxes: {path!r} names {shorten(row[0], 60)!r} twice, the second time in line {line}")
-        found[row[0]] = _box(row, f"boxes: line {line} of {path!r}")
-    return found
+    for rule, column in (("label_from", "label"), ("splits", "split")):
+        if (file := table_of(settings[rule])) is None:
+            continue
+        table = PathTable(read_table(file, rule, column))
+        ways = heads if rule == "splits" else lambda key: iter([key])
+        without = [key for key in keys if not [way for way in ways(key) if table.find(way) is not None]]
+        for what, names in (
+            (f"rows of the table of {column}s that fit no clip", table.unused(f"{rule}: {file!r}")),
+            (f"clips without a row in the table of {column}s", without),
+        ):
+            if names:
+                yield Odd(what, min(names), number=len(names))
 
 
-def _box(row: list[str], where: str) -> Box:
-    try:
-        numbers = [float(value) for value in row[1:]]
-    except ValueError:
-        raise SettingsError(f"{where} is {','.join(row)[:80]!r}; behind the frame's name must come numbers") from None
-    if len(numbers) == 2:
-        numbers *= 2
-    if len(numbers) != 4 or not np.isfinite(numbers).all() or numbers[0] > numbers[2] or numbers[1] > numbers[3]:
-        raise SettingsError(f"{where} is {','.join(row)[:80]!r}; it must be frame,x1,y1,x2,y2 (x1<=x2) or frame,x,y")
-    return numbers[0], numbers[1], numbers[2], numbers[3]
+def boxes_of(settings: dict[str, Any]) -> Boxes:
+    """The boxes that ``settings`` ask for; SettingsError if they cannot be."""
+    rule = settings["boxes"]
+    if rule is not None and table_of(rule) is None:
+        raise SettingsError(f"boxes is {shorten(rule, 60)!r}; it must be csv:FILE")
+    return Boxes(table_of(rule), settings.get("boxes_unit", "pixel"))

@@ -14,7 +14,7 @@ import numpy as np
 
 from cltt.errors import DataError
 from cltt.files import atomic, npy
-from cltt.packing.labels import label_clips, read_boxes, split_clips, split_names
+from cltt.packing.labels import boxes_of, label_clips, odd_tables, split_clips, split_names
 from cltt.packing.pack import PART_DTYPE, read_part
 from cltt.packing.plan import Plan
 from cltt.shards import format
@@ -30,8 +30,7 @@ class _Frames:
 
     def __init__(self, plan: Plan, out: Path, files: contextlib.ExitStack) -> None:
         self._plan, self._out = plan, out
-        self._boxes = read_boxes(plan.settings["boxes"])
-        self.used_boxes = 0
+        self.boxes = boxes_of(plan.settings)
         self.cutter = ClipCutter()
         self._writers = {format.FRAMES: self._writer(format.FRAMES, format.FRAME_DTYPE, files)}
         if plan.has_times:
@@ -45,10 +44,6 @@ class _Frames:
     @property
     def rows(self) -> int:
         return self._writers[format.FRAMES].rows
-
-    @property
-    def num_boxes(self) -> int:
-        return len(self._boxes)
 
     def add(self, shard: int) -> None:
         """Write the rows of all valid frames of a shard, and tell the cutter of all files."""
@@ -67,11 +62,10 @@ class _Frames:
         """The boxes of a shard's planned frames, relative to the frames' sizes and within them; NaN for none."""
         found = np.full((len(rows), 4), np.nan, "<f4")
         for row, frame in enumerate(self._plan.shard_plan(shard)):
-            box = self._boxes.get(os.fsdecode(frame.path))
-            if box is not None and rows["good"][row]:
-                size = np.tile([rows["full_width"][row], rows["full_height"][row]], 2)
-                found[row] = np.clip(np.divide(box, size), 0, 1)
-                self.used_boxes += 1
+            if rows["good"][row]:
+                size = int(rows["full_width"][row]), int(rows["full_height"][row])
+                box = self.boxes.of(os.fsdecode(frame.path), *size)
+                found[row] = np.nan if box is None else box
         return found.view(format.BOX_FIELDS)[:, 0]
 
     def close(self) -> None:
@@ -91,8 +85,8 @@ def _clip_matrix(
     return np.ascontiguousarray(np.stack([first, length, key, part, labels[key], splits[key]])), label_names
 
 
-def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str]]:
-    """Write frames.npy and the optional parts, clips.npy and the keys; (counts, label names)."""
+def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str], list[Odd]]:
+    """Write frames.npy and the optional parts, clips.npy and the keys; (counts, label names, what is odd of boxes)."""
     with contextlib.ExitStack() as files:
         frames = _Frames(plan, out, files)
         for shard in range(plan.num_shards):
@@ -112,8 +106,8 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str]
         np.save(file, np.cumsum([0, *map(len, keys)], dtype=np.int64))
     counts: dict[str, Any] = {"frames": frames.rows, "clips": matrix.shape[1]}
     if plan.settings["boxes"] is not None:
-        counts["boxes"] = {"used": frames.used_boxes, "unused": frames.num_boxes - frames.used_boxes}
-    return counts, label_names
+        counts["boxes"] = {"used": frames.boxes.used, "unused": len(frames.boxes.unused())}
+    return counts, label_names, list(frames.boxes.odd())
 
 
 # ---- report and index
@@ -127,8 +121,9 @@ def _notes(plan: Plan, out: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _odd(plan: Plan, out: Path) -> Iterator[Odd]:
-    """What the scan and the packing found odd."""
+    """What the scan and the packing found odd, and the tables of clips."""
     yield from plan.odd
+    yield from odd_tables([os.fsdecode(key) for key in plan.keys(0, plan.num_clips)], plan.settings)
     for shard in range(plan.num_shards):
         yield from (Odd(*record) for record in read_part(out, shard)[0].get("odd", ()))
 
@@ -154,8 +149,8 @@ def _write_report(plan: Plan, out: Path, odd: list[str]) -> dict[str, dict[str, 
 
 def merge(plan: Plan, out: Path) -> dict[str, Any]:
     """Write the index of finished shards into ``out``, ``index.json`` last; returns its contents."""
-    counts, label_names = _write_index_files(plan, out)
-    odd = odd_lines(_odd(plan, out))
+    counts, label_names, odd_boxes = _write_index_files(plan, out)
+    odd = odd_lines([*_odd(plan, out), *odd_boxes])
     reasons = _write_report(plan, out, odd)
     shards = []
     for shard in range(plan.num_shards):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cltt.packing.labels import NONE, label_clips, split_clips, split_names
+from cltt.packing.labels import NONE, label_clips, odd_tables, split_clips, split_names
 from cltt.packing.pack import PART_DTYPE, read_part
 from cltt.packing.plan import Plan
 from cltt.shards import format
@@ -121,7 +121,7 @@ def planned_report(plan: Plan, out: Path) -> BuildReport:
         splits=_tally(split_clips(keys, plan.settings)[clips], split_names(plan.settings["splits"])),
         labels=_tally(labels[clips], label_names),
         cut=_cut(clips),
-        odd=odd_lines(plan.odd),
+        odd=odd_lines([*plan.odd, *odd_tables(keys, plan.settings)]),
         read=_count(plan, READ),
     )
 

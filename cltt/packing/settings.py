@@ -10,7 +10,7 @@ from cltt.config import MAX_SEED, check_fields, require, setting
 from cltt.source.image import MAX_PIXELS, MAX_SIDE
 
 # Settings that came after 0.2.0: kept with the shards only where they are not at their default, which older sets have.
-LATER = ("include", "exclude")
+LATER = ("include", "exclude", "boxes_unit")
 _GLOBS: dict[str, Any] = {"action": "append", "metavar": "GLOB"}
 
 
@@ -46,6 +46,11 @@ class BuildSettings:
         None,
         "where to look in each frame: csv:FILE (frame,x1,y1,x2,y2 or frame,x,y in pixels of the upright source)",
     )
+    boxes_unit: str = setting(
+        "pixel",
+        "what numbers of --boxes count: pixels, or shares of a frame's width and height",
+        choices=["pixel", "share"],
+    )
     split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
 
     include: tuple[str, ...] | None = setting(
@@ -62,18 +67,14 @@ class BuildSettings:
         check_fields(self)
         for name in ("include", "exclude"):
             globs = getattr(self, name)
-            fits = globs is None or (isinstance(globs, list | tuple) and len(globs) > 0 and all(map(_is_glob, globs)))
-            require(fits, f"{name} is {globs!r}; it must be patterns of paths, as in 'cam0/*'")
+            fits = globs is None or (globs and all(isinstance(glob, str) and glob for glob in globs))
+            require(bool(fits), f"{name} is {globs!r}; it must be patterns of paths, as in 'cam0/*'")
 
     def kept(self) -> dict[str, Any]:
         """The settings as they are kept with the shards, as JSON holds them."""
         defaults = BuildSettings()
         kept = {k: v for k, v in asdict(self).items() if k not in LATER or v != getattr(defaults, k)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
-
-
-def _is_glob(glob: Any) -> bool:
-    return isinstance(glob, str) and glob != ""
 
 
 def with_defaults(kept: Mapping[str, Any]) -> dict[str, Any]:

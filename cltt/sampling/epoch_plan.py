@@ -18,21 +18,24 @@ import numpy as np
 
 from cltt.config import require
 from cltt.sampling.blocks import Block, Chains, FreeBlock, Spacing, max_conflicts_bound, starts_on_one_axis
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.sampling.order_state import OrderState, require_int
-from cltt.sampling.permutation import BLOCK, MAX_SEED, RUNS, SHIFT, seed_sequence
-from cltt.sampling.runs import ShuffledRuns, SingleWindows
+from cltt.sampling.permutation import BLOCK, GROUPS, MAX_SEED, RUNS, SHIFT, seed_sequence
+from cltt.sampling.runs import ClipGroups, ShuffledRuns, SingleWindows
 from cltt.sampling.uses import FrameUses
 from cltt.sampling.windows import WindowIndex
+from cltt.text import counted
 
 DEFAULT_DEPTH = 128
 # A run of n windows that share T-1 frames costs (T + n - 1)/n decodes per window: 1.2 for n = 5*(T-1). Runs of more
 # than 32 windows leave too few runs per block to mix.
 WINDOWS_PER_SHARED_FRAME, MOST_WINDOWS_PER_RUN = 5, 32
+WINDOWS_PER_RUN_OF_DRAWN_STEPS = 20  # where frame_step is a range: they share what their steps happen to meet
 # frames_per_block is exact up to this many frames over all windows, else estimated from this many blocks.
 EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 
 
-class EpochPlan:
+class EpochPlan(EpochWindows):
     """The windows of each step of one epoch, with random access to any step.
 
     Memory is a table of runs and the last two blocks.
@@ -44,10 +47,15 @@ class EpochPlan:
         min_gap: frames between two windows of one clip in a batch, at least; 0: they only do not overlap.
         depth: steps per block; None: 128. Blocks are longer where keeping windows apart needs it. A larger depth saves
             decoding and costs frame memory.
-        run: windows per run; None: 5*(T-1), at most 32. It is 1 where no windows share frames.
+        run: windows per run; None: 5*(T-1), at most 32, and 20 where frame_step is a range. It is 1 where no windows
+            share frames.
+        clips_per_block: C > 0: clips are shuffled and grouped by C in each epoch, and a block takes its windows from at
+            most two groups, so batches hold more windows of fewer clips. For that, blocks may be shorter than
+            ``depth``. A block holds more than 2C clips only where one batch does, or where keeping windows apart needs
+            longer blocks. 0: windows of a block come from all clips.
 
     Attributes:
-        index, batch_size, seed, epoch, min_gap, depth, run: as given, or what None stands for.
+        index, batch_size, seed, epoch, min_gap, depth, run, clips_per_block: as given, or what None stands for.
         num_blocks: blocks in the epoch.
         overlaps: number of window pairs, summed over all batches, of one clip with starts less than span + min_gap
             frames apart. It is 0 if the epoch has at least ``index.steps_needed(span + min_gap)`` steps.
@@ -66,11 +74,10 @@ class EpochPlan:
         min_gap: int = 0,
         depth: int | None = None,
         run: int | None = None,
+        clips_per_block: int = 0,
     ) -> None:
-        self.index = index
+        super().__init__(index, seed=seed, epoch=epoch)
         self.batch_size = require_int("batch_size", batch_size, 1)
-        self.seed = require_int("seed", seed, 0, MAX_SEED)
-        self.epoch = require_int("epoch", epoch, 0, MAX_SEED)
         self.min_gap = require_int("min_gap", min_gap, 0)
         require(
             self.batch_size <= len(index),
@@ -78,13 +85,15 @@ class EpochPlan:
         )
         self.depth = DEFAULT_DEPTH if depth is None else require_int("depth", depth, 1)
         self.run = self._windows_per_run(run)
+        self.clips_per_block = require_int("clips_per_block", clips_per_block, 0)
         self._gap = index.span + self.min_gap
         self._steps_needed = index.steps_needed(self._gap)
         self._num_steps = len(index) // self.batch_size
+        self._clip_groups = ClipGroups(index, self.clips_per_block, self._seeds(GROUPS)) if clips_per_block else None
         self._row = self._shuffled_row()
         self.num_blocks = self._most_blocks()
         self._block = lru_cache(2)(self._build_block)
-        self._first_uses = lru_cache(4)(self._build_first_uses)
+        self._uses = lru_cache(4)(self._build_uses)
         self.overlaps = self._counted_overlaps()
 
     def at_epoch(self, epoch: int) -> EpochPlan:
@@ -97,6 +106,7 @@ class EpochPlan:
             min_gap=self.min_gap,
             depth=self.depth,
             run=self.run,
+            clips_per_block=self.clips_per_block,
         )
 
     def __len__(self) -> int:
@@ -130,6 +140,15 @@ class EpochPlan:
         rows = self._rows(rank, world_size)
         return self._block(operator.index(block)).windows(np.arange(len(self.block_steps(block)))[:, None], rows)
 
+    def block_uses(self, block: int, *, rank: int = 0, world_size: int = 1) -> FrameUses:
+        """The rank's windows of ``block``, their frames and the steps that use them. The arrays are shared: read only.
+
+        Raises:
+            IndexError, SettingsError: as :meth:`block_windows`.
+        """
+        rows = self._rows(rank, world_size)
+        return self._uses(operator.index(block), int(rows[0]), len(rows))
+
     def fresh_frames(self, step: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Frames that ``batch(step)`` uses first in its block: sorted unique int64.
 
@@ -137,8 +156,9 @@ class EpochPlan:
             IndexError, SettingsError: as :meth:`batch`.
         """
         block = self.block_of(step)
-        frames, steps = self._first_uses(block, *self._first_and_number(rank, world_size))
-        return frames[steps == step - self.block_steps(block).start]
+        uses = self.block_uses(block, rank=rank, world_size=world_size)
+        first = uses.first[uses.step[uses.first] == step - self.block_steps(block).start]
+        return uses.frame[first]
 
     def block_frames(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """All frames of the rank's windows in ``block``: sorted unique int64.
@@ -147,7 +167,8 @@ class EpochPlan:
             IndexError: a ``block`` outside 0..num_blocks-1.
             SettingsError: as :meth:`batch`.
         """
-        return self._first_uses(operator.index(block), *self._first_and_number(rank, world_size))[0].copy()
+        uses = self.block_uses(block, rank=rank, world_size=world_size)
+        return uses.frame[uses.first]
 
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
         """The most distinct frames of the rank in any block: a cache of this size decodes each frame once per block.
@@ -202,32 +223,47 @@ class EpochPlan:
 
     @property
     def _state(self) -> OrderState:
-        return OrderState(self.index, self.seed, self.batch_size, self.min_gap, self.depth, self.run)
+        return OrderState(
+            self.index, self.seed, self.batch_size, self.min_gap, self.depth, self.run, self.clips_per_block
+        )
 
     # ---- the order ---------------------------------------------------------------------------------------------------
     def _windows_per_run(self, run: int | None) -> int:
         default = min(WINDOWS_PER_SHARED_FRAME * (self.index.window_size - 1), MOST_WINDOWS_PER_RUN)
+        if self.index.frame_steps[0] < self.index.frame_steps[1]:
+            default = WINDOWS_PER_RUN_OF_DRAWN_STEPS
         asked = default if run is None else require_int("run", run, 1)
         return asked if self.index.sharing_distance.any() else 1
 
     def _shuffled_row(self) -> SingleWindows | ShuffledRuns:
-        if self.run == 1:
+        """A table of runs; single windows need none, unless they are grouped by clips."""
+        if self.run == 1 and self._clip_groups is None:
             return SingleWindows(len(self.index), self._seeds(RUNS))
-        return ShuffledRuns(self.index, self.run, self._seeds(RUNS), self._seeds(SHIFT))
+        groups = self._clip_groups.of_clip if self._clip_groups else None
+        return ShuffledRuns(self.index, self.run, self._seeds(RUNS), self._seeds(SHIFT), groups)
 
     def _seeds(self, purpose: int, block: int = 0) -> np.random.SeedSequence:
         return seed_sequence(self.seed, self.epoch, purpose, block)
 
     def _most_blocks(self) -> int:
-        """Blocks of ``depth`` steps; their number is halved until no block has more ``max_conflicts`` than steps.
+        """Blocks of ``depth`` steps, or their number doubled until each takes windows from at most two clip groups.
 
-        Blocks of ``steps_needed`` steps always fit, so there are never fewer than that gives.
+        The number is then halved until no block has more ``max_conflicts`` than steps. Blocks of ``steps_needed``
+        steps always fit, so there are never fewer than that gives.
         """
         self.num_blocks = max(1, len(self) // self.depth)
+        while self._clip_groups and self.num_blocks < len(self) and not self._hold_two_groups(self._clip_groups):
+            self.num_blocks = min(2 * self.num_blocks, len(self))
         fewest = max(1, len(self) // max(self.depth, self._steps_needed))
         while self.num_blocks > fewest and not self._all_fit():
             self.num_blocks = max(fewest, self.num_blocks // 2)
         return self.num_blocks
+
+    def _hold_two_groups(self, groups: ClipGroups) -> bool:
+        """Whether no block holds windows of more than two clip groups."""
+        assert isinstance(self._row, ShuffledRuns)
+        bounds = np.arange(self.num_blocks + 1) * self._num_steps // self.num_blocks * self.batch_size
+        return groups.most_between(bounds, self._row.begin) <= 2
 
     def _all_fit(self) -> bool:
         steps = len(self) // self.num_blocks
@@ -242,12 +278,14 @@ class EpochPlan:
 
     @property
     def _spacing(self) -> Spacing:
-        return Spacing(self._gap, self._max_conflicts_per_run, self.num_blocks)
+        groups = len(self._clip_groups) if self._clip_groups else 1
+        return Spacing(self._gap, self._max_conflicts_per_run, max(1, self.num_blocks // groups))
 
     @cached_property
     def _max_conflicts_per_run(self) -> int:
         sharing = self.index.sharing_distance
-        return int(np.where(sharing > 0, -(-self.index.index_distance(self._gap) // np.maximum(sharing, 1)), 1).max())
+        most = np.where(sharing > 0, -(-self.index.index_distance(self._gap) // np.maximum(sharing, 1)), 1).max()
+        return min(int(most), self.run)
 
     def _positions(self, block: int) -> tuple[int, int]:
         """The part of the row that ``block`` holds: from the first position up to, not including, the second."""
@@ -273,17 +311,10 @@ class EpochPlan:
         share = self.batch_size // world_size
         return np.arange(rank * share, (rank + 1) * share)
 
-    def _first_and_number(self, rank: int, world_size: int) -> tuple[int, int]:
-        """First row of the rank, and the number of its rows."""
-        rows = self._rows(rank, world_size)
-        return int(rows[0]), len(rows)
-
-    def _build_first_uses(self, block: int, first_row: int, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct frames of these rows in ``block``, sorted, and the step that uses each first: int64, int64."""
+    def _build_uses(self, block: int, first_row: int, num_rows: int) -> FrameUses:
         steps, rows = np.arange(len(self.block_steps(block))), np.arange(first_row, first_row + num_rows)
-        ids = self._block(block).windows(steps[:, None], rows)  # [K, b]
-        uses = FrameUses(self.index.frames(ids).reshape(len(steps), -1))
-        return uses.frame[uses.first], uses.step[uses.first]
+        windows = self._block(block).windows(steps[:, None], rows)
+        return FrameUses(windows, self.frames(windows))
 
     def _sampled_blocks(self) -> list[int]:
         return np.unique(np.linspace(0, self.num_blocks - 1, SAMPLED_BLOCKS).astype(int)).tolist()
@@ -295,10 +326,10 @@ class EpochPlan:
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))
         if total:
             warnings.warn(
-                f"{len(self.index)} windows give {len(self)} batches of {self.batch_size}, but keeping windows of a "
-                f"clip {self._gap} frames apart within a batch takes {self._steps_needed}: some batches hold windows "
-                "that lie closer (EpochPlan.overlaps counts the pairs); take a smaller batch, a larger window_stride, "
-                "fewer windows per clip or more clips",
+                f"{counted(len(self.index), 'window')} in {counted(len(self), 'batch', 'batches')} of "
+                f"{self.batch_size}, but keeping windows of a clip {self._gap} frames apart within a batch takes "
+                f"{self._steps_needed}: some batches hold windows that lie closer (EpochPlan.overlaps counts the "
+                "pairs); take a smaller batch, a larger window_stride, fewer windows per clip or more clips",
                 stacklevel=3,
             )
         return total

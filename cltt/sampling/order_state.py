@@ -16,6 +16,8 @@ from cltt.text import changes
 STATE_VERSION = 2
 # The last release that reads an earlier version.
 _LAST_WITH = {1: "0.1.0"}
+# What states lack that were saved before these existed.
+_BEFORE = {"clips_per_block": 0}
 _WORDS = {"data_hash": "the hash of the clips and their lengths"}
 
 
@@ -29,6 +31,7 @@ class OrderState:
     min_gap: int
     depth: int
     run: int
+    clips_per_block: int
 
     def saved(self, epoch: int, step: int) -> dict[str, int | str | None]:
         """The state before ``step`` of ``epoch``, as plain values."""
@@ -52,6 +55,7 @@ class OrderState:
             "resume with the version of cltt that saved it",
         )
         here = self._identity()
+        state = {**_BEFORE, **state}
         missing = [key for key in ("epoch", "step", *here) if key not in state]
         require(not missing, f"the order's state lacks {', '.join(missing)}; it is damaged or not a state of an order")
         require_unchanged("order", state, here)
@@ -65,6 +69,7 @@ class OrderState:
             "min_gap": self.min_gap,
             "depth": self.depth,
             "run": self.run,
+            "clips_per_block": self.clips_per_block,
             "data_hash": self.index.data_hash,
         }
 

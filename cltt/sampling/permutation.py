@@ -10,7 +10,7 @@ import numpy as np
 
 MAX_SEED = 2**64
 # Purpose of a random stream: the third number of its seeds.
-RUNS, SHIFT, BLOCK, FRAMES = range(4)
+RUNS, SHIFT, BLOCK, FRAMES, STEPS, GROUPS = range(6)
 _ROUNDS = 5  # of two half rounds each
 # 2**64 over the golden ratio; a multiple of it is added to or mixed into a hash to separate numbered streams.
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -35,6 +35,13 @@ def seed_sequence(*numbers: int) -> np.random.SeedSequence:
 def random_below(size: int, seeds: np.random.SeedSequence) -> int:
     """A random number from 0 to size-1."""
     return int(seeds.generate_state(1, np.uint64)[0]) % size
+
+
+def hashed_below(size: int, ids: np.ndarray, seeds: np.random.SeedSequence) -> np.ndarray:
+    """For each of ``ids`` a number from 0 to size-1, a hash of id and seeds: int64; ``size`` is at most 2**32."""
+    first, second = seeds.generate_state(2, np.uint64)
+    words = mix64(mix64(ids.ravel().astype(np.uint64) * GOLDEN ^ first) ^ second) >> np.uint64(32)
+    return (words * np.uint64(size) >> np.uint64(32)).astype(np.int64).reshape(ids.shape)
 
 
 def shuffled(size: int, seeds: np.random.SeedSequence) -> np.ndarray:

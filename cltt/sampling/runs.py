@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cltt.sampling.permutation import FeistelPermutation, random_below, shuffled
+from cltt.sampling.permutation import FeistelPermutation, random_below, shuffled, shuffled_in_groups
 from cltt.sampling.windows import WindowIndex
 
 # ShuffledRuns keeps the position of every 64th run.
@@ -108,20 +108,62 @@ class RunTable:
         return -(-windows // self._windows_per_run)
 
 
+class ClipGroups:
+    """Random groups of at most ``clips_per_group`` clips, as equal as possible; ``len()`` is their number.
+
+    Attributes:
+        of_clip: group of each clip that has windows, int64 [clips with windows].
+    """
+
+    def __init__(self, index: WindowIndex, clips_per_group: int, seeds: np.random.SeedSequence) -> None:
+        windows = np.diff(index.first_window)
+        self._num_groups = -(-len(windows) // clips_per_group)
+        self.of_clip = np.empty(len(windows), dtype=np.int64)
+        self.of_clip[shuffled(len(windows), seeds)] = np.arange(len(windows)) * self._num_groups // len(windows)
+        self._ends = np.cumsum(np.bincount(self.of_clip, windows).astype(np.int64))
+
+    def __len__(self) -> int:
+        return self._num_groups
+
+    def most_between(self, bounds: np.ndarray, begin: int) -> int:
+        """The most groups between two neighbouring positions of ``bounds``, in a row that begins at window ``begin``.
+
+        A group that the beginning of the row divides counts as one at either end.
+        """
+        ends = np.sort((self._ends - begin) % self._ends[-1])
+        inside = np.searchsorted(ends, bounds[1:], side="left") - np.searchsorted(ends, bounds[:-1], side="right")
+        return int(inside.max()) + 1
+
+
 class ShuffledRuns:
     """The row of an epoch: all runs in random order. Keeps the order of the runs and where every 64th begins.
 
     The row begins at a random window, not at the beginning of a run: an epoch leaves out the last few positions, which
     would otherwise always be the end of a run. The first part of the divided run therefore lies at the end of the row.
+
+    With ``group_of_clip``, int64 [clips with windows], runs are shuffled within groups of clips only, and the groups
+    follow each other in the order of their numbers.
+
+    Attributes:
+        begin: how many windows the row is rotated by, so that it begins at a random one.
     """
 
     def __init__(
-        self, index: WindowIndex, windows_per_run: int, seeds: np.random.SeedSequence, shift: np.random.SeedSequence
+        self,
+        index: WindowIndex,
+        windows_per_run: int,
+        seeds: np.random.SeedSequence,
+        shift: np.random.SeedSequence,
+        group_of_clip: np.ndarray | None = None,
     ) -> None:
         self._table = RunTable(index, windows_per_run)
         lengths = self._table.lengths()
-        order = shuffled(len(lengths), seeds).astype(np.int32 if len(lengths) < 2**31 else np.int64)
-        begin = random_below(len(index), shift)
+        if group_of_clip is None:
+            order = shuffled(len(lengths), seeds)
+        else:
+            order = shuffled_in_groups(np.repeat(group_of_clip, np.diff(self._table.first_run)), 1, seeds)[0]
+        order = order.astype(np.int32 if len(lengths) < 2**31 else np.int64)
+        begin = self.begin = random_below(len(index), shift)
         ends = np.cumsum(lengths[order])
         divided = int(np.searchsorted(ends, begin, side="right"))
         skipped = begin - int(ends[divided]) + int(lengths[order[divided]])

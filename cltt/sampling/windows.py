@@ -1,6 +1,6 @@
 """The windows of all clips, computed from their number without a list of windows.
 
-Legend: L frames in a clip; T = window_size; span = (T-1)*frame_step + 1 frames; a clip offers
+Legend: L frames in a clip; T = window_size; span = (T-1)*frame_step + 1 frames, of the longest step; a clip offers
 n = max(0, (L-span)//window_stride + 1) windows that start at 0, window_stride, 2*window_stride, ... All or m < n of
 them are used.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cltt.config import WindowSettings, require
+from cltt.config import WindowSettings, frame_step_value, require
 from cltt.errors import SettingsError
 from cltt.sampling.permutation import FRAMES, MAX_SEED, PermutationFamily, seed_sequence
 
@@ -31,7 +31,8 @@ class WindowIndex:
     Args:
         clip_lengths: frames of every clip of the data set [all clips], any integer type; may be a memory map.
         window_size: frames per window (T).
-        frame_step: distance between neighbouring frames of a window, in frames; 0: the same frame T times.
+        frame_step: distance between neighbouring frames of a window, in frames; 0: the same frame T times. A pair
+            (A, B), or the text ``A-B``: :class:`~cltt.EpochPlan` draws the step of each window anew in each epoch.
         window_stride: distance between the starts of neighbouring windows, in frames.
         max_windows_per_clip: m > 0: a clip that offers n > m windows uses those at ``k*(n-1)//(m-1)``, k = 0..m-1,
             evenly spread from the first to the last; for m = 1 the one at ``n//2``. 0: all windows are used.
@@ -42,7 +43,8 @@ class WindowIndex:
 
     Attributes:
         settings: the :class:`~cltt.config.WindowSettings`; its fields are also attributes of the index.
-        span: frames from the first to the last of a window, both included.
+        frame_steps: the shortest and the longest step.
+        span: frames from the first to the last of a window with the longest step, both included.
         clip_lengths, clip_offsets: int64 [all clips], [all clips + 1]; clip c holds frames offsets[c]..offsets[c+1]-1.
         clips: int64 [used clips]; num_clips is their number.
         windows_per_clip: int64 [used clips].
@@ -57,7 +59,7 @@ class WindowIndex:
         self,
         clip_lengths: Ints,
         window_size: int = 5,
-        frame_step: int = 10,
+        frame_step: int | str | tuple[int, int] = 10,
         window_stride: int = 1,
         max_windows_per_clip: int = 0,
         *,
@@ -65,12 +67,16 @@ class WindowIndex:
         short_clip_windows: int = 0,
         shuffle_seed: int | None = None,
     ) -> None:
-        given = (window_size, frame_step, window_stride, max_windows_per_clip, short_clip_windows)
-        numbers = [operator.index(number) for number in given]
-        self.settings = WindowSettings(**dict(zip(WINDOW_FIELDS, numbers, strict=True)))
-        self.window_size, self.frame_step, self.window_stride, self.max_windows_per_clip = numbers[:4]
-        self.short_clip_windows = numbers[4]
-        self.span = self.settings.span
+        self.settings = settings = WindowSettings(
+            window_size=operator.index(window_size),
+            frame_step=frame_step_value(frame_step),
+            window_stride=operator.index(window_stride),
+            max_windows_per_clip=operator.index(max_windows_per_clip),
+            short_clip_windows=operator.index(short_clip_windows),
+        )
+        self.window_size, self.window_stride = settings.window_size, settings.window_stride
+        self.frame_step, self.frame_steps, self.span = settings.frame_step, settings.frame_steps, settings.span
+        self.max_windows_per_clip, self.short_clip_windows = settings.max_windows_per_clip, settings.short_clip_windows
         self.clip_lengths = _checked_lengths(clip_lengths)
         self.clip_offsets = _offsets(self.clip_lengths)
         self.shuffle_seed = None if shuffle_seed is None else operator.index(shuffle_seed)
@@ -116,29 +122,28 @@ class WindowIndex:
         holder, start = self._find(i)
         return self._holding_clips[holder], start
 
-    def frames(self, i: Ints) -> np.ndarray:
+    def frames(self, i: Ints, steps: np.ndarray | None = None) -> np.ndarray:
         """Dataset-wide ids of the frames of window ``i``: int64 [..., T], ``...`` being the shape of ``i``.
+
+        ``steps``: the step of each window, of the shape of ``i``; needed where ``frame_step`` is a range.
 
         Raises:
             IndexError: an ``i`` outside 0..len-1.
+            SettingsError: ``frame_step`` is a range and no ``steps`` are given.
         """
-        holder, start = self._find(i)
-        places = np.asarray(start)[..., None] + np.arange(self.window_size) * self.frame_step
+        holder, places = self._places_in_clip(i, steps)
         if self._shuffle is not None:
             places = self._shuffle(places, self._holding_clips[holder][..., None])
         return np.asarray(self._frame_base[holder])[..., None] + places
 
-    def places(self, i: Ints) -> np.ndarray:
+    def places(self, i: Ints, steps: np.ndarray | None = None) -> np.ndarray:
         """Positions of the frames of window ``i`` in the order that windows are cut from: int64 [..., T], dataset-wide.
 
-        Two windows of a clip overlap if their places do. Without ``shuffle_seed`` places are frame ids.
-
-        Raises:
-            IndexError: an ``i`` outside 0..len-1.
+        Two windows of a clip overlap if their places do. Without ``shuffle_seed`` places are frame ids. ``steps`` and
+        errors as in :meth:`frames`.
         """
-        holder, start = self._find(i)
-        first = self._frame_base[holder] + start
-        return np.asarray(first)[..., None] + np.arange(self.window_size) * self.frame_step
+        holder, places = self._places_in_clip(i, steps)
+        return np.asarray(self._frame_base[holder])[..., None] + places
 
     def index_distance(self, frames: int) -> np.ndarray:
         """Per clip: the index offset from which on two windows start ``frames`` or more frames apart.
@@ -161,13 +166,15 @@ class WindowIndex:
         """Per clip: the index offset to the window that shares the most frames; 0 if no windows share frames.
 
         int64 [clips with windows]. Windows share frames if their starts differ by a multiple of both frame_step and
-        window_stride. In a clip that uses m < n windows the offset is 1 if neighbouring windows overlap in time.
+        window_stride. In a clip that uses m < n windows the offset is 1 if neighbouring windows overlap in time, and
+        where ``frame_step`` is a range also in all others.
         """
-        between = math.lcm(self.frame_step, self.window_stride)
-        shares = 0 < between <= (self.window_size - 1) * self.frame_step
+        low, high = self.frame_steps
+        between = math.lcm(low, self.window_stride) if low == high else self.window_stride
+        shares = 0 < between <= (self.window_size - 1) * high
         offset = between // self.window_stride if shares else 0
         thinned = self._holder_windows < self._offered
-        neighbours = (self.index_distance(self.span) > 1).astype(np.int64) if self.frame_step else 0
+        neighbours = (self.index_distance(self.span) > 1).astype(np.int64) if high else 0
         distance = np.where(thinned, neighbours, offset)
         return np.where(distance < self._holder_windows, distance, 0)
 
@@ -184,6 +191,18 @@ class WindowIndex:
         if self.max_windows_per_clip or self.short_clip_windows:
             window = _spread(window, self._offered[holder], self._holder_windows[holder])
         return holder, window * self.window_stride
+
+    def _places_in_clip(self, i: Ints, steps: np.ndarray | None) -> tuple[Any, np.ndarray]:
+        """Number of the clip among those with windows, and places in the clip [..., T], of the frames of ``i``."""
+        low, high = self.frame_steps
+        require(
+            steps is not None or low == high,
+            f"frame_step is {self.frame_step}: each epoch draws the steps of the windows anew; EpochPlan.frames and "
+            "EpochPlan.places give those of an epoch",
+        )
+        holder, start = self._find(i)
+        apart = np.asarray(low if steps is None else steps)[..., None]
+        return holder, np.asarray(start)[..., None] + np.arange(self.window_size) * apart
 
     def _checked_ids(self, i: Ints) -> Any:
         ids = np.asarray(i)
@@ -208,11 +227,12 @@ class WindowIndex:
 
     def _nothing_fits(self, lengths: np.ndarray) -> str:
         longest = int(lengths.max(initial=0))
-        asked = f"a window of {self.window_size} frames {self.frame_step} apart spans {self.span} frames, but "
+        most = self.frame_steps[1]
+        asked = f"a window of {self.window_size} frames {most} apart spans {self.span} frames, but "
         if longest == 0:
             return asked + f"none of the {len(lengths)} clips has any frame; choose clips that have frames"
-        size = (longest - 1) // self.frame_step + 1
-        asked += f"the longest of the {len(lengths)} clips has {longest}; with frame_step {self.frame_step} "
+        size = (longest - 1) // most + 1
+        asked += f"the longest of the {len(lengths)} clips has {longest}; with frame_step {most} "
         asked += f"the largest window_size that fits is {size}"
         step = (longest - 1) // (self.window_size - 1)
         if step == 0:

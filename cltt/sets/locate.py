@@ -159,7 +159,12 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
         why = differences(sets[-1], root, before, now) if before is not None else ""
         why = f", beside {sets[-1]}, which stays for the runs that use it (`cltt prune` removes it). Since then: {why}"
     say(f"shards of {root}: {out}{why}")
-    report = _build_or_wait(out, root, now, data)
+    try:
+        report = _build_or_wait(out, root, now, data)
+    except BaseException:
+        if not (out / format.BUILD).exists():  # nothing to go on with, and nobody is at it
+            _building_path(out).unlink(missing_ok=True)
+        raise
     if _building_path(out).is_file():
         os.replace(_building_path(out), record_path(out))
     say(f"built {report}; left out: {counted(sum(report.skipped.values()), 'file')}")

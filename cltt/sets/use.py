@@ -37,8 +37,8 @@ def in_use(shards: Path, run_dir: Path) -> Iterator[None]:
                     f"note: {runs_path(shards)} cannot be written, so nobody can tell that this run needs {shards}: "
                     "its owner may remove it before the run is complete"
                 )
-        if not (shards / format.INDEX).is_file():
-            raise DataError(f"{shards} was removed meanwhile; start again")
+            if not (shards / format.INDEX).is_file():
+                raise DataError(f"{shards} was removed meanwhile; start again")
         yield
 
 

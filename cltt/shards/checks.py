@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,9 +288,22 @@ def read_index(path: Path) -> dict[str, Any]:
 
 def _why_no_index(path: Path) -> str:
     if not path.is_dir():
-        return f"there is no folder {path}; build shards into it with tools/build_shards.py"
+        return f"there is no folder {path}{_sets_beside(path)}; build shards into it with tools/build_shards.py"
     if (path / BUILD).is_dir():
         return (
             f"{path} holds an unfinished build; start tools/build_shards.py again with the same settings to finish it"
         )
-    return f"{path} holds no {INDEX}, so no complete shards; build them with tools/build_shards.py"
+    inside = _sets_beside(path / "any")
+    return f"{path} holds no {INDEX}, so no complete shards{inside}; build them with tools/build_shards.py"
+
+
+def _sets_beside(path: Path) -> str:
+    """The sets that lie where ``path`` was looked for, that of the nearest name first, in words."""
+    try:
+        names = [name for name in os.listdir(path.parent) if (path.parent / name / INDEX).is_file()]
+    except OSError:
+        return ""
+    nearest = get_close_matches(path.name, names, 1, 0.5)
+    meant = f"; did you mean {path.parent / nearest[0]}?" if nearest else ""
+    names = sorted(names, key=lambda name: (name not in nearest, name))
+    return f"{meant} ({path.parent} holds {shorten(', '.join(names), 100)})" if names else ""

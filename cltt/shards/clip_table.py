@@ -12,6 +12,7 @@ import numpy as np
 
 from cltt.errors import FrameError, SettingsError
 from cltt.files.regular import read_text
+from cltt.files.tables import plain_path
 from cltt.shards import format
 from cltt.text import shorten
 
@@ -79,7 +80,7 @@ class _ClipTable:
         chosen = np.zeros(self.num_clips, bool)
         used: set[str] = set()
         for clip in range(self.num_clips):
-            found = {".", *heads(self.clip_key(clip))} & lines.keys()
+            found = {".", *map(plain_path, heads(self.clip_key(clip)))} & lines.keys()
             chosen[clip] = bool(found)
             used |= found
         for line, number in lines.items():
@@ -177,7 +178,7 @@ def read_clip_list(path: str) -> dict[str, int]:
         rows = [_COMMENT.sub("", line.rstrip("\r")).strip() for line in text.replace("\r\n", "\n").split("\n")]
     except OSError as error:
         raise SettingsError(f"cannot read the list of clips {path!r}: {error.strerror}") from error
-    entries = {row.rstrip("/"): number for number, row in enumerate(rows, 1) if row}
+    entries = {plain_path(row): number for number, row in enumerate(rows, 1) if row}
     if not entries:
         raise SettingsError(f"the list of clips {path!r} is empty; give a clip's key or a folder of clips a line")
     return entries

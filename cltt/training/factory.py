@@ -217,7 +217,7 @@ def build_trainer(
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
-        places=_places_in(loader.index) if settings.model.mask_overlaps or settings.model.memory else None,
+        places=_places_in(loader) if settings.model.mask_overlaps or settings.model.memory else None,
         evaluate=None
         if settings.log.eval_data is None
         else _evaluation(settings, model.encoder, evaluator, listeners.get("history"), stop),
@@ -226,9 +226,9 @@ def build_trainer(
     )
 
 
-def _places_in(index: WindowIndex) -> Callable[[torch.Tensor], torch.Tensor]:
+def _places_in(loader: WindowLoader) -> Callable[[torch.Tensor], torch.Tensor]:
     """Window ids [b] -> places of their frames [b, T] in the order that windows are cut from, all int64 on the CPU."""
-    return lambda window_ids: torch.from_numpy(index.places(window_ids.numpy()))
+    return lambda window_ids: torch.from_numpy(loader.plan.places(window_ids.numpy()))
 
 
 def load_weights(

@@ -139,7 +139,8 @@ class Records:
         if self.settings.log.csv_log:
             train, evaluation = self.history.csv()
             self.outputs.write(self.settings.csv_path, train)
-            self.outputs.write(self.settings.eval_csv_path, evaluation)
+            if self.settings.log.eval_data is not None or self.history.evaluation:
+                self.outputs.write(self.settings.eval_csv_path, evaluation)
 
     def _plot(self, run_dir: Path) -> None:
         """Draw the history, whether CSV files were asked for or not; a plot that fails must not fail the run."""

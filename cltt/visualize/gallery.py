@@ -53,8 +53,8 @@ def write_gallery(
 ) -> Path:
     """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
 
-    ``settings``: the windows that are marked in the clips; None: frames are shuffled first, so none can be. With
-    ``embeddings`` a click on a frame shows the nearest ones of other clips.
+    ``settings``: the windows that are marked in the clips; None: none, as frames are shuffled or steps drawn first.
+    With ``embeddings`` a click on a frame shows the nearest ones of other clips.
 
     Raises SettingsError if ``out`` holds anything else or cannot be written, or the embeddings are of other clips.
     """

@@ -29,6 +29,7 @@ from cltt.config import (
 from cltt.errors import FrameError
 from cltt.region import without_box_line
 from cltt.sampling.epoch_plan import EpochPlan
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
@@ -70,9 +71,11 @@ class LookSettings:
         choices=BATCH_SAMPLINGS,
     )
     batch_idx: int = setting(0, "which batch (contiguous, random)", within=(0, MANY * MANY))
-    epoch: int = setting(0, "epoch of the plan and the augmentation; the first is 0", within=(0, MANY))
+    epoch: int = setting(0, "epoch of the plan, the drawn steps and the augmentation; the first is 0", within=(0, MANY))
     step: int = setting(0, "step of the epoch (plan); the first is 0", within=(0, MANY))
-    seed: int = setting(0, "seed of random batches, the plan and the augmentation", within=(0, MAX_SEED))
+    seed: int = setting(
+        0, "seed of random batches, the plan, the drawn steps and the augmentation", within=(0, MAX_SEED)
+    )
     split: str | None = setting(
         None,
         "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
@@ -132,9 +135,11 @@ class Inspection:
         )
 
     @property
-    def shuffled(self) -> str:
-        """What a picture's title says of the frames' order."""
-        return f", frames of a clip shuffled by seed {self.look.seed}" if self.data.shuffle_frames else ""
+    def frames_note(self) -> str:
+        """What a picture's title says of shuffled frames and drawn steps."""
+        shuffled = f", frames of a clip shuffled by seed {self.look.seed}" if self.data.shuffle_frames else ""
+        drawn = f", steps {self.windows.frame_step} of epoch {self.look.epoch}, seed {self.look.seed}"
+        return shuffled + (drawn if isinstance(self.windows.frame_step, str) else "")
 
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
         """Window ids of the batch asked for, and its name."""
@@ -163,13 +168,14 @@ class Inspection:
 
     def view(self, index: WindowIndex, ids: np.ndarray) -> views.WindowView:
         """The windows ``ids``, seen as the network does; with boxes a line on stderr says how many frames have none."""
+        epoch = EpochWindows(index, seed=self.look.seed, epoch=self.look.epoch)
         region = self.data.looked_at
         region.check_boxes(self.dataset)
         if region.kind == "boxes":
             _, clips = self.dataset.training_clips(self.look.split, self.data.clips)
             without, frames = self.dataset.frames_without_box(clips), self.dataset.clip_lengths[clips].sum()
             print(f"note: {without_box_line(without, int(frames))}", file=sys.stderr)
-        return views.view_windows(self.dataset, index, ids, image_size=self.data.image_size, region=region)
+        return views.view_windows(self.dataset, epoch, ids, image_size=self.data.image_size, region=region)
 
     def size_info(self, split: str) -> dict[str, Any]:
         clips = self.clips(split)
@@ -214,7 +220,7 @@ def show_windows(made: Inspection) -> int:
         ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of {len(index):,}"
     else:
         ids, name = made.batch_ids(index)
-    name += made.shuffled
+    name += made.frames_note
     view = made.view(index, ids)
     info = {**made.size_info(split), "windows": len(index), "showing": name, "normalise": data.normalise}
     info |= view.info()
@@ -288,10 +294,10 @@ def write_html(made: Inspection) -> int:
     assert out is not None  # LookSettings wants it in this mode
     index, _ = made.index()
     ids, title = made.batch_ids(index)
-    title += made.shuffled
+    title += made.frames_note
     view = made.view(index, ids)
     features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
-    marks = None if made.data.shuffle_frames else made.windows
+    marks = None if made.frames_note else made.windows
     page = gallery.write_gallery(made.dataset, Path(out), marks, made.clips(split), view, title, features)
     text = [*views.corrupt_lines(view.info()), f"wrote {page}: open it in a browser"]
     emit({**made.size_info(split), "page": str(page)}, "\n".join(text), made.look.json)

@@ -39,7 +39,7 @@ def dataset_stats(dataset: Dataset, settings: WindowSettings, clips: Ids | None 
         "frames": int(lengths.sum()),
         **_frame_stats(dataset, clips),
         "clip_lengths": _length_stats(lengths),
-        "window_settings": {**asdict(settings), "span": settings.span},
+        "window_settings": {**asdict(settings), "longest_step": settings.frame_steps[1], "span": settings.span},
         "windows": count_windows(lengths, settings),
         "too_short": _too_short(dataset, clips, lengths, settings),
         "windows_at": _windows_at(lengths, settings),
@@ -138,7 +138,7 @@ def _too_short(dataset: Dataset, clips: Ids, lengths: Ids, settings: WindowSetti
 
 def _windows_at(lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
     """Windows at other steps and strides: ``windows[i][j]`` at ``frame_steps[i]`` and ``window_strides[j]``."""
-    steps = sorted({*STEPS, settings.frame_step})
+    steps = sorted({*STEPS, settings.frame_steps[1]})
     strides = sorted({*STRIDES, settings.window_stride})
     table = [
         [count_windows(lengths, replace(settings, frame_step=step, window_stride=stride)) for stride in strides]

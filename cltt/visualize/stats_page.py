@@ -62,7 +62,7 @@ def _number(count: int, noun: str, more: str = "") -> tuple[str, str]:
     return value, name + more
 
 
-def _short_settings(settings: dict[str, int]) -> str:
+def _short_settings(settings: dict[str, Any]) -> str:
     return f"size {settings['window_size']}, step {settings['frame_step']}, stride {settings['window_stride']}"
 
 
@@ -125,7 +125,10 @@ def _draw_table(axes: Axes, stats: dict[str, Any]) -> None:
     for row, column in np.ndindex(*counts.shape):
         color = "white" if norm(max(1, int(counts[row, column]))) > 0.6 else INK
         axes.text(column, row, _compact(int(counts[row, column])), ha="center", va="center", fontsize=8.5, color=color)
-    place = table["window_strides"].index(settings["window_stride"]), table["frame_steps"].index(settings["frame_step"])
+    place = (
+        table["window_strides"].index(settings["window_stride"]),
+        table["frame_steps"].index(settings["longest_step"]),
+    )
     axes.add_patch(Rectangle((place[0] - 0.5, place[1] - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.4))
     axes.set_xticks(range(counts.shape[1]), table["window_strides"])
     axes.set_yticks(range(counts.shape[0]), table["frame_steps"])

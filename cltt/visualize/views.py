@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cltt.config import Augment
 from cltt.errors import DataError, FrameError, SettingsError
 from cltt.region import NO_REGION, Box, Region, boxes_of
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import Dataset
@@ -95,11 +96,11 @@ class WindowView:
 
 
 def view_windows(
-    dataset: Dataset, index: WindowIndex, window_ids: Ids, *, image_size: int, region: Region = NO_REGION
+    dataset: Dataset, epoch: EpochWindows, window_ids: Ids, *, image_size: int, region: Region = NO_REGION
 ) -> WindowView:
-    """Read and decode the windows ``window_ids`` [b]; each distinct frame once."""
-    frame_ids = index.frames(window_ids)
-    clips, _ = index.locate(window_ids)
+    """Read and decode the windows ``window_ids`` [b] of an epoch; each distinct frame once."""
+    frame_ids = epoch.frames(window_ids)
+    clips, _ = epoch.index.locate(window_ids)
     clips = np.asarray(clips, dtype=np.int64)
     distinct, position = np.unique(frame_ids, return_inverse=True)
     look_at = boxes_of(dataset, distinct, region)
@@ -109,7 +110,7 @@ def view_windows(
         window_ids=window_ids,
         clip_ids=clips,
         frame_ids=frame_ids,
-        places=index.places(window_ids),
+        places=epoch.places(window_ids),
         times=frame_ids - dataset.clip_offsets[clips][:, None],
         frames=pictures[position.reshape(frame_ids.shape)],
         clip_names=[clip_name(dataset, int(clip)) for clip in clips],

@@ -192,12 +192,10 @@ def test_neighbours_and_map_are_drawn(run: Path, shards: Path, tmp_path: Path) -
         assert min(picture.shape[:2]) > 300 and picture.std() > 20  # colours, not a blank page
 
 
-def test_the_map_without_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+def test_the_map_without_scikit_learn_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"--map needs scikit-learn: pip install 'cltt\[map\]'"):
-        plots.two_dimensional(np.zeros((10, 4), np.float32))
+        main(flags(run, Path("nowhere"), "--map", "m.png"))
 
 
 def test_a_map_keeps_two_heaps_apart_and_is_the_same_every_time() -> None:

@@ -89,7 +89,7 @@ class Compiled:
 
 
 def count(instructions: list[str], name: str) -> int:
-    return sum(re.search(rf"\b{name}\b", text) is not None for text in instructions)
+    return sum(re.search(rf"\b({name})\b", text) is not None for text in instructions)
 
 
 def pinned(package: str) -> str:

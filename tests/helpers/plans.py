@@ -22,7 +22,8 @@ class Case:
     """One drawn data set, its window settings, and arguments of a plan; the windows come from a list of them all."""
 
     lengths: tuple[int, ...]
-    window: tuple[int, int, int, int]  # size, step, stride, limit
+    window: tuple[int, int, int, int]  # size, longest step, stride, limit
+    shortest: int  # step
     short: int
     batch_size: int
     options: tuple[tuple[str, Any], ...]
@@ -34,10 +35,16 @@ class Case:
 
     @cached_property
     def frames(self) -> np.ndarray:
-        """Frame ids of every window [N, T]."""
+        """Frame ids of every window [N, T]; where steps are drawn, as the plan has them."""
         size, step = self.window[:2]
+        if self.draws_steps:
+            return self.made.frames(np.arange(len(self.listed)))
         begins = np.concatenate([[0], np.cumsum(self.lengths)])
         return (begins[self.listed[:, 0]] + self.listed[:, 1])[:, None] + np.arange(size) * step
+
+    @property
+    def draws_steps(self) -> bool:
+        return self.shortest < self.window[1]
 
     @property
     def gap(self) -> int:
@@ -56,7 +63,8 @@ class Case:
         return sizes if len(sizes) < 8 else [*sizes[:7], sizes[-1]]
 
     def plan(self, **changed: Any) -> EpochPlan:
-        index = WindowIndex(self.lengths, *self.window, short_clip_windows=self.short)
+        size, longest, stride, limit = self.window
+        index = WindowIndex(self.lengths, size, (self.shortest, longest), stride, limit, short_clip_windows=self.short)
         return EpochPlan(index, self.batch_size, **{**dict(self.options), **changed})
 
     @cached_property
@@ -80,7 +88,7 @@ class Case:
     def sharing(self) -> int:
         """How far apart in number windows of a clip that is not thinned out share most frames; 0: none do."""
         size, step, stride = self.window[:3]
-        between = math.lcm(step, stride)
+        between = stride if self.draws_steps else math.lcm(step, stride)
         return between // stride if 0 < between <= (size - 1) * step else 0
 
 
@@ -110,5 +118,9 @@ def cases(draw: st.DrawFn) -> Case:
         "min_gap": draw(st.sampled_from([0, 0, 1, 30])),
         "depth": draw(st.none() | st.integers(1, 100)),
         "run": draw(st.none() | st.integers(1, 40)),
+        "clips_per_block": draw(st.sampled_from([0, 0, 0, 1, 2, 5, 100])),
     }
-    return Case(tuple(lengths), (size, step, stride, limit), short, batch_size, tuple(options.items()))
+    shortest = draw(st.just(step) | st.integers(1, max(1, step)))
+    return Case(
+        tuple(lengths), (size, step, stride, limit), min(shortest, step), short, batch_size, tuple(options.items())
+    )

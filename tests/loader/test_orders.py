@@ -22,9 +22,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardDataset:
     return ShardDataset(folder / "shards")
 
 
-def make(dataset: ShardDataset, index: WindowIndex, batch: int, depth: int) -> WindowLoader:
+def make(dataset: ShardDataset, index: WindowIndex, batch: int, depth: int, **order: int) -> WindowLoader:
     return WindowLoader(
-        dataset, index, batch, image_size=16, device="cpu", dtype=torch.uint8, depth=depth, num_threads=2
+        dataset, index, batch, image_size=16, device="cpu", dtype=torch.uint8, depth=depth, num_threads=2, **order
     )
 
 
@@ -68,3 +68,22 @@ def test_shuffled_frames_keep_their_own_ids_and_pixels(dataset: ShardDataset) ->
                 assert all(torch.equal(batch.frames[row, t], pixels[frame][0]) for t, frame in enumerate(ids))
         per_block = max(len(loader.plan.block_frames(block)) for block in range(loader.plan.num_blocks))
         assert loader.plan.frames_per_block() == per_block
+
+
+def test_steps_drawn_anew_each_epoch_and_few_clips_per_block(dataset: ShardDataset) -> None:
+    plain = WindowIndex(dataset.clip_lengths, 1, 1, 1)
+    with make(dataset, plain, 6, 4) as loader:
+        pixels = {int(batch.frame_ids[row]): batch.frames[row].clone() for batch in loader for row in range(6)}
+    index, seen = WindowIndex(dataset.clip_lengths, 3, (1, 6), 1), []
+    with make(dataset, index, 6, 4, clips_per_block=2) as loader:
+        for epoch in range(2):
+            steps = np.zeros(len(index), dtype=int)
+            for batch in loader:
+                np.testing.assert_array_equal(batch.frame_ids, loader.plan.frames(batch.window_ids.numpy()))
+                steps[batch.window_ids] = np.diff(batch.frame_ids[:, :2]).ravel()
+                for row, ids in enumerate(batch.frame_ids.tolist()):
+                    assert all(torch.equal(batch.frames[row, t], pixels[frame][0]) for t, frame in enumerate(ids))
+            seen.append(steps)
+            assert loader.epoch == epoch + 1
+    taken = (seen[0] > 0) & (seen[1] > 0)
+    assert 0.1 < (seen[0] == seen[1])[taken].mean() < 0.25  # one in six

@@ -27,10 +27,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def make(shards: str | Path, stride: int = 1, **options: Any) -> WindowLoader:
+def make(shards: str | Path, stride: int = 1, step: Any = 2, **options: Any) -> WindowLoader:
     dataset = ShardDataset(shards)
     defaults = {"image_size": 16, "device": "cpu", "augment": "crop", "depth": 4, "seed": 9, "num_threads": 2}
-    return WindowLoader(dataset, WindowIndex(dataset.clip_lengths, 3, 2, stride), 8, **{**defaults, **options})
+    return WindowLoader(dataset, WindowIndex(dataset.clip_lengths, 3, step, stride), 8, **{**defaults, **options})
 
 
 def digest(batches: list[Batch]) -> str:
@@ -41,10 +41,10 @@ def digest(batches: list[Batch]) -> str:
     return made.hexdigest()
 
 
-def walk(shards: str | Path, world_size: int, states: list[dict[str, Any]]) -> list[list[str]]:
+def walk(shards: str, world_size: int, states: list[dict[str, Any]], options: dict[str, Any]) -> list[list[str]]:
     """For each state: the hashes of the batches from it to the end of the next epoch, on ``world_size`` ranks."""
     found = []
-    loaders = [make(shards, rank=rank, world_size=world_size) for rank in range(world_size)]
+    loaders = [make(shards, **options, rank=rank, world_size=world_size) for rank in range(world_size)]
     for state in states:
         hashes = []
         for loader in loaders:
@@ -57,11 +57,11 @@ def walk(shards: str | Path, world_size: int, states: list[dict[str, Any]]) -> l
 
 def main() -> None:
     asked = json.loads(sys.stdin.read())
-    print(json.dumps(walk(asked["shards"], asked["world_size"], asked["states"])))
+    print(json.dumps(walk(**asked)))
 
 
-def in_fresh_process(shards: Path, world_size: int, states: list[dict[str, Any]]) -> list[list[str]]:
-    asked = json.dumps({"shards": str(shards), "world_size": world_size, "states": states})
+def in_fresh_process(shards: Path, world_size: int, states: list[Any], options: dict[str, Any]) -> list[list[str]]:
+    asked = json.dumps({"shards": str(shards), "world_size": world_size, "states": states, "options": options})
     command = [sys.executable, "-m", "tests.loader.test_resume"]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=180, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -69,10 +69,14 @@ def in_fresh_process(shards: Path, world_size: int, states: list[dict[str, Any]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_state_gives_the_same_rest(shards: Path, world_size: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "options"),
+    [(1, {}), (2, {}), (4, {}), (2, {"step": "1-4"}), (4, {"step": "1-3", "clips_per_block": 1, "augment": "none"})],
+    ids=str,
+)
+def test_every_state_gives_the_same_rest(shards: Path, world_size: int, options: dict[str, Any]) -> None:
     """States of one process, after every batch of two epochs, also taken with batches made ahead; JSON keeps them."""
-    with make(shards) as loader:
+    with make(shards, **options) as loader:
         states, hashes = [loader.state_dict()], []
         while loader.epoch < 2:
             for batch in loader:
@@ -82,7 +86,7 @@ def test_every_state_gives_the_same_rest(shards: Path, world_size: int) -> None:
     steps = len(loader)
     consumed = [state["plan"]["epoch"] * steps + state["plan"]["step"] for state in states]
     assert sorted(set(consumed)) == list(range(2 * steps + 1)) and steps >= 6
-    for rest, done in zip(in_fresh_process(shards, world_size, states), consumed, strict=True):
+    for rest, done in zip(in_fresh_process(shards, world_size, states, options), consumed, strict=True):
         assert rest == hashes[done:]
 
 

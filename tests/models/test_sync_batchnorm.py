@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cltt.distributed import world
+from cltt.errors import SettingsError
 from cltt.models import sync_batchnorm
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
@@ -33,9 +34,12 @@ class Case:
     track: bool = True
     rows: tuple[int, int, int, int] = (4, 4, 4, 4)
     steps: int = 2
+    act: bool = False  # timm's norm, with its activation
 
     def norm(self) -> nn.Module:
         kind = nn.BatchNorm2d if len(self.shape) == 3 else nn.BatchNorm1d
+        if self.act:
+            kind = pytest.importorskip("timm.layers").BatchNormAct2d
         options = {"momentum": self.momentum, "affine": self.affine, "track_running_stats": self.track}
         norm = kind(self.shape[0], **options).to(self.dtype)
         torch.manual_seed(1)
@@ -66,6 +70,7 @@ CASES = [
     Case((6, 5, 3), track=False),
     Case((6, 5, 3), rows=(1, 7, 2, 4)),
     Case((4, 1, 1), torch.float64, rows=(1, 1, 1, 1)),
+    Case((6, 5, 3), torch.float64, act=True),
 ]
 
 
@@ -317,3 +322,8 @@ def test_the_whole_model_is_one_graph() -> None:
     finally:
         dist.destroy_process_group()
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def test_an_unknown_kind_of_norm_is_refused() -> None:
+    with pytest.raises(SettingsError, match="0 of the model is a BatchNorm3d"):
+        synchronise(nn.Sequential(nn.BatchNorm3d(4)))

@@ -29,7 +29,7 @@ def test_a_byte_order_mark_hides_no_label(tmp_path: Path, header: bytes) -> None
         (b"a,1\nb\n", r"two columns, clip key and label; line 2 has 1"),
         (b"clip,label\n", "it has none"),
         (b"", "it has none"),
-        ("a,1\n".encode("utf-16"), "NUL bytes"),
+        ("a,1\n".encode("utf-16-le"), "NUL bytes"),
         (b"a,1\0\n", "NUL bytes"),
         (b"a,1\nb,2\na,3\n", r"line 3: 'a' has another label above"),
     ],

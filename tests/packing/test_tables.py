@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -123,7 +125,10 @@ BAD_BOXES = {
     "frame,x1,y1,x2,y2\nbenny/a/frame_000000.jpg,5,1,4,2\n": "line 2 .*must be frame,x1,y1,x2,y2",
     "benny/a/frame_000000.jpg,5\n": "line 1",
     "benny/a/frame_000000.jpg,a,b\n": "must come numbers",
-    "benny/a/frame_000000.jpg,nan,1\n": "line 1",
+    "benny/a/frame_000000.jpg,nan,1\nada/m01/a/frame_000000.jpg,-1,-1,-1,-1\n": "all 2 rows .* are without a box",
+    # After https://github.com/pupil-labs/pupil/issues/559 and https://github.com/jiahansu/GazeJS/issues/7
+    "benny/a/frame_000000.jpg,0.4,0.3\nada/m01/a/frame_000000.jpg,0,1\n": "between 0 and 1.*--boxes-unit share",
+    "benny/a/frame_000000.jpg,0,0,1,1\n": "between 0 and 1",
     "benny/a/frame_000000.jpg,1,1\nbenny/a/frame_000000.jpg,1,1\n": "twice, the second time in line 2",
     "benny/frame_000000.jpg,1,1\n": "names no frame; frames are named such as 'ada/m01/a/frame_000000.jpg'",
 }
@@ -134,6 +139,89 @@ def test_a_table_of_boxes_that_cannot_work_is_refused(root: Path, tmp_path: Path
     with pytest.raises(SettingsError, match=BAD_BOXES[text]):
         build_shards(root, tmp_path / "out", boxes=f"csv:{write(tmp_path / 'b.csv', text)}")
     assert not (tmp_path / "out").exists()
+
+
+def test_shares_are_boxes_as_they_are(root: Path, tmp_path: Path) -> None:
+    rows = "frame,x,y\nbenny/a/frame_000000.jpg,0.5,0.25\nbenny/a/frame_000001.jpg,1.2,0.5\n"
+    rule = f"csv:{write(tmp_path / 'b.csv', rows)}"
+    report = build_shards(root, tmp_path / "out", boxes=rule, boxes_unit="share")
+    boxes = ShardDataset(tmp_path / "out").frame_boxes(range(16, 18))
+    assert boxes is not None and boxes[0].tolist() == [0.5, 0.25, 0.5, 0.25] and np.isnan(boxes[1]).all()
+    assert ShardDataset(tmp_path / "out").settings["boxes_unit"] == "share" and report.boxes == (1, 0)
+    pixels = f"csv:{write(tmp_path / 'c.csv', 'benny/a/frame_000000.jpg,40,10' + chr(10))}"
+    with pytest.raises(SettingsError, match="boxes_unit is pixel and was share"):
+        build_shards(root, tmp_path / "out", boxes=pixels)
+    with pytest.raises(SettingsError, match="outside of 0 to 1: give --boxes-unit pixel"):
+        build_shards(root, tmp_path / "other", boxes=pixels, boxes_unit="share")
+
+
+def test_what_is_no_box_is_none_and_counted(root: Path, tmp_path: Path) -> None:
+    """After https://github.com/GazePlay/GazePlay/issues/45 (a heap of gaze in the corner), and gaze beside the screen:
+    https://github.com/brownhci/WebGazer/issues/313.
+    """
+    cells = ["-1,-1", ",", "NaN,NaN", "-20,10", "40,500"]
+    rows = [f"ada/m10/c/frame_{n:06d}.jpg,{cell}\n" for n, cell in enumerate(cells)]
+    rows += ["./benny\\a/frame_000000.jpg ,40,10\n", "benny/a/frame_9.jpg,1,1\n"]
+    report = build_shards(root, tmp_path / "out", boxes=f"csv:{write(tmp_path / 'b.csv', ''.join(rows))}", workers=1)
+    boxes = ShardDataset(tmp_path / "out").frame_boxes(range(18))
+    assert boxes is not None and np.flatnonzero(~np.isnan(boxes).any(-1)).tolist() == [16]
+    assert boxes[16].tolist() == [0.5, 0.25, 0.5, 0.25] and report.boxes == (1, 1)
+    assert report.odd == [
+        "boxes outside of their frames, which count as none: 2 (as ada/m10/c/frame_000003.jpg)",
+        "frames without a row in the table of boxes: 12 (as ada/m01/a/frame_000000.jpg)",
+        "rows of the table of boxes that fit no frame: 1 (benny/a/frame_9.jpg)",
+        "rows of the table of boxes without a box (-1, NaN or empty): 3 (as ada/m10/c/frame_000000.jpg)",
+    ]
+
+
+# ---- as other programs write them
+
+
+ROWS = ["ada/m01", "./ada/m10/c", "ben\\m01\\a", " zoë/day 1 "]
+ENCODINGS = {
+    "plain": ("utf-8", ","),
+    # After https://github.com/biolab/orange3/issues/7000 (a byte order mark) and
+    # https://github.com/chembl/GLaDOS/issues/1156 (UTF-16 for Excel)
+    "mark": ("utf-8-sig", ","),
+    "utf-16": ("utf-16", ","),
+    "semicolons": ("utf-8", ";"),
+    "tabs": ("utf-16", "\t"),
+}
+
+
+@pytest.fixture(scope="module")
+def accents(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source with a folder as a Mac names it."""
+    copy = tmp_path_factory.mktemp("accents") / "root"
+    shutil.copytree(root, copy)
+    data.make_clips(copy, {unicodedata.normalize("NFD", "zoë") + "/day 1": 2}, height=40, width=80)
+    return copy
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_rows_fit_however_they_are_written(accents: Path, tmp_path: Path, name: str) -> None:
+    encoding, comma = ENCODINGS[name]
+    rows = ["clip,split", *(f"{row},{'val' if 'zo' in row else ' train '}" for row in ROWS), "nobody,val"]
+    (tmp_path / "s.csv").write_bytes("\r\n".join(row.replace(",", comma) for row in rows).encode(encoding))
+    report = build_shards(accents, tmp_path / "out", splits=f"csv:{tmp_path / 's.csv'}", workers=1)
+    dataset = ShardDataset(tmp_path / "out")
+    found = {name: [unicodedata.normalize("NFC", dataset.clip_key(c)) for c in dataset.split_clips(name)] for name in dataset.split_names}  # fmt: skip  # noqa: E501
+    assert found == {"train": ["ada/m01/a", "ada/m01/b", "ada/m10/c", "ben/m01/a"], "val": ["zoë/day 1"]}
+    assert report.odd == [
+        "clips without a row in the table of splits: 1 (benny/a)",
+        "rows of the table of splits that fit no clip: 1 (nobody)",
+    ]
+    assert build_shards(accents, tmp_path / "dry", splits=f"csv:{tmp_path / 's.csv'}", dry_run=True).odd == report.odd
+    (tmp_path / "l.txt").write_bytes("\r\n".join(["# some", *ROWS]).encode(encoding))
+    assert len(dataset.listed_clips(str(tmp_path / "l.txt"))) == 5
+
+
+def test_a_table_in_another_encoding_is_refused_if_it_does_not_fit(accents: Path, tmp_path: Path) -> None:
+    """After https://github.com/t-markmann/nc-userimporter/issues/21 and https://github.com/muchdogesec/file2txt/issues/54."""
+    (tmp_path / "t.csv").write_bytes("ada,1\nzoë/day 1,2\n".encode("cp1252"))
+    for rule in ("splits", "label_from"):
+        with pytest.raises(SettingsError, match=r"t.csv' names .* which fits nothing: save the table as UTF-8"):
+            build_shards(accents, tmp_path / "out", **{rule: f"csv:{tmp_path / 't.csv'}"})
 
 
 # ---- lists of clips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -77,12 +78,50 @@ def blocks_are_as_long_as_asked_or_as_conflicts_need(case: Case) -> None:
     most = max(1, len(plan) // plan.depth)
     fewest = max(1, len(plan) // max(plan.depth, case.needed))
     halvings = {max(fewest, most // 2**k) for k in range(most.bit_length() + 1)}
-    assert plan.num_blocks in halvings
+    assert plan.num_blocks in halvings or plan.clips_per_block
     if len(plan) >= case.needed:
         for block in range(plan.num_blocks):
             steps = plan.block_steps(block)
             windows = case.batches[steps.start : steps.stop].ravel()
             assert count_conflicts(*case.listed[windows].T, case.gap) <= len(steps)
+
+
+@guarantee
+def blocks_hold_few_clips_unless_conflicts_need_longer_ones(case: Case) -> None:
+    plan, clip = case.made, case.listed[:, 0]
+    if not plan.clips_per_block:
+        return
+    held = [len(np.unique(clip[windows])) for _, _, windows in case.rank_parts(1)]
+    if max(held) <= 2 * plan.clips_per_block or plan.num_blocks == len(plan):
+        return
+    row = plan._row.segments(0, len(case.listed)).windows()
+
+    def fits(num_blocks: int) -> bool:
+        bounds = [block * len(plan) // num_blocks * case.batch_size for block in range(num_blocks + 1)]
+        blocks = [case.listed[row[low:high]].T for low, high in pairwise(bounds)]
+        return all(count_conflicts(*block, case.gap) <= len(plan) // num_blocks for block in blocks)
+
+    finer = [min(2 * plan.num_blocks + odd, len(plan)) for odd in (0, 1)]
+    assert not all(fits(num_blocks) for num_blocks in finer)
+
+
+@guarantee
+def steps_are_drawn_for_each_window_and_epoch(case: Case) -> None:
+    plan, ids = case.made, np.arange(len(case.listed))
+    frames, starts = plan.frames(ids), np.cumsum([0, *case.lengths])[case.listed[:, 0]] + case.listed[:, 1]
+    np.testing.assert_array_equal(plan.places(ids), frames)
+    np.testing.assert_array_equal(frames[:, 0], starts)
+    if case.window[0] == 1:
+        return
+    steps = np.diff(frames, axis=1)
+    assert (steps == steps[:, :1]).all()
+    assert steps.min() >= case.shortest and steps.max() <= case.window[1]
+    np.testing.assert_array_equal(case.plan().frames(ids[::-1]), frames[::-1])
+    if not case.draws_steps:
+        np.testing.assert_array_equal(plan.index.frames(ids), frames)
+    elif len(ids) > 100:
+        assert (plan.at_epoch(plan.epoch + 1).frames(ids) != frames).any()
+        assert (case.plan(seed=plan.seed ^ 1).frames(ids) != frames).any()
 
 
 @guarantee
@@ -148,7 +187,8 @@ def depth_and_run_follow_the_rule(case: Case) -> None:
     assert plan.depth == 128
     if not (case.window[3] or case.short):
         shares = case.sharing and np.bincount(case.listed[:, 0]).max() > case.sharing
-        assert plan.run == (min(5 * (case.window[0] - 1), 32) if shares else 1)
+        default = 20 if case.draws_steps else min(5 * (case.window[0] - 1), 32)
+        assert plan.run == (default if shares else 1)
         assert case.plan(run=3).run == (3 if shares else 1)
     assert case.plan(depth=1).depth == 1
 

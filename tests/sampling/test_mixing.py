@@ -171,3 +171,42 @@ def test_pairs_of_a_clip_change_between_epochs(num_clips: int, window: tuple[int
     plan = EpochPlan(WindowIndex([500] * num_clips, *window), 64)
     assert plan.num_blocks == 1
     assert order_figures.met_again(plan) < 1.5
+
+
+# ---- drawn steps, few clips ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("size", "most"), [(2, 1.35), (5, 2.6)])
+def test_windows_of_drawn_steps_share_frames(size: int, most: float) -> None:
+    plan = EpochPlan(WindowIndex([9000] * 200, size, (1, 15)), 64)
+    blocks = range(0, plan.num_blocks, 10)
+    decodes = [len(plan.block_frames(block)) / (64 * len(plan.block_steps(block))) for block in blocks]
+    assert plan.run == 20
+    assert np.mean(decodes) <= most
+
+
+def test_drawn_steps_are_uniform() -> None:
+    plan = EpochPlan(WindowIndex([30_000], 2, (3, 7)), 64)
+    steps = np.diff(plan.frames(np.arange(len(plan.index))), axis=1).ravel()
+    counts = np.bincount(steps, minlength=9)
+    assert counts[:3].sum() == counts[8:].sum() == 0
+    assert abs(counts[3:8] - len(steps) / 5).max() < 5 * (len(steps) / 5) ** 0.5
+    later = np.diff(plan.at_epoch(1).frames(np.arange(len(plan.index))), axis=1).ravel()
+    assert abs(np.mean(steps == later) - 1 / 5) < 0.02
+
+
+def test_blocks_of_few_clips_hold_more_moments_of_each() -> None:
+    index = WindowIndex([3000] * 40, 5, 10)
+    rates = []
+    for clips in (0, 10, 2):
+        plan = EpochPlan(index, 64, clips_per_block=clips)
+        held = [len(np.unique(index.locate(plan.block_windows(block))[0])) for block in range(plan.num_blocks)]
+        assert max(held) <= (2 * clips or 40)
+        assert plan.overlaps == 0
+        rates.append(order_figures.far_pairs_rate(plan))
+    assert 0.8 < rates[0] < 1.2 and 2 * rates[0] < rates[1] and 2 * rates[1] < rates[2]
+
+
+def test_groups_of_clips_are_drawn_anew_each_epoch() -> None:
+    index = WindowIndex([400] * 12, 3, 2)
+    plans = [EpochPlan(index, 16, epoch=epoch, clips_per_block=2, depth=20) for epoch in range(20)]
+    first = {tuple(np.unique(index.locate(plan.block_windows(0))[0]).tolist()) for plan in plans}
+    assert len(first) > 10

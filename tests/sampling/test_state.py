@@ -71,6 +71,8 @@ def test_a_state_of_another_epoch_or_step_is_the_same_order() -> None:
         ({"min_gap": 3}, ["min_gap is 3 and was 0"]),
         ({"depth": 64}, ["depth is 64 and was 128"]),
         ({"run": 5}, ["run is 5 and was 10"]),
+        ({"frame_step": (1, 4)}, ["frame_step is 1-4 and was 4", "run is 20 and was 10"]),
+        ({"clips_per_block": 3}, ["clips_per_block is 3 and was 0"]),
         ({"short_clip_windows": 2}, ["short_clip_windows is 2 and was 0"]),
         ({"shuffle_seed": 2}, ["shuffle_seed is 2 and was None"]),
         ({"lengths": [90, 0, 150, 61, 201]}, ["the clips and their lengths"]),
@@ -85,6 +87,14 @@ def test_each_difference_is_named_in_one_sentence(changed: dict[str, Any], told:
     assert all(part in message for part in told)
     assert message.count(" and was ") == len(told)
     assert "\n" not in message
+
+
+def test_a_state_that_was_saved_without_clips_per_block_had_none() -> None:
+    state = make_plan().state_dict()
+    del state["clips_per_block"]
+    make_plan().check_state(state)
+    with pytest.raises(SettingsError, match="clips_per_block is 2 and was 0"):
+        make_plan(clips_per_block=2).check_state(state)
 
 
 def test_a_damaged_state_is_refused() -> None:
@@ -115,12 +125,16 @@ def test_the_order_is_the_one_that_saved_runs_were_made_with() -> None:
     assert make_plan().batch(0).tolist() == GOLDEN_RUNS
     assert make_plan(run=4, depth=10).batch(20).tolist() == GOLDEN_BLOCKS
     assert make_plan(run=1, window_stride=9).batch(1).tolist() == GOLDEN_SINGLES
+    assert make_plan(clips_per_block=1, depth=10).batch(3).tolist() == GOLDEN_GROUPS
+    assert make_plan(frame_step=(1, 4)).frames([0, 200]).tolist() == GOLDEN_STEPS
     assert make_plan(shuffle_seed=5).index.frames([0, 100]).tolist() == GOLDEN_SHUFFLE
 
 
 GOLDEN_RUNS = [4, 291, 393, 331, 447, 254, 40, 201, 114, 212, 159, 61]
 GOLDEN_BLOCKS = [73, 24, 327, 302, 442, 278, 190, 386, 340, 129, 152, 215]
 GOLDEN_SINGLES = [53, 9, 33, 45, 1, 50, 46, 44, 8, 27, 26, 21]
+GOLDEN_GROUPS = [147, 454, 123, 96, 165, 431, 222, 179, 360, 380, 301, 199]
+GOLDEN_STEPS = [[0, 2, 4], [208, 209, 210]]
 GOLDEN_SHUFFLE = [[49, 31, 69], [235, 193, 159]]
 
 
@@ -246,6 +260,7 @@ def test_limited_windows_far_apart_do_not_count_as_close() -> None:
         ({"min_gap": -1}, "min_gap is -1"),
         ({"depth": 0}, "depth is 0"),
         ({"run": 0}, "run is 0"),
+        ({"clips_per_block": -1}, "clips_per_block is -1"),
         ({"batch_size": 2000}, "there are only 469 windows"),
     ],
 )

@@ -248,3 +248,37 @@ def test_data_hash_follows_lengths_and_clips() -> None:
     others = [WindowIndex([70, 60]), WindowIndex([60, 70], clips=[1]), WindowIndex([60, 70, 0])]
     assert same[0].data_hash == same[1].data_hash
     assert len({index.data_hash for index in [same[0], *others]}) == 4
+
+
+# ---- steps drawn from a range ----------------------------------------------------------------------------------------
+def test_a_range_of_steps_counts_windows_by_the_longest() -> None:
+    index = WindowIndex([60, 61, 70], 5, (1, 15))
+    assert (index.frame_step, index.frame_steps, index.span) == ("1-15", (1, 15), 61)
+    assert index.windows_per_clip.tolist() == WindowIndex([60, 61, 70], 5, 15).windows_per_clip.tolist() == [0, 1, 10]
+    assert WindowIndex([70], 5, "1-15").settings == index.settings
+    assert WindowIndex([70], 5, (4, 4)).frame_step == WindowIndex([70], 5, "4").frame_step == 4
+    assert index.sharing_distance.tolist() == [0, 1]
+    assert WindowIndex([900], 2, (1, 15), 16).sharing_distance.tolist() == [0]
+    for look_up in (index.frames, index.places):
+        with pytest.raises(SettingsError, match=r"frame_step is 1-15.*EpochPlan\.frames"):
+            look_up(0)
+    assert index.frames([1, 2], np.array([1, 15])).tolist() == [[121, 122, 123, 124, 125], [122, 137, 152, 167, 182]]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("5-2", "frame_step is 5-2; a range A-B must begin with 1 or more and end with more"),
+        ((0, 3), "must begin with 1 or more"),
+        ("1-2-3", "it must be a number of frames, or a range such as 1-15"),
+        ("1-", "it must be a number"),
+        ("ten", "it must be a number"),
+        ((1, 2, 3), "it must be a number"),
+        ("-3", "frame_step is -3; it must be from 0"),
+        ((1, 10**10), "frame_step is 10000000000; it must be from 0"),
+        (None, "frame_step is None"),
+    ],
+)
+def test_steps_that_cannot_work_are_refused(step: object, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        WindowIndex([90], 2, step)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 
 from cltt import ShardDataset, build_shards
 from cltt.config import DataSettings
-from cltt.errors import BusyError, SettingsError
+from cltt.errors import BusyError, CLTTError, SettingsError
 from cltt.files.locks import locked
 from cltt.files.owned import claim
 from cltt.packing.settings import BuildSettings
@@ -119,7 +119,15 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
         SettingsError, match=r"frames-\w+ needs about .* GB, and .*/shards has 1e-05 GB free: make room"
     ):
         located(capsys)
-    assert not list(Path("shards").glob("*/shard-*"))
+    assert list(Path("shards").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_built_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for picture in (folder / "frames").rglob("*.jpg"):
+        picture.unlink()
+    with pytest.raises(CLTTError):
+        located(capsys)
+    assert list(Path("shards").iterdir()) == []
 
 
 def test_a_stale_half_built_set_is_begun_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -311,6 +311,8 @@ def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> N
         (["--stage-to", "/proc/nowhere"], "give another --stage-to"),
         (["--stage-to", "$SLURM_TMPDIR/cltt"], "no shell has replaced the $; give another --stage-to"),
         # https://github.com/OPM/opm-simulators/issues/5063: a folder of the name ~
+        (["--batch-size", "1"], "--batch-size is 1; one window has no other to be told from"),
+        (["--shards", "shard"], "there is no folder shard; did you mean shards? (. holds shards); build"),
         (["--checkpoint-dir=~/run"], "no shell has replaced the ~; give another --checkpoint-dir"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 
 from cltt import WindowIndex, build_shards
 from cltt.errors import FrameError
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.visualize import inspect, views
@@ -141,7 +142,7 @@ def test_a_corrupt_frame_comes_with_what_training_does_about_it(
     inspect.main(["--root-dir", str(broken), *argv])
     assert "drawn grey; training cuts the clip there\n" in capsys.readouterr().out
     index = WindowIndex([30], 3, 4, 2)
-    view = views.view_windows(FolderDataset(broken), index, np.array([0]), image_size=32)
+    view = views.view_windows(FolderDataset(broken), EpochWindows(index), np.array([0]), image_size=32)
     texts = [text.get_text() for axes in windows_module.draw_windows(view, "t").axes for text in axes.texts]
     assert "grey: 1 damaged frame; training cuts the clip there" in texts
 

@@ -52,6 +52,21 @@ def test_a_metrics_file_of_another_name_brings_its_evaluation(tmp_path: Path) ->
     assert read_run(tmp_path / "mine.csv").evaluation["epoch"] == [2]
 
 
+@pytest.mark.parametrize("log", ['{"csv_log_path": "logs/a.csv"}', '{"csv_log_path": null}', "7"])
+def test_a_run_whose_settings_name_its_metrics_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run")
+    (run / "settings.json").write_text(f'{{"log": {log}}}')
+    if "logs" in log:
+        (tmp_path / "logs").mkdir()
+        (run / "metrics.csv").rename("logs/a.csv")
+        (run / "metrics_eval.csv").rename("logs/a_eval.csv")
+    metrics = read_run(run)
+    assert metrics.train["epoch"] == [1, 2, 3, 4] and metrics.evaluation["epoch"] == [2]
+
+
 def test_a_line_being_written_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", epochs=2)
     with (run / "metrics.csv").open("a") as file:

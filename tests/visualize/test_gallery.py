@@ -20,6 +20,7 @@ import inspect_windows
 from cltt import EpochPlan, WindowIndex, build_shards
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.visualize import gallery as gallery_module
@@ -87,7 +88,7 @@ def test_the_batch_is_the_one_asked_for(gallery: Path, folder: Path) -> None:
     rows = contents(gallery)["batch"]["rows"]
     ids = views.random_ids(index, 18, 0, 0)
     assert [row["window"] for row in rows] == ids.tolist()
-    view = views.view_windows(dataset, index, ids, image_size=40)
+    view = views.view_windows(dataset, EpochWindows(index), ids, image_size=40)
     for number, row in enumerate(rows):
         assert row["times"] == view.times[number].tolist() and row["names"] == view.frame_names[number]
         picture = simplejpeg.decode_jpeg((gallery / f"batch/{number:06d}.jpg").read_bytes()).astype(float)

@@ -14,7 +14,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from cltt import ShardDataset, WindowIndex
 from cltt.errors import SettingsError
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.visualize import figures, gallery, inspect, views
 from cltt.visualize import windows as windows_module
 from tests.helpers import data
@@ -185,3 +187,28 @@ for mode in {modes!r}:
     done = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True)
     heavy = [line for line in done.stdout.splitlines() if line.startswith("heavy:")]
     assert heavy == ["heavy: []"] * len(modes), done.stderr
+
+
+@pytest.mark.parametrize(
+    "mode", [["sample"], ["batch", "--batch-size", "4"], ["batch", "--batch-size", "4", "--batch-sampling", "plan"]]
+)
+def test_drawn_steps_are_those_of_the_epoch(shards: Path, capsys: pytest.CaptureFixture[str], mode: list[str]) -> None:
+    argv = ["--shards", shards, "--image-size", "32", "--window-size", "3", "--frame-step", "1-5", "--mode", *mode]
+    shown = [info(capsys, *argv, "--epoch", str(epoch)) for epoch in range(6)]
+    dataset = ShardDataset(shards)
+    for epoch, found in enumerate(shown):
+        windows = EpochWindows(WindowIndex(dataset.clip_lengths, 3, (1, 5)), epoch=epoch)
+        assert found["frame_ids"] == windows.frames(found["window_ids"]).tolist()
+        assert f"steps 1-5 of epoch {epoch}, seed 0" in found["showing"]
+    assert len({str(found["frame_ids"]) for found in shown}) > 1
+
+
+def test_the_gallery_and_statistics_of_drawn_steps(
+    shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["--shards", shards, "--image-size", "32", "--window-size", "3", "--frame-step", "1-5"]
+    picture = tmp_path / "stats.png"
+    found = info(capsys, *argv, "--mode", "stats", "--epoch", "2", "--save-path", picture)
+    assert found["window_settings"]["span"] == 11 and picture.exists()
+    inspect.main([*map(str, argv), "--mode", "html", "--batch-size", "3", "--epoch", "2", "--out", str(tmp_path / "g")])
+    assert '"marked":false' in (tmp_path / "g/index.html").read_text()

@@ -11,6 +11,7 @@ import pytest
 
 from cltt import WindowIndex, build_shards
 from cltt.errors import SettingsError
+from cltt.sampling.epoch_windows import EpochWindows
 from cltt.shards import folder as folder_module
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize import figures, inspect, views
@@ -59,7 +60,7 @@ def test_text_names_the_data_the_window_and_its_frames(
 def test_the_picture_holds_the_very_pixels(shards: Path, tmp_path: Path) -> None:
     dataset = ShardDataset(shards)
     index = WindowIndex(dataset.clip_lengths, 3, 4, 2)
-    view = views.view_windows(dataset, index, np.array([3, 17]), image_size=32)
+    view = views.view_windows(dataset, EpochWindows(index), np.array([3, 17]), image_size=32)
     figures.save_figure(windows_module.draw_windows(view, "two", difference=True), tmp_path / "two.png")
     layout = windows_module.Layout(2, 2, 3, 32)
     assert layout.cell % 32 == 0
