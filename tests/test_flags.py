@@ -79,8 +79,8 @@ def test_every_setting_is_a_flag(settings: type, field: dataclasses.Field[Any]) 
     for action in parser._actions:
         action.required = False
     assert not vars(parser.parse_args([]))
-    kind = value_types(settings)[field.name]
-    kind, count = items_of(kind)
+    kind, count = items_of(value_types(settings)[field.name])
+    kind = field.metadata["argparse"].get("type", kind)
     one = {bool: True, str: next(iter(field.metadata["argparse"].get("choices", "x"))), int: 3, float: 3.0}[kind]
     words = [flag] if kind is bool else [flag, str(one)]
     if field.metadata["argparse"].get("action") == "append":
