@@ -1,7 +1,7 @@
 """How well an epoch is mixed, what that costs in decodes and memory, and how fast the order is at 100 million windows.
 
 ``python -m benchmarks.order [--quick]`` writes order_runs.csv (what the length of a run does), order_decodes.csv,
-order_mixing.csv, order_scale.csv and order.png.
+order_mixing.csv, order_options.csv (steps drawn anew, blocks of few clips), order_scale.csv and order.png.
 
 Mixing is told by windows of one clip: how many of a batch overlap in time with one of the batch before, how often far
 ones meet in a batch, as a multiple of a uniform shuffle's rate, and the chance that a clip seen in batch k is seen
@@ -39,13 +39,20 @@ COSTS: dict[Window, tuple[int, float, float]] = {
 CLIPS = {str(clips): clip_lengths(clips) for clips in (6, 12, 200, 2000)}
 SHORT_CLIPS = {f"{clips} of 500 frames": np.full(clips, 500) for clips in (6, 12)}  # one block holds whole clips
 MIXED: list[Window] = [(5, 2, 1), (5, 10, 1), (5, 90, 1)]
+# (T, steps, stride), decodes a window asked, clips_per_block: the options beside the default order.
+OPTIONS: list[tuple[tuple[int, int | str, int], float | None, int]] = [
+    ((2, "1-15", 1), 1.35, 0),
+    ((5, "1-15", 1), 2.6, 0),
+    *(((5, 10, 1), None, clips) for clips in (0, 64, 16, 4)),
+    *(((5, "1-15", 1), None, clips) for clips in (16, 4)),
+]
 LAGS = (1, 10, 100)
 BATCH = 64
 SCALE_WINDOWS: list[Window] = [(5, 2, 1), (5, 10, 1), (2, 2, 1), (5, 2, 10)]
 SCALE_CLIPS, SCALE_BATCH = 1_000_000, 1024
 
 
-def named(window: Sequence[int]) -> str:
+def named(window: Sequence[int | str]) -> str:
     return "/".join(map(str, window))
 
 
@@ -119,6 +126,24 @@ def decode_rows(clips: Sequence[int]) -> list[Row]:
             row |= {f"{size} ranks over one": ranks_over_one(plan, size) for size in (4, 8)}
             asked = {"asked decodes": f"<= {decodes}", "asked GB": f"<= {gigabytes}"} if num_clips == 200 else {}
             rows.append({**row, **asked})
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+def option_rows(clips: Sequence[int]) -> list[Row]:
+    rows = []
+    for num_clips in clips:
+        for window, asked, clips_per_block in OPTIONS:
+            index = WindowIndex(clip_lengths(num_clips), *window)
+            plan = EpochPlan(index, BATCH, clips_per_block=clips_per_block)
+            batches = order_figures.all_batches(plan)
+            row: Row = {"clips": num_clips, "T/step/stride": named(window), "clips per block": clips_per_block}
+            row |= {"steps a block": len(plan) / plan.num_blocks}
+            row |= {"clips in a block": order_figures.most_clips_in_a_block(plan)}
+            row |= {"decodes a window": order_figures.mean_decodes_a_window(plan), "GB": order_figures.gigabytes(plan)}
+            row |= {"asked decodes": f"<= {asked}" if asked and num_clips == 200 else ""}
+            row |= {"far pairs": order_figures.far_pairs_rate(plan, batches)}
+            rows.append({**row, **mixing(index, batches)})
     return rows
 
 
@@ -227,6 +252,7 @@ def main() -> None:
             lambda quick: mixing_rows(SHORT_CLIPS if quick else {**SHORT_CLIPS, **CLIPS}),
         ),
         "decodes": ("Decodes a window", lambda quick: decode_rows((40,) if quick else (200, 2000))),
+        "options": ("Drawn steps and few clips", lambda quick: option_rows((40,) if quick else (200, 2000))),
         "scale": ("100 million windows over one million clips", lambda quick: scale_rows(3 if quick else 5)),
     }
     parser.add_argument("--only", choices=list(tables), help="one of the tables")

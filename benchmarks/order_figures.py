@@ -30,6 +30,19 @@ def decodes_a_window(plan: EpochPlan) -> float:
     return plan.frames_per_block() / (plan.batch_size * len(plan) / plan.num_blocks)
 
 
+def mean_decodes_a_window(plan: EpochPlan, samples: int = 64) -> float:
+    """Frames over windows of up to ``samples`` blocks: what a cache that holds a block decodes on average."""
+    blocks = np.unique(np.linspace(0, plan.num_blocks - 1, samples).astype(int)).tolist()
+    windows = plan.batch_size * sum(len(plan.block_steps(block)) for block in blocks)
+    return sum(len(plan.block_frames(block)) for block in blocks) / windows
+
+
+def most_clips_in_a_block(plan: EpochPlan) -> int:
+    """The most clips that a block takes windows from."""
+    blocks = (plan.index.locate(plan.block_windows(block))[0] for block in range(plan.num_blocks))
+    return max(len(np.unique(clips)) for clips in blocks)
+
+
 def gigabytes(plan: EpochPlan) -> float:
     """Two blocks of frames of 224 x 224 x 3 bytes."""
     return BLOCKS_HELD * plan.frames_per_block() * SLOT_BYTES / 1e9

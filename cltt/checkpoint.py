@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 import time
 import zipfile
@@ -33,6 +34,7 @@ from cltt.text import shorten
 T = TypeVar("T")
 VERSION = 1
 LATEST = "latest"
+_OTHER_OBJECT = re.compile(r"GLOBAL ([\w.]+)")  # what torch says of one that it does not make
 SETTINGS_FILE = "settings.json"  # of a run, beside its checkpoints
 _OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save began with
 _MAX_VALUES = 10_000_000  # in a checkpoint
@@ -62,6 +64,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
     except FileNotFoundError:  # another rank tried whether the folder can be made, and took it away meanwhile
         return []
     return sorted(found, key=position)
+
+
+def older_run(folder: Path) -> Path | None:
+    """The newest file that the older script left in ``folder``; None: none, or a run of ours has saved there."""
+    if list_checkpoints(folder):
+        return None
+    files = [path for path in folder.glob("simclr_epoch_*.pth") if path.stem.rpartition("_")[2].isdecimal()]
+    log = folder / "metrics.csv"
+    if files:
+        return max(files, key=lambda path: int(path.stem.rpartition("_")[2]))
+    return log if log.exists() and not (folder / SETTINGS_FILE).exists() else None
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
@@ -136,8 +149,20 @@ def _read_once(path: Path) -> Any:
     except Exception as error:  # a damaged file can fail in the zip, pickle and tensor readers alike
         if isinstance(error, OSError) and is_transient(error):
             raise
+        if isinstance(error, pickle.UnpicklingError) and (other := _OTHER_OBJECT.search(str(error))):
+            raise DataError(_more_than_weights(path, other[1])) from error
         words = shorten(" ".join(str(error).split()), 200) or type(error).__name__
         raise DataError(f"checkpoint {path} is damaged or not a checkpoint ({words})") from error
+
+
+def _more_than_weights(path: Path, other: str) -> str:
+    return (
+        f"{path} holds more than weights: objects of Python's ({shorten(other, 60)}), which are not read, as that can "
+        f"run code; if you trust the file, save its weights alone and give that file:\n"
+        f"  import torch; state = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
+        "  torch.save(state.state_dict() if hasattr(state, 'state_dict') else {name: part for name, part in "
+        "state.items() if isinstance(part, dict) and all(map(torch.is_tensor, part.values()))}, 'weights.pth')"
+    )
 
 
 def _is_old_format(path: Path) -> bool:

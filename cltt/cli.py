@@ -52,9 +52,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; for a flag that is none, the error names the one that is spelled most like it."""
+        if self._subparsers is not None:  # each command has flags of its own
+            return super().parse_args(args, namespace)
         flags = itertools.takewhile(lambda word: word != "--", sys.argv[1:] if args is None else args)
+        known = self._option_string_actions
         for flag in (word.split("=")[0] for word in flags if word.startswith("--") and " " not in word):
-            if flag not in self._option_string_actions:
+            families = (action for name, action in known.items() if name[-1] == "*" and flag.startswith(name[:-1]))
+            if flag not in known and (family := next(families, None)) is not None:
+                known[flag] = family
+            if flag not in known:
                 self.error(f"there is no flag {flag}{self._did_you_mean(flag)}")
         return super().parse_args(args, namespace)
 

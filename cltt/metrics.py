@@ -141,7 +141,7 @@ def _files_of(run: Path) -> tuple[Path, Path | None]:
 
 
 def read_columns(path: Path, expected: Sequence[str]) -> Columns:
-    """Columns of a metrics CSV as floats; an empty cell (a part without data) is NaN.
+    """The columns ``expected`` of a metrics CSV as floats, others are passed over; an empty cell (no data) is NaN.
 
     A last line without its line end is left out: training may be writing it now.
     """
@@ -151,18 +151,20 @@ def read_columns(path: Path, expected: Sequence[str]) -> Columns:
         rows = list(csv.reader(line for line in lines if line.endswith("\n")))
     except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as metrics ({getattr(error, 'strerror', None) or error})") from error
-    if not rows or rows[0] != list(expected):
-        found = ",".join(rows[0]) if rows else "nothing"
-        raise DataError(f"{path} begins with {shorten(found, 80)!r}; a metrics file begins with {','.join(expected)!r}")
+    header = rows[0] if rows else []
+    if len(set(header)) < len(header) or not set(header).issuperset(expected):
+        found = ",".join(header) or "nothing"
+        raise DataError(f"{path} begins with {shorten(found, 80)!r}; a metrics file has {','.join(expected)!r}")
     columns: Columns = {name: [] for name in expected}
     for number, row in enumerate(rows[1:], start=2):
         try:
             values = [float(cell) if cell else math.nan for cell in row]
-            for name, value in zip(expected, values, strict=True):
-                columns[name].append(value)
+            row_values = dict(zip(header, values, strict=True))
         except ValueError:
-            wanted = f"{len(expected)} numbers"
+            wanted = f"{len(header)} numbers"
             raise DataError(
                 f"{path}, line {number}: {shorten(','.join(row), 80)!r} where {wanted} were expected"
             ) from None
+        for name in expected:
+            columns[name].append(row_values[name])
     return columns

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -11,7 +13,7 @@ from typing import Any
 
 from cltt import cli
 from cltt.config import TrainSettings
-from cltt.errors import EXIT_REQUEUE, CLTTError
+from cltt.errors import EXIT_REQUEUE
 
 DESCRIPTION = "Train an encoder by contrastive learning through time on a folder of clips."
 
@@ -31,20 +33,22 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
 
 
 def _normalise_of(settings: TrainSettings) -> str:
-    """How pixels entered the network whose weights a run starts from.
+    """How pixels entered the network whose weights a run starts from or, if it goes on with its own, the run's."""
+    from cltt.checkpoint import SETTINGS_FILE, list_checkpoints  # imports torch, see main
+    from cltt.models.weights import read_weights
 
-    A run that is gone on with no longer needs these: the default, if they cannot be read.
-    """
-    from cltt.models.weights import read_weights  # imports torch, see main
-
-    assert settings.checkpoint.checkpoint_path is not None
-    path, size = Path(settings.checkpoint.checkpoint_path), settings.data.image_size
-    try:
-        return read_weights(path, settings.model.backbone, image_size=size).normalise
-    except CLTTError:
-        if not settings.checkpoint.resume:
-            raise
+    start = settings.checkpoint
+    assert start.checkpoint_path is not None
+    if start.resume and list_checkpoints(settings.run_dir):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # the run itself says if it cannot go on
+            return str(json.loads((settings.run_dir / SETTINGS_FILE).read_bytes())["data"]["normalise"])
         return settings.data.normalise
+    return read_weights(
+        Path(start.checkpoint_path),
+        settings.model.backbone,
+        image_size=settings.data.image_size,
+        prefix=start.weights_prefix,
+    ).normalise
 
 
 def leave_when_asked() -> None:

@@ -94,6 +94,12 @@ class SourceSettings:
     fps: float | None = setting(
         None, "with --root-dir: frames a second taken of videos (default: every frame)", within=(1e-3, 1e3), free=True
     )
+    stream: int | None = setting(
+        None,
+        "with --root-dir: video stream to take of each video, from 0 (default: the largest that is no thumbnail)",
+        within=(0, 1000),
+        free=True,
+    )
     rescan: bool = setting(
         False, "with --root-dir: compare every file with the one built, not only the folders", free=True
     )

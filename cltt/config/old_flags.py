@@ -8,28 +8,36 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from cltt.config.fields import MANY, require, require_within
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Flags whose values mean something else here; ``says``: by name, what does the work of each."""
+    """Flags whose values mean something else here; ``says``: by name, what does the work of each.
+
+    A name that ends in ``*`` stands for all flags that begin so. All that are given are refused at once.
+    """
 
     says: Mapping[str, str]
 
     def add(self, parser: argparse._ActionsContainer) -> None:
         for name, says in self.says.items():
-            parser.add_argument(f"--{name}", action=_Refuse, const=says, nargs="?", **_HIDDEN)
+            parser.add_argument(f"--{name}", action=_Refuse, dest="old_refused", const=says, nargs="?", **_HIDDEN)
 
     def take(self, args: argparse.Namespace) -> None:
-        """Nothing: they end the parsing."""
+        """SettingsError for those given."""
+        flags: dict[str, list[str]] = {}
+        for flag, says in getattr(args, "old_refused", {}).items():
+            flags.setdefault(says, []).append(flag)
+        answers = "; ".join(f"{', '.join(names)}: {says}" for says, names in flags.items())
+        require(not flags, f"flags of the older script, and what does their work here: {answers}")
 
 
 class _Refuse(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.error(f"{self.option_strings[0]} is a flag of the older script: {self.const}")
+    def __call__(self, parser: Any, args: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        args.old_refused = {**getattr(args, "old_refused", {}), str(option_string): str(self.const)}
 
 
 class ShortClipRule:
@@ -82,7 +90,10 @@ LINEAR_EVALUATION = Refused(
         "linear-eval-train-fraction": "leave it out: a tenth of train is the val part, and folders train, val and test "
         "are kept",
         "linear-eval-split-seed": "leave it out: the split is the same in every run",
+        "linear-eval-*": "leave it out: cltt evaluate has --probe sgd and --probe-epochs, --probe-lr, "
+        "--probe-batch-size",
         "cifar-dataset": "give --eval-data DIR/cifar-10-batches-py or DIR/cifar-100-python",
+        "imagenet-data-dir": "give --eval-data DIR, with DIR/train and DIR/val",
         "cifar-data-dir": "give --eval-data DIR",
         "cifar-download": "nothing is downloaded: unpack cifar-10-python.tar.gz or cifar-100-python.tar.gz in a folder "
         "and give --eval-data FOLDER",

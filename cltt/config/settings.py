@@ -51,8 +51,11 @@ class CheckpointSettings:
     checkpoint_path: str | None = setting(
         None,
         "start a new run from these weights: a checkpoint, the newest in a run's folder, a file of the older script, "
-        "or an encoder's state dict under torchvision's names or, with --backbone timm:NAME, timm's",
+        "or an encoder's state dict under the names of --backbone",
         free=True,
+    )
+    weights_prefix: str | None = setting(
+        None, "with --checkpoint-path: what stands before the names of one of several encoders in the file", free=True
     )
     checkpoint_minutes: float = setting(
         30.0, "save within an epoch after this many minutes (0: at epoch ends only)", within=(0, 1e6), free=True

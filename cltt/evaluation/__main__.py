@@ -41,9 +41,16 @@ class EvaluationSettings:
 
     checkpoint: str = config.setting(
         "",
-        "a run's folder: all of its checkpoints; or a file: a checkpoint, one of the older script, or a ResNet's state "
-        "dict under torchvision's names (.pth, .safetensors)",
+        "a run's folder: all of its checkpoints; or a file: a checkpoint, one of the older script, or an encoder's "
+        "state dict under torchvision's or timm's names (.pth, .safetensors)",
         required=True,
+    )
+    backbone: str | None = config.setting(
+        None,
+        "the encoder, where the file does not name it, as train.py takes it (default: some ResNets and Swins)",
+    )
+    weights_prefix: str | None = config.setting(
+        None, "what stands before the names of one of several encoders in the file"
     )
     data: str = config.setting(
         "",
@@ -73,7 +80,7 @@ class EvaluationSettings:
     normalise: str | None = config.setting(
         None,
         "how pixels enter the network: less ImageNet's mean, over its deviation, or (none) from 0 to 1 (default: as "
-        "trained; the older script's files: none)",
+        "trained; the older script's files do not say it)",
         choices=NORMALISATIONS,
     )
     device: str = config.setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
@@ -111,12 +118,12 @@ class Evaluation:
         """Evaluate the untrained encoder and every checkpoint, add the rows, and show the last one's frames."""
         rows: list[results.Row] = []
         flat: list[results.Row] = []
-        last, features = read_weights(self.paths[-1]), {}
+        last, features = self._read(self.paths[-1]), {}
         if self.settings.baseline and self.data.label_names:
             self._add(rows, flat, UNTRAINED, last, self._features(_untrained(last), last))
         self._warn_of_known_clips(last)
         for path in self.paths:
-            weights = last if path == self.paths[-1] else read_weights(path)
+            weights = last if path == self.paths[-1] else self._read(path)
             features = self._features(weights.build_encoder(), weights)
             if self.data.label_names:
                 self._add(rows, flat, self._name(path), weights, features)
@@ -125,6 +132,10 @@ class Evaluation:
             print(f"written: {self.out / 'evaluation.csv'}, evaluation.json, evaluation.png")
         if self.settings.shows_frames:
             self._show(last, features)
+
+    def _read(self, path: Path) -> Weights:
+        s = self.settings
+        return read_weights(path, s.backbone, image_size=s.image_size, prefix=s.weights_prefix, normalise=s.normalise)
 
     def _features(self, encoder: Encoder, weights: Weights) -> Features:
         size, normalise = self._image_size(weights), self._normalise(weights)

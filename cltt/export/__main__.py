@@ -15,20 +15,24 @@ from typing import Any
 import torch
 
 from cltt import cli
+from cltt.config import NORMALISATIONS
 from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable, file_sha256, replace_file
 from cltt.files.regular import check_path
-from cltt.models.weights import EXTRA, SAFETENSORS, State, Weights, read_weights
-from cltt.text import printable
+from cltt.models.weights import EXTRA, SAFETENSORS, State, Weights, attach, read_weights
+from cltt.text import counted, printable
 
 SUFFIXES = (".pth", SAFETENSORS)
 
 
-def export(checkpoint: Path, out: Path, *, head: bool = False) -> list[Path]:
+def export(
+    checkpoint: Path, out: Path, backbone: str | None = None, *, head: bool = False, **reading: Any
+) -> list[Path]:
     """Write the encoder in ``checkpoint`` (or the newest of a run's folder) to ``out``, and a card beside it.
 
     With ``head`` the projection head goes to a file of its own, NAME.head.pth beside NAME.pth, under the names of its
-    layers (``0.weight`` ...). Returns the files written.
+    layers (``0.weight`` ...). ``backbone`` and ``reading`` are those of :func:`cltt.models.weights.read_weights`.
+    Returns the files written.
 
     Raises SettingsError for an ``out`` of another ending or that cannot be written, and what :func:`read_weights` does.
     """
@@ -38,31 +42,43 @@ def export(checkpoint: Path, out: Path, *, head: bool = False) -> list[Path]:
     if out.is_dir():
         raise SettingsError(f"{out} is a folder; give the name of the file")
     check_writable(out.parent, "give another place to export to")
-    weights = read_weights(checkpoint)
-    files: dict[Path, Mapping[str, torch.Tensor]] = {out: weights.build_encoder().state_dict()}
+    weights = read_weights(checkpoint, backbone, **reading)
+    files = {out: _serialised(weights.build_encoder().state_dict(), weights, out.suffix)}
+    head_file = out.with_suffix(f".head{out.suffix}")
     if head:
-        files[out.with_suffix(f".head{out.suffix}")] = weights.build_head().state_dict()
+        files[head_file] = _serialised(weights.build_head().state_dict(), weights, out.suffix)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for path, state in files.items():
-        replace_file(path, _serialised(state, path.suffix, weights))
-    card = out.with_suffix(".md")
-    replace_file(card, model_card(weights, list(files)).encode())
+    for path, content in files.items():
+        replace_file(path, content)
+    # A .pth keeps the card's name of earlier versions; a .safetensors of the same name has a card of its own.
+    card = out.with_suffix(".md") if out.suffix == ".pth" else out.with_name(f"{out.name}.md")
+    described = [out, head_file] if head or _is_head_of(weights, head_file) else [out]
+    replace_file(card, model_card(weights, described).encode())
     return [*files, card]
 
 
-def _serialised(state: Mapping[str, torch.Tensor], suffix: str, weights: Weights) -> bytes:
+def _is_head_of(weights: Weights, file: Path) -> bool:
+    """Whether an earlier export wrote the head of these weights to ``file``."""
+    return (
+        weights.head is not None
+        and file.is_file()
+        and file.read_bytes() == _serialised(weights.build_head().state_dict(), weights, file.suffix)
+    )
+
+
+def _serialised(state: Mapping[str, torch.Tensor], weights: Weights, suffix: str) -> bytes:
     own: State = {name: value.detach().clone().contiguous() for name, value in state.items()}
+    said = {"backbone": weights.backbone, "normalise": weights.normalise}
+    if weights.image_size:
+        said["image_size"] = str(weights.image_size)
     if suffix == SAFETENSORS:
         try:
             from safetensors.torch import save
         except ImportError:
             raise SettingsError(f"writing {SAFETENSORS} needs the package safetensors: {EXTRA}") from None
-        said = {"backbone": weights.backbone, "normalise": weights.normalise}
-        if weights.image_size:
-            said["image_size"] = str(weights.image_size)
         return bytes(save(own, said))
     data = BytesIO()
-    torch.save(own, data)
+    torch.save(attach(own, said), data)
     return data.getvalue()
 
 
@@ -85,7 +101,7 @@ def model_card(weights: Weights, files: list[Path]) -> str:
     lines += ["```", ""]
     saved = weights.saved
     if not saved:
-        return "\n".join([*lines, f"Not trained here ({weights.origin}): its settings are not known.", ""])
+        return "\n".join([*lines, "Not trained here: its settings are not known.", ""])
     lines += _training(saved["history"], weights) if isinstance(saved.get("history"), dict) else []
     lines += [f"Data: shards of the fingerprint `{printable(str(saved.get('fingerprint')))}`.", ""]
     lines += ["| setting | |", "|---|---|"]
@@ -112,16 +128,19 @@ def _loading(weights: Weights, file: Path) -> list[str]:
 
 def _training(history: Mapping[str, Any], weights: Weights) -> list[str]:
     """Where the curves ended."""
-    lines = [
-        f"Trained for {history.get('epoch')} epochs and {history.get('step')} steps, "
-        f"{history.get('total_steps')} steps in all."
-    ]
+    epochs, step, steps = (history.get(name) for name in ("epoch", "step", "total_steps"))
+    next_epoch = f" and {_counted(step, 'step')} of the next" if step else ""
+    lines = [f"Trained for {_counted(epochs, 'epoch')}{next_epoch}, {_counted(steps, 'step')} in all."]
     for name, rows in (("training", history.get("train")), ("evaluation", history.get("evaluation"))):
         if isinstance(rows, list) and rows:
             lines.append(
                 f"Last {name}: " + ", ".join(f"{key} {_number(value)}" for key, value in rows[-1].items()) + "."
             )
     return [*lines, ""]
+
+
+def _counted(number: Any, what: str) -> str:
+    return counted(number, what) if isinstance(number, int) else f"? {what}s"
 
 
 def _number(value: Any) -> str:
@@ -138,10 +157,15 @@ def main(argv: list[str] | None = None, prog: str = "python -m cltt.export") -> 
     parser.add_argument("checkpoint", help="a checkpoint, or a run's folder: its newest", metavar="CHECKPOINT")
     parser.add_argument("out", help="file to write: NAME.pth or NAME.safetensors (extra: safetensors)", metavar="OUT")
     parser.add_argument("--head", action="store_true", help="also write the projection head, to NAME.head.pth")
+    parser.add_argument("--backbone", help="the encoder, where the file does not name it, as train.py takes it")
+    parser.add_argument("--image-size", type=int, help="side of the images it is made for, where the file lacks it")
+    parser.add_argument("--normalise", choices=NORMALISATIONS, help="how pixels entered it, where the file lacks it")
+    parser.add_argument("--weights-prefix", help="what stands before the names of one of several encoders in the file")
     args = parser.parse_args(argv)
     for name in ("checkpoint", "out"):
         check_path(getattr(args, name), name.upper())
-    for path in export(Path(args.checkpoint), Path(args.out), head=args.head):
+    reading = {"image_size": args.image_size, "normalise": args.normalise, "prefix": args.weights_prefix}
+    for path in export(Path(args.checkpoint), Path(args.out), args.backbone, head=args.head, **reading):
         print(f"written: {path}")
     return 0
 

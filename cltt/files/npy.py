@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError
-from cltt.files.retry import Handle, SharedFile, read_bytes, retry
+from cltt.files.retry import SharedFile, read_bytes, retry
 
 
 class NpyWriter:
@@ -57,11 +57,10 @@ class NpyRows:
 
     def __init__(self, path: Path, dtype: np.dtype[Any], rows: int | None = None) -> None:
         self.path, self.dtype = path, dtype
-        with Handle(path, follow=False) as file:
-            head = retry(path, lambda: file.read(HEADER_BYTES, 0))
+        self._file = SharedFile(path, follow=False)
+        head = retry(path, lambda: self._file.read(HEADER_BYTES, 0))
         size = retry(path, path.stat).st_size
         (self._rows,), self._start = _check_header(path, head, size, dtype, (rows,))
-        self._file = SharedFile(path, follow=False)
 
     def __len__(self) -> int:
         return self._rows

@@ -92,11 +92,10 @@ def read_bytes(path: AnyPath, *, follow: bool = True) -> bytes:
 
 def read_pieces(path: AnyPath, size: int = PIECE, *, follow: bool = True) -> Iterator[bytes]:
     """The contents of a file, ``size`` bytes at a time; ``follow`` as in :func:`open_regular`."""
-    with Handle(path, follow=follow) as file:
-        offset = 0
-        while piece := retry(path, lambda: file.read(size, offset)):  # noqa: B023  # called at once
-            yield piece
-            offset += len(piece)
+    file, offset = SharedFile(path, follow=follow), 0
+    while piece := retry(path, lambda: file.read(size, offset)):  # noqa: B023  # called at once
+        yield piece
+        offset += len(piece)
 
 
 def _retry(path: str, attempt: Callable[[], T], error: OSError) -> T:
@@ -112,7 +111,7 @@ def _retry(path: str, attempt: Callable[[], T], error: OSError) -> T:
             except OSError as again:
                 if not is_transient(again):
                     raise
-                error = again
+                error = again.with_traceback(None)  # which holds this frame, and with it what the read had open
         raise StorageError(
             f"{path} could not be read for {seconds:g} s ({error.strerror}; --io-patience); start again when the "
             "storage answers"
@@ -137,86 +136,46 @@ def _waiting(path: str, error: OSError) -> Iterator[None]:
                 log.warning("%s: can be read again, after %.1f s", path, time.monotonic() - _policy.since)
 
 
-class Handle:
-    """An open file that is opened anew after an error; for one thread."""
+class Descriptor:
+    """An open file, closed when nobody holds this object any more."""
 
     def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
-        self._path, self._follow = path, follow
-        self._handle = -1
+        self.number = -1
+        self.number = open_regular(path, follow=follow)
 
-    def __enter__(self) -> Handle:
-        return self
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):  # what failed to read may fail to close, too
+            os.close(self.number)
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
+
+class SharedFile:
+    """A file that any number of threads read by ``pread``; opened by the first read, and by the next after an error."""
+
+    def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
+        self.path, self._follow = path, follow
+        self._open: Descriptor | None = None
 
     def read(self, size: int, offset: int) -> bytes:
         """Up to ``size`` bytes at ``offset``, fewer only at the end of the file; ShortRead where there is more."""
+        opened = self._opened()  # held here: another thread may let go of it
         try:
-            if self._handle < 0:
-                self._handle = open_regular(self._path, follow=self._follow)
-            return pread_all(self._handle, size, offset, self._path)
+            return pread_all(opened.number, size, offset, self.path)
         except OSError:
-            self._close()
+            self._open = None
+            del opened  # the error keeps this frame
             raise
 
     def read_uncached(self, size: int, offset: int) -> bytes:
         """As :meth:`read`, but not what the system remembers of an earlier read, where it can be told to forget."""
-        if self._handle < 0:
-            self._handle = open_regular(self._path, follow=self._follow)
+        opened = self._opened()
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
-                os.posix_fadvise(self._handle, offset, size, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(opened.number, offset, size, os.POSIX_FADV_DONTNEED)
         return self.read(size, offset)
 
-    def _close(self) -> None:
-        if self._handle >= 0:
-            with contextlib.suppress(OSError):  # what failed to read may fail to close
-                os.close(self._handle)
-        self._handle = -1
-
-
-class SharedFile:
-    """An open file that any number of threads read by ``pread``; opened when first read."""
-
-    def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
-        self.path, self._follow = path, follow
-        self._handle = -1
-        self._retired: list[int] = []  # another thread may be reading by them still, so they are closed at the end
-        self._lock = threading.Lock()
-
-    def handle(self) -> int:
-        with self._lock:
-            if self._handle < 0:
-                self._handle = open_regular(self.path, follow=self._follow)
-            return self._handle
-
-    def read(self, size: int, offset: int) -> bytes:
-        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file; ShortRead where there is more."""
-        handle = self.handle()
-        try:
-            return pread_all(handle, size, offset, self.path)
-        except OSError:
-            self.renew(handle)
-            raise
-
-    def renew(self, handle: int) -> None:
-        """Have the file opened anew by the next reader, unless another thread has seen to it: ``handle`` failed."""
-        with self._lock:
-            if self._handle == handle:
-                self._retired.append(handle)
-                self._handle = -1
-
-    def close(self) -> None:
-        """Close it; no thread may be reading."""
-        for handle in [*self._retired, self._handle]:
-            if handle >= 0:
-                with contextlib.suppress(OSError):  # what failed to read may fail to close
-                    os.close(handle)
-        self._retired, self._handle = [], -1
-
-    def __del__(self) -> None:
-        self.close()
+    def _opened(self) -> Descriptor:
+        opened = self._open = self._open or Descriptor(self.path, follow=self._follow)
+        return opened
 
 
 def pread_all(handle: int, size: int, offset: int, path: AnyPath) -> bytes:
@@ -230,9 +189,8 @@ def pread_all(handle: int, size: int, offset: int, path: AnyPath) -> bytes:
 
 
 def _read_whole(path: AnyPath, follow: bool) -> bytes:
-    with Handle(path, follow=follow) as file:
-        size = os.stat(path).st_size
-        data = file.read(size + 1, 0)  # a byte more: also files that have no size, such as those of /proc
-        while size < len(data) and (more := file.read(PIECE, len(data))):
-            data += more
-        return data
+    file, size = SharedFile(path, follow=follow), os.stat(path).st_size
+    data = file.read(size + 1, 0)  # a byte more: also files that have no size, such as those of /proc
+    while size < len(data) and (more := file.read(PIECE, len(data))):
+        data += more
+    return data

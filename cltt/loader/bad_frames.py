@@ -5,16 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from cltt.errors import DataError, FrameError
-from cltt.loader.fetch import Dataset
 
 log = logging.getLogger(__name__)
 
 # Bad frames that the last message names.
 MOST_NAMED = 20
+
+
+class Dataset(Protocol):
+    """The part of :class:`cltt.ShardDataset` used here."""
+
+    fingerprint: str
+    has_boxes: bool
+
+    @property
+    def clip_offsets(self) -> np.ndarray: ...
+    def read_each(self, frame_ids: np.ndarray) -> list[bytes | FrameError]: ...
+    def frame_name(self, frame_id: int) -> str: ...
+    def frame_boxes(self, frame_ids: np.ndarray) -> np.ndarray | None: ...
+    def clip_of(self, frame_ids: np.ndarray) -> np.ndarray: ...
+    def clip_key(self, clip: int) -> str: ...
 
 
 class BadFrames:

@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import copy
 import threading
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from cltt.errors import FrameError
 from cltt.frames.decoders import Decoder
 from cltt.frames.store import FrameStore
+from cltt.loader.bad_frames import BadFrames, Dataset
 from cltt.region import boxes_of
-
-
-class Dataset(Protocol):
-    """The part of :class:`cltt.ShardDataset` used here."""
-
-    fingerprint: str
-    has_boxes: bool
-
-    @property
-    def clip_offsets(self) -> np.ndarray: ...
-    def read_each(self, frame_ids: np.ndarray) -> list[bytes | FrameError]: ...
-    def frame_name(self, frame_id: int) -> str: ...
-    def frame_boxes(self, frame_ids: np.ndarray) -> np.ndarray | None: ...
-    def clip_of(self, frame_ids: np.ndarray) -> np.ndarray: ...
-    def clip_key(self, clip: int) -> str: ...
-
-
-class Registry(Protocol):
-    """The part of :class:`cltt.loader.bad_frames.BadFrames` used here."""
-
-    def __contains__(self, frame: int) -> bool: ...
-    def register(self, error: FrameError) -> None: ...
 
 
 class Totals(NamedTuple):
@@ -48,7 +27,7 @@ class Totals(NamedTuple):
 class FrameFetcher:
     """Brings frames into the slots of ``store``; any number of threads may call :meth:`fetch`."""
 
-    def __init__(self, dataset: Dataset, decoder: Decoder, store: FrameStore, bad: Registry) -> None:
+    def __init__(self, dataset: Dataset, decoder: Decoder, store: FrameStore, bad: BadFrames) -> None:
         self._dataset, self._decoder, self.store, self._bad = dataset, decoder, store, bad
         self.totals = Totals()
         self._lock = threading.Lock()

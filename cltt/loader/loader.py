@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cltt.config import Augment, AugmentSettings, ViewSettings, require, saved
-from cltt.distributed import pick_device, rank_info
+from cltt.distributed import RankInfo, pick_device, rank_info
 from cltt.errors import SettingsError
 from cltt.files.retry import IO_PATIENCE, set_policy
 from cltt.frames.augment import random_numbers
@@ -24,9 +24,9 @@ from cltt.frames.decoders import best_decoder
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
 from cltt.loader.ahead import Ahead
-from cltt.loader.bad_frames import BadFrames
+from cltt.loader.bad_frames import BadFrames, Dataset
 from cltt.loader.clock import Clock
-from cltt.loader.fetch import Dataset, FrameFetcher, Totals
+from cltt.loader.fetch import FrameFetcher, Totals
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import SlotTable, block_uses
@@ -59,14 +59,6 @@ class Batch:
     window_ids: torch.Tensor
     clip_ids: torch.Tensor
     frame_ids: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which rows of each batch this process takes."""
-
-    rank: int
-    world_size: int
 
 
 class WindowLoader:
@@ -151,7 +143,7 @@ class WindowLoader:
         set_policy(io_patience)
         self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
-        self._share = Share(rank, world_size)
+        self._share = RankInfo(rank, world_size)
         self._cache_bytes, self._threads = cache_bytes, num_threads
         drawn = self._augment.augmentation
         # An augmentation that crops needs a margin to crop from.

@@ -169,17 +169,17 @@ class Prefetcher:
                     self._shared.changed.notify_all()
 
     def _plan(self) -> None:
-        batch = PendingChunk(self._publish)
+        pending = PendingChunk(self._publish)
         for block in self._blocks:
             for step in range(max(self._start, block.steps.start), block.steps.stop):
                 uses = block.step(step)
-                placed = self._place(step, uses, batch)
+                placed = self._place(step, uses, pending)
                 if placed is None:
                     return
-                batch.add(step, uses, *placed)
-        batch.flush()
+                pending.add(step, uses, *placed)
+        pending.flush()
 
-    def _place(self, step: int, uses: StepUses, batch: PendingChunk) -> tuple[np.ndarray, np.ndarray] | None:
+    def _place(self, step: int, uses: StepUses, pending: PendingChunk) -> tuple[np.ndarray, np.ndarray] | None:
         """Slots for ``step``, waiting until there are enough; None if the loader was closed meanwhile."""
         shared = self._shared
         while not shared.stopped:
@@ -187,7 +187,7 @@ class Prefetcher:
             placed = self._table.place(step, uses, consumed, evict=step < consumed + EVICT_AHEAD)
             if placed is not None:
                 return placed
-            batch.flush()
+            pending.flush()
             self._await_release(consumed)
         return None
 

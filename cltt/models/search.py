@@ -124,21 +124,30 @@ def _below(prefix: str, named: State, own: Mapping[str, str], wanted: Mapping[st
 
 
 def _chosen(file: Path, fitting: list[Found], prefix: str | None) -> Found:
+    places = [found.prefix.rstrip(".").split(".") for found in fitting]
+    asked = [found for found, place in zip(fitting, places, strict=True) if prefix is None or _names(prefix, place)]
+    exact = [found for found in asked if found.prefix.rstrip(".") == prefix]
+    chosen = _different(exact or asked)
+    if len(chosen) == 1:
+        return chosen[0]
+    places = [found.prefix.rstrip(".").split(".") for found in _different(fitting)]
+    names = [_telling(place, places) for place in places]
+    if prefix is None:
+        raise SettingsError(f"{file} holds {len(names)} encoders; give --weights-prefix {' or '.join(names)}")
+    number = "several encoders" if chosen else "no encoder"
+    raise SettingsError(
+        f"--weights-prefix is {shorten(prefix, 80)!r}, and {file} holds {number} below that; it must be "
+        f"{' or '.join(map(repr, names))}"
+    )
+
+
+def _different(fitting: list[Found]) -> list[Found]:
+    """``fitting`` without those whose weights are another's under a second name."""
     different: list[Found] = []
     for found in fitting:
         if not any(_equal(found.weights, other.weights) for other in different):
             different.append(found)
-    places = [found.prefix.rstrip(".").split(".") for found in different]
-    chosen = [found for found, place in zip(different, places, strict=True) if prefix is None or _names(prefix, place)]
-    if len(chosen) == 1:
-        return chosen[0]
-    names = [_telling(place, places) for place in places]
-    if prefix is None:
-        raise SettingsError(f"{file} holds {len(names)} encoders; give --weights-prefix {' or '.join(names)}")
-    raise SettingsError(
-        f"--weights-prefix is {shorten(prefix, 80)!r}, and {file} holds {'no' if not chosen else 'more than one'} "
-        f"encoder below that; it must be {' or '.join(map(repr, names))}"
-    )
+    return different
 
 
 def _names(prefix: str, place: list[str]) -> bool:
@@ -154,6 +163,17 @@ def _telling(place: list[str], places: list[list[str]]) -> str:
 
 def _equal(a: State, b: State) -> bool:
     return all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+
+
+def not_finite(state: Mapping[str, Any]) -> str:
+    """The tensors of ``state`` with values that are no finite numbers, by name; empty if there are none."""
+    values = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) and _is_dense(value)}
+    return _listed([name for name, value in values.items() if not value.isfinite().all()])
+
+
+def _is_dense(value: torch.Tensor) -> bool:
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return value.layout == torch.strided and value.dtype in plain
 
 
 def misfit(wanted: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> str:

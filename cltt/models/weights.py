@@ -8,8 +8,9 @@ What is read: checkpoints of a run; ``{"model_state_dict": {"encoder.*", "projec
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ import torch
 from torch import nn
 
 from cltt import checkpoint
+from cltt.config import NORMALISATIONS, require
 from cltt.config.recipe import is_backbone
 from cltt.errors import DataError, SettingsError
 from cltt.models.contrastive import ProjectionHead
 from cltt.models.encoders import IMAGE_SIZE, Encoder, build_encoder
-from cltt.models.search import BACKBONES, State, empty_encoder, find_encoder, misfit, tensors_in
+from cltt.models.search import BACKBONES, State, empty_encoder, find_encoder, misfit, not_finite, tensors_in
 from cltt.text import shorten
 
 SAFETENSORS = ".safetensors"
 EXTRA = "pip install 'cltt[safetensors]'"
-_OLDER = "model_state_dict"  # where the older script kept its weights
+PIXELS_CHANGED = "2026-03-03"  # since then the older script takes pixels less ImageNet's mean, over its deviation
+_OLDER = "model_state_dict"  # where it kept its weights
+_WORDS = "cltt"  # attribute of an exported state dict
 _EPOCH = re.compile(r"epoch[_-](\d{1,9})")
 
 
@@ -83,7 +87,12 @@ class Weights:
 
 
 def read_weights(
-    path: Path, backbone: str | None = None, *, image_size: int | None = None, prefix: str | None = None
+    path: Path,
+    backbone: str | None = None,
+    *,
+    image_size: int | None = None,
+    prefix: str | None = None,
+    normalise: str | None = None,
 ) -> Weights:
     """The weights in ``path``, a file or a run's folder (its newest checkpoint).
 
@@ -93,17 +102,24 @@ def read_weights(
         image_size: side of the images that the encoder is made for where the file does not say it (a ViT's weights
             depend on it); None: 224.
         prefix: what stands before the names of one of several encoders in the file.
+        normalise: how pixels entered the network, ``imagenet`` or ``none``; None: as the file says, which those of the
+            older script do not.
 
-    Raises DataError for what is damaged or cannot be read, and SettingsError, naming tensors, for a network that none
-    of ours is, and for several encoders, naming their prefixes.
+    Raises DataError for what is damaged, cannot be read or is not finite, and SettingsError, naming tensors, for a
+    network that none of ours is, for several encoders, naming their prefixes, and where ``normalise`` must be given.
     """
     file = checkpoint.resolve(path)
     state = _read_safetensors(file) if file.suffix == SAFETENSORS else checkpoint.read(file)
     if not isinstance(state, Mapping):
         raise DataError(f"{file} holds no weights by name, but a {type(state).__name__}")
     if "version" in state:
-        return _of_a_run(file)
-    return _of_others(file, state, backbone, image_size, prefix)
+        weights = _of_a_run(file)
+        require(prefix is None, f"--weights-prefix is given, but {file} holds one encoder; leave it out")
+    else:
+        weights = _of_others(file, state, backbone, image_size, prefix, normalise)
+    if odd := not_finite({**weights.encoder, **(weights.head or {})}):
+        raise DataError(f"the weights in {file} are not finite (NaN or infinity in {odd}); give an earlier checkpoint")
+    return weights if normalise is None else replace(weights, normalise=normalise)
 
 
 def load_into(module: nn.Module, state: State, path: Path) -> None:
@@ -143,25 +159,36 @@ def _of_a_run(file: Path) -> Weights:
 
 
 def _of_others(
-    file: Path, state: Mapping[Any, Any], asked: str | None, image_size: int | None, prefix: str | None
+    file: Path,
+    state: Mapping[Any, Any],
+    asked: str | None,
+    image_size: int | None,
+    prefix: str | None,
+    normalise: str | None,
 ) -> Weights:
-    """Pixels entered less ImageNet's mean, over its deviation; those of the older script from 0 to 1."""
-    said = _metadata(file) if file.suffix == SAFETENSORS else {}
+    """Where nothing is said, pixels entered less ImageNet's mean, over its deviation, as with torchvision's."""
+    said = _metadata(file) if file.suffix == SAFETENSORS else _attached(state)
+    own_normalise = said["normalise"] if said.get("normalise") in NORMALISATIONS else "imagenet"
     size = int(said["image_size"]) if re.fullmatch("[0-9]{1,4}", said.get("image_size", "")) else image_size
     own = said.get("backbone", state.get("backbone"))
     tried = [str(own)] if is_backbone(own) else [*([asked] if asked else []), *BACKBONES]
     named = tensors_in(state)
     found = find_encoder(file, named, tried, image_size=size, prefix=prefix)
-    is_older = _OLDER in state
+    is_older = found.prefix.startswith(_OLDER) and found.prefix.endswith("encoder.")
     head = _below(named, found.prefix.removesuffix("encoder.") + "projection_head.") if is_older else {}
+    require(
+        not is_older or normalise is not None,
+        f"{file} does not say how pixels entered its network; give --normalise imagenet (train_simclr.py since "
+        f"{PIXELS_CHANGED}) or --normalise none (pixels from 0 to 1, before that day)",
+    )
     epoch = state.get("epoch")
     return Weights(
         path=file,
         backbone=found.backbone,
         encoder=found.weights,
-        head=head or None,
+        head=_without_idle_bias(head) or None,
         origin="script" if is_older else "others",
-        normalise="none" if is_older else said.get("normalise", "imagenet"),
+        normalise=normalise or own_normalise,
         image_size=size,
         epoch=epoch if type(epoch) is int else _epoch_in(file),
         step=0,
@@ -174,6 +201,19 @@ def _empty_head(features: int, matrices: list[torch.Tensor]) -> ProjectionHead:
     layers = min(max(len(matrices), 2), 3)
     with torch.device("meta"):
         return ProjectionHead(features, max(1, len(matrices[-1])), hidden=len(matrices[0]), layers=layers)
+
+
+def _without_idle_bias(head: State) -> State:
+    """The same head where a linear layer before a BatchNorm has a bias: the running mean takes it up.
+
+    In training BatchNorm takes the batch's mean off, and with it the bias.
+    """
+    head = dict(head)
+    for name in [name for name in head if re.fullmatch(r"\d+\.bias", name)]:
+        mean = f"{int(name.partition('.')[0]) + 1}.running_mean"
+        if mean in head and head[mean].shape == head[name].shape:
+            head[mean] = head[mean] - head.pop(name)
+    return head
 
 
 def _below(named: Mapping[str, Any], prefix: str) -> State:
@@ -199,6 +239,18 @@ def _read_safetensors(file: Path) -> State:
         raise SettingsError(f"reading {file} needs the package safetensors: {EXTRA}") from None
     except Exception as error:  # its own class of errors, and the system's
         raise DataError(f"{file} is damaged or not a safetensors file ({shorten(str(error), 200)})") from error
+
+
+def attach(state: Mapping[str, torch.Tensor], said: Mapping[str, str]) -> OrderedDict[str, torch.Tensor]:
+    """``state`` with words that torch.save keeps beside the tensors, as ``state_dict()`` does with versions."""
+    kept = OrderedDict(state)
+    setattr(kept, _WORDS, dict(said))
+    return kept
+
+
+def _attached(state: Mapping[Any, Any]) -> dict[str, str]:
+    words = getattr(state, _WORDS, {})
+    return {str(name): str(word) for name, word in words.items()} if isinstance(words, dict) else {}
 
 
 def _metadata(file: Path) -> dict[str, str]:

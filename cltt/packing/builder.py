@@ -65,6 +65,7 @@ def build_shards(
     io_patience: float = IO_PATIENCE,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    stream: int | None = None,
     boxes_unit: str = "pixel",
     task: str | None = None,
     finalize: bool = False,
@@ -99,6 +100,7 @@ def build_shards(
         max_pixels: a picture of more pixels is left out, by its header, before memory is taken for it.
         include, exclude: patterns of paths below ``root_dir`` (fnmatch; ``*`` stands for ``/`` too), as in
             ``["cam0/*"]``: only files that fit one of ``include`` (None: all) and none of ``exclude`` are taken.
+        stream: number of the video stream to take of each video, from 0; None: the largest that is no thumbnail.
         io_patience: seconds for which all reads of this process that fail with a transient error (EIO, ESTALE ...) are
             tried again, from now on. Whatever sets it last in a process holds.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
@@ -132,6 +134,7 @@ def build_shards(
         max_pixels=max_pixels,
         include=include,
         exclude=exclude,
+        stream=stream,
         boxes_unit=boxes_unit,
     )
     mode = _Mode(_parse_task(task), finalize, overwrite, dry_run)

@@ -93,7 +93,9 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str]
             frames.add(shard)
         frames.close()
     if frames.rows == 0:
-        raise DataError(f"not one of the {plan.num_frames} files under {plan.root_dir!r} is a whole picture")
+        reasons = Counter(reason for _, what, reason in _notes(plan, out) if what == "skipped").most_common(1)
+        why = f" (of {reasons[0][1]}: {reasons[0][0]})" if reasons else ""
+        raise DataError(f"not one of the {plan.num_frames} files under {plan.root_dir!r} is a whole picture{why}")
     cutter = frames.cutter
     all_keys = plan.keys(0, plan.num_clips)
     keys = [all_keys[folder] for folder in cutter.keys()[0].tolist()]

@@ -8,9 +8,10 @@ from typing import Any
 
 from cltt.config import MAX_SEED, check_fields, require, setting
 from cltt.source.image import MAX_PIXELS, MAX_SIDE
+from cltt.source.videos import MAX_STREAM
 
 # Settings that came after 0.2.0: kept with the shards only where they are not at their default, which older sets have.
-LATER = ("include", "exclude", "boxes_unit")
+LATER = ("include", "exclude", "stream", "boxes_unit")
 _GLOBS: dict[str, Any] = {"action": "append", "metavar": "GLOB"}
 
 
@@ -61,6 +62,12 @@ class BuildSettings:
     )
     exclude: tuple[str, ...] | None = setting(
         None, "leave out files whose path below the root fits this pattern, of those included too", **_GLOBS
+    )
+    stream: int | None = setting(
+        None,
+        "video stream to take of each video, by its number among them, the first is 0 (default: the largest that is no "
+        "thumbnail)",
+        within=(0, MAX_STREAM),
     )
 
     def __post_init__(self) -> None:

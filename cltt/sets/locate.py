@@ -29,6 +29,8 @@ from cltt.packing.settings import BuildSettings
 from cltt.sets.record import Source, describe, differences, read_source, same, to_json
 from cltt.shards import checks, format
 from cltt.source.scan import check_root
+from cltt.source.video.kinds import has_video_name
+from cltt.source.videos import Sampling, guess_bytes
 from cltt.text import counted, say
 
 SHARDS_HOME = Path("shards")
@@ -60,7 +62,7 @@ def locate_shards(data: DataSettings, *, fingerprint: str | None = None) -> Path
 def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     assert data.root_dir is not None
     root = os.path.realpath(os.fsdecode(check_root(data.root_dir)))
-    first = SHARDS_HOME / shards_name(root, BuildSettings(fps=data.fps))
+    first = SHARDS_HOME / shards_name(root, _build_settings(data))
     sets = complete_sets(first)
     for shards in sets:
         if fingerprint is not None and checks.read_index(shards)["fingerprint"] == fingerprint:
@@ -74,6 +76,10 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
         say(f"using the shards in {found}: {root} is as it was when they were built")
         return found
     return _build(first, sets, root, now, data)
+
+
+def _build_settings(data: DataSettings) -> BuildSettings:
+    return BuildSettings(fps=data.fps, stream=data.stream)
 
 
 def shards_name(root: str, settings: BuildSettings) -> str:
@@ -195,8 +201,8 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
             if not (out / format.INDEX).is_file():
                 if waited and holder(out / format.BUILD / LOCK) is None:
                     say(f"{out}: its builder has gone before it was ready; taking over")
-                _prepare(out, now)
-            return build_shards(root, out, io_patience=data.io_patience, **asdict(BuildSettings(fps=data.fps)))
+                _prepare(out, root, now, data)
+            return build_shards(root, out, io_patience=data.io_patience, **asdict(_build_settings(data)))
         except BusyError as error:
             if data.no_wait:
                 raise
@@ -209,19 +215,23 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
         time.sleep(POLL_SECONDS)
 
 
-def _prepare(out: Path, now: Source) -> None:
+def _prepare(out: Path, root: str, now: Source, data: DataSettings) -> None:
     """Make ``out`` ready to be built of the folder as it is ``now``. BusyError if another process is at it."""
     before = read_source(_building_path(out))
     if before is None or before.digest != now.digest:
         if out.exists():
             discard_unfinished(out)  # its plan may be of other files
         replace_file(_building_path(out), to_json(now))
-    _check_room(out, now)
+    _check_room(out, root, now, data)
 
 
-def _check_room(out: Path, now: Source) -> None:
+def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
     """SettingsError if the disk lacks the bytes that are still to be written; says how many that is."""
-    needed = now.size + now.files * MEMBER_BYTES
+    clips = now.clips or {}
+    films = {key: clip.size for key, clip in clips.items() if has_video_name(os.fsencode(key))}
+    files = now.files - len(films)
+    needed = now.size - sum(films.values()) + files * MEMBER_BYTES
+    needed += guess_bytes(root, films, Sampling(fps=data.fps, stream=data.stream), MEMBER_BYTES)
     there = sum(path.stat().st_size for path in out.glob("shard-*.tar"))
     free = shutil.disk_usage(SHARDS_HOME).free
     if needed - there > free:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import threading
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,17 @@ import numpy as np
 
 from cltt.errors import DataError, FrameError
 from cltt.files.regular import AnyPath
-from cltt.files.retry import Handle, ShortRead, retry
+from cltt.files.retry import Descriptor, SharedFile, ShortRead, retry
 from cltt.files.threads import WaitGauge, map_together
 from cltt.shards import checks, format, tar
 from cltt.shards.clip_table import Array, _ClipTable
-from cltt.shards.open_shards import OpenShards
 from cltt.source import scan, videos
 
 log = logging.getLogger(__name__)
 
 MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
 MAX_READ = 8 << 20  # bytes of one read
+FEWEST, MOST, SHARE = 4, 1024, 4  # open shards; one in so many of the files that the process may open
 HELPERS = 8  # threads that read, beside the one that asks, once reads wait for the storage ...
 READS_IN_A_ROW = 8  # ... so many, one after the other: where the cores are busy, some wait for these
 
@@ -58,6 +60,7 @@ class ShardDataset(_ClipTable):
         self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index)
         self._parts = checks.open_parts(self.path, index)
         self.has_boxes = format.BOXES in self._parts
+        self._keys = SharedFile(self.path / format.KEYS, follow=False)
         self._files = _Files(self.path)
         self._gauge = WaitGauge(READS_IN_A_ROW)
 
@@ -65,8 +68,7 @@ class ShardDataset(_ClipTable):
         """The clip folder's path relative to the root folder the shards were built from."""
         key = int(self._clips[format.CLIP_KEY, clip])
         start, stop = self._key_offsets.read(key, key + 2).tolist()
-        with Handle(self.path / format.KEYS, follow=False) as file:
-            found = retry(self.path / format.KEYS, lambda: file.read(stop - start, start))
+        found = retry(self.path / format.KEYS, lambda: self._keys.read(stop - start, start))
         checks.check_member(found if found != scan.ROOT_KEY else b"root")
         return os.fsdecode(found)
 
@@ -181,8 +183,7 @@ class ShardDataset(_ClipTable):
         record = self._frames[frame_id]
         shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
         path = self.path / format.shard_name(shard)
-        with Handle(path, follow=False) as file:
-            frame = retry(path, lambda: file.read_uncached(size, offset))
+        frame = retry(path, lambda: SharedFile(path, follow=False).read_uncached(size, offset))
         if len(frame) == size and zlib.crc32(frame) == crc:
             log.warning("%s: frame %d came with a wrong CRC, and right when it was read again", path, frame_id)
             return frame
@@ -217,13 +218,19 @@ def _neighbours(records: Array) -> Iterator[tuple[int, int]]:
         start = stop
 
 
+def most_open() -> int:
+    """How many shards to keep open: a set may have more than a process may have open files."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if limit == resource.RLIM_INFINITY else min(MOST, max(FEWEST, limit // SHARE))
+
+
 class _Files:
     """The shards of a set, read by any number of threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._paths: dict[int, Path] = {}
-        self._open = OpenShards(path)
+        self._open = lru_cache(most_open())(lambda shard: Descriptor(path / format.shard_name(shard), follow=False))
         self._threads = threading.local()
 
     def path(self, shard: int) -> Path:
@@ -232,15 +239,20 @@ class _Files:
 
     def view(self, shard: int, size: int, offset: int) -> memoryview:
         """Up to ``size`` bytes at ``offset``, fewer only at the end of the file, in memory that this thread's next view
-        overwrites: fresh memory costs more than reading. The shard is opened anew by the next call after an OSError.
+        overwrites: fresh memory costs more than reading. Shards are opened anew by the next calls after an OSError.
         """
-        with self._open.handle(shard) as handle:
+        opened = self._open(shard)  # held here, it stays open when others push it out of the cache
+        try:
             memory = getattr(self._threads, "memory", memoryview(b""))
             if len(memory) < size:  # memory is taken for what is there alone
-                size = max(0, min(size, os.fstat(handle).st_size - offset))
+                size = max(0, min(size, os.fstat(opened.number).st_size - offset))
             if len(memory) < size:
                 memory = self._threads.memory = memoryview(bytearray(size))
-            return _read_into(memory[:size], handle, offset, self.path(shard))
+            return _read_into(memory[:size], opened.number, offset, self.path(shard))
+        except OSError:
+            self._open.cache_clear()
+            del opened  # the error keeps this frame
+            raise
 
 
 def _read_into(memory: memoryview, handle: int, offset: int, path: AnyPath) -> memoryview:

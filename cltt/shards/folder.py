@@ -34,7 +34,7 @@ class FolderDataset(_ClipTable):
 
     Args:
         root_dir: the folder of clip folders and videos.
-        fps: frames a second taken of videos; None: every frame.
+        fps: frames a second taken of videos; None: every frame. stream: the number of their stream, None: the main one.
         check: read every file first, leave out those that are no whole picture and cut their clips there: the clips are
             then those of shards built with the default settings. Without it a scan of the names is enough, and a
             invalid file is a FrameError when it is read. Videos are never decoded for this, only their packets read.
@@ -53,11 +53,12 @@ class FolderDataset(_ClipTable):
         *,
         check: bool = False,
         fps: float | None = None,
+        stream: int | None = None,
     ) -> None:
         self.path = Path(root_dir)
         self.root_dir = os.path.realpath(root_dir)
         self._root = scan.check_root(self.root_dir)
-        listed = self._list(videos.Sampling(fps=fps))
+        listed = self._list(videos.Sampling(fps=fps, stream=stream))
         found = [clip for clip, _, _ in listed]
         self._keys = [clip.key for clip in found]
         self._videos = [clip.video for clip in found]

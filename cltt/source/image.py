@@ -18,10 +18,11 @@ UPRIGHT_QUALITY = 95
 MAX_PIXELS = 178_956_970  # PIL.Image.MAX_IMAGE_PIXELS: a quarter of a gigabyte at three bytes
 MAX_SIDE = 65_500  # pixels; libjpeg's JPEG_MAX_DIMENSION
 MAX_BYTES = (1 << 32) - 1  # of a stored frame: its record has 32 bits
-HEAD = 16  # bytes that tell a format
+HEAD = 64  # bytes that tell a format
 LARGE = 64 << 20  # bytes of metadata that any picture may have; the header of a larger file is looked at first ...
 BYTES_A_PIXEL = 8  # ... and it must not have more than this for each pixel besides: RGBA at 16 bits
 _HEADER = 16 << 20  # bytes within which a large JPEG must say its size
+_STILL_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _KINDS = ((jpeg.START, "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"))
 
 
@@ -43,6 +44,8 @@ def image_kind(head: bytes) -> str:
     """The format, by Pillow's name, of a file with these first bytes; empty if it cannot be a frame."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
+    if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:  # ISO 23008-12: pictures in a video's container
+        return "AVIF" if b"avif" in head[8:HEAD] or b"avis" in head[8:HEAD] else "HEIF"
     return next((kind for magic, kind in _KINDS if head.startswith(magic)), "")
 
 
@@ -117,6 +120,8 @@ def as_stored(
     info = jpeg.jpeg_info(data)
     check_pixels(info.width, info.height, max_pixels)
     jpeg.check_scans(data, info)
+    if info.has_pictures:
+        pixels.check_mpo(data)
     orientation = pixels.jpeg_orientation(data) if info.has_metadata else 1
     reason = f"EXIF orientation {orientation}" if orientation != 1 else jpeg.why_not_for_hardware(info)
     if not reason and resize_short is None:

@@ -19,12 +19,12 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NO_LENGTH = frozenset([0x01, *range(0xD0, 0xD8), 0xFF])  # markers that stand alone, and the fill byte
 _SEGMENT = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length
 _FRAME_HEADER = struct.Struct(">BHHB").unpack_from  # precision, height, width, components
-_APP0, _APP1, _APP14, _SOS = 0xE0, 0xE1, 0xEE, 0xDA
+_APP0, _APP1, _APP2, _APP14, _SOS = 0xE0, 0xE1, 0xE2, 0xEE, 0xDA
 _METADATA = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 
 
 class JpegInfo(NamedTuple):
-    """Size in pixels, kind of frame header, colours, and whether a segment may say how to turn the picture.
+    """Size in pixels, kind of frame header, colours, whether a segment may say how to turn it, or names more pictures.
 
     ``sampling``: (across, down) of each component, in the order of the frame header.
     """
@@ -36,6 +36,7 @@ class JpegInfo(NamedTuple):
     sampling: tuple[tuple[int, int], ...]
     colours: str
     has_metadata: bool
+    has_pictures: bool
 
     @property
     def components(self) -> int:
@@ -98,7 +99,7 @@ class HeaderReader:
 def _read_markers(data: bytes) -> tuple[JpegInfo, int]:
     """What the markers say, and how many bytes say it: all up to the length of the first scan's header."""
     position, frame = 2, None
-    has_metadata, has_jfif, adobe_transform = False, False, None
+    has_metadata, has_pictures, has_jfif, adobe_transform = False, False, False, None
     last = len(data) - 4
     while position <= last:
         prefix, marker, length = _SEGMENT(data, position)
@@ -116,13 +117,24 @@ def _read_markers(data: bytes) -> tuple[JpegInfo, int]:
             has_metadata |= data.startswith(_METADATA, content)
         elif marker == _APP0:
             has_jfif |= data.startswith(b"JFIF\0", content)
+        elif marker == _APP2:
+            has_pictures |= data.startswith(b"MPF\0", content)
         elif marker == _APP14 and length >= 14 and data.startswith(b"Adobe", content):
             adobe_transform = data[content + 11] if content + 11 < len(data) else None
         position += 2 + length
     if frame is None or position > last or not (frame.width and frame.height):
         raise InvalidImage("invalid JPEG: cut off before the picture")
     colours = _colours(frame, has_jfif, adobe_transform)
-    info = JpegInfo(frame.width, frame.height, frame.precision, frame.marker, frame.sampling, colours, has_metadata)
+    info = JpegInfo(
+        frame.width,
+        frame.height,
+        frame.precision,
+        frame.marker,
+        frame.sampling,
+        colours,
+        has_metadata,
+        has_pictures,
+    )
     return info, position + 4
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cltt.source.image import IMAGE_EXTENSIONS
 from cltt.source.odd import Odd
 
 _DIGITS = re.compile(rb"(\d+)")
@@ -41,6 +42,8 @@ def why_left_out(name: bytes) -> str:
     lower = name.lower()
     if lower.startswith(b"."):
         return "hidden file"
+    if lower.endswith(IMAGE_EXTENSIONS):  # most are
+        return ""
     if lower in _FILES:
         return "file of the system"
     if lower.endswith(_BACKUPS) or _EXIFTOOL.search(lower):
@@ -90,10 +93,11 @@ def natural_key(name: bytes) -> tuple[bytes | int, ...]:
 def in_order(names: Sequence[bytes], is_frame: Sequence[bool]) -> list[bytes]:
     """``names`` in natural order; by value if every frame's stem is one decimal number, and no two are equal."""
     ordered = sorted(sorted(names), key=natural_key)
-    values = {name: _value(name) for name, frame in zip(names, is_frame, strict=True) if frame}
-    if not any(b"." in _stem(name) for name in values) or None in values.values():
+    frames = [name for name, frame in zip(names, is_frame, strict=True) if frame]
+    if not any(b"." in _stem(name) for name in frames if name.count(b".") > 1):
         return ordered
-    if len(set(values.values())) < len(values):
+    values = {name: _value(name) for name in frames}
+    if None in values.values() or len(set(values.values())) < len(values):
         return ordered
     return sorted(ordered, key=lambda name: values.get(name) or (0, b""))
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 Pixels: TypeAlias = "np.ndarray[Any, Any]"
 
+SEVERAL = "several pictures (pages or an animation) in one file, which is not read; make each a file"
 _MAX_REASON = 100  # letters
+_SUBFILE, _PREVIEW_OR_MASK, _MAX_PREVIEWS = 254, 1 | 4, 16
+_MP_ENTRIES = 0xB002
 _ORIENTATION = 0x0112  # Exif 2.3, table 3
 
 
@@ -105,6 +108,8 @@ def _factories() -> dict[str, Any]:
 
 def _opened(kind: str, file: bytes | io.BufferedReader) -> ImageFile:
     """Pillow's picture of one format with nothing decoded yet; its own limit of pixels is not asked, as ours is."""
+    if kind not in _factories():
+        raise InvalidImage(f"{kind}, which Pillow does not read here; convert it to JPEG")
     factory = _factories()[kind][0]
     return factory(io.BytesIO(file) if isinstance(file, bytes) else file, "")
 
@@ -121,12 +126,45 @@ def decode_other(kind: str, data: bytes) -> Pixels:
         if kind == "PNG":
             _opened(kind, data).verify()  # each chunk's CRC, which decoding alone does not compare
         picture = _opened(kind, data)
+        if _is_several(picture):
+            raise InvalidImage(SEVERAL)
         picture.load()
         try:
             orientation = _orientation(picture.getexif())
         except Exception:
             orientation = 1
         return turned(_rgb(picture), orientation)
+
+
+def _is_several(picture: ImageFile) -> bool:
+    """Whether a file holds an animation or pages; a TIFF's previews and masks are no pages (TIFF 6.0, tag 254)."""
+    if picture.format != "TIFF":
+        return bool(getattr(picture, "is_animated", False))
+    try:
+        for page in range(1, _MAX_PREVIEWS):
+            picture.seek(page)
+            if not picture.tag_v2.get(_SUBFILE, 0) & _PREVIEW_OR_MASK:  # type: ignore[attr-defined]
+                return True
+    except EOFError:
+        picture.seek(0)
+    return False
+
+
+def check_mpo(data: bytes) -> None:
+    """InvalidImage for a JPEG with more pictures of the kind of its first behind it (CIPA DC-007), as of two lenses.
+
+    Thumbnails, and gain maps of high dynamic range, are no such pictures.
+    """
+    several = False
+    with contextlib.suppress(Exception):  # an index that cannot be read does not spoil the first picture
+        picture: Any = _opened("JPEG", data)
+        first = picture.size
+        for number, entry in enumerate(picture.mpinfo[_MP_ENTRIES][1:], 1):
+            kind = entry["Attribute"]["MPType"]
+            picture.seek(number)
+            several |= kind.startswith("Multi-Frame") or (kind == "Undefined" and picture.size == first)
+    if several:
+        raise InvalidImage(SEVERAL)
 
 
 def _rgb(picture: ImageFile) -> Pixels:

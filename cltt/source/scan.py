@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
-from cltt.files.retry import Handle, retry
+from cltt.files.retry import SharedFile, retry
 from cltt.files.threads import AdaptiveMap
 from cltt.source import names as naming
 from cltt.source.image import IMAGE_EXTENSIONS, is_image
@@ -190,12 +190,12 @@ def _names(scan: Scan, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes
         files = retry(path, list_once)
     except OSError as error:
         raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
+    chooses = scan.choice != EVERYTHING
     for name in files:
-        where = join_key(key, name)
         if why := naming.why_left_out(name):
-            skipped.append((where, why))
-        elif not scan.choice.takes(where):
-            skipped.append((where, "not chosen by --include and --exclude"))
+            skipped.append((join_key(key, name), why))
+        elif chooses and not scan.choice.takes(join_key(key, name)):
+            skipped.append((join_key(key, name), "not chosen by --include and --exclude"))
         else:
             names.append(name)
     return key, naming.in_order(names, list(map(has_image_name, names))), sorted(skipped)
@@ -239,8 +239,7 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
 
 def _first_bytes(path: bytes) -> bytes:
     try:
-        with Handle(path) as file:
-            return bytes(retry(path, lambda: file.read(HEAD_BYTES, 0)))
+        return retry(path, lambda: SharedFile(path).read(HEAD_BYTES, 0))
     except OSError as error:
         raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 

@@ -15,17 +15,17 @@ from cltt.source.odd import Odd
 from cltt.source.scan import SourceClip, SourceFrame
 from cltt.source.video.file import InvalidVideo, file_identity, opened, rate_of, reason_of
 from cltt.source.video.kinds import RAW_FORMATS
-from cltt.source.video.streams import crop_of, moving_streams
+from cltt.source.video.streams import Crop, crop_of, moving_streams
 from cltt.source.video.timeline import DECODED, PACKETS, Samples, Timeline, sample
 
 if TYPE_CHECKING:
     import av.container
     import av.video.stream
 
-    from cltt.source.video.frames import VideoReader
-
 AGAIN = "put it back and start again, or make a new plan with --overwrite"
 OTHER_STREAM = "another video stream than the one that is taken"
+MAX_STREAM = 1000
+_GUESSED_VIDEOS, _GUESSED_PLACES = 12, (0.1, 0.5, 0.9)
 READ = "read"  # a note that tells how a video was listed
 BY_PACKETS = "by its packets"
 NO_FRAMES = "a video without frames"
@@ -154,14 +154,19 @@ class _Look(NamedTuple):
 
 
 def _look(path: bytes, sampling: Sampling) -> _Look:
-    from cltt.source.video.times import read_timeline
+    from cltt.source.video.times import NotSure, decode_timeline, packet_timeline
 
+    line: Timeline | None = None
     with opened(path, sampling.stream) as (container, stream):
         size = _stored_size(path, container, stream, sampling)
         streams = moving_streams(container)
         number = [other.index for other in container.streams.video].index(stream.index)
         made_up = float(rate_of(stream)) if container.format.name in RAW_FORMATS else 0.0
-    line = read_timeline(path, sampling.stream, sampling.max_pixels)
+        try:
+            line = packet_timeline(container, stream)
+        except NotSure as reason:
+            why = str(reason)
+    line = line or decode_timeline(path, sampling.stream, sampling.max_pixels, why)
     return _Look(line, sample(line, sampling.fps, sampling.max_gap), size, len(streams), number, made_up)
 
 
@@ -185,6 +190,43 @@ def _check_unchanged(path: bytes, identity: tuple[int, int]) -> None:
         ) from error
     if now != identity:
         raise DataError(f"{os.fsdecode(path)!r} has changed since the plan was made; {AGAIN}")
+
+
+# ---- how much it will be
+
+
+def guess_bytes(root: str, sizes: Mapping[str, int], sampling: Sampling, overhead: int) -> int:
+    """About how many bytes the frames of the videos ``sizes`` (key: bytes of the file) take, each with ``overhead``.
+
+    A few frames of a few videos are encoded to tell.
+    """
+    chosen = list(sizes)[:: max(1, -(-len(sizes) // _GUESSED_VIDEOS))]
+    if not chosen:
+        return 0
+    need_av()
+    guessed = sum(_guess(os.fsencode(os.path.join(root, key)), sizes[key], sampling, overhead) for key in chosen)
+    return int(guessed * sum(sizes.values()) / max(1, sum(sizes[key] for key in chosen)))
+
+
+def _guess(path: bytes, size: int, sampling: Sampling, overhead: int) -> float:
+    """Of one video; the file's ``size`` where that cannot be told."""
+    import av
+
+    try:
+        with opened(path, sampling.stream) as (container, stream), open(path, "rb") as file:
+            seconds = (container.duration or 0) / av.time_base
+            rate = float(rate_of(stream))
+            frames = seconds * (rate if sampling.fps is None else min(rate, sampling.fps))
+            crop = crop_of(file, container, stream)
+            store = _Store(stream, crop, sampling.resize_short, sampling.quality, sampling.max_pixels)
+            stored = []
+            for share in _GUESSED_PLACES:
+                container.seek(int(share * seconds * av.time_base) + (container.start_time or 0))
+                stored.append(store(next(container.decode(stream))))
+            found = [len(one.data) for one in stored if not isinstance(one, InvalidImage)]
+    except (InvalidVideo, av.FFmpegError, OSError, StopIteration):
+        return size
+    return frames * (sum(found) / len(found) + overhead) if found and frames else size
 
 
 # ---- reading
@@ -242,7 +284,7 @@ def _decode(
     given = 0
     try:
         with VideoReader(path, info["timing"], number=info.get("stream"), max_pixels=options[2]) as reader:
-            store = _Store(reader, *options)
+            store = _Store(reader.stream, reader.crop, *options)
             for frame in reader.frames([Wanted(*one) for one in wanted]):
                 yield InvalidImage(frame) if isinstance(frame, str) else store(frame)
                 given += 1
@@ -254,10 +296,17 @@ def _decode(
 class _Store:
     """Makes the JPEG of a decoded frame; of one that comes twice in a row once."""
 
-    def __init__(self, reader: VideoReader, resize_short: int | None, quality: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        stream: av.video.stream.VideoStream,
+        crop: Crop,
+        resize_short: int | None,
+        quality: int,
+        max_pixels: int,
+    ) -> None:
         from cltt.source.video.pixels import Upright
 
-        self._upright = Upright(reader.stream.sample_aspect_ratio, resize_short, reader.crop)
+        self._upright = Upright(stream.sample_aspect_ratio, resize_short, crop)
         self._quality = quality
         self._max_pixels = max_pixels
         self._last: tuple[Any, image.Stored | InvalidImage] = (None, InvalidImage(""))

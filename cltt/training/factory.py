@@ -131,7 +131,14 @@ def start_model(settings: TrainSettings, *, weights: str | None, say: Callable[[
     model = build_model(settings.model, settings.data.image_size)
     check_takes(model.encoder, settings.model.backbone, settings.data.image_size)
     if weights is not None:
-        loaded = load_weights(model, Path(weights), settings.model.backbone, settings.data.image_size)
+        loaded = load_weights(
+            model,
+            Path(weights),
+            settings.model.backbone,
+            image_size=settings.data.image_size,
+            prefix=settings.checkpoint.weights_prefix,
+            normalise=settings.data.normalise,
+        )
         say(f"starting from the weights of {loaded}")
     return model
 
@@ -231,9 +238,7 @@ def _places_in(loader: WindowLoader) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda window_ids: torch.from_numpy(loader.plan.places(window_ids.numpy()))
 
 
-def load_weights(
-    model: ContrastiveModel, path: Path, backbone: str | None = None, image_size: int | None = None
-) -> str:
+def load_weights(model: ContrastiveModel, path: Path, backbone: str | None = None, **reading: Any) -> str:
     """Load the weights in ``path`` into ``model``; returns what was loaded.
 
     The arguments are those of :func:`cltt.models.weights.read_weights`. A checkpoint of a run must fit as
@@ -241,7 +246,7 @@ def load_weights(
     ``model``, and said.
     Raises SettingsError, naming tensors, for what does not fit.
     """
-    weights = read_weights(path, backbone, image_size=image_size)
+    weights = read_weights(path, backbone, **reading)
     wrong = misfit(model.encoder.state_dict(), weights.encoder)
     head_wrong = misfit(model.head.state_dict(), weights.head or {})
     if wrong or (head_wrong and weights.origin == "run"):

@@ -22,6 +22,7 @@ from cltt.evaluation.parts import seen_in_training
 from cltt.files.locks import locked
 from cltt.files.retry import set_policy
 from cltt.metrics import History
+from cltt.models.weights import PIXELS_CHANGED
 from cltt.region import without_box_line
 from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
@@ -150,8 +151,10 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
 
     Without --resume, a folder that holds a run is refused.
     """
-    check_outputs(settings)
     run_dir = settings.run_dir
+    if (older := checkpoint.older_run(run_dir)) is not None:
+        raise SettingsError(_left_alone(older))
+    check_outputs(settings)
     if not settings.checkpoint.resume:
         if checkpoint.list_checkpoints(run_dir):
             raise SettingsError(
@@ -166,6 +169,15 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
         return None, None
     read[path] = state
     return path, state.get("fingerprint")
+
+
+def _left_alone(older: Path) -> str:
+    weights = older if older.suffix == ".pth" else older.with_name("simclr_epoch_NNN.pth")
+    return (
+        f"{older.parent} holds a run of another program ({older.name}), which is left alone; to start from its weights "
+        f"give --checkpoint-path {weights} --normalise imagenet (or none, if it began before {PIXELS_CHANGED}) "
+        f"--checkpoint-dir {older.parent.with_name(older.parent.name + '_cltt')}"
+    )
 
 
 def _resume(

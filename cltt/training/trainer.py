@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
 from cltt.errors import CLTTError, StorageError
 from cltt.files.atomic import replace_file
+from cltt.loader.loader import Batch, WindowLoader
 from cltt.loader.prefetch import GaveUp
 from cltt.metrics import History
 from cltt.training.grad_cache import cached_backward, random_state, set_random_state
@@ -37,29 +38,6 @@ from cltt.training.signals import Request, StopSignals
 
 class NonFiniteLossError(CLTTError):
     """The loss, or the gradient's norm, is not a finite number."""
-
-
-class Batch(Protocol):
-    """What the loop needs of a loader's batch."""
-
-    frames: torch.Tensor  # [b, T, C, H, W] on the device
-    window_ids: torch.Tensor  # [b] int64
-    clip_ids: torch.Tensor  # [b] int64
-
-
-class Loader(Protocol):
-    """What the loop needs of a loader: an iterable over the rest of an epoch, with a state.
-
-    ``give_up`` is asked while the loop waits for a batch; once it is true, GaveUp is raised.
-    """
-
-    give_up: Callable[[], bool]
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def __len__(self) -> int: ...
-    def set_epoch(self, epoch: int) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class HostCopy:
@@ -159,7 +137,7 @@ class Trainer:
         loss_fn: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
-        loader: Loader,
+        loader: WindowLoader,
         saver: Saver,
         stop: StopSignals,
         device: torch.device,

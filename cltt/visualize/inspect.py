@@ -196,7 +196,7 @@ def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = Non
     if settings.root_dir is None:
         assert settings.shards is not None  # DataSettings wants one of the two
         return ShardDataset(settings.shards)
-    dataset = FolderDataset(settings.root_dir, check=check, fps=fps)
+    dataset = FolderDataset(settings.root_dir, check=check, fps=fps, stream=settings.stream)
     if dataset.invalid:
         print(f"note: {invalid_text(dataset.invalid)}", file=sys.stderr)
     return dataset

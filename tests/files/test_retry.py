@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -156,10 +157,8 @@ def test_each_try_has_a_fresh_handle_and_none_is_left_open(file: Path, monkeypat
     real = os.open
     monkeypatch.setattr(module.os, "open", lambda *a: opened.append(real(*a)) or opened[-1])
     monkeypatch.setattr(module.os, "pread", FaultyReads({0: "error", 1: "error"}))
-    shared = SharedFile(file)
-    assert retry(file, lambda: shared.read(10, 256)) == CONTENT[:10]
+    assert retry(file, partial(SharedFile(file).read, 10, 256)) == CONTENT[:10]
     assert len(opened) == 3
-    shared.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -11,7 +11,7 @@ from cltt import build_shards
 from cltt.shards import format
 from cltt.shards.verify import verify_shards
 from tests.fuzz.contract import Rng, attempt, demand, spoil, untouched
-from tests.helpers.hostile import odd_pictures
+from tests.helpers.hostile import odd_pictures, several_pictures
 from tests.helpers.video import write_video
 
 NAMES = [
@@ -29,18 +29,33 @@ NAMES = [
 ]
 NAMES += [b"UP.JPG", b"\x1b[31m", b"__x__", b"a b", b"...", b"\xc3\xa9"]
 ENDINGS = [b".jpg", b".jpg", b".jpeg", b".png", b".PNG", b".tif", b".bmp", b".webp", b".txt", b""]
+FILMS = {
+    ".mp4": {},
+    ".webm": {"codec": "libvpx"},
+    ".avi": {"codec": "mpeg4"},
+    ".mkv": {"options": {"x264-params": "interlaced=1"}},
+    ".m2ts": {"container": "mpegts"},
+    ".mpg": {"codec": "mpeg2video"},
+    ".wmv": {"codec": "wmv2", "container": "asf"},
+    ".flv": {"codec": "flv"},
+    ".ogv": {"codec": "libvpx", "container": "ogg"},
+    ".h264": {"container": "h264"},
+    ".hevc": {"codec": "libx265", "options": {"x265-params": "log-level=none"}, "container": "hevc"},
+    ".mjpeg": {"codec": "mjpeg", "pix_fmt": "yuvj420p", "container": "mjpeg"},
+    ".gif": {"codec": "gif", "pix_fmt": "rgb8"},
+}
 HUGE = 10**11  # bytes of a sparse file
 
 
 class Trees:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seeds = list(odd_pictures().values())
-        film = {"libx264": ".mp4", "libvpx": ".webm", "mpeg4": ".avi"}
+        self._seeds = [*odd_pictures().values(), *several_pictures()]
         self._films = [
-            (os.fsencode(end), write_video(folder / f"film{end}", 6, codec=codec).read_bytes())
-            for codec, end in film.items()
+            (os.fsencode(end), write_video(folder / f"film{end}", 6, **kind).read_bytes())  # type: ignore[arg-type]
+            for end, kind in FILMS.items()
         ]
+        self._films.append((b".mp4", 2 * self._films[0][1]))
         self._outside = folder / "outside"
         (self._outside / "clip").mkdir(parents=True)
         (self._outside / "clip" / "1.jpg").write_bytes(odd_pictures()["jpeg"])
@@ -60,6 +75,7 @@ class Trees:
             "shard_size": int(rng.choice([1, 3000, 1 << 30])),
             "overwrite": bool(rng.random() < 0.3),
             "fps": [None, None, 1.0, 25.0, 1e-3][int(rng.integers(5))],
+            "stream": int(rng.integers(2)) if rng.random() < 0.1 else None,
             "max_gap": 0.05 if rng.random() < 0.1 else None,
             "label_from": "parent" if rng.random() < 0.3 else None,
         }

@@ -90,6 +90,17 @@ def of_size(coded: bytes, width: int, height: int) -> bytes:
 
 
 @functools.cache
+def several_pictures() -> list[bytes]:
+    """A file with three pictures of every kind that can hold them, and a HEIC of which only the head is there."""
+    pictures = [Image.fromarray(np.roll(picture(), 8 * k, axis=1)) for k in range(3)]
+    found = [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(300)]
+    for kind in ("TIFF", "WEBP", "PNG", "MPO", "AVIF"):
+        file = io.BytesIO()
+        pictures[0].save(file, kind, save_all=True, append_images=pictures[1:])
+        found.append(file.getvalue())
+    return found
+
+
 def odd_pictures() -> dict[str, bytes]:
     """A picture of every kind, by name."""
     rgb, grey = picture(), picture()[:, :, 0]

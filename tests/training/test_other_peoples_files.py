@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cltt import checkpoint
 from cltt.commands import train
 from cltt.demo.__main__ import DemoSettings, render_clips
 from cltt.errors import SettingsError
@@ -79,3 +80,25 @@ def test_a_demo_follows_no_link(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="left alone"):
         render_clips(DemoSettings(out=str(out), objects=2, frames=16))
     assert (tmp_path / "precious" / "file").read_text() == "dear"
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+@pytest.mark.parametrize("there", [["simclr_epoch_002.pth", "simclr_epoch_011.pth", "metrics.csv"], ["metrics.csv"]])
+def test_a_folder_of_the_older_script_is_left_alone(tmp_path: Path, there: list[str], resume: list[str]) -> None:
+    folder = tmp_path / "ws5"
+    folder.mkdir()
+    for name in there:
+        (folder / name).write_text("epoch,loss,learning_rate,decay_rate\n")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} | {"": folder.stat().st_mtime_ns}
+    weights = folder / ("simclr_epoch_011.pth" if len(there) > 1 else "simclr_epoch_NNN.pth")
+    says = f"--checkpoint-path {weights} --normalise imagenet .*2026-03-03.* --checkpoint-dir {folder}_cltt"
+    with pytest.raises(SettingsError, match=says):
+        train.main(["--shards", "x", "--checkpoint-dir", str(folder), "--csv-log", "--device", "cpu", *resume])
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} | {"": folder.stat().st_mtime_ns} == before
+
+
+@pytest.mark.parametrize("ours", ["settings.json", "epoch-0001.pt"])
+def test_a_log_beside_a_run_of_ours_is_ours(tmp_path: Path, ours: str) -> None:
+    for name in ("metrics.csv", ours):
+        (tmp_path / name).touch()
+    assert checkpoint.older_run(tmp_path) is None

@@ -10,7 +10,6 @@ import torch
 
 from cltt.commands.train import parse
 from cltt.errors import DataError
-from cltt.models.contrastive import ProjectionHead
 from cltt.models.encoders import build_encoder
 from tests.helpers import training
 from tests.helpers.labelled import colour_folder, save_run
@@ -44,20 +43,21 @@ FLAGS = ["--shards", "x", "--checkpoint-path"]
 
 
 def test_pixels_enter_as_they_did_for_the_weights_unless_told(tmp_path: Path) -> None:
-    encoder, head = build_encoder("resnet18").state_dict(), ProjectionHead(512, 128).state_dict()
-    state = {f"encoder.{name}": value for name, value in encoder.items()}
-    state |= {f"projection_head.{name}": value for name, value in head.items()}
-    torch.save({"model_state_dict": state, "backbone": "resnet18", "proj_dim": 128}, tmp_path / "old.pth")
-    torch.save(encoder, tmp_path / "torchvision.pth")
+    torch.save(build_encoder("resnet18").state_dict(), tmp_path / "torchvision.pth")
     save_run(tmp_path / "run")
-    assert parse([*FLAGS, str(tmp_path / "old.pth")]).data.normalise == "none"
-    assert parse([*FLAGS, str(tmp_path / "old.pth"), "--normalise", "imagenet"]).data.normalise == "imagenet"
     assert parse([*FLAGS, str(tmp_path / "torchvision.pth")]).data.normalise == "imagenet"
+    assert parse([*FLAGS, str(tmp_path / "torchvision.pth"), "--normalise", "none"]).data.normalise == "none"
     assert parse([*FLAGS, str(tmp_path / "run")]).data.normalise == "imagenet"
     assert parse(["--shards", "x"]).data.normalise == "imagenet"
 
 
-def test_weights_that_are_gone_matter_at_the_start_alone(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no checkpoint at"):
-        parse([*FLAGS, str(tmp_path / "gone.pth")])
-    assert parse([*FLAGS, str(tmp_path / "gone.pth"), "--resume"]).data.normalise == "imagenet"
+def test_weights_matter_at_the_start_alone(tmp_path: Path) -> None:
+    """A run that goes on with its own checkpoint keeps what it began with, which 0.1.0 did not save."""
+    gone, run = str(tmp_path / "gone.pth"), tmp_path / "run"
+    for flags in ([], ["--resume", "--checkpoint-dir", str(run)]):
+        with pytest.raises(DataError, match="no checkpoint at"):
+            parse([*FLAGS, gone, *flags])
+    save_run(run)
+    for saved, wanted in (({"normalise": "none"}, "none"), ({}, "imagenet")):
+        (run / "settings.json").write_text(json.dumps({"data": saved}))
+        assert parse([*FLAGS, gone, "--resume", "--checkpoint-dir", str(run)]).data.normalise == wanted

@@ -28,6 +28,16 @@ def make_run(folder: Path, epochs: int = 4, evaluation: str = EVAL + "2,0.5,0.8,
     return folder
 
 
+def test_an_evaluation_of_ten_columns_is_read_by_name(tmp_path: Path) -> None:
+    """The older script's, with accuracies of the five best."""
+    names = "epoch,train_loss,train_acc,train_top5,val_loss,val_acc,val_top5,test_loss,test_acc,test_top5"
+    run = read_run(make_run(tmp_path / "run", evaluation=f"{names}\n2,0.5,0.8,0.9,0.6,0.7,0.8,0.4,0.3,0.2\n"))
+    assert run.evaluation == {
+        "epoch": [2], "train_loss": [0.5], "train_acc": [0.8], "val_loss": [0.6], "val_acc": [0.7],
+        "test_loss": [0.4], "test_acc": [0.3],
+    }  # fmt: skip
+
+
 def lines_of(figure: object) -> list[list[tuple[float, float]]]:
     """The points of every drawn line, panel by panel."""
     return [[list(zip(*line.get_data(), strict=True)) for line in axes.lines] for axes in figure.axes]  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ import numpy as np
 from cltt.source.video import kinds
 from cltt.source.video.file import is_of_the_file, packets_of, path_of, rate_of, reason_of
 from cltt.source.video.timeline import BEFORE_KEY, CUT_OFF, DECODED, Array, Note, Timeline
-from cltt.source.video.units import entry_test
+from cltt.source.video.units import entry_test, picture_splitter
 
 if TYPE_CHECKING:
     import av.container
@@ -47,7 +47,7 @@ class Decoder:
         """(av.VideoFrame, place of its packet) in the decoder's order."""
         import av
 
-        is_entry = entry_test(self._stream)
+        is_entry, pictures = entry_test(self._stream), picture_splitter(self._stream)
         try:
             for place, packet in enumerate(packets_of(self._container, self._stream)):
                 self.positions.append(-1 if packet.pos is None else packet.pos)
@@ -55,8 +55,9 @@ class Decoder:
                     self.entries.append(place)
                 if packet.is_corrupt:
                     self.bad.append(place)
-                packet.opaque = place
-                yield from self._decode(packet, place)
+                for picture in pictures(packet):
+                    picture.opaque = place
+                    yield from self._decode(picture, place)
         except av.FFmpegError as error:
             place = len(self.positions)
             if isinstance(error, OSError) and not is_of_the_file(path_of(self._container), place, error):
@@ -148,8 +149,8 @@ def _faults(decoder: Decoder, places: Array, starts: Array) -> tuple[Array, Arra
         at = int(np.searchsorted(entries, place, side="right")) - 1
         bad_from[at] = min(bad_from[at], place)
     key_at = np.full(len(entries) + 1, -1)  # when each group's entry comes out
-    is_key = np.isin(places, entries)
-    key_at[group[is_key]] = np.flatnonzero(is_key)
+    keys = np.flatnonzero(np.isin(places, entries))[::-1]  # so that of two pictures in a packet the first counts
+    key_at[group[keys]] = keys
     leads = (group >= 0) & (np.arange(count) < key_at[group])
     lost = (group < 0) | (leads & ((group == 0) | np.isin(group, group[starts & leads])))
     before_is_bad = bad_from[group - 1] < np.iinfo(np.int64).max
@@ -170,14 +171,14 @@ def _ticks(shown: _Shown, container: av.container.InputContainer, distance: floa
 
 
 def _filled(stamps: Array, distance: float) -> tuple[Array, int]:
-    """(stamps with what is missing put ``distance`` behind the one before, missing ones and steps back)."""
-    missing = np.isnan(stamps)
-    filled = stamps.copy()
-    first = int(missing.argmin())
-    filled[:first] = stamps[first] - distance * np.arange(first, 0, -1)
-    for place in first + np.flatnonzero(missing[first:]):
-        filled[place] = filled[place - 1] + distance
-    return filled, int(missing.sum() + (np.diff(filled) <= 0).sum())
+    """(stamps with missing ones put evenly between those around them, how many are missing or step back)."""
+    places, known = np.arange(len(stamps)), np.flatnonzero(~np.isnan(stamps))
+    filled = np.interp(places, known, stamps[known])
+    steps = np.diff(filled[known[0] : known[-1] + 1])
+    distance = float(np.median(steps[steps > 0])) if (steps > 0).any() else distance
+    filled -= distance * np.maximum(0, known[0] - places)  # before the first that is known, and behind the last
+    filled += distance * np.maximum(0, places - known[-1])
+    return filled, int(len(stamps) - len(known) + (np.diff(filled) <= 0).sum())
 
 
 def _rising(ticks: Array, starts: Array, distance: float) -> Array:

@@ -50,26 +50,30 @@ def opened(
             if isinstance(error, OSError) and not is_of_the_file(path, -1, error):
                 raise
             raise InvalidVideo(f"cannot be opened as a video: {reason_of(error)}") from error
-        stream = _stream(container, number)
+        stream, is_fresh = _stream(container, number)
+        if not is_fresh:
+            number = [other.index for other in container.streams.video].index(stream.index)
+            container.close()
+            yield stack.enter_context(opened(path, number))
+            return
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
         yield container, stream
 
 
-def _stream(container: av.container.InputContainer, number: int | None) -> av.video.stream.VideoStream:
-    if number is None:
-        moving = streams.moving_streams(container)
-        if not moving:
-            raise InvalidVideo("no video stream")
-        stream = streams.main_stream(moving)
-    elif number < len(container.streams.video):
-        stream = container.streams.video[number]
-    else:
+def _stream(container: av.container.InputContainer, number: int | None) -> tuple[av.video.stream.VideoStream, bool]:
+    """(the stream to take, whether nothing has been read to choose it)."""
+    moving = streams.moving_streams(container)
+    if number is None and not moving:
+        raise InvalidVideo("no video stream")
+    if number is not None and number >= len(container.streams.video):
         raise InvalidVideo(f"no video stream {number}")
+    is_fresh = number is not None or len(moving) == 1
+    stream = streams.main_stream(container, moving) if number is None else container.streams.video[number]
     if stream.codec_context is None:
         raise InvalidVideo("a video codec that FFmpeg does not know")
-    return stream
+    return stream, is_fresh
 
 
 # Of a file that gave an input error: where the last one was, and whether the system could read every byte after it.

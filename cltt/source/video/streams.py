@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
     import av.container
     import av.video.stream
 
-_STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp")
 _MIN_SHARE = 0.5  # of the longest stream: a shorter one is a preview
+_PROBED = 200  # packets
 
 
 def moving_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
@@ -23,27 +25,27 @@ def moving_streams(container: av.container.InputContainer) -> list[av.video.stre
     return [stream for stream in container.streams.video if not stream.disposition & other]
 
 
-def main_stream(streams: list[av.video.stream.VideoStream]) -> av.video.stream.VideoStream:
-    """The largest of the streams that are about as long as the longest; the first of equal ones."""
-    long = [stream for stream in streams if _is_long(stream, streams)]
+def main_stream(
+    container: av.container.InputContainer, streams: list[av.video.stream.VideoStream]
+) -> av.video.stream.VideoStream:
+    """The largest of the streams that are about as long as the longest; the first of equal ones.
+
+    Where the container says no lengths, its first packets are read to tell pictures from videos.
+    """
+    if len(streams) > 1 and not all(stream.frames or _seconds(stream) for stream in streams):
+        packets = itertools.islice((packet for packet in container.demux(streams) if packet.size), _PROBED)
+        counts = Counter(packet.stream.index for packet in packets)
+        lengths = [float(counts[stream.index]) for stream in streams]
+    else:
+        lengths = [_seconds(stream) or float(stream.frames) for stream in streams]
+        if max(stream.frames for stream in streams) > 1:
+            lengths = [0.0 if stream.frames == 1 else length for stream, length in zip(streams, lengths, strict=True)]
+    long = [stream for stream, length in zip(streams, lengths, strict=True) if length >= _MIN_SHARE * max(lengths)]
     return max(long, key=lambda stream: stream.codec_context is not None and stream.width * stream.height)
-
-
-def _is_long(stream: av.video.stream.VideoStream, streams: list[av.video.stream.VideoStream]) -> bool:
-    if stream.frames == 1 < max(other.frames for other in streams):
-        return False
-    longest = max(_seconds(other) for other in streams)
-    if longest and _seconds(stream):
-        return _seconds(stream) >= _MIN_SHARE * longest
-    return not _is_still(stream) or all(map(_is_still, streams))  # a container that says no lengths
 
 
 def _seconds(stream: av.video.stream.VideoStream) -> float:
     return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-
-
-def _is_still(stream: av.video.stream.VideoStream) -> bool:
-    return stream.codec_context is not None and stream.codec_context.name in _STILL_CODECS
 
 
 # ---- the part that is shown

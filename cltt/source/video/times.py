@@ -40,14 +40,20 @@ def read_timeline(path: bytes, number: int | None = None, max_pixels: int = (1 <
     """
     with opened(path, number) as (container, stream):
         try:
-            return _of_packets(container, stream)
+            return packet_timeline(container, stream)
         except NotSure as reason:
             why = str(reason)
+    return decode_timeline(path, number, max_pixels, why)
+
+
+def decode_timeline(path: bytes, number: int | None, max_pixels: int, why: str) -> Timeline:
+    """As :func:`read_timeline`, for a video of which it is not sure that packets are frames, for the reason ``why``."""
     with opened(path, number) as (container, stream):
         return replace(decoded_timeline(container, stream, max_pixels), why=why)
 
 
-def _of_packets(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Timeline:
+def packet_timeline(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Timeline:
+    """The timeline of a stream whose container has just been opened, by its packets; NotSure if they may not tell."""
     if not container.format.name.startswith(_CONTAINERS):
         suffix = os.path.splitext(path_of(container))[1]
         raise NotSure(f"a packet of {os.fsdecode(suffix) or container.format.name} need not be a frame")
@@ -57,6 +63,8 @@ def _of_packets(container: av.container.InputContainer, stream: av.video.stream.
     if codec in ("h264", "hevc") and not (units.is_progressive(stream) and units.length_size(stream)):
         raise NotSure("pictures may be single fields")
     packets = _Packets(container, stream)
+    if not len(packets.pts):
+        raise NotSure("no packet can be read")
     line = _timed(packets, stream)
     line.notes.extend(_end_notes(packets, line, stream))
     with open(path_of(container), "rb") as file:

@@ -5,6 +5,7 @@ Read from the headers of the units that a packet consists of (ITU-T H.264 and H.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,40 @@ def one_frame_test(stream: av.video.stream.VideoStream) -> Callable[[Any], bool]
         return pictures == 1
 
     return test
+
+
+def picture_splitter(stream: av.video.stream.VideoStream) -> Callable[[Any], Iterator[Any]]:
+    """A function that gives a packet's pictures as packets of their own: FFmpeg shows the last one of a packet alone.
+
+    Of single fields the decoder makes frames itself, and containers whose units stand behind start codes are split by
+    FFmpeg: there a packet stays as it is.
+    """
+    codec = stream.codec_context.name
+    if codec not in ("h264", "hevc") or not (length_size(stream) and is_progressive(stream)):
+        return lambda packet: iter((packet,))
+    size = length_size(stream)
+    begins = _begins_h264 if codec == "h264" else _begins_hevc
+
+    def split(packet: Any) -> Iterator[Any]:
+        import av
+
+        data = memoryview(packet)
+        at, cuts, behind = 0, [], 0  # ``behind``: where the last slice ends, and all that belongs to the next begins
+        while at < len(data) - size - 2:
+            if begins(data, at + size) == 1:
+                cuts.append(behind)
+            unit, at = at + size, at + size + int.from_bytes(data[at : at + size], "big")
+            if (1 <= data[unit] & 31 <= _IDR) if codec == "h264" else data[unit] & 0x7E < 64:
+                behind = at
+        if len(cuts) < 2:
+            yield packet
+            return
+        for start, stop in itertools.pairwise([*cuts, len(data)]):
+            picture = av.Packet(bytes(data[start:stop]))
+            picture.pts, picture.dts = (None, None) if start else (packet.pts, packet.dts)
+            yield picture
+
+    return split
 
 
 def _begins_h264(data: memoryview, at: int) -> int:
