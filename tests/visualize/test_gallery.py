@@ -16,7 +16,6 @@ import pytest
 import simplejpeg
 from tqdm import tqdm
 
-import inspect_windows
 from cltt import EpochPlan, WindowIndex, build_shards
 from cltt.config import WindowSettings
 from cltt.errors import SettingsError
@@ -24,7 +23,7 @@ from cltt.sampling.epoch_windows import EpochWindows
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.visualize import gallery as gallery_module
-from cltt.visualize import views
+from cltt.visualize import inspect, views
 from tests.helpers import data
 from tests.helpers.browser import browse, needs_browser
 
@@ -43,7 +42,7 @@ def gallery(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv = ["--root-dir", str(folder), "--mode", "html", "--out", str(out), "--batch-size", "18", "--image-size", "40"]
     for name, value in WINDOWS.items():
         argv += ["--" + name.replace("_", "-"), str(value)]
-    assert inspect_windows.main(argv) == 0
+    assert inspect.main(argv) == 0
     return out
 
 
@@ -197,7 +196,7 @@ def test_the_slider_moves_the_marked_frames(gallery: Path, tmp_path: Path) -> No
 def test_shuffled_frames_are_marked_in_no_clip(folder: Path, tmp_path: Path) -> None:
     """The clips show frames in time, where no window lies any more; the batch is that of training."""
     argv = ["--root-dir", str(folder), "--mode", "html", "--out", str(tmp_path / "g"), "--batch-size", "2"]
-    assert inspect_windows.main([*argv, "--window-size", "2", "--frame-step", "1", "--shuffle-frames"]) == 0
+    assert inspect.main([*argv, "--window-size", "2", "--frame-step", "1", "--shuffle-frames"]) == 0
     page = browse(tmp_path, tmp_path / "g" / "index.html", "#t=1")
     assert len(page.images) == 20 and not any(page.frames.values())
     assert "shuffled by seed 0" in contents(tmp_path / "g")["batch"]["title"]
@@ -234,7 +233,7 @@ def test_all_clips_are_listed_while_the_batch_is_of_the_training_split(folder: P
     build_shards(folder, tmp_path / "s", workers=1, splits="train=0.5,val=0.5")
     argv = ["--shards", str(tmp_path / "s"), "--mode", "html", "--out", str(tmp_path / "g"), "--batch-size", "5"]
     argv += ["--window-size", "2", "--frame-step", "1", "--image-size", "16", "--batch-sampling", "plan", "--step", "1"]
-    assert inspect_windows.main(argv) == 0
+    assert inspect.main(argv) == 0
     dataset = ShardDataset(tmp_path / "s")
     index = WindowIndex(dataset.clip_lengths, 2, 1, clips=dataset.split_clips("train"))
     known = contents(tmp_path / "g")

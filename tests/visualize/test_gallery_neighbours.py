@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import inspect_windows
 from cltt.errors import SettingsError
 from cltt.visualize import gallery as gallery_module
+from cltt.visualize import inspect
 from cltt.visualize.embeddings import Embeddings
 from tests.helpers import data
 from tests.helpers.browser import browse, needs_browser
@@ -49,7 +49,7 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, out: Path, *more: str) -> Path:
     argv = ["--root-dir", str(folder), "--mode", "html", "--out", str(out), "--batch-size", "2", "--image-size", "16"]
-    assert inspect_windows.main([*argv, "--window-size", "2", "--frame-step", "1", *more]) == 0
+    assert inspect.main([*argv, "--window-size", "2", "--frame-step", "1", *more]) == 0
     return out
 
 
@@ -94,7 +94,7 @@ def test_embeddings_of_other_data_are_refused_before_the_old_gallery_goes(embedd
         write(other, out, "--embeddings", str(embeddings))
     assert sorted(path.name for path in out.rglob("*")) == before
     with pytest.raises(SettingsError, match="give --mode html"):
-        inspect_windows.main(["--root-dir", str(other), "--embeddings", str(embeddings)])
+        inspect.main(["--root-dir", str(other), "--embeddings", str(embeddings)])
 
 
 def click(clip: int, thumb: int, length: int) -> str:
