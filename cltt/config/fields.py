@@ -106,9 +106,10 @@ def check_fields(settings: Any) -> None:
             require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
             require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
         _, count = items_of(types[field.name])
-        if isinstance(count, int):
-            there = isinstance(value, list | tuple) and len(value) == count
-            require(there, f"{field.name} is {value}; it must be {count} numbers")
+        if count is not None:
+            there = isinstance(value, list | tuple) and count in ("+", len(value))
+            wanted = "a list" if count == "+" else f"{count} numbers"
+            require(there, f"{field.name} is {value}; it must be {wanted}")
             object.__setattr__(settings, field.name, tuple(value))
         if field.metadata["within"] is not None:
             for number in value if isinstance(value, list | tuple) else [value]:
