@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from cltt import distributed
 from cltt.checkpoint import SETTINGS_FILE
 from cltt.config import TrainSettings
-from cltt.errors import SettingsError
+from cltt.errors import CLTTError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
 from cltt.metrics import History, is_ours_to_replace
@@ -203,3 +205,33 @@ def summary_writer() -> Any:
     except ImportError:
         raise SettingsError("--tensorboard needs the package tensorboard: pip install 'cltt[tensorboard]'") from None
     return SummaryWriter
+
+
+class NonFiniteLossError(CLTTError):
+    """The loss, or the gradient's norm, is not a finite number."""
+
+
+class StepPlace(NamedTuple):
+    """What is said of a step that went wrong; its frames need not be kept for that."""
+
+    run_dir: Path
+    epoch: int
+    step: int
+    window_ids: torch.Tensor
+
+
+def check_finite(what: str, value: float, place: StepPlace) -> None:
+    """Raise NonFiniteLossError, with the batch written out, unless ``value``, equal on all ranks, is finite."""
+    if math.isfinite(value):
+        return
+    ids = [i for part in distributed.all_gather_objects(place.window_ids.tolist()) for i in part]
+    path = place.run_dir / "nonfinite.json"
+    found = {"epoch": place.epoch, "step": place.step, "value": str(value), "what": what, "window_ids": ids}
+    if distributed.world().is_main:
+        replace_file(path, json.dumps(found, indent=1).encode())
+    shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+    raise NonFiniteLossError(
+        f"{what} is {value} at epoch {place.epoch}, step {place.step} of it; training stopped before the update. "
+        f"Windows of the batch: {shown} (all in {path}). Start a new run with a lower --lr or --amp off, from scratch "
+        "or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
+    )
