@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
-import simplejpeg
 import torch
 
 from cltt.errors import DataError
@@ -24,6 +23,7 @@ from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
 from cltt.machine.gpus import hardware_jpeg_engines
 from cltt.region import Box
+from cltt.source import libjpeg
 
 log = logging.getLogger(__name__)
 _LITTLE_MEMORY = 512 << 20  # bytes; what a decode graph of 128 frames may need
@@ -91,7 +91,7 @@ class DaliDecoder:
         on_gpu = device.type == "cuda"
         hardware = on_gpu and bool(hardware_jpeg_engines())
         device_id = (device.index or 0) if on_gpu else None
-        make = partial(DecodeGraph, self.job_frames, threads, device_id, hardware, framing.blur)
+        make = partial(DecodeGraph, self.job_frames, threads, device_id, hardware, framing)
         self._graphs = DecodeGraphs(self._GRAPHS, make)
         self._cpu = CpuDecoder(framing)
         self._works = True
@@ -153,7 +153,7 @@ class DaliDecoder:
         """
         if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _LITTLE_MEMORY:
             raise _no_memory(reason)
-        probe = simplejpeg.encode_jpeg(np.full((64, 64, 3), 128, np.uint8))
+        probe = libjpeg.encode(np.full((64, 64, 3), 128, np.uint8))
         try:
             self._graphs.decode([probe], *self._parts([probe], [None]))
         except (RuntimeError, ValueError, OSError) as error:
