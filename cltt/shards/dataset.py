@@ -197,7 +197,7 @@ class ShardDataset(_ClipTable):
         return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
 
 
-_REPAIR = "copy this shard again, or build it again with tools/build_shards.py --overwrite"
+_REPAIR = "copy this shard again, or build it again with `cltt build --overwrite`"
 
 
 def _neighbours(records: Array) -> Iterator[tuple[int, int]]:
