@@ -9,7 +9,8 @@ and 224 pixels; test accuracy of four linear heads on its features:
 - ``ours``: our splits and our probe on the same pixels. ``cltt evaluate`` resizes by another filter; the column
   ``ours_own_pixels`` of the quick run has its pixels, too.
 
-Every second view is taken, 720 of 1,440 images: two cores take long for 224 pixels. ``--quick`` is one seed at 64 pixels, and writes ``older_coil_quick.csv``.
+Every second view is taken, 720 of 1,440 images: two cores take long for 224 pixels. ``--quick`` is one seed at 64
+pixels, and writes ``older_coil_quick.csv``.
 """
 
 from __future__ import annotations
