@@ -16,7 +16,7 @@ from cltt.config import TrainSettings
 from cltt.errors import SettingsError
 from cltt.files.atomic import replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import History
+from cltt.metrics import ABX_COLUMNS, EVALUATION_FILE, History, csv_text
 from cltt.text import say
 from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
@@ -123,7 +123,7 @@ class Records:
         if self.settings.log.csv_log:
             train, evaluation = self.history.csv()
             self.outputs.write(self.settings.csv_path, train)
-            if self.settings.log.eval_data is not None or self.history.evaluation:
+            if self.settings.log.eval_data is not None or self.history.accuracies:
                 self.outputs.write(self.settings.eval_csv_path, evaluation)
 
     def _plot(self, run_dir: Path) -> None:
@@ -134,6 +134,8 @@ class Records:
                 files.mkdir()
                 for name, rows in zip(("metrics.csv", "metrics_eval.csv"), self.history.csv(), strict=True):
                     (files / name).write_bytes(rows)
+                abx = csv_text(("epoch", *ABX_COLUMNS), self.history.evaluation)
+                (files / EVALUATION_FILE).write_text(abx)
                 plot_run(files, files / PLOT_FILE)
                 replace_file(run_dir / PLOT_FILE, (files / PLOT_FILE).read_bytes())
         except Exception as error:
@@ -177,7 +179,8 @@ class Board:
 
 
 def _accuracies(row: dict[str, float]) -> str:
-    return "".join(f" {part} acc {row[f'{part}_acc']:.3f}" for part in ("train", "val", "test") if f"{part}_acc" in row)
+    names = [*(f"{part}_acc" for part in ("train", "val", "test")), *ABX_COLUMNS]
+    return "".join(f" {name.replace('_', ' ')} {row[name]:.3f}" for name in names if name in row)
 
 
 def summary_writer() -> Any:
