@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cltt import cli
 from cltt.machine.gpus import driver_cuda_version, fitting_set, gpus_given, hardware_jpeg_engines, why_no_cuda
+from cltt.machine.triton_runs import why_triton_fails
 
 GIB = 1 << 30
 MIN_OPEN_FILES = 4096
@@ -93,9 +94,9 @@ def torch_and_device() -> Iterator[Finding]:
             device = torch.cuda.get_device_properties(index)
             free, total = torch.cuda.mem_get_info(index)
             yield Finding("ok", f"cuda:{index}", f"{device.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
-        triton = version_of("triton")
-        advice = "" if triton else "pip install triton for the fused kernels; the chunked loss is used"
-        yield Finding("ok" if triton else "note", "triton", triton or "not installed", advice)
+        why = why_triton_fails()
+        advice = f"it {why}; the loss and the batches are made by plain torch, more slowly" if why else ""
+        yield Finding("note" if why else "ok", "triton", version_of("triton") or "not installed", advice)
         return
     given = gpus_given()
     advice = why_no_cuda(torch.__version__, torch.version.cuda) if given or driver_cuda_version() else ""

@@ -54,7 +54,6 @@ class EvaluationSettings:
         "folders of a run or of the older script, for all checkpoints in them, and files: a checkpoint, one of the "
         "older script, or an encoder's state dict under torchvision's or timm's names (.pth, .safetensors)",
         required=True,
-        nargs="+",
         metavar="PATH",
     )
     backbone: str | None = config.setting(

@@ -44,7 +44,7 @@ class ProbeSettings:
         choices=PROTOCOLS,
     )
     knn: tuple[int, ...] = setting(
-        (20,), "votes of so many nearest neighbours, an accuracy each", nargs="+", metavar="K", within=(1, MANY)
+        (20,), "votes of so many nearest neighbours, an accuracy each", metavar="K", within=(1, MANY)
     )
 
     def __post_init__(self) -> None:

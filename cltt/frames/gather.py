@@ -7,11 +7,12 @@ what runs where Triton is not installed.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from cltt.machine.triton_runs import why_triton_fails
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,7 +60,7 @@ def gather(
     Returns:
         [n, 3, S, S] of ``dtype``, computed in float32.
     """
-    if rows.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if rows.device.type == "cuda" and not why_triton_fails():
         from cltt.frames.gpu.gather_kernel import launch
 
         return launch(rows, slots, image_size, dtype, *statistics(normalise), channels_last=channels_last)

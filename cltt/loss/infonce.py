@@ -23,7 +23,6 @@ log-sum-exp over tiles follows FlashAttention (Dao et al. 2022, https://arxiv.or
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from cltt.loss import chunked
 from cltt.loss.memory import WindowMemory
 from cltt.loss.reference import reference_accuracy, reference_loss, unit_rows, working_dtype
 from cltt.loss.weighted import Weighted
+from cltt.machine.triton_runs import why_triton_fails
 
 BACKENDS = ("auto", "reference", "chunked", "triton")
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -269,11 +269,9 @@ def _why_no_triton(z: torch.Tensor) -> str:
         return "works in fp32 at most, but z is fp64"
     if z.device.type != "cuda":
         return f"needs a CUDA device, but z is on {z.device}"
-    if importlib.util.find_spec("triton") is None:
-        return "needs the package triton, which is not installed"
     if torch.cuda.get_device_capability(z.device) < (8, 0):
         return f"needs compute capability 8.0, but {torch.cuda.get_device_name(z.device)} is older"
-    return ""
+    return why_triton_fails()
 
 
 def _interpreted(z: torch.Tensor) -> bool:

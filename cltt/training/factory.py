@@ -27,7 +27,7 @@ from cltt.config import (
     values_of,
 )
 from cltt.distributed import RankInfo
-from cltt.errors import CLTTError, SettingsError
+from cltt.errors import SettingsError
 from cltt.evaluation import results
 from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.protocols.abx import AbxEvaluator
@@ -230,7 +230,7 @@ def build_trainer(
         places=_places_in(loader) if settings.model.mask_overlaps or settings.model.memory else None,
         evaluate=None
         if settings.log.eval_data is None and abx is None
-        else _evaluation(settings, model.encoder, evaluator, abx, listeners.get("history"), stop),
+        else _evaluation(settings, model.encoder, evaluator, listeners.get("history"), stop, abx),
         eval_every=settings.log.eval_every,
         **listeners,
     )
@@ -276,9 +276,9 @@ def _evaluation(
     settings: TrainSettings,
     encoder: nn.Module,
     evaluator: Evaluator | None,
-    abx: AbxEvaluator | None,
     history: History | None,
     stop: StopSignals,
+    abx: AbxEvaluator | None = None,
 ) -> Callable[[], dict[str, float] | None]:
     """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
 
@@ -307,7 +307,7 @@ def _evaluation(
             else:
                 flat = {name: value for result in made for name, value in result.columns().items()}
                 results.add_rows(settings.run_dir, [row], [place | flat])
-        except (OSError, CLTTError) as error:
+        except Exception as error:  # the picture may fail, too
             show(f"warning: cannot write {settings.run_dir / results.JSON_FILE}: {error}")
         return {name: value for result in made for name, value in result.row().items()}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,6 +44,21 @@ def _optimizer(model: nn.Module, optim: OptimSettings, device: torch.device) -> 
         return torch.optim.AdamW(groups, lr=optim.lr, fused=fused)
     momentum = DEFAULT_MOMENTUM if optim.momentum is None else optim.momentum
     return torch.optim.SGD(groups, lr=optim.lr, momentum=momentum, fused=fused)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load ``state`` into ``optimizer`` as that was built for its device, wherever the state was saved.
+
+    A fused kernel reads moments as the parameter lies in memory, and runs on the device it was chosen for; a state
+    holds the choice and the layout of the machine that saved it (channels-last on a GPU).
+    """
+    chosen = [group["fused"] for group in optimizer.param_groups]
+    groups = [{**group, "fused": fused} for group, fused in zip(state["param_groups"], chosen, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

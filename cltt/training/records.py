@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from cltt import distributed
 from cltt.checkpoint import SETTINGS_FILE
 from cltt.config import TrainSettings
-from cltt.errors import SettingsError
-from cltt.files.atomic import replace_file
+from cltt.errors import CLTTError, SettingsError
+from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import ABX_COLUMNS, EVALUATION_FILE, History, csv_text
+from cltt.metrics import ABX_COLUMNS, EVALUATION_FILE, History, csv_text, is_ours_to_replace
 from cltt.text import say
 from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
@@ -26,6 +28,22 @@ COMPLETE_FILE = "complete"
 FIRST_STEP_FILE = "first-step"  # as in slurm/common.sh
 PLOT_FILE = "plots.png"
 TENSORBOARD_STEPS = 10
+
+
+def check_outputs(settings: TrainSettings) -> None:
+    """SettingsError, before anything is built, if the run could not write what it is asked to; leaves no trace."""
+    check_writable(settings.run_dir, "give another --checkpoint-dir")
+    if settings.log.csv_log:
+        for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
+            if path.is_dir():
+                raise SettingsError(f"{path} is a folder; {flag} names a file")
+            if not is_ours_to_replace(path):
+                raise SettingsError(
+                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
+                )
+            check_writable(path.parent, f"give another {flag}")
+    if settings.log.tensorboard:
+        summary_writer()
 
 
 class Records:
@@ -110,7 +128,8 @@ class Records:
         history, run_dir = self.history, self.settings.run_dir
         where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:
-            say(f"stopped on request at {where}; the same command with --resume goes on from {run_dir}")
+            again = "the same command" if self.settings.checkpoint.resume else "the same command with --resume"
+            say(f"stopped on request at {where}; {again} goes on from {run_dir}")
             return
         loss = f"{history.train[-1]['loss']:.4f}"
         evaluation = _accuracies(history.evaluation[-1]) if history.evaluation else ""
@@ -190,3 +209,33 @@ def summary_writer() -> Any:
     except ImportError:
         raise SettingsError("--tensorboard needs the package tensorboard: pip install 'cltt[tensorboard]'") from None
     return SummaryWriter
+
+
+class NonFiniteLossError(CLTTError):
+    """The loss, or the gradient's norm, is not a finite number."""
+
+
+class StepPlace(NamedTuple):
+    """What is said of a step that went wrong; its frames need not be kept for that."""
+
+    run_dir: Path
+    epoch: int
+    step: int
+    window_ids: torch.Tensor
+
+
+def check_finite(what: str, value: float, place: StepPlace) -> None:
+    """Raise NonFiniteLossError, with the batch written out, unless ``value``, equal on all ranks, is finite."""
+    if math.isfinite(value):
+        return
+    ids = [i for part in distributed.all_gather_objects(place.window_ids.tolist()) for i in part]
+    path = place.run_dir / "nonfinite.json"
+    found = {"epoch": place.epoch, "step": place.step, "value": str(value), "what": what, "window_ids": ids}
+    if distributed.world().is_main:
+        replace_file(path, json.dumps(found, indent=1).encode())
+    shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+    raise NonFiniteLossError(
+        f"{what} is {value} at epoch {place.epoch}, step {place.step} of it; training stopped before the update. "
+        f"Windows of the batch: {shown} (all in {path}). Start a new run with a lower --lr or --amp off, from scratch "
+        "or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
+    )

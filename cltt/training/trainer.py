@@ -13,8 +13,6 @@ gloo on the host, while the GPU still works on the step before.
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,18 +24,15 @@ from torch import nn
 from cltt import distributed
 from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
-from cltt.errors import CLTTError, StorageError
-from cltt.files.atomic import replace_file
+from cltt.errors import StorageError
 from cltt.loader.loader import Batch, WindowLoader
 from cltt.loader.prefetch import GaveUp
 from cltt.metrics import History
 from cltt.training.grad_cache import cached_backward, random_state, set_random_state
+from cltt.training.optim import load_optimizer
 from cltt.training.outputs import RETRY_SECONDS
+from cltt.training.records import StepPlace, check_finite
 from cltt.training.signals import Request, StopSignals
-
-
-class NonFiniteLossError(CLTTError):
-    """The loss, or the gradient's norm, is not a finite number."""
 
 
 class HostCopy:
@@ -169,7 +164,7 @@ class Trainer:
         self.on_epoch = on_epoch
         self.history = History() if history is None else history
         self.failure: StorageError | None = None
-        self._norm: HostCopy | None = None
+        self._norm: tuple[HostCopy, StepPlace] | None = None
         loader.give_up = lambda: self.stop.request.stops
 
     @property
@@ -212,7 +207,7 @@ class Trainer:
         """Go on from ``state``; a rank that was not there when it was saved takes rank 0's random state."""
         self._bare_model().load_state_dict(state["model"])
         self.loss_fn.load_state_dict(state.get("loss", {}))
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.loader.load_state_dict(state["loader"])
         self.history.load_state_dict(state["history"])
@@ -268,7 +263,7 @@ class Trainer:
             loss.backward()
         value = copy.read()
         self._check_norm()
-        self._check("loss", value, batch)
+        check_finite("loss", value, self._place(batch))
         self._clip(batch)
         self.optimizer.step()
         return value
@@ -299,37 +294,26 @@ class Trainer:
         )
 
     def _clip(self, batch: Batch) -> None:
-        """Clip the gradient; its norm is checked before the update on the CPU, a step later on a GPU.
+        """Clip the gradient; its norm is checked before the update, or by a fused optimizer in it (read a step later).
 
-        (A wait for the norm would leave the GPU idle at every step. No checkpoint is saved before the check.)
+        (A wait for the norm would leave a GPU idle at every step. No checkpoint is saved before it is read.)
         """
         if self.optim.max_grad_norm == 0:
             return
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.max_grad_norm)
-        self._norm, self._norm_batch = HostCopy(norm), batch
-        if self.device.type == "cpu":
+        self._norm = HostCopy(norm), self._place(batch)
+        if self.optimizer.param_groups[0]["fused"]:
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # then it skips the update
+        else:
             self._check_norm()
 
-    def _check_norm(self) -> None:
-        norm, self._norm = self._norm, None
-        if norm is not None:
-            self._check("gradient norm", norm.read(), self._norm_batch)
+    def _place(self, batch: Batch) -> StepPlace:
+        return StepPlace(self.run_dir, self.history.epoch + 1, self.history.step + 1, batch.window_ids)
 
-    def _check(self, what: str, value: float, batch: Batch) -> None:
-        """Raise NonFiniteLossError, with the batch written out, unless ``value``, equal on all ranks, is finite."""
-        if math.isfinite(value):
-            return
-        ids = [i for part in distributed.all_gather_objects(batch.window_ids.tolist()) for i in part]
-        path = self.run_dir / "nonfinite.json"
-        found = {"epoch": self.history.epoch + 1, "step": self.history.step + 1, "value": str(value), "what": what}
-        if distributed.world().is_main:
-            replace_file(path, json.dumps({**found, "window_ids": ids}, indent=1).encode())
-        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
-        raise NonFiniteLossError(
-            f"{what} is {value} at epoch {found['epoch']}, step {found['step']} of it; training stopped before the "
-            f"update. Windows of the batch: {shown} (all in {path}). Start a new run with a lower --lr or --amp off, "
-            "from scratch or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
-        )
+    def _check_norm(self) -> None:
+        if self._norm is not None:
+            (norm, step), self._norm = self._norm, None
+            check_finite("gradient norm", norm.read(), step)
 
     def _end_epoch(self) -> Request:
         if not self.optim.moves_every_step:

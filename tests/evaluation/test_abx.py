@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ import pytest
 import torch
 
 from cltt import ShardDataset, build_shards
-from cltt.config import WindowSettings
+from cltt.config import CheckpointSettings, DataSettings, LogSettings, TrainSettings, WindowSettings
 from cltt.errors import SettingsError
 from cltt.evaluation.__main__ import main
 from cltt.evaluation.protocols import abx as abx_module
 from cltt.evaluation.protocols.abx import AbxEvaluator, abx, window_frames
+from cltt.metrics import EVAL_COLUMNS, History
+from cltt.training.factory import _evaluation
+from cltt.training.run import _open_abx
+from cltt.training.signals import StopSignals
 from tests.helpers import data
 from tests.helpers.labelled import MeanColour, colour_folder, save_run
 
@@ -98,6 +103,32 @@ def test_clips_without_two_windows_are_refused(shards: Path) -> None:
     windows = WindowSettings(window_size=2, frame_step=1)
     result = AbxEvaluator(dataset, np.arange(2), windows, **reading)(MeanColour())  # type: ignore[arg-type]
     assert set(result.columns()) == {"abx_within", "abx_across"} and "within clips 0." in result.describe()
+
+
+def test_training_writes_it_and_metrics_eval_keeps_its_columns(shards: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(
+        windows=WindowSettings(window_size=2, frame_step=1),
+        data=DataSettings(shards=str(shards), image_size=16, clips=str(tmp_path / "picked")),
+        checkpoint=CheckpointSettings(checkpoint_dir=str(tmp_path)),
+        log=LogSettings(eval="abx"),
+    )
+    (tmp_path / "picked").write_text("c0\nc1\n")
+    dataset, history, stop = ShardDataset(shards), History(), StopSignals()
+    abx = _open_abx(dataset, settings, torch.device("cpu"))
+    assert abx is not None and set(abx.images.labels) == set(range(dataset.num_clips)) - {0, 1}
+    for epoch in (1, 2):
+        history.epoch = epoch
+        row = _evaluation(settings, MeanColour(), None, history, stop, abx)()
+        assert row and set(row) == {"abx_within", "abx_across"}
+        history.add_evaluation(row)
+    stop.restore()
+    with (tmp_path / "evaluation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["checkpoint"], float(row["abx_within"])) for row in rows] == [
+        (f"in training, epoch {row['epoch']:.0f}", row["abx_within"]) for row in history.evaluation
+    ]
+    assert history.csv()[1].decode() == ",".join(EVAL_COLUMNS) + "\n"
+    assert _open_abx(dataset, replace(settings, log=LogSettings()), torch.device("cpu")) is None
 
 
 def test_the_command_writes_it_for_shards_without_labels(shards: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import build_encoder
 from cltt.training import run as run_module
 from cltt.training.grad_cache import cached_backward
-from cltt.training.trainer import HostCopy, NonFiniteLossError
+from cltt.training.records import NonFiniteLossError
+from cltt.training.trainer import HostCopy
 from tests.helpers import training
 from tests.helpers.tiny_run import read_losses
 

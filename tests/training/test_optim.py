@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from cltt.config.recipe import OPTIMIZERS, SCHEDULES
 from cltt.errors import SettingsError
 from cltt.metrics import read_run
 from cltt.models.search import BACKBONES, empty_encoder
-from cltt.training.optim import build_optimizer, decay_groups
+from cltt.training.optim import build_optimizer, decay_groups, load_optimizer
 from tests.helpers import training
 
 CPU = torch.device("cpu")
@@ -230,3 +231,35 @@ def test_a_warm_up_longer_than_the_run_is_refused_before_anything_is_written(sha
     with pytest.raises(SettingsError, match=r"--warmup-steps is 13, but the run has 12 steps \(3 epochs of 4\)"):
         training.run_here(flags(shards, tmp_path / "run", "--warmup-steps", "13"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("saved_fused", [True, False])
+def test_a_state_of_another_device_goes_on_as_if_it_had_been_saved_here(optimizer: str, saved_fused: bool) -> None:
+    """A GPU saves fused and channels-last; here parameters are contiguous. The CPU has fused kernels, too."""
+    optim = OptimSettings(optimizer=optimizer, lr=LR)
+
+    def start(fused: bool, order: torch.memory_format) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=order)  # type: ignore[call-overload]
+        built, _ = build_optimizer(model, optim, CPU, STEPS)
+        for group in built.param_groups:
+            group["fused"] = fused or None
+        return model, built
+
+    def step(model: nn.Module, built: torch.optim.Optimizer) -> None:
+        torch.manual_seed(1)
+        built.zero_grad()
+        model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+        built.step()
+
+    there = start(saved_fused, torch.channels_last)
+    step(*there)
+    here = start(not saved_fused, torch.contiguous_format)
+    here[0].load_state_dict(there[0].state_dict())
+    load_optimizer(here[1], copy.deepcopy(there[1].state_dict()))
+    assert all(group["fused"] == (not saved_fused or None) for group in here[1].param_groups)
+    step(*there)
+    step(*here)
+    for got, wanted in zip(here[0].parameters(), there[0].parameters(), strict=True):
+        torch.testing.assert_close(got, wanted)

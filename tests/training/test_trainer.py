@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import signal
@@ -20,8 +21,9 @@ from cltt.checkpoint import CheckpointStore
 from cltt.config import OptimSettings
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.training.grad_cache import cached_backward
+from cltt.training.records import NonFiniteLossError
 from cltt.training.signals import Request, StopRequested, StopSignals
-from cltt.training.trainer import NonFiniteLossError, Saver, Trainer
+from cltt.training.trainer import Saver, Trainer
 from tests.helpers.tiny_run import FEATURES, TinyEncoder
 
 B, T, SIDE = 6, 3, 16
@@ -88,7 +90,7 @@ def make_trainer(
 ) -> Trainer:
     model = model or plain_model()
     optim = changes.pop("optim", OptimSettings(epochs=2))
-    optimizer = torch.optim.Adam(model.parameters(), lr=optim.lr)
+    optimizer = changes.pop("optimizer", None) or torch.optim.Adam(model.parameters(), lr=optim.lr)
     run_dir.mkdir(exist_ok=True, parents=True)
     return Trainer(
         model=model,
@@ -212,7 +214,7 @@ def test_an_epoch_is_saved_before_its_evaluation(way: str, tmp_path: Path) -> No
             torch.manual_seed(1)
             with contextlib.suppress(SystemExit):
                 assert trainer.run() is Request.STOP
-        path, _ = checkpoint.find_latest(tmp_path / f"run {epoch}")
+        path, *_ = checkpoint.find_latest(tmp_path / f"run {epoch}")
         assert path is not None and path.name == checkpoint.checkpoint_name(epoch)
         again = make_trainer(tmp_path, evaluate=evaluate, **options)
         again.load_state_dict(checkpoint.load(path))
@@ -250,9 +252,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    kind: type[torch.optim.Optimizer], fused: bool | None, tmp_path: Path
+) -> None:
+    """A fused optimizer, as on a GPU, reads the norm a step later: it has left the weights as they were."""
     model = plain_model()
-    before = [p.clone() for p in model.parameters()]
+    states = [[p.clone() for p in model.parameters()]]  # before each step that was made
 
     class Trap(torch.autograd.Function):
         @staticmethod
@@ -261,14 +268,19 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path: Path) -
 
         @staticmethod
         def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-            return grad * math.inf
+            return grad * (math.inf if len(states) == 2 else 1)  # the second step
 
     bad = TemporalInfoNCE(0.5, backend="chunked")
     bad.register_forward_pre_hook(lambda _, arguments: Trap.apply(arguments[0]))
-    trainer = make_trainer(tmp_path, model=model, loss_fn=bad)
-    with pytest.raises(NonFiniteLossError, match="gradient norm is nan"):
+    optimizer = kind(model.parameters(), lr=0.1, fused=fused)
+    keep = lambda loss: states.append([p.clone() for p in model.parameters()])  # noqa: E731
+    trainer = make_trainer(tmp_path, model=model, loss_fn=bad, optimizer=optimizer, on_step=keep)
+    with pytest.raises(NonFiniteLossError, match="norm is nan at epoch 1, step 2 of it; training stopped before"):
         trainer.run()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert not torch.equal(states[0][0], states[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), states[1], strict=True))
+    second = list(itertools.islice(TensorLoader(), 2))[1]
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["window_ids"] == second.window_ids.tolist()
 
 
 # ---- gradient caching
