@@ -188,7 +188,7 @@ class Evaluator:
         return fit_linear_probe(features, labels, classes, strength=chosen.strength or 1.0)
 
 
-def _neighbours(bank: Labelled, queries: Labelled, votes: tuple[int, ...]) -> dict[str, dict[str, float]]:
+def _neighbours(bank: Labelled, queries: Labelled, votes: tuple[int, ...]) -> dict[str, Any]:
     """What :class:`EvaluationResult` has of neighbours; numbers of labels that a class lacks are left out."""
     smallest = int(torch.unique(bank[1], return_counts=True)[1].min())
     few_shot = partial(few_shot_accuracies, *bank, queries=queries[0], query_labels=queries[1])

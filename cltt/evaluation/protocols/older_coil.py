@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,8 @@ def _images(folder: Path) -> list[str]:
 def split_rows(n: int) -> list[np.ndarray]:
     """Rows of train, val and test, each int64."""
     train, val = int(0.7 * n), int(0.15 * n)
-    parts = random_split(range(n), [train, val, n - train - val], generator=torch.Generator().manual_seed(SPLIT_SEED))
+    rows: Any = range(n)
+    parts = random_split(rows, [train, val, n - train - val], generator=torch.Generator().manual_seed(SPLIT_SEED))
     return [np.array(part.indices, np.int64) for part in parts]
 
 
