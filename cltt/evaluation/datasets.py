@@ -39,7 +39,6 @@ class LabelledSettings:
         f"an image's label: parent, regex:PATTERN or csv:FILE, asked about {_PATH}; of several rules the first that "
         "fits. parent is the folder that holds it, below train, val or test (default: the first folder there, flat "
         "COIL names, or the labels of shards and archives)",
-        nargs="+",
         metavar="RULE",
     )
     group_from: str | None = setting(

@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
-import simplejpeg
 import torch
 
 from cltt.errors import DataError
@@ -24,6 +23,7 @@ from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore, own_stream
 from cltt.machine.gpus import hardware_jpeg_engines
 from cltt.region import Box
+from cltt.source import libjpeg
 
 log = logging.getLogger(__name__)
 LookAt = Sequence[Box | None]  # of each frame the box that a region of boxes looks at, if it has one
@@ -90,7 +90,7 @@ class DaliDecoder:
         on_gpu = device.type == "cuda"
         hardware = on_gpu and bool(hardware_jpeg_engines())
         device_id = (device.index or 0) if on_gpu else None
-        make = partial(DecodeGraph, self.job_frames, threads, device_id, hardware, framing.blur)
+        make = partial(DecodeGraph, self.job_frames, threads, device_id, hardware, framing)
         self._graphs = DecodeGraphs(self._GRAPHS, make)
         self._cpu = CpuDecoder(framing)
         self._works = True
@@ -148,7 +148,7 @@ class DaliDecoder:
 
     def _note_failure(self, reason: str, frames: int) -> None:
         """DALI failed on frames that the CPU can decode: on these, or on all?"""
-        probe = simplejpeg.encode_jpeg(np.full((64, 64, 3), 128, np.uint8))
+        probe = libjpeg.encode(np.full((64, 64, 3), 128, np.uint8))
         try:
             self._graphs.decode([probe], *self._parts([probe], [None]))
         except (RuntimeError, ValueError, OSError) as error:

@@ -16,9 +16,9 @@ from cltt import distributed
 from cltt.checkpoint import SETTINGS_FILE
 from cltt.config import TrainSettings
 from cltt.errors import CLTTError, SettingsError
-from cltt.files.atomic import replace_file
+from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import History
+from cltt.metrics import History, is_ours_to_replace
 from cltt.text import say
 from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
@@ -28,6 +28,22 @@ COMPLETE_FILE = "complete"
 FIRST_STEP_FILE = "first-step"  # as in slurm/common.sh
 PLOT_FILE = "plots.png"
 TENSORBOARD_STEPS = 10
+
+
+def check_outputs(settings: TrainSettings) -> None:
+    """SettingsError, before anything is built, if the run could not write what it is asked to; leaves no trace."""
+    check_writable(settings.run_dir, "give another --checkpoint-dir")
+    if settings.log.csv_log:
+        for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
+            if path.is_dir():
+                raise SettingsError(f"{path} is a folder; {flag} names a file")
+            if not is_ours_to_replace(path):
+                raise SettingsError(
+                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
+                )
+            check_writable(path.parent, f"give another {flag}")
+    if settings.log.tensorboard:
+        summary_writer()
 
 
 class Records:

@@ -19,10 +19,9 @@ from cltt.distributed import RankInfo
 from cltt.errors import EXIT_REQUEUE, BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
 from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.parts import seen_in_training
-from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.files.retry import set_policy
-from cltt.metrics import History, is_ours_to_replace
+from cltt.metrics import History
 from cltt.models.weights import PIXELS_CHANGED
 from cltt.region import without_box_line
 from cltt.sets.use import in_use
@@ -39,7 +38,7 @@ from cltt.training.factory import (
 from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
 from cltt.training.progress import show
-from cltt.training.records import Records, summary_writer
+from cltt.training.records import Records, check_outputs
 from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import Trainer
 
@@ -147,22 +146,6 @@ def _listeners(records: Records, on_step: Callable[[float], None] | None) -> dic
     return {"history": records.history, "on_step": steps, "on_epoch": records.on_epoch}
 
 
-def _check_outputs(settings: TrainSettings) -> None:
-    """SettingsError, before anything is built, if the run could not write what it is asked to; leaves no trace."""
-    atomic.check_writable(settings.run_dir, "give another --checkpoint-dir")
-    if settings.log.csv_log:
-        for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
-            if path.is_dir():
-                raise SettingsError(f"{path} is a folder; {flag} names a file")
-            if not is_ours_to_replace(path):
-                raise SettingsError(
-                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
-                )
-            atomic.check_writable(path.parent, f"give another {flag}")
-    if settings.log.tensorboard:
-        summary_writer()
-
-
 def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | None, str | None]:
     """The checkpoint to go on from (put into ``read``), and the fingerprint of its data; None: a fresh start.
 
@@ -171,7 +154,7 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
     run_dir = settings.run_dir
     if (older := checkpoint.older_run(run_dir)) is not None:
         raise SettingsError(_left_alone(older))
-    _check_outputs(settings)
+    check_outputs(settings)
     if not settings.checkpoint.resume:
         if checkpoint.list_checkpoints(run_dir):
             raise SettingsError(

@@ -224,12 +224,12 @@ def thumbnail(data: bytes, side: int) -> Pixels:
     """The central square of a JPEG at ``side`` pixels [side, side, 3]; decoded small, so close to but not the loader's
     pixels. ValueError if it cannot be decoded."""
     import cv2
-    import simplejpeg
 
     from cltt.frames.decode_cpu import frame_size
+    from cltt.source import libjpeg
 
     frame_size(data)  # refuses what would take too much memory
-    picture = simplejpeg.decode_jpeg(data, "RGB", fastdct=True, min_height=side, min_width=side)
+    picture = libjpeg.decode_small(data, side)
     height, width = picture.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
@@ -249,9 +249,9 @@ def sheet(pictures: Pixels, columns: int) -> Pixels:
 
 
 def save_jpeg(path: Path, picture: Pixels) -> None:
-    import simplejpeg
+    from cltt.source import libjpeg
 
-    path.write_bytes(simplejpeg.encode_jpeg(picture, quality=JPEG_QUALITY, colorspace="RGB"))
+    path.write_bytes(libjpeg.encode(picture, JPEG_QUALITY))
 
 
 def _write_batch(batch: WindowView, folder: Path) -> None:

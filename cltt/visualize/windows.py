@@ -156,9 +156,8 @@ def _notes(view: WindowView) -> list[str]:
     """What must be known of the frames drawn, a line each."""
     region, lines = view.region, []
     if region.kind != "none":
-        done = f"a square of {region.scale} short sides about it" if region.crops else "all outside it blurred"
         without = f"; {counted(view.without_box, 'frame')} without a box" if view.without_box else ""
-        lines.append(f"region: {region.kind}, {done}{without}")
+        lines.append(f"region: {region.kind}, {region.done}{without}")
     if view.corrupt:
         lines.append(f"grey: {counted(len(view.corrupt), 'damaged frame')}; {view.in_training}")
     return lines

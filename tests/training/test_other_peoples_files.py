@@ -12,13 +12,13 @@ from cltt.commands import train
 from cltt.demo.__main__ import DemoSettings, render_clips
 from cltt.errors import SettingsError
 from cltt.metrics import History, is_ours_to_replace
-from cltt.training import run
+from cltt.training import records
 from tests.helpers import hostile
 
 
 def _check(folder: Path, *flags: str) -> None:
     argv = ["--shards", "x", "--checkpoint-dir", str(folder / "run"), "--csv-log", *flags]
-    run._check_outputs(train.parse(argv))
+    records.check_outputs(train.parse(argv))
 
 
 @pytest.mark.parametrize("flag", ["--csv-log-path", "--eval-csv-log-path"])
