@@ -11,8 +11,8 @@ from tests.helpers.loss_cases import assert_matches_reference, evaluate, make_ca
 pytestmark = pytest.mark.gpu
 
 
-# Each layout of tiles in the type that uses it (_row_blocks and _grad_blocks), with a ragged last block of rows. A
-# compilation takes a second or more, and each size, type and feature is one: the tests in the interpreter take all sizes.
+# Each layout of tiles (_row_blocks and _grad_blocks) in the types that use it, with a ragged last block of rows. Each
+# size, type and feature is a compilation of a second or more; the tests in the interpreter take all sizes.
 LAYOUTS = [
     (torch.bfloat16, (45, 3, 40)),
     (torch.bfloat16, (30, 5, 150)),

@@ -37,7 +37,7 @@ def run(shards: Path, run_dir: Path, *more: str) -> list[float]:
 
 
 def test_bf16_begins_as_fp32_and_learns(shards: Path, tmp_path: Path) -> None:
-    """Autocast is on by default on CUDA. After the first update the two runs drift apart, how far depends on the seed."""
+    """Autocast is on by default on CUDA. After the first update how far two runs drift apart depends on the seed."""
     half, full = run(shards, tmp_path / "half"), run(shards, tmp_path / "full", "--amp", "off")
     assert half != full
     assert half[0] == pytest.approx(full[0], abs=0.1)
