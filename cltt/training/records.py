@@ -128,7 +128,8 @@ class Records:
         history, run_dir = self.history, self.settings.run_dir
         where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:
-            say(f"stopped on request at {where}; the same command with --resume goes on from {run_dir}")
+            again = "the same command" if self.settings.checkpoint.resume else "the same command with --resume"
+            say(f"stopped on request at {where}; {again} goes on from {run_dir}")
             return
         loss = f"{history.train[-1]['loss']:.4f}"
         evaluation = _accuracies(history.evaluation[-1]) if history.evaluation else ""
