@@ -116,7 +116,7 @@ def run_demo(settings: DemoSettings, prog: str = "python -m cltt.demo") -> dict[
     if (status := train(training, prog=prog)) != 0:
         raise SystemExit(status)  # training has said how to go on
     results[AFTER] = evaluate(trained_encoder(training), training)
-    plot_run(training.csv_path, out / "loss.png")
+    plot_run(training.run_dir, out / "loss.png")
     save_figure(draw_accuracy(results, chance=1 / settings.objects), out / "accuracy.png")
     (out / "accuracy.json").write_text(json.dumps({"settings": asdict(settings), **results}, indent=1) + "\n")
     return results

@@ -18,7 +18,7 @@ from cltt.config import TrainSettings
 from cltt.errors import CLTTError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import History, is_ours_to_replace
+from cltt.metrics import History, chance_loss, is_ours_to_replace
 from cltt.text import say
 from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
@@ -153,7 +153,7 @@ class Records:
                 files.mkdir()
                 for name, rows in zip(("metrics.csv", "metrics_eval.csv"), self.history.csv(), strict=True):
                     (files / name).write_bytes(rows)
-                plot_run(files, files / PLOT_FILE)
+                plot_run(files, files / PLOT_FILE, chance=chance_loss(self.settings.to_dict()))
                 replace_file(run_dir / PLOT_FILE, (files / PLOT_FILE).read_bytes())
         except Exception as error:
             say(f"no {PLOT_FILE}: {error}")
