@@ -42,6 +42,20 @@ def test_many_frames(dtype: torch.dtype, tolerance: float, temperature: float) -
     assert (grad - wanted_grad).norm() <= tolerance * wanted_grad.norm()
 
 
+@pytest.mark.parametrize(("beta", "capacity"), [(0.7, 0), (0.0, 7), (2.0, 7)])
+def test_hard_negatives_and_memory(beta: float, capacity: int) -> None:
+    outcomes = {}
+    for device in ("cuda", "cpu"):
+        loss_fn = TemporalInfoNCE(0.4, hard_negatives=beta, memory=capacity)
+        for seed in range(3):
+            case = make_case(5, 3, 4, seed)
+            z = case.z.to(device, torch.float32).requires_grad_()
+            loss = loss_fn(z, **case.ids())
+            outcomes[device, seed] = loss.cpu(), torch.autograd.grad(loss, z)[0].cpu()
+    for seed in range(3):
+        torch.testing.assert_close(outcomes["cuda", seed], outcomes["cpu", seed], rtol=1e-4, atol=1e-5)
+
+
 def test_auto_takes_the_kernels() -> None:
     z = torch.randn(4, 3, 16, device="cuda")
     assert resolve_backend("auto", z) == ("triton" if torch.cuda.get_device_capability() >= (8, 0) else "chunked")
