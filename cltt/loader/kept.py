@@ -8,22 +8,17 @@ Legend: h, w height and width of a stored frame; P most pixels of a stored frame
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import mmap
 import os
-import stat
-import tempfile
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from cltt.files.locks import is_still_there
+from cltt.files import node_files
 from cltt.frames.decoders import Decoder
 from cltt.loader.bad_frames import Dataset
 from cltt.loader.control_group import ranks_on_node
@@ -33,8 +28,6 @@ from cltt.sampling.windows import WindowIndex
 
 log = logging.getLogger(__name__)
 
-NODE_MEMORY = Path("/dev/shm")
-PREFIX = "cltt-kept-"
 LAYOUT = 1  # of the file; part of its name
 _HEADER = 8  # bytes before a frame's pixels: int32 h and w
 _WHOLE = b"\1"
@@ -64,9 +57,9 @@ class KeptFrames:
     """
 
     def __init__(self, key: str, frames: int, frame_bytes: int, folder: Path | None = None, *, stays: bool = False):
-        self._path = None if folder is None else folder / f"{PREFIX}{os.getuid()}-{key}"
-        self._file = _anonymous() if self._path is None else _open_shared(self._path)
-        self._end = weakref.finalize(self, _release, self._file, None if stays else self._path)
+        self._path = None if folder is None else node_files.path_of(folder, key)
+        self._file = node_files.anonymous() if self._path is None else node_files.open_shared(self._path)
+        self._end = weakref.finalize(self, node_files.release, self._file, None if stays else self._path)
         self._start = _whole_pages(frames)
         self.row_bytes = _whole_pages(_HEADER + frame_bytes)
         self.share, self.planned_bytes = 0.0, 0
@@ -77,9 +70,9 @@ class KeptFrames:
         rows = np.ndarray((frames, self.row_bytes), np.uint8, memory, self._start)
         self.sizes = rows[:, :_HEADER].view(np.int32)
         self.pixels = rows[:, _HEADER : _HEADER + frame_bytes]
-        if self._path is not None:
-            for other in unused_files(self._path.parent):  # of other data or settings, or from before a reboot
-                remove_unused(other)
+        if folder is not None:
+            for other in node_files.unused(folder):  # of other data or settings, or from before a reboot
+                node_files.remove_unused(other)
 
     @property
     def held_bytes(self) -> int:
@@ -146,7 +139,7 @@ def open_kept(
     """
     if most == 0:
         return None
-    shared = folder or (NODE_MEMORY if ranks_on_node() > 1 and NODE_MEMORY.is_dir() else None)
+    shared = folder or (node_files.MEMORY if ranks_on_node() > 1 and node_files.MEMORY.is_dir() else None)
     key = key_of(dataset.fingerprint, decoder.framing, decoder.identity)
     frames, frame_bytes = int(dataset.clip_offsets[-1]), decoder.framing.pixels * 3
     try:
@@ -156,77 +149,6 @@ def open_kept(
         return None
     kept.limit(keep_limit(cache_bytes, kept.held_bytes) if most is None else most, frames_used(index))
     return kept
-
-
-def unused_files(folder: Path) -> list[Path]:
-    """Files of kept frames in ``folder`` that are this user's and that no process has open."""
-    return [path for path in sorted(folder.glob(f"{PREFIX}{os.getuid()}-*")) if _is_unused(path)]
-
-
-def remove_unused(path: Path) -> bool:
-    """Remove a file of kept frames unless a process has it open; whether it is gone."""
-    with _alone(path) as alone:
-        if alone:
-            path.unlink()
-        return alone
-
-
-def _is_unused(path: Path) -> bool:
-    with _alone(path) as alone:
-        return alone
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Hold ``path`` against all other processes, if it is there and none of them has it open: whether that is so."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = is_still_there(file, path)
-        except OSError:
-            alone = False
-        yield alone
-    finally:
-        os.close(file)
-
-
-def _open_shared(path: Path) -> int:
-    """Descriptor of the file, made if need be, with a shared lock for as long as it or a mapping of it is open."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        try:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
-                raise PermissionError(f"{path} is not a file of this user")
-            fcntl.flock(file, fcntl.LOCK_SH)
-            if is_still_there(file, path):
-                return file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)  # its last user has just removed it
-
-
-def _anonymous() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(PREFIX)
-    with tempfile.TemporaryFile() as file:  # macOS
-        return os.dup(file.fileno())
-
-
-def _release(file: int, path: Path | None) -> None:
-    """Close the file; the last process that has it open removes it."""
-    if path is not None:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_still_there(file, path):
-                path.unlink()
-    os.close(file)
 
 
 def _whole_pages(size: int) -> int:

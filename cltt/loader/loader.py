@@ -291,9 +291,10 @@ class WindowLoader:
         self.plan, self._step = self.plan.at_epoch(epoch), step
 
     def keeps(self) -> tuple[int, float]:
-        """Bytes of main memory (or disk) that kept frames will take, and the share of the frames used that are kept."""
+        """Bytes of a node's main memory that kept frames will take, and the share of the frames used that are kept."""
         self._frame_slots()
-        return (0, 0.0) if self._kept is None else (self._kept.planned_bytes, self._kept.share)
+        share = 0.0 if self._kept is None else self._kept.share
+        return (self._kept.planned_bytes if self._kept is not None and self._keep_dir is None else 0), share
 
     def host_bytes(self) -> tuple[int, int]:
         """Bytes of main memory for (decoded frames, batches)."""
