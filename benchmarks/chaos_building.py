@@ -85,8 +85,8 @@ def _children(pid: int) -> list[int]:
 
 def check_same_folder(out: Path, calm: Path) -> None:
     names = sorted(path.name for path in calm.iterdir())
-    if sorted(path.name for path in out.iterdir()) != names:
-        raise ChaosError(f"{out} does not hold the files of an undisturbed build")
+    if (found := sorted(path.name for path in out.iterdir())) != names:
+        raise ChaosError(f"{out} does not hold the files of an undisturbed build: {found}, not {names}")
     _, differ, missing = filecmp.cmpfiles(out, calm, names, shallow=False)
     if differ or missing:
         raise ChaosError(f"not as undisturbed: {differ + missing}")

@@ -36,7 +36,7 @@ from benchmarks.loader_data import write_clips
 from benchmarks.loader_peers import S, Wanted, dali_batches, file_batches, webdataset_batches
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards, cli
 from cltt.errors import SettingsError
-from cltt.source import reduced
+from cltt.source import libjpeg
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -169,7 +169,7 @@ def decode_ceiling(jpegs: list[bytes], short: int, threads: int) -> float:
 
     def decode(part: list[bytes]) -> None:
         for jpeg in part:
-            reduced.decode(jpeg, *sizes[jpeg], reduced.largest_reduction(short / S))
+            libjpeg.decode(jpeg, *sizes[jpeg], libjpeg.largest_reduction(short / S))
 
     sizes = {jpeg: simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs}
     workers = [threading.Thread(target=decode, args=(jpegs[k::threads],)) for k in range(threads)]

@@ -18,9 +18,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, TextIO, TypeVar
 
-from cltt.config.fields import declared, value_types
+from cltt.config.fields import declared, items_of, value_types
 from cltt.errors import CLTTError
 from cltt.text import shorten
 
@@ -88,13 +88,12 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tu
         if field.name in skip:
             continue
         options = {"help": field.metadata["help"] + _default_text(field.default), **field.metadata["argparse"]}
-        if types[field.name] is bool:
+        kind, count = items_of(types[field.name])
+        if kind is bool:
             options.setdefault("action", "store_true")
-        elif get_origin(types[field.name]) is tuple:
-            kinds = get_args(types[field.name])  # of any number of values, the field says how they are given
-            options |= {"type": kinds[0], **({} if kinds[-1] is Ellipsis else {"nargs": len(kinds)})}
         else:
-            options.setdefault("type", types[field.name])
+            several = count is not None and "action" not in options
+            options = {"type": kind, **({"nargs": count} if several else {}), **options}
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, **options)
         if field.metadata["old"] is not None:
             field.metadata["old"].add(parser)

@@ -76,8 +76,14 @@ class Region:
         return self.effect == "crop"
 
     @property
-    def blurs(self) -> bool:
-        return self.effect == "blur"
+    def changes_outside(self) -> bool:
+        """Whether the whole frame is kept and all outside the box looks otherwise."""
+        return self.effect not in (None, "crop")
+
+    @property
+    def done(self) -> str:
+        """What is done, for a caption."""
+        return f"a square of {self.scale} short sides about it" if self.crops else f"all outside it: {self.effect}"
 
     def check_boxes(self, dataset: Boxed) -> None:
         """SettingsError if boxes are looked at and ``dataset`` has none."""

@@ -30,10 +30,12 @@ run_here() {
 
 # One process drives one GPU: a wrong pair of sbatch options would leave GPUs idle, or make processes share them.
 check_gpus() {
-    [ -n "${SLURM_GPUS_ON_NODE:-}" ] || return 0
-    [ "$SLURM_GPUS_ON_NODE" = "${SLURM_NTASKS_PER_NODE:-1}" ] ||
-        die "$SLURM_GPUS_ON_NODE GPUs but ${SLURM_NTASKS_PER_NODE:-1} processes a node:" \
-            "give --gpus-per-node and --ntasks-per-node the same number"
+    local gpus=${SLURM_GPUS_ON_NODE:-} processes=${SLURM_NTASKS_PER_NODE:-1} asked=${SLURM_GPUS_PER_NODE:-}
+    if [ -z "$gpus" ] || [ "$gpus" = "$processes" ]; then return 0; fi
+    [ "${asked##*:}" != "$processes" ] || # asked for as "a100:1", too
+        die "--gpus-per-node=$asked was asked for, but Slurm gave the whole node with its $gpus GPUs: leave --exclusive" \
+            "away, or use them all by --gpus-per-node=$gpus --ntasks-per-node=$gpus"
+    die "$gpus GPUs but $processes processes a node: give --gpus-per-node and --ntasks-per-node the same number"
 }
 
 # --- variables of another job -----------------------------------------------------------------

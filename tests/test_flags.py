@@ -8,7 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pytest
 
@@ -22,16 +22,20 @@ from cltt.config import (
     differences,
     value_types,
 )
+from cltt.config.fields import items_of
 from cltt.demo.__main__ import DemoSettings
 from cltt.errors import SettingsError
 from cltt.evaluation.__main__ import EvaluationSettings
+from cltt.evaluation.datasets import LabelledSettings
+from cltt.evaluation.probe import ProbeSettings
 from cltt.packing.settings import BuildSettings
 from cltt.visualize.inspect import LookSettings
 from tests.helpers import data
 from tests.helpers.nursery import nursery
 
 REPOSITORY = Path(__file__).parents[1]
-CLASSES = [*TrainSettings.groups().values(), BuildSettings, DemoSettings, EvaluationSettings, LookSettings]
+CLASSES = [*TrainSettings.groups().values(), BuildSettings, DemoSettings, LookSettings]
+CLASSES += [EvaluationSettings, LabelledSettings, ProbeSettings]
 FIELDS = [
     pytest.param(settings, field, id=f"{settings.__name__}.{field.name}")
     for settings in CLASSES
@@ -39,7 +43,7 @@ FIELDS = [
 ]
 GROUPS = TrainSettings.groups()
 NAMES = {group: {field.name: field for field in declared(settings)} for group, settings in GROUPS.items()}
-NEEDED = {"DataSettings": {"shards": "x"}, "EvaluationSettings": {"checkpoint": "x", "data": "x"}}
+NEEDED = {"DataSettings": {"shards": "x"}, "EvaluationSettings": {"checkpoint": ["x"], "data": "x"}}
 
 
 def _made(settings: type, **values: Any) -> Any:
@@ -55,15 +59,15 @@ def test_every_number_has_a_range_and_every_text_is_looked_at(settings: type, fi
                 with pytest.raises(SettingsError):
                     _made(settings, **{field.name: text})
         return
-    count, several = len(get_args(kind)), get_origin(kind) is tuple
+    _, count = items_of(kind)
     low, high = field.metadata["within"]
     assert -math.inf < low <= high < math.inf
     for value in (math.nan, math.inf, -math.inf, 10**22, -(10**22), low - 1, high * 2 + 1):
         with pytest.raises(SettingsError, match=rf"^{field.name} is .*; it must be from ") as caught:
-            _made(settings, **{field.name: [low] * (count - 1) + [value] if several else value})
+            _made(settings, **{field.name: [low] * (count - 1) + [value] if count else value})
         assert len(str(caught.value)) < 200
-    if several:
-        with pytest.raises(SettingsError, match=f"^{field.name} is {count - 1} numbers; give {count}"):
+    if count:
+        with pytest.raises(SettingsError, match=rf"^{field.name} is .*; it must be {count} numbers"):
             _made(settings, **{field.name: [low] * (count - 1)})
 
 
@@ -75,16 +79,18 @@ def test_every_setting_is_a_flag(settings: type, field: dataclasses.Field[Any]) 
     for action in parser._actions:
         action.required = False
     assert not vars(parser.parse_args([]))
-    kind = value_types(settings)[field.name]
-    if get_origin(kind) is tuple:
-        value: Any = [kind(3) for kind in get_args(kind)]
-        words = map(str, value)
-    else:
-        value = {bool: True, str: next(iter(field.metadata["argparse"].get("choices", "x"))), int: 3, float: 3.0}[kind]
-        words = [] if kind is bool else [str(value)]
-    assert vars(parser.parse_args([flag, *words])) == {field.name: value}
+    kind, count = items_of(value_types(settings)[field.name])
+    kind = field.metadata["argparse"].get("type", kind)
+    one = {bool: True, str: next(iter(field.metadata["argparse"].get("choices", "x"))), int: 3, float: 3.0}[kind]
+    words = [flag] if kind is bool else [flag, str(one)]
+    if field.metadata["argparse"].get("action") == "append":
+        assert vars(parser.parse_args([*words, *words])) == {field.name: [one, one]}
+        return
+    for several in [count] if isinstance(count, int) else [1, 3] if count == "+" else []:
+        assert vars(parser.parse_args([flag, *[str(one)] * several])) == {field.name: [one] * several}
+    assert count or vars(parser.parse_args(words)) == {field.name: one}
     shown = " ".join(parser.format_help().split(f"\n  {flag}")[1].split("\n  --")[0].split())
-    says_nothing = field.default is None or field.default is False or field.default == ""
+    says_nothing = field.default is None or field.default is False or field.default in ("", ())
     assert says_nothing or shown.endswith(f"(default: {field.default})")
     assert "None)" not in shown and "False)" not in shown and "()" not in shown
 

@@ -70,6 +70,14 @@ def value_types(settings: type) -> dict[str, Any]:
     return {name: get_args(hint)[0] if isinstance(hint, UnionType) else hint for name, hint in hints}
 
 
+def items_of(kind: Any) -> tuple[Any, int | str | None]:
+    """(type of an item, how many there are) of a tuple, "+" for any number; None of them for another type."""
+    if get_origin(kind) is not tuple:
+        return kind, None
+    first, *others = get_args(kind)
+    return first, "+" if others == [...] else 1 + len(others)
+
+
 def values_of(settings: Any, part: type) -> dict[str, Any]:
     """What ``settings`` has of the fields of ``part``, as keyword arguments."""
     return {field.name: getattr(settings, field.name) for field in fields(part)}
@@ -97,11 +105,11 @@ def check_fields(settings: Any) -> None:
         if isinstance(value, str):
             require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
             require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
-        if get_origin(types[field.name]) is tuple:
-            require(isinstance(value, list | tuple), f"{field.name} is {value!r}; give a list")
-            kinds = get_args(types[field.name])
-            fits = kinds[-1] is Ellipsis or len(value) == len(kinds)
-            require(fits, f"{field.name} is {len(value)} numbers; give {len(kinds)}")
+        _, count = items_of(types[field.name])
+        if count is not None:
+            there = isinstance(value, list | tuple) and count in ("+", len(value))
+            wanted = "a list" if count == "+" else f"{count} numbers"
+            require(there, f"{field.name} is {value}; it must be {wanted}")
             object.__setattr__(settings, field.name, tuple(value))
         if field.metadata["within"] is not None:
             for number in value if isinstance(value, list | tuple) else [value]:

@@ -121,8 +121,9 @@ def pick_device(name: str, info: RankInfo) -> torch.device:
     if info.local_rank >= found_gpus:
         kind_of_error = DeviceError if info.local_rank < number_given() else SettingsError
         raise kind_of_error(
-            f"local rank {info.local_rank} has no GPU of its own: torch finds {found_gpus} on this node"
-            f"{f' ({given})' if given else ''}; start one process per GPU, or see nvidia-smi for a broken one"
+            f"local rank {info.local_rank} has no GPU of its own: torch finds {found_gpus}"
+            f"{f' ({given})' if given else ''}; start one process per GPU, each of which sees all of its node "
+            "(--gpus-per-node, not --gpus-per-task), or see nvidia-smi for a broken one"
         )
     torch.cuda.set_device(info.local_rank)
     return torch.device("cuda", info.local_rank)

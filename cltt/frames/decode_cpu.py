@@ -12,12 +12,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 
 from cltt.frames.filters import blur_outside, shrink, widen
 from cltt.frames.geometry import Framing, Rectangle
 from cltt.region import Box
-from cltt.source import image, reduced
+from cltt.source import image, libjpeg
 from cltt.source import jpeg as jpeg_markers
 
 _read_header = jpeg_markers.HeaderReader()
@@ -29,7 +28,7 @@ def frame_size(data: bytes) -> tuple[int, int]:
     ValueError (InvalidImage) for what its markers forbid before memory is taken: no size, more than MAX_PIXELS pixels,
     more scans than a decoder gets through.
     """
-    info = _read_header(data)  # simplejpeg's own fails at 4:4:1 and tells no coding
+    info = _read_header(data)  # libjpeg's own fails at 4:4:1 and tells no coding
     image.check_pixels(info.width, info.height, image.MAX_PIXELS)
     jpeg_markers.check_scans(data, info)
     return info.height, info.width
@@ -78,10 +77,10 @@ class FrameDecoder:
         cut = self._cut(height, width, look_at)
         target = slot[: cut.stored[0] * cut.stored[1] * 3].reshape(*cut.stored, 3)
         if cut.whole:
-            simplejpeg.decode_jpeg(jpeg, "RGB", buffer=target)
+            libjpeg.decode(jpeg, height, width, 1, target)
         else:
             buffer = self._buffer((height // cut.reduction + 1) * (width // cut.reduction + 1) * 3)
-            decoded = reduced.decode(jpeg, height, width, cut.reduction, buffer)
+            decoded = libjpeg.decode(jpeg, height, width, cut.reduction, buffer)
             self._resize(decoded[cut.rows, cut.columns], target, cut.reduction)
         self._blur(target, cut.clear)
         return cut.stored

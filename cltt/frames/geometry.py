@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cltt.config import require
 from cltt.region import CENTER, NO_REGION, Box, Region
-from cltt.source.reduced import largest_reduction
+from cltt.source.libjpeg import largest_reduction
 
 # A crop is drawn from a frame a little larger than the batch's (256 lines for 224, as torchvision's recipes do) ...
 MARGIN = 256 / 224
@@ -59,7 +59,7 @@ class Framing:
     @property
     def blur(self) -> tuple[int, float] | None:
         """Taps and deviation, in pixels of a stored frame, of the Gaussian outside the region; None: no blur."""
-        if not self.region.blurs:
+        if self.region.effect != "blur":
             return None
         return 2 * round(self.short * BLUR_RADIUS) + 1, self.short * BLUR_SIGMA
 
@@ -90,12 +90,12 @@ class Framing:
         return (self.short, long) if columns >= rows else (long, self.short)
 
     def clear(self, height: int, width: int, look_at: Box | None = None) -> Rectangle | None:
-        """(top, left, height, width), pixels of the stored frame, of what is left clear; None: nothing is blurred.
+        """(top, left, height, width), pixels of the stored frame, of what is left as it is; None: all is.
 
         The frame's box; of one less than a stored pixel wide or high, a point, the square that ``crop`` would keep.
-        Height or width 0: all is blurred, for the box lies outside the part stored.
+        Height or width 0: nothing is, for the box lies outside the part stored.
         """
-        if not self.region.blurs:
+        if not self.region.changes_outside:
             return None
         part = self.box(height, width)
         down, across = (side / pixels for side, pixels in zip(self.stored_size(height, width), part[2:], strict=True))

@@ -12,7 +12,7 @@ from cltt.source.videos import MAX_STREAM
 
 # Settings that came after 0.2.0: kept with the shards only where they are not at their default, which older sets have.
 LATER = ("include", "exclude", "stream", "boxes_unit")
-_GLOBS: dict[str, Any] = {"type": str, "action": "append", "metavar": "GLOB"}
+_GLOBS: dict[str, Any] = {"action": "append", "metavar": "GLOB"}
 
 
 @dataclass(frozen=True, kw_only=True)

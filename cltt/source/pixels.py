@@ -1,6 +1,6 @@
 """Whole pictures decoded to RGB, strictly: whatever a decoder complains about, or dies of, is InvalidImage.
 
-JPEG by libjpeg-turbo (simplejpeg), for which a warning is an error; all else, and JPEG of odd components, by Pillow.
+JPEG by libjpeg-turbo, for which a warning is an error; all else, and JPEG of odd components, by Pillow.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
 
     Raises InvalidImage for anything libjpeg-turbo complains about, a warning included.
     """
-    import simplejpeg
+    from cltt.source import libjpeg
 
     with invalid_if_it_fails("invalid JPEG"):
-        simplejpeg.decode_jpeg(data, colours, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
+        libjpeg.check(data, colours)
 
 
 def decode_jpeg(data: bytes, info: JpegInfo, short: int | None = None) -> Pixels:
@@ -61,12 +61,12 @@ def decode_jpeg(data: bytes, info: JpegInfo, short: int | None = None) -> Pixels
     With ``short`` as small as it comes with a short side of at least that.
     """
     if info.components in (1, 3):
-        from cltt.source import reduced
+        from cltt.source import libjpeg
 
         height, width = info.height, info.width
-        reduction = 1 if short is None else reduced.largest_reduction(min(height, width) / short)
+        reduction = 1 if short is None else libjpeg.largest_reduction(min(height, width) / short)
         with invalid_if_it_fails("invalid JPEG"):
-            return reduced.decode(data, height, width, reduction)
+            return libjpeg.decode(data, height, width, reduction)
     check_every_bit(data, "CMYK" if info.components == 4 else "GRAY")  # Pillow fills a hole with grey, silently
     with invalid_if_it_fails("invalid JPEG"):
         return _rgb(_opened("JPEG", data))
@@ -197,7 +197,7 @@ def shrink(pixels: Pixels, height: int, width: int, short: int) -> Pixels:
 
 def encode(pixels: Pixels, quality: int) -> bytes:
     """RGB uint8 [height, width, 3] as a 4:2:0 JPEG."""
-    import simplejpeg
+    from cltt.source import libjpeg
 
     with invalid_if_it_fails("cannot be encoded"):
-        return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420"))
+        return libjpeg.encode(pixels, quality, "420")

@@ -16,9 +16,9 @@ from cltt import distributed
 from cltt.checkpoint import SETTINGS_FILE
 from cltt.config import TrainSettings
 from cltt.errors import CLTTError, SettingsError
-from cltt.files.atomic import replace_file
+from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import History
+from cltt.metrics import History, chance_loss, is_ours_to_replace
 from cltt.text import say
 from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
@@ -28,6 +28,22 @@ COMPLETE_FILE = "complete"
 FIRST_STEP_FILE = "first-step"  # as in slurm/common.sh
 PLOT_FILE = "plots.png"
 TENSORBOARD_STEPS = 10
+
+
+def check_outputs(settings: TrainSettings) -> None:
+    """SettingsError, before anything is built, if the run could not write what it is asked to; leaves no trace."""
+    check_writable(settings.run_dir, "give another --checkpoint-dir")
+    if settings.log.csv_log:
+        for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
+            if path.is_dir():
+                raise SettingsError(f"{path} is a folder; {flag} names a file")
+            if not is_ours_to_replace(path):
+                raise SettingsError(
+                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
+                )
+            check_writable(path.parent, f"give another {flag}")
+    if settings.log.tensorboard:
+        summary_writer()
 
 
 class Records:
@@ -112,7 +128,8 @@ class Records:
         history, run_dir = self.history, self.settings.run_dir
         where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:
-            say(f"stopped on request at {where}; the same command with --resume goes on from {run_dir}")
+            again = "the same command" if self.settings.checkpoint.resume else "the same command with --resume"
+            say(f"stopped on request at {where}; {again} goes on from {run_dir}")
             return
         loss = f"{history.train[-1]['loss']:.4f}"
         evaluation = _accuracies(history.evaluation[-1]) if history.evaluation else ""
@@ -136,7 +153,7 @@ class Records:
                 files.mkdir()
                 for name, rows in zip(("metrics.csv", "metrics_eval.csv"), self.history.csv(), strict=True):
                     (files / name).write_bytes(rows)
-                plot_run(files, files / PLOT_FILE)
+                plot_run(files, files / PLOT_FILE, chance=chance_loss(self.settings.to_dict()))
                 replace_file(run_dir / PLOT_FILE, (files / PLOT_FILE).read_bytes())
         except Exception as error:
             say(f"no {PLOT_FILE}: {error}")

@@ -14,15 +14,15 @@ import torch
 
 from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
-from cltt.config import RunSettings, TrainSettings, differences
+from cltt.config import LabelRules, RunSettings, TrainSettings, declared, differences, values_of
 from cltt.distributed import RankInfo
 from cltt.errors import EXIT_REQUEUE, BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
+from cltt.evaluation.datasets import LabelledSettings, open_labelled
 from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.parts import seen_in_training
-from cltt.files import atomic
 from cltt.files.locks import locked
 from cltt.files.retry import set_policy
-from cltt.metrics import History, is_ours_to_replace
+from cltt.metrics import History
 from cltt.models.weights import PIXELS_CHANGED
 from cltt.region import without_box_line
 from cltt.sets.use import in_use
@@ -39,7 +39,7 @@ from cltt.training.factory import (
 from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
 from cltt.training.progress import show
-from cltt.training.records import Records, summary_writer
+from cltt.training.records import Records, check_outputs
 from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import Trainer
 
@@ -147,22 +147,6 @@ def _listeners(records: Records, on_step: Callable[[float], None] | None) -> dic
     return {"history": records.history, "on_step": steps, "on_epoch": records.on_epoch}
 
 
-def _check_outputs(settings: TrainSettings) -> None:
-    """SettingsError, before anything is built, if the run could not write what it is asked to; leaves no trace."""
-    atomic.check_writable(settings.run_dir, "give another --checkpoint-dir")
-    if settings.log.csv_log:
-        for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
-            if path.is_dir():
-                raise SettingsError(f"{path} is a folder; {flag} names a file")
-            if not is_ours_to_replace(path):
-                raise SettingsError(
-                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
-                )
-            atomic.check_writable(path.parent, f"give another {flag}")
-    if settings.log.tensorboard:
-        summary_writer()
-
-
 def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | None, str | None]:
     """The checkpoint to go on from (put into ``read``), and the fingerprint of its data; None: a fresh start.
 
@@ -171,7 +155,7 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
     run_dir = settings.run_dir
     if (older := checkpoint.older_run(run_dir)) is not None:
         raise SettingsError(_left_alone(older))
-    _check_outputs(settings)
+    check_outputs(settings)
     if not settings.checkpoint.resume:
         if checkpoint.list_checkpoints(run_dir):
             raise SettingsError(
@@ -284,7 +268,12 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
     if data is not None:
         distributed.from_main(
             lambda: opened.append(
-                Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
+                Evaluator(
+                    open_labelled(data, LabelledSettings(**values_of(settings.log, LabelRules))),
+                    image_size=settings.data.image_size,
+                    device=device,
+                    normalise=settings.data.normalise,
+                )
             )
         )
     if opened:
@@ -309,6 +298,8 @@ def _say_without_box(dataset: ShardDataset, settings: TrainSettings) -> None:
 
 def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
     """A line for what a resumed run may change, but what its records then are no longer all of."""
-    was = before.get("log", {}).get("eval_data")
-    for change in changes({"--eval-data": was}, {"--eval-data": settings.log.eval_data}):
+    names = ["eval_data", *(rule.name for rule in declared(LabelRules))]
+    was, now = before.get("log", {}), settings.to_dict()["log"]
+    flags = {name: f"--{name.replace('_', '-')}" for name in names}
+    for change in changes({flags[name]: was.get(name, now[name]) for name in names}, {flags[n]: now[n] for n in names}):
         say(f"note: {change}: earlier evaluations of this run are of that")

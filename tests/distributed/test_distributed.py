@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pty
 import signal
 import subprocess
 import sys
@@ -30,6 +31,24 @@ def test_rank_info_comes_from_torchrun_or_slurm() -> None:
         assert rank_info(alone) == RankInfo(0, 1, 0)
     with pytest.raises(SettingsError, match=r"RANK=8 .*`unset RANK`"):
         rank_info({**torchrun, "RANK": "8"})
+
+
+SAYS_RANK = "from cltt.distributed.identity import rank_info; print(rank_info())"
+
+
+def test_the_terminal_of_srun_is_one_process_and_steps_started_there_are_not() -> None:
+    """`srun -n 2 --pty bash`, and `srun -n 2 train.py` in that shell, which inherits SLURM_PTY_PORT."""
+    step = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_PTY_PORT": "4000"}
+    environment = {**os.environ, **step, "PYTHONPATH": str(training.ROOT)}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, "-c", SAYS_RANK], environment)
+    assert str(RankInfo(0, 1, 0)) in os.read(terminal, 1000).decode()
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    command = [sys.executable, "-c", SAYS_RANK]
+    task = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert task.stdout.strip() == str(RankInfo(0, 2, 0))
 
 
 def test_start_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +156,23 @@ StopSignals("", 85)
 print("waits", flush=True)
 distributed.start(distributed.rank_info(), cuda=False)
 """
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_says_for_whom_it_waits_and_names_who_never_came(rank: int) -> None:
+    port = training.free_port()
+    impatient = ALONE.replace("\ndistributed.start", "\nfrom cltt.distributed import group\n{}distributed.start")
+    code = impatient.format("group.TELL_AFTER, group.TIMEOUT = 0.5, 2.0\n")
+    command, own = [sys.executable, "-c", code], training.rank_environment(rank, 3, port)
+    done = subprocess.run(command, cwd=training.ROOT, env={**os.environ, **own}, capture_output=True, text=True)
+    place = f"MASTER_ADDR=127.0.0.1, MASTER_PORT={port}"
+    awaited, sentence = (
+        (f"rank 0 ({place})", f"nobody answers at {place}, for 2 s")
+        if rank
+        else ("rank 1, rank 2", "ranks [1, 2] did not connect to rank 0 within 2 s")
+    )
+    assert f"waiting for {awaited}: RANK={rank} and WORLD_SIZE=3 ask for it" in done.stderr
+    assert f"DataError: {sentence}" in done.stderr
 
 
 @pytest.mark.parametrize("rank", [0, 1])

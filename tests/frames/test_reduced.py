@@ -17,7 +17,7 @@ from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.decoders import DaliDecoder, dali_installed
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
-from cltt.source import reduced
+from cltt.source import libjpeg
 from tests.helpers.pictures import detailed, jpeg
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_pixels_are_those_of_dali(lines: int, real_root: Path) -> None:
 def test_a_reduced_picture_is_the_mean_of_its_squares(number: int, shape: tuple[int, int]) -> None:
     image = cv2.GaussianBlur(detailed(*shape, 3), (0, 0), 2.0)
     data = jpeg(image, quality=98, subsampling=0)
-    found = reduced.decode(data, *shape, number)
+    found = libjpeg.decode(data, *shape, number)
     assert found.shape == (-(-shape[0] // number), -(-shape[1] // number), 3)
     whole = simplejpeg.decode_jpeg(data)[: shape[0] // number * number, : shape[1] // number * number]
     rows, columns = (side // number for side in whole.shape[:2])
@@ -79,13 +79,13 @@ def test_a_reduced_picture_is_the_mean_of_its_squares(number: int, shape: tuple[
 def test_decoding_stops_short_of_losing_detail(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """At least the stored size, and less than twice that unless it is an eighth already."""
     numbers = []
-    decode = reduced.decode
+    decode = libjpeg.decode
 
     def watched(jpeg: bytes, height: int, width: int, reduction: int, buffer: np.ndarray | None = None) -> np.ndarray:
         numbers.append(reduction)
         return decode(jpeg, height, width, reduction, buffer)
 
-    monkeypatch.setattr(reduced, "decode", watched)
+    monkeypatch.setattr(libjpeg, "decode", watched)
     data = jpeg(detailed(*shape, 1))
     for size in (16, 24, 32, 48, 63, 112, 224):
         FrameDecoder(Framing(image_size=size)).frame(data)

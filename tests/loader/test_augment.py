@@ -83,7 +83,7 @@ def test_the_flags_reach_the_loader_and_forbid_another_resume(shards: Path) -> N
     ("values", "says"),
     [
         ({"crop_area": (0.5, 0.2)}, "crop_area is 0.5 0.2; give the smaller share first"),
-        ({"crop_area": (0.5,)}, "crop_area is 1 numbers; give 2"),
+        ({"crop_area": (0.5,)}, r"crop_area is \(0\.5,\); it must be 2 numbers"),
         ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "jitter turns hue by up to 0.6; it must be from 0 to 0.5"),
         ({"flip": 1.5}, "flip is 1.5; it must be from 0 to 1"),
         ({"augment": "mixup"}, "none, crop, simclr"),

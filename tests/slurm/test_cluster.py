@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from cltt.distributed import RankInfo
 from tests.helpers import data
 from tests.slurm.conftest import Cluster
 from tests.slurm.fakes import LEAKED, REPOSITORY
@@ -184,6 +187,70 @@ def test_a_python_of_another_cpu_ends_the_job(cluster: Cluster, tmp_path: Path) 
     info = cluster.wait(cluster.submit(ONE_CPU, TRAIN, **python_that(tmp_path, "ulimit -c 0; kill -ILL $$")))
     assert (info["JobState"], info["Restarts"]) == ("FAILED", "1"), cluster.logs()
     assert "Python died before the first step twice" in cluster.logs()
+
+
+# ---- ranks
+
+
+WHO = "from cltt.distributed.identity import rank_info; print('I am', rank_info())"
+
+
+@pytest.mark.parametrize("way", ["salloc", "srun --pty"])
+def test_a_shell_in_a_job_is_one_process_and_its_steps_are_ranks(cluster: Cluster, way: str) -> None:
+    """The interactive step of salloc; a pty of a step with two tasks; in both, a step of two tasks."""
+    shell = {"salloc": "salloc --ntasks=2", "srun --pty": "srun --ntasks=2 --pty bash --norc"}[way]
+    (cluster.folder / "who.py").write_text(WHO)
+    who = f"{sys.executable} who.py"
+    typed = f"{who}\nsrun --overlap --ntasks=2 {who} </dev/null\nexit\n"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = ["script", "--quiet", "--command", shell, "/dev/null"]
+    done = subprocess.run(
+        command, cwd=cluster.folder, env=environment, input=typed, capture_output=True, text=True, timeout=120
+    )
+    said = [line.partition("I am ")[2] for line in done.stdout.splitlines() if "I am RankInfo" in line]
+    assert said[0] == str(RankInfo(0, 1, 0)), done.stdout
+    assert sorted(said[1:]) == [str(RankInfo(rank, 2, rank)) for rank in range(2)], done.stdout
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_all_and_the_run_ends_as_if_nothing_had_happened(
+    cluster: Cluster, shards: Path, unbroken: tuple[str, str], rank: int
+) -> None:
+    job = train(cluster, shards, "a run")
+    cluster.wait_for(job, cluster.folder / "a run/metrics.csv", 2)
+    os.kill(process_of(job, rank), signal.SIGKILL)
+    deadline = time.monotonic() + 75
+    while "slurm: requeueing job" not in cluster.logs():
+        assert time.monotonic() < deadline, cluster.logs()
+        time.sleep(0.2)
+    assert cluster.logs().count(f"rank {rank} ended without a word") == 1, cluster.logs()
+    info = cluster.wait(job)
+    assert (info["JobState"], info["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
+    assert metrics(cluster.folder / "a run") == unbroken
+
+
+def process_of(job: str, rank: int) -> int:
+    """The process of a rank of the job's training."""
+    for folder in Path("/proc").iterdir():
+        try:
+            command, variables = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        wanted = (f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}", "SLURM_STEP_ID=0")
+        if os.fsencode(REPOSITORY / "train.py") in command and all(word.encode() in variables for word in wanted):
+            return int(folder.name)
+    raise AssertionError(f"job {job} has no rank {rank}")
+
+
+def test_a_rank_that_is_refused_ends_all_with_its_status(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """Both are at different places: the shards of one are not there. That would not mend itself: no requeue."""
+    elsewhere = python_that(tmp_path, f'if [ "$SLURM_PROCID" = 1 ]; then cd /; fi; exec {sys.executable} "$@"')
+    (cluster.folder / "shards").symlink_to(shards)
+    env = {**SMALL, **elsewhere, "SHARDS": "shards", "CHECKPOINT_DIR": "a run"}
+    job = cluster.submit("--nodes=2", ONE_CPU, TRAIN, *STEPS, **env)
+    info = cluster.wait(job, seconds=120)
+    assert (info["JobState"], info["ExitCode"], info["Restarts"]) == ("FAILED", "2:0", "0"), cluster.logs()
+    assert cluster.logs().count("train.py: error:") == 1 and "(rank 1 of 2, on " in cluster.logs()
 
 
 def test_a_sweep_of_two_lines(cluster: Cluster, shards: Path) -> None:

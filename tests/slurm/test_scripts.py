@@ -379,6 +379,16 @@ def test_gpus_and_processes_must_match(bench: Bench) -> None:
     assert bench.train(SLURM_GPUS_ON_NODE="4", SLURM_NTASKS_PER_NODE="4")[0] == 0
 
 
+@pytest.mark.parametrize("asked", ["1", "a100:1"])
+def test_a_node_that_came_whole_is_told_from_a_wrong_pair(bench: Bench, asked: str) -> None:
+    """`--exclusive` gives all GPUs of the node, however many were asked for."""
+    env = {"SLURM_GPUS_ON_NODE": "8", "SLURM_GPUS_PER_NODE": asked, "SLURM_NTASKS_PER_NODE": "1"}
+    status, output = bench.train(**env)
+    assert (status, bench.runs()) == (2, [])
+    assert f"--gpus-per-node={asked} was asked for" in output and "leave --exclusive away" in output
+    assert "the same number" not in output
+
+
 # --- used in the wrong place ------------------------------------------------------------------
 
 

@@ -32,8 +32,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "Orhan": {
         "window_size": 2, "frame_step": 1, "batch_size": 128, "image_size": 224, "augment": "simclr",
-        "backbone": "timm:resnext50_32x4d", "proj_dim": 128, "temperature": 0.2, "optimizer": "sgd", "momentum": 0.9,
-        "lr": 0.015, "weight_decay": 0, "schedule": "epochs", "epochs": 12,
+        "jitter": [0.4, 0.4, 0.4, 0.1], "backbone": "timm:resnext50_32x4d", "proj_dim": 128, "temperature": 0.2,
+        "optimizer": "sgd", "momentum": 0.9, "lr": 0.015, "weight_decay": 0, "schedule": "epochs", "epochs": 12,
     },
     "Sheybani": {
         "window_size": 2, "frame_step": 30, "image_size": 224, "augment": "none", "backbone": "resnet50",

@@ -9,16 +9,16 @@ import pytest
 
 from cltt import checkpoint
 from cltt.commands import train
-from cltt.demo.__main__ import DemoSettings, render_clips
+from cltt.demo.__main__ import DemoSettings, remove_demo, render_clips
 from cltt.errors import SettingsError
 from cltt.metrics import History, is_ours_to_replace
-from cltt.training import run
+from cltt.training import records
 from tests.helpers import hostile
 
 
 def _check(folder: Path, *flags: str) -> None:
     argv = ["--shards", "x", "--checkpoint-dir", str(folder / "run"), "--csv-log", *flags]
-    run._check_outputs(train.parse(argv))
+    records.check_outputs(train.parse(argv))
 
 
 @pytest.mark.parametrize("flag", ["--csv-log-path", "--eval-csv-log-path"])
@@ -66,7 +66,10 @@ def test_a_demo_deletes_no_folder_of_others(tmp_path: Path, name: str, stamp: st
         assert precious.read_text() == "dear"
         return
     (tmp_path / "rendered.json").write_text(stamp)  # of a demo, though not of these settings, or spoilt
-    render_clips(settings)
+    with pytest.raises(SettingsError, match=f"{name} is of a demo with other settings .*--fresh"):
+        render_clips(settings)
+    assert precious.read_text() == "dear"
+    remove_demo(tmp_path)
     assert not precious.exists()
 
 

@@ -22,6 +22,7 @@ from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorCPU
 
 from cltt.frames.augment import LUMA, Augmentation
+from cltt.frames.geometry import Framing
 
 types: Any = nvidia.dali.types  # its stubs leave the enumerations out
 Frames = Sequence[torch.Tensor]
@@ -49,7 +50,7 @@ class Graph:
 class DecodeGraph(Graph):
     """JPEGs, the box stored of each and its size -> uint8 [h, w, 3] each.
 
-    ``blur``: taps and deviation of a Gaussian for all of a stored frame but a rectangle; None: no blur.
+    Frames are stored as ``framing`` says.
 
     ``hardware``: give every JPEG that it can take to the GPU's JPEG engine. All or none: its pixels differ a little
     from those of the CUDA decoder, and with a share between, which frames go to it depends on how batches were cut, so
@@ -61,11 +62,11 @@ class DecodeGraph(Graph):
         batch_size: int,
         threads: int,
         device_id: int | None,
-        hardware: bool = False,
-        blur: tuple[int, float] | None = None,
+        hardware: bool,
+        framing: Framing,
     ) -> None:
         super().__init__(batch_size, threads, device_id)
-        self.batch_size, self.blurs = batch_size, blur is not None
+        self.batch_size, self._marks_clear = batch_size, framing.region.changes_outside
         with self.pipe:
             jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1)
             start, end, size = (fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("start", "end", "size"))
@@ -78,7 +79,7 @@ class DecodeGraph(Graph):
                 jpeg_fancy_upsampling=True,  # else edges of strong colours differ from the CPU's by over 2/255
             )
             stored = fn.resize(frames, size=size, roi_start=start, roi_end=end, antialias=True)
-            self.pipe.set_outputs(stored if blur is None else _blurred_outside(stored, *blur))
+            self.pipe.set_outputs(_blurred_outside(stored, *framing.blur) if framing.blur else stored)
         self.pipe.build()
 
     def decode(
@@ -104,7 +105,7 @@ class DecodeGraph(Graph):
             start=corners.astype(np.float32),
             end=(corners + boxes[:, 2:]).astype(np.float32),
             size=sizes.astype(np.float32),
-            **(inside if self.blurs else {}),
+            **(inside if self._marks_clear else {}),
         )
         if (sizes == sizes[0]).all():
             return torch.from_dlpack(output.as_tensor())
