@@ -106,10 +106,14 @@ Columns = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Columns of a run's metrics, one value an epoch; ``evaluation`` has no rows where nothing was evaluated."""
+    """Columns of a run's metrics, one value an epoch; ``evaluation`` has no rows where nothing was evaluated.
+
+    ``chance``: the loss of features that tell nothing (:func:`chance_loss`), if the run's settings are known.
+    """
 
     train: Columns
     evaluation: Columns
+    chance: float | None = None
 
 
 def read_run(path: Path) -> RunMetrics:
@@ -118,7 +122,8 @@ def read_run(path: Path) -> RunMetrics:
 
     Raises DataError if there is no metrics file, or if a line is not what training writes.
     """
-    metrics, evaluation = _files_of(path) if path.is_dir() else (path, None)
+    settings = _settings_of(path) if path.is_dir() else {}
+    metrics, evaluation = _files_of(path, settings) if path.is_dir() else (path, None)
     if not metrics.is_file():
         raise DataError(f"{metrics} does not exist; name a run's folder or metrics CSV (train.py --csv-log writes it)")
     evaluation = evaluation or metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")
@@ -126,16 +131,38 @@ def read_run(path: Path) -> RunMetrics:
     return RunMetrics(
         train=read_columns(metrics, TRAIN_COLUMNS),
         evaluation=read_columns(evaluation, EVAL_COLUMNS) if evaluation.is_file() else empty,
+        chance=chance_loss(settings),
     )
 
 
-def _files_of(run: Path) -> tuple[Path, Path | None]:
+def _settings_of(run: Path) -> Any:
+    """What the run's settings file holds; {} without one."""
+    try:
+        return json.loads(read_regular(run / _SETTINGS, _MAX_BYTES))
+    except (OSError, ValueError):
+        return {}
+
+
+def chance_loss(settings: Any) -> float | None:
+    """Loss of features that tell nothing, from a run's settings; None if these do not say.
+
+    If all similarities are equal, each positive's term is ln of the number of candidates: all other frames of the
+    batch, and those of ``--memory``. An anchor has T - 1 positives, which are candidates too, so that the loss of
+    perfect features is ln(T - 1), not 0.
+    """
+    try:
+        size, windows = settings["windows"]["window_size"], settings["data"]["batch_size"]
+        return math.log(size * (windows + settings.get("model", {}).get("memory", 0)) - 1)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _files_of(run: Path, settings: Any) -> tuple[Path, Path | None]:
     """The metrics files that the run's settings name; None: the second is named after the first."""
     try:
-        log = json.loads(read_regular(run / _SETTINGS, _MAX_BYTES))["log"]
-        named = [log.get(name) for name in ("csv_log_path", "eval_csv_log_path")]
+        named = [settings["log"].get(name) for name in ("csv_log_path", "eval_csv_log_path")]
         train, evaluation = (Path(name) if name else None for name in named)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         train = evaluation = None
     return train or run / "metrics.csv", evaluation
 

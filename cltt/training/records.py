@@ -18,7 +18,7 @@ from cltt.config import TrainSettings
 from cltt.errors import CLTTError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import History, is_ours_to_replace
+from cltt.metrics import History, chance_loss, is_ours_to_replace
 from cltt.text import say
 from cltt.training.outputs import Outputs
 from cltt.training.progress import Progress
@@ -128,7 +128,8 @@ class Records:
         history, run_dir = self.history, self.settings.run_dir
         where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:
-            say(f"stopped on request at {where}; the same command with --resume goes on from {run_dir}")
+            again = "the same command" if self.settings.checkpoint.resume else "the same command with --resume"
+            say(f"stopped on request at {where}; {again} goes on from {run_dir}")
             return
         loss = f"{history.train[-1]['loss']:.4f}"
         evaluation = _accuracies(history.evaluation[-1]) if history.evaluation else ""
@@ -152,7 +153,7 @@ class Records:
                 files.mkdir()
                 for name, rows in zip(("metrics.csv", "metrics_eval.csv"), self.history.csv(), strict=True):
                     (files / name).write_bytes(rows)
-                plot_run(files, files / PLOT_FILE)
+                plot_run(files, files / PLOT_FILE, chance=chance_loss(self.settings.to_dict()))
                 replace_file(run_dir / PLOT_FILE, (files / PLOT_FILE).read_bytes())
         except Exception as error:
             say(f"no {PLOT_FILE}: {error}")

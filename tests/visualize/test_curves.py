@@ -10,9 +10,11 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
+from cltt import TemporalInfoNCE
 from cltt.errors import DataError, SettingsError
-from cltt.metrics import read_run
+from cltt.metrics import chance_loss, read_run
 from cltt.visualize import curves, windows
 from cltt.visualize.curves import name_runs
 
@@ -159,10 +161,32 @@ def test_differences_are_between_neighbouring_frames() -> None:
     frames = np.full((1, 3, 2, 2, 3), 100, dtype=np.uint8)
     frames[0, 1, 0, 0, 1] = 110
     frames[0, 2] = 0
-    shown = windows.differences(frames)[0, ..., 0]
+    changes, black = windows.differences(frames)
+    shown = changes[0, ..., 0]
+    assert black == 109  # the 99th percentile of 0, 0, 0, 10, 100, 100, 100 and 110, interpolated
     assert (shown[0] == 255).all()
-    assert shown[1].tolist() == [[225, 255], [255, 255]]
-    assert (shown[2] == 0).all()
+    assert shown[1].tolist() == [[255 - 255 * 10 // black, 255], [255, 255]]
+    assert (shown[2] <= 255 - 255 * 100 // black).all()
+    assert windows.differences(frames[:, :1].repeat(3, axis=1))[1] == 1  # nothing changes: all white
+
+
+def test_a_run_alone_has_its_name_and_the_chance_level(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine")
+    (run / "settings.json").write_text('{"windows": {"window_size": 5}, "data": {"batch_size": 32}}')
+    figure = curves.draw_curves({"mine": read_run(run)})
+    assert figure.get_suptitle() == "mine"
+    assert figure.axes[0].texts[0].get_text() == "chance: 5.07"
+    (run / "settings.json").write_text("[]")
+    assert not curves.draw_curves({"mine": read_run(run)}).axes[0].texts
+
+
+@pytest.mark.parametrize(("beta", "memory"), [(0.0, 0), (0.7, 0), (0.0, 6)])
+def test_the_chance_level_is_the_loss_of_equal_features(beta: float, memory: int) -> None:
+    loss_fn = TemporalInfoNCE(temperature=0.3, backend="reference", hard_negatives=beta, memory=memory)
+    z, frames = torch.ones(8, 3, 4), torch.arange(24).reshape(8, 3)
+    losses = [float(loss_fn(z, torch.arange(8) + 8 * step, frames)) for step in range(2)]
+    settings = {"windows": {"window_size": 3}, "data": {"batch_size": 8}, "model": {"memory": memory}}
+    assert losses[-1] == pytest.approx(chance_loss(settings), rel=1e-5)
 
 
 def test_equal_runs_do_not_hide_each_other(tmp_path: Path) -> None:
