@@ -156,7 +156,7 @@ def hardware_share(bench: Bench) -> float:
 
 # --- loader
 def loader(bench: Bench) -> None:
-    """Windows/s and unique frames/s of the loader alone, in turn with DALI that only decodes the same bytes, if there."""
+    """Windows/s and unique frames/s of the loader alone, in turn with DALI, if there, decoding the same bytes alone."""
     from cltt.frames.decoders import dali_installed
 
     jpegs = gpu_data.jpegs(bench.work, 256, bench.quick)
