@@ -133,9 +133,9 @@ def run(command: Sequence[str], seconds: float, log: Path) -> str:
                 child.wait(timeout=5)
             return outcome
         finally:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+                child.wait(timeout=10)  # a driver that hangs may keep it
     return OK if status == 0 else f"exit status {status}: {last_line(log)}"
 
 

@@ -76,9 +76,10 @@ def writes(bench: Bench) -> None:
     from cltt.frames.store import FrameStore
 
     torch.use_deterministic_algorithms(True)
-    framing, count, each = Framing(image_size=64), 64, 100
+    framing, count, each = Framing(image_size=64, margin=True), 64, 100  # a slot has room for a frame of 4:3
     store = FrameStore(count, framing, bench.device)
-    frames = torch.arange(count, dtype=torch.uint8, device=bench.device).view(-1, 1, 1, 1).expand(-1, 64, 64, 3)
+    values = torch.arange(count, dtype=torch.uint8, device=bench.device)
+    frames = values.view(-1, 1, 1, 1).expand(-1, framing.short, framing.short, 3)
     writer: Any = SimpleNamespace(device=bench.device)
 
     def write(parity: int) -> None:
