@@ -103,7 +103,7 @@ def measure(bench: Bench, name: str, window: tuple[int, int, int], *, compiled: 
     step = train_step(torch.compile(model) if compiled else model, bench.device)  # type: ignore[arg-type]
     data = ShardDataset(gpu_data.shards(bench.work, 256, bench.quick))
     index = WindowIndex(data.clip_lengths, *window)
-    batch, size, steps, epochs = (16, 32, 2, 1) if bench.quick else (64, 224, 25, 2)
+    batch, size, steps, epochs = (4, 32, 2, 1) if bench.quick else (64, 224, 25, 2)
     options: dict[str, Any] = {"image_size": size, "device": bench.device, "channels_last": True}
     options["depth"] = gpu_data.depth_of_blocks(index, batch)
     if bench.device.type == "cuda":
