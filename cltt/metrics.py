@@ -21,6 +21,7 @@ from cltt.files.regular import is_regular, read_regular
 from cltt.text import shorten
 
 TRAIN_COLUMNS = ("epoch", "loss", "learning_rate", "decay_rate")
+ABX_COLUMNS = ("abx_within", "abx_across")
 EVAL_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
 
 
@@ -29,7 +30,7 @@ class History:
 
     Attributes:
         train: one row an epoch, columns TRAIN_COLUMNS; epochs count from 1.
-        evaluation: one row an evaluation, columns EVAL_COLUMNS.
+        evaluation: one row per evaluation, columns EVAL_COLUMNS and ABX_COLUMNS, those there are.
         epoch: finished epochs.
         step: finished steps of the running epoch.
         total_steps: finished steps of the run.
@@ -58,7 +59,8 @@ class History:
 
     def add_evaluation(self, row: dict[str, float]) -> None:
         """Add the evaluation made after the last finished epoch; parts that the data lacks stay empty."""
-        self.evaluation.append({"epoch": self.epoch, **{key: row[key] for key in EVAL_COLUMNS if key in row}})
+        known = (*EVAL_COLUMNS, *ABX_COLUMNS)
+        self.evaluation.append({"epoch": self.epoch, **{key: row[key] for key in known if key in row}})
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -73,14 +75,19 @@ class History:
         vars(self).update({name: state[name] for name in vars(self)})
 
     def csv(self) -> tuple[bytes, bytes]:
-        """The rows so far as CSV: those of training, and those of the evaluation."""
-        return csv_text(TRAIN_COLUMNS, self.train).encode(), csv_text(EVAL_COLUMNS, self.evaluation).encode()
+        """The rows so far as CSV: those of training, and those of the evaluation on labelled images."""
+        return csv_text(TRAIN_COLUMNS, self.train).encode(), csv_text(EVAL_COLUMNS, self.accuracies).encode()
+
+    @property
+    def accuracies(self) -> list[dict[str, float]]:
+        """The rows of ``evaluation`` that hold any of EVAL_COLUMNS."""
+        return [row for row in self.evaluation if len(row.keys() & set(EVAL_COLUMNS)) > 1]
 
 
 def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
-    """CSV with a header; a column that a row lacks stays empty."""
+    """CSV with a header; a column that a row lacks stays empty, others are left out."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -101,15 +108,21 @@ def is_ours_to_replace(path: Path) -> bool:
 _SETTINGS = "settings.json"  # cltt.checkpoint.SETTINGS_FILE, which imports torch
 _MAX_HEADER = 1000  # bytes
 _MAX_BYTES = 1 << 28  # of a metrics file
+EVALUATION_FILE = "evaluation.csv"
 Columns = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Columns of a run's metrics, one value an epoch; ``evaluation`` has no rows where nothing was evaluated."""
+    """Columns of a run's metrics, one value an epoch; ``evaluation`` and ``abx`` have no rows where there was none.
+
+    ``chance``: the loss of features that tell nothing (:func:`chance_loss`), if the run's settings are known.
+    """
 
     train: Columns
     evaluation: Columns
+    abx: Columns
+    chance: float | None = None
 
 
 def read_run(path: Path) -> RunMetrics:
@@ -118,7 +131,8 @@ def read_run(path: Path) -> RunMetrics:
 
     Raises DataError if there is no metrics file, or if a line is not what training writes.
     """
-    metrics, evaluation = _files_of(path) if path.is_dir() else (path, None)
+    settings = _settings_of(path) if path.is_dir() else {}
+    metrics, evaluation = _files_of(path, settings) if path.is_dir() else (path, None)
     if not metrics.is_file():
         raise DataError(f"{metrics} does not exist; name a run's folder or metrics CSV (train.py --csv-log writes it)")
     evaluation = evaluation or metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")
@@ -126,18 +140,60 @@ def read_run(path: Path) -> RunMetrics:
     return RunMetrics(
         train=read_columns(metrics, TRAIN_COLUMNS),
         evaluation=read_columns(evaluation, EVAL_COLUMNS) if evaluation.is_file() else empty,
+        abx=_read_abx(metrics.with_name(EVALUATION_FILE) if path.is_file() else path / EVALUATION_FILE),
+        chance=chance_loss(settings),
     )
 
 
-def _files_of(run: Path) -> tuple[Path, Path | None]:
+def _settings_of(run: Path) -> Any:
+    """What the run's settings file holds; {} without one."""
+    try:
+        return json.loads(read_regular(run / _SETTINGS, _MAX_BYTES))
+    except (OSError, ValueError):
+        return {}
+
+
+def chance_loss(settings: Any) -> float | None:
+    """Loss of features that tell nothing, from a run's settings; None if these do not say.
+
+    If all similarities are equal, each positive's term is ln of the number of candidates: all other frames of the
+    batch, and those of ``--memory``. An anchor has T - 1 positives, which are candidates too, so that the loss of
+    perfect features is ln(T - 1), not 0.
+    """
+    try:
+        size, windows = settings["windows"]["window_size"], settings["data"]["batch_size"]
+        return math.log(size * (windows + settings.get("model", {}).get("memory", 0)) - 1)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _files_of(run: Path, settings: Any) -> tuple[Path, Path | None]:
     """The metrics files that the run's settings name; None: the second is named after the first."""
     try:
-        log = json.loads(read_regular(run / _SETTINGS, _MAX_BYTES))["log"]
-        named = [log.get(name) for name in ("csv_log_path", "eval_csv_log_path")]
+        named = [settings["log"].get(name) for name in ("csv_log_path", "eval_csv_log_path")]
         train, evaluation = (Path(name) if name else None for name in named)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         train = evaluation = None
     return train or run / "metrics.csv", evaluation
+
+
+def _read_abx(path: Path) -> Columns:
+    """Epochs and ABX of the evaluations in ``path``; of several of an epoch the last, of several data the last's.
+
+    A file that is missing, or of another kind, has none.
+    """
+    columns: Columns = {name: [] for name in ("epoch", *ABX_COLUMNS)}
+    try:
+        text = read_regular(path, _MAX_BYTES).decode()
+        rows = [row for row in csv.DictReader(io.StringIO(text)) if any(row.get(name) for name in ABX_COLUMNS)]
+        of_epoch = {float(row["epoch"]): row for row in rows if row.get("data") == rows[-1].get("data")}
+        for epoch, row in sorted(of_epoch.items()):
+            columns["epoch"].append(epoch)
+            for name in ABX_COLUMNS:
+                columns[name].append(float(row.get(name) or math.nan))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return {name: [] for name in columns}
+    return columns
 
 
 def read_columns(path: Path, expected: Sequence[str]) -> Columns:

@@ -1,8 +1,8 @@
 """The whole road in a few minutes, without data: rendered clips -> shards -> trained encoder -> curves.
 
-``python -m cltt.demo --out outputs/demo`` (``make demo``). The same command again uses the clips and shards that are
-there and trains anew; after an interruption it goes on with the clip it was at. Training and test clips show the same
-solids before different backgrounds, in different light and at different distances.
+``python -m cltt.demo --out outputs/demo`` (``make demo``). The same command again keeps the clips, shards and run that
+are there, and finishes what was interrupted; ``--fresh`` starts anew. Training and test clips show the same solids
+before different backgrounds, in different light and at different distances.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cltt import distributed
+from cltt.checkpoint import SETTINGS_FILE
 from cltt.cli import Parser, add_settings, run, settings_from
 from cltt.config import (
     DEVICES,
@@ -33,18 +34,20 @@ from cltt.config import (
     TrainSettings,
     WindowSettings,
     check_fields,
+    differences,
     require,
     setting,
 )
 from cltt.demo.baselines import ColourHistogram, RawPixels
 from cltt.demo.figures import draw_accuracy, draw_sample
 from cltt.demo.render import SOLIDS, write_clip
-from cltt.errors import CLTTError, SettingsError
+from cltt.errors import SettingsError
 from cltt.evaluation.datasets import open_labelled
 from cltt.evaluation.evaluator import Evaluator
 from cltt.files import atomic
 from cltt.files.regular import is_regular
 from cltt.packing.builder import build_shards
+from cltt.text import changes
 from cltt.training import factory
 from cltt.training.run import train
 from cltt.visualize.curves import plot_run
@@ -59,7 +62,10 @@ ONE_SHOT, PROBE = "one-shot nearest neighbour", "linear probe"
 BASELINES, BEFORE, AFTER = ("colour histogram", "raw pixels"), "before training", "after training"
 WINDOWS = WindowSettings(window_size=5, frame_step=3, window_stride=2)
 
+STAMP = "rendered.json"  # in --out: what the clips were rendered with
 MADE = ("clips", "shards", "run")  # folders in --out
+# CPU time of the settings below: benchmarks/results/demo.csv, 84 to 86 s on two cores of an AMD EPYC
+TIME = "this takes one to three minutes on two CPU cores; Ctrl-C stops it, and the same command goes on"
 Accuracy = dict[str, float]
 
 
@@ -77,6 +83,7 @@ class DemoSettings:
     epochs: int = setting(6, "epochs of training", within=(1, 100_000))
     seed: int = setting(0, "seed of the clips, the weights and the order", within=(0, MAX_SEED))
     device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)
+    fresh: bool = setting(False, "remove what an earlier demo made in --out, and start anew")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -91,19 +98,25 @@ class DemoSettings:
         return self.frames - self.frames // 8
 
 
-def run_demo(settings: DemoSettings) -> dict[str, Accuracy]:
-    """Render, build, train, evaluate, draw -> test accuracy of BASELINES, and BEFORE and AFTER training."""
+def run_demo(settings: DemoSettings, prog: str = "python -m cltt.demo") -> dict[str, Accuracy]:
+    """Render, build, train, evaluate, draw -> test accuracy of BASELINES, and BEFORE and AFTER training.
+
+    What is there already is kept. SystemExit, with the training's status, if training was asked to stop.
+    """
+    print(TIME, flush=True)
+    if settings.fresh:
+        remove_demo(Path(settings.out))
     out, shards = Path(settings.out), build(settings)
     training = train_settings(settings, shards)
-    save_figure(draw_sample(shards, training, RENDERED_SIZE), out / "windows.png")
+    _check_run(training)
+    save_figure(draw_sample(shards, training), out / "windows.png")
     results = {**evaluate_baselines(training), BEFORE: evaluate(untrained_encoder(training), training)}
     for name, accuracy in results.items():
         print(f"{name}: {accuracy_text(accuracy)}", flush=True)
-    _remove(training.run_dir, is_ours=True)  # as the clips beside it are
-    if train(training) != 0:
-        raise CLTTError("training was asked to stop; run the same command again")
+    if (status := train(training, prog=prog)) != 0:
+        raise SystemExit(status)  # training has said how to go on
     results[AFTER] = evaluate(trained_encoder(training), training)
-    plot_run(training.csv_path, out / "loss.png")
+    plot_run(training.run_dir, out / "loss.png")
     save_figure(draw_accuracy(results, chance=1 / settings.objects), out / "accuracy.png")
     (out / "accuracy.json").write_text(json.dumps({"settings": asdict(settings), **results}, indent=1) + "\n")
     return results
@@ -120,15 +133,16 @@ def build(settings: DemoSettings) -> Path:
 def render_clips(settings: DemoSettings) -> Path:
     """Make ``out/clips/obj03/clip_02/frame_000000.jpg ...``; clips that are there stay.
 
-    What another seed, number of objects or length has left in ``out`` is removed first.
+    SettingsError if ``out`` holds clips of another seed, number of objects or length, or folders of no demo.
     """
     out = Path(settings.out)
-    stamp = out / "rendered.json"
+    stamp = out / STAMP
     asked = {name: getattr(settings, name) for name in ("seed", "objects", "frames")}
     asked |= {"size": RENDERED_SIZE, "clips": CLIPS_PER_OBJECT, "splits": SPLITS, "split_seed": SPLIT_SEED}
-    if _rendered(stamp) != asked:
-        for name in MADE:
-            _remove(out / name, is_ours=is_regular(stamp))
+    if (rendered := _rendered(stamp)) != asked:
+        if made := _made(out):
+            words = "; ".join(changes(rendered, asked)) if isinstance(rendered, dict) else f"{STAMP} cannot be read"
+            raise _other_demo(made[0], words)
         out.mkdir(parents=True, exist_ok=True)
         atomic.replace_file(stamp, json.dumps(asked).encode())
     names = [(number, clip) for number in range(settings.objects) for clip in range(CLIPS_PER_OBJECT)]
@@ -149,13 +163,36 @@ def _rendered(stamp: Path) -> object:
         return None
 
 
-def _remove(folder: Path, *, is_ours: bool) -> None:
-    """Delete a folder of an earlier demo; SettingsError, with nothing deleted, if nothing says that it is one."""
-    if not os.path.lexists(folder):
+def _made(out: Path) -> list[Path]:
+    """The folders of an earlier demo in ``out``; SettingsError if one is there that is not a demo's."""
+    there = [out / name for name in MADE if os.path.lexists(out / name)]
+    for folder in there:
+        if not is_regular(out / STAMP) or folder.is_symlink() or not folder.is_dir():
+            raise SettingsError(f"{folder} is there and not of a demo, so it is left alone; give another --out")
+    return there
+
+
+def remove_demo(out: Path) -> None:
+    """Delete the folders of an earlier demo; SettingsError, with nothing deleted, if they are not all of one."""
+    for folder in _made(out):
+        shutil.rmtree(folder)
+
+
+def _check_run(training: TrainSettings) -> None:
+    """SettingsError if the run that is there was begun with other settings."""
+    try:
+        saved = json.loads((training.run_dir / SETTINGS_FILE).read_bytes())
+    except (OSError, ValueError):  # none is there, or training says what is wrong with it
         return
-    if not is_ours or folder.is_symlink() or not folder.is_dir():
-        raise SettingsError(f"{folder} is there and not of a demo, so it is left alone; give another --out")
-    shutil.rmtree(folder)
+    if differ := differences(saved, training.to_dict()):
+        raise _other_demo(training.run_dir, "; ".join(differ))
+
+
+def _other_demo(folder: Path, differ: str) -> SettingsError:
+    return SettingsError(
+        f"{folder} is of a demo with other settings ({differ}); give --fresh to remove it and start anew, "
+        "or another --out"
+    )
 
 
 def train_settings(settings: DemoSettings, shards: Path) -> TrainSettings:
@@ -167,7 +204,7 @@ def train_settings(settings: DemoSettings, shards: Path) -> TrainSettings:
         model=ModelSettings(backbone="resnet18", temperature=0.2),
         optim=OptimSettings(epochs=settings.epochs),
         run=RunSettings(seed=settings.seed, device=settings.device),
-        checkpoint=CheckpointSettings(checkpoint_dir=str(out / "run"), keep_last=1),
+        checkpoint=CheckpointSettings(checkpoint_dir=str(out / "run"), keep_last=1, resume=True),
         log=LogSettings(csv_log=True, csv_log_path=str(out / "metrics.csv")),
     )
 
@@ -219,11 +256,12 @@ def main(argv: list[str] | None = None, prog: str = "python -m cltt.demo") -> in
     parser = Parser(prog=prog, description="Clips to shards to a trained encoder, without data.")
     add_settings(parser, DemoSettings)
     settings = settings_from(parser.parse_args(argv), DemoSettings)
-    results = run_demo(settings)
+    results = run_demo(settings, prog)
     before, after = results[BEFORE], results[AFTER]
     gains = ", ".join(f"{name} {before[name]:.1%} -> {after[name]:.1%}" for name in before)
     made = "windows.png, loss.png, accuracy.png, metrics.csv"
     print(f"{settings.out}: {made}; test accuracy before -> after training: {gains}")
+    print("next: cltt train --root-dir DIR --csv-log, with DIR a folder of folders of frames, or of videos")
     return 0
 
 

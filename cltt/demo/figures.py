@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 COLOURS = ("#E69F00", "#CC79A7", "#999999", "#0072B2")
 
 
-def draw_sample(shards: Path, training: TrainSettings, image_size: int) -> Figure:
-    """The first windows of the first training batch."""
+def draw_sample(shards: Path, training: TrainSettings) -> Figure:
+    """The first windows of the first training batch, at the size that the network sees."""
     dataset = ShardDataset(shards)
     index = factory.build_index(dataset, training)
     plan = EpochPlan(index, **values_of(training.data, OrderSettings), seed=training.run.seed)
-    view = view_windows(dataset, plan, plan.batch(0)[:6], image_size=image_size)
+    view = view_windows(dataset, plan, plan.batch(0)[:6], image_size=training.data.image_size)
     return draw_windows(view, "windows of the first training batch")
 
 

@@ -26,6 +26,7 @@ from cltt.region import Box
 from cltt.source import libjpeg
 
 log = logging.getLogger(__name__)
+_LITTLE_MEMORY = 512 << 20  # bytes; what a decode graph of 128 frames may need
 LookAt = Sequence[Box | None]  # of each frame the box that a region of boxes looks at, if it has one
 
 
@@ -94,7 +95,7 @@ class DaliDecoder:
         self._graphs = DecodeGraphs(self._GRAPHS, make)
         self._cpu = CpuDecoder(framing)
         self._works = True
-        self._cut = lru_cache(maxsize=1024)(self._cut_anew)
+        self._cut = lru_cache(maxsize=1024)(partial(_cut, framing))  # no method: the cache would keep this decoder
 
     def decode(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
@@ -113,11 +114,15 @@ class DaliDecoder:
     def _decode_part(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt
     ) -> dict[int, str]:
-        if self._works and self._run_or_say_why(jpegs, slots, store, look_at) is None:
+        # A JPEG cut short makes the hardware decoder hand the whole job to the CUDA decoder, whose pixels differ.
+        whole = all(map(_has_end, jpegs))
+        if self._works and whole and self._run_or_say_why(jpegs, slots, store, look_at) is None:
             return {}
         aside = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
         failures = self._cpu.decode(jpegs, range(len(jpegs)), aside, look_at)
-        good = [k for k in range(len(jpegs)) if k not in failures]
+        cut_short = [k for k, jpeg in enumerate(jpegs) if k not in failures and not _has_end(jpeg)]
+        self._write(store, [slots[k] for k in cut_short], [aside.frame(k) for k in cut_short])
+        good = [k for k in range(len(jpegs)) if k not in failures and k not in cut_short]
         rest = [slots[k] for k in good]
         if not good:
             return failures
@@ -135,63 +140,93 @@ class DaliDecoder:
         """Decode into slots -> None, or why DALI cannot."""
         try:
             self._write(store, slots, self._graphs.decode(jpegs, *self._parts(jpegs, look_at)))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if _is_out_of_memory(str(error)):
-                raise DataError(
-                    "the GPU has no memory left to decode frames with DALI; leave it some with a smaller --cache-gb or "
-                    f"--batch-size ({_first_line(error)})"
-                ) from error
-            return _first_line(error)
+                raise _no_memory(_cause(error)) from error
+            return _cause(error)
         return None
 
     def _note_failure(self, reason: str, frames: int) -> None:
-        """DALI failed on frames that the CPU can decode: on these, or on all?"""
+        """DALI failed on frames that the CPU can decode: on these, or on all?
+
+        nvJPEG's own lack of memory reaches DALI as a frame that cannot be decoded.
+        """
+        if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _LITTLE_MEMORY:
+            raise _no_memory(reason)
+        why = self.why_it_fails()
+        if not why:
+            log.warning("DALI cannot decode %d frames that the CPU can: %s", frames, reason)
+        elif self._works:
+            self._works = False
+            log.warning(
+                "DALI does not decode here (%s); from now on frames are decoded on the CPU, which is slower and "
+                "differs by up to 2/255 on average; python -m cltt.doctor says what is missing",
+                why,
+            )
+
+    def why_it_fails(self) -> str:
+        """Why DALI cannot decode a picture drawn here, in its words; empty if it can."""
         probe = libjpeg.encode(np.full((64, 64, 3), 128, np.uint8))
         try:
             self._graphs.decode([probe], *self._parts([probe], [None]))
         except (RuntimeError, ValueError, OSError) as error:
-            if self._works:
-                self._works = False
-                log.warning(
-                    "DALI does not decode here (%s); from now on frames are decoded on the CPU, which is slower and "
-                    "differs by up to 2/255 on average; python -m cltt.doctor says what is missing",
-                    _first_line(error),
-                )
-        else:
-            log.warning("DALI cannot decode %d frames that the CPU can: %s", frames, reason)
+            return _cause(error) or type(error).__name__
+        return ""
 
     def _parts(self, jpegs: Sequence[bytes], look_at: LookAt) -> tuple[np.ndarray, ...]:
         """Of each JPEG the part stored, int64 [n, 4], its size in the store, [n, 2], and what stays clear, [n, 4]."""
         cuts = np.array([self._cut(*frame_size(jpeg), box) for jpeg, box in zip(jpegs, look_at, strict=True)])
         return cuts[:, :4], cuts[:, 4:6], cuts[:, 6:]
 
-    def _cut_anew(self, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
-        part = self.framing.box(height, width, look_at)
-        clear = self.framing.clear(height, width, look_at) or (0, 0, 0, 0)
-        return *part, *self.framing.stored_size(height, width), *clear
-
     def _write(self, store: FrameStore, slots: Sequence[int], frames: torch.Tensor | list[torch.Tensor]) -> None:
         """Copy frames [h, w, 3] into slots; when this returns the copy is done and ``frames`` may go."""
+        if not len(frames):
+            return
         where = np.asarray(slots)
         with own_stream(self.device) as stream:
             store.wait_writable(where, stream)
-            if isinstance(frames, torch.Tensor):
-                store.rows()[:, : frames[0].numel()].index_copy_(0, on_device(where, store.device), frames.flatten(1))
+            if isinstance(frames, torch.Tensor) and _may_write_together(rows := store.rows()[:, : frames[0].numel()]):
+                rows.index_copy_(0, on_device(where, store.device), frames.flatten(1))
             else:
                 for slot, frame in zip(slots, frames, strict=True):
                     store.row(slot)[: frame.numel()].copy_(frame.reshape(-1))
         store.sizes[where] = frames.shape[1:3] if isinstance(frames, torch.Tensor) else [f.shape[:2] for f in frames]
 
 
+def _may_write_together(rows: torch.Tensor) -> bool:
+    """Whether several threads may ``index_copy_`` into ``rows`` [slots, n] at once.
+
+    Deterministic algorithms write into a copy of all of a tensor that is not contiguous, and then copy it back: each
+    thread would undo what others wrote meanwhile.
+    """
+    return rows.is_contiguous() or not torch.are_deterministic_algorithms_enabled()
+
+
+def _cut(framing: Framing, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
+    """Of a JPEG of this size the part stored (4 numbers), its size in the store (2) and what stays clear (4)."""
+    clear = framing.clear(height, width, look_at) or (0, 0, 0, 0)
+    return *framing.box(height, width, look_at), *framing.stored_size(height, width), *clear
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether the end marker is there; little follows it."""
+    return b"\xff\xd9" in jpeg[-1024:]
+
+
+def _no_memory(reason: str) -> DataError:
+    return DataError(
+        "the GPU has no memory left to decode frames with DALI; leave it some with a smaller --cache-gb or "
+        f"--batch-size ({reason})"
+    )
+
+
 def _is_out_of_memory(message: str) -> bool:
     return any(words in message.lower() for words in ("out of memory", "cudaerrormemoryallocation", "bad_alloc"))
 
 
-def _first_line(error: BaseException) -> str:
-    """What DALI says without the stack it adds."""
-    return str(error).strip().split("\n")[0]
+def _cause(error: BaseException) -> str:
+    """What DALI says is wrong, without the operator it names before and the stack it adds."""
+    return str(error).split("encountered:")[-1].strip().split("\n")[0]
 
 
 def best_decoder(framing: Framing, device: torch.device, threads: int) -> Decoder:

@@ -5,7 +5,8 @@ Legend: h, w height and width of a stored frame; P most pixels of a stored frame
 
 from __future__ import annotations
 
-import threading
+import queue
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -87,31 +88,28 @@ class FrameStore:
         return self.row(slot)[: height * width * 3].view(height, width, 3)
 
 
-class OwnStreams(threading.local):
-    """A CUDA stream a thread and device: memory freed on a stream is used again on that stream alone."""
-
-    def __init__(self) -> None:
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
-
-    def on(self, device: torch.device) -> torch.cuda.Stream:
-        """This thread's stream on ``device``."""
-        if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
-        return self._streams[device]
-
-
-_STREAMS = OwnStreams()
+_IDLE_STREAMS: dict[torch.device, queue.SimpleQueue[torch.cuda.Stream]] = defaultdict(queue.SimpleQueue)
 
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
-    """On CUDA, work on a stream of this thread's own inside and wait for it at the end; nothing elsewhere."""
+    """On CUDA, work inside goes to a stream that no other thread uses meanwhile, and is waited for; nothing elsewhere.
+
+    Streams outlive threads: memory freed on a stream is used again on that stream alone, and threads are new each
+    epoch. A thread's device is the first one until it is set, and touching that makes a context there.
+    """
     if device.type != "cuda":
         yield None
         return
-    stream = _STREAMS.on(device)
-    try:
-        with torch.cuda.stream(stream):
-            yield stream
-    finally:
-        stream.record_event().synchronize()  # torch's sync debug mode looks for waits on a stream: those in training
+    with torch.cuda.device(device):
+        try:
+            stream = _IDLE_STREAMS[device].get_nowait()
+        except queue.Empty:
+            stream = torch.cuda.Stream(device)
+        try:
+            with torch.cuda.stream(stream):
+                yield stream
+        finally:
+            # An event, as torch's sync debug mode looks for waits on a stream; blocking: the thread sleeps meanwhile.
+            stream.record_event(torch.cuda.Event(blocking=True)).synchronize()
+            _IDLE_STREAMS[device].put(stream)

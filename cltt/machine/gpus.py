@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,11 +81,13 @@ def why_no_cuda(torch_version: str, torch_cuda: str | None) -> str:
     return f"{speaks}: see nvidia-smi for what is wrong with the device"
 
 
-def nvjpeg_library() -> Path | None:
-    """The nvJPEG shared library that came with DALI's packages."""
+def nvjpeg_library() -> str | None:
+    """The nvJPEG shared library: as pip lays it (for CUDA 12 and 13), or that of conda or the system."""
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or []) if spec else []
-    return next((path for root in roots for path in sorted(Path(root).glob("nvjpeg/lib/libnvjpeg.so*"))), None)
+    found = (path for root in roots for path in sorted(Path(root).glob("*/lib/libnvjpeg.so*")))
+    in_conda = sorted((Path(sys.prefix) / "lib").glob("libnvjpeg.so*"))
+    return next(map(str, (*found, *in_conda)), None) or ctypes.util.find_library("nvjpeg")
 
 
 def hardware_jpeg_engines() -> int | None:
@@ -96,7 +100,7 @@ def hardware_jpeg_engines() -> int | None:
     if library is None:
         return None
     try:
-        nvjpeg = ctypes.CDLL(str(library))
+        nvjpeg = ctypes.CDLL(library)
     except OSError:
         return None
     handle = ctypes.c_void_p()

@@ -14,11 +14,13 @@ import torch
 
 from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
-from cltt.config import RunSettings, TrainSettings, differences
+from cltt.config import LabelRules, RunSettings, TrainSettings, declared, differences, values_of
 from cltt.distributed import RankInfo
 from cltt.errors import EXIT_REQUEUE, BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
+from cltt.evaluation.datasets import LabelledSettings, open_labelled
 from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.parts import seen_in_training
+from cltt.evaluation.protocols.abx import AbxEvaluator
 from cltt.files.locks import locked
 from cltt.files.retry import set_policy
 from cltt.metrics import History
@@ -89,6 +91,7 @@ def _train(
     dataset = open_dataset(settings.data, info, fingerprint=fingerprint, on_located=hold)
     if evaluator is not None:
         _warn_of_known_clips(evaluator, dataset, settings)
+    abx = _open_abx(dataset, settings, device)
     loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
     stack.enter_context(loader)
     if info.is_main and settings.data.region == "boxes":
@@ -99,7 +102,7 @@ def _train(
         records = Records(settings, History(), loader, device, Outputs(show))
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
-        settings, model, loader, device, info, stop=stop, store=store, evaluator=evaluator, **listeners
+        settings, model, loader, device, info, stop=stop, store=store, evaluator=evaluator, abx=abx, **listeners
     )
     if start_from is not None:
         state = read.pop(start_from) if start_from in read else checkpoint.load(start_from)
@@ -267,7 +270,12 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
     if data is not None:
         distributed.from_main(
             lambda: opened.append(
-                Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
+                Evaluator(
+                    open_labelled(data, LabelledSettings(**values_of(settings.log, LabelRules))),
+                    image_size=settings.data.image_size,
+                    device=device,
+                    normalise=settings.data.normalise,
+                )
             )
         )
     if opened:
@@ -275,6 +283,21 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
         for note in opened[0].data.notes:
             say(f"note: evaluation data: {note}")
     return opened[0] if opened else None
+
+
+def _open_abx(dataset: ShardDataset, settings: TrainSettings, device: torch.device) -> AbxEvaluator | None:
+    """What ``--eval abx`` asks for, on the clips that are not trained on; None: nothing."""
+    if settings.log.eval is None:
+        return None
+    _, trained = dataset.training_clips(settings.data.split, settings.data.clips)
+    return AbxEvaluator(
+        dataset,
+        trained,
+        settings.windows,
+        image_size=settings.data.image_size,
+        device=device,
+        normalise=settings.data.normalise,
+    )
 
 
 def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: TrainSettings) -> None:
@@ -292,6 +315,8 @@ def _say_without_box(dataset: ShardDataset, settings: TrainSettings) -> None:
 
 def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
     """A line for what a resumed run may change, but what its records then are no longer all of."""
-    was = before.get("log", {}).get("eval_data")
-    for change in changes({"--eval-data": was}, {"--eval-data": settings.log.eval_data}):
+    names = ["eval_data", *(rule.name for rule in declared(LabelRules))]
+    was, now = before.get("log", {}), settings.to_dict()["log"]
+    flags = {name: f"--{name.replace('_', '-')}" for name in names}
+    for change in changes({flags[name]: was.get(name, now[name]) for name in names}, {flags[n]: now[n] for n in names}):
         say(f"note: {change}: earlier evaluations of this run are of that")

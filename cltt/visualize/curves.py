@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cltt.metrics import read_run
-from cltt.text import shorten
-from cltt.visualize.figures import (
-    save_figure,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-from cltt.metrics import Columns, RunMetrics
-from cltt.text import printable
-from cltt.visualize.figures import PALETTE, plain_axes
+from cltt.metrics import Columns, RunMetrics, read_run
+from cltt.text import printable, shorten
+from cltt.visualize.figures import GREY, PALETTE, plain_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,22 +39,37 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     from matplotlib.figure import Figure
 
     evaluated = any(metrics.evaluation["epoch"] for metrics in runs.values())
-    panels = 4 if evaluated else 2
-    figure = Figure(figsize=(11, 7 if evaluated else 3.8), facecolor="white", layout="constrained")
+    has_abx = any(metrics.abx["epoch"] for metrics in runs.values())
+    panels = 2 + 2 * evaluated + 2 * has_abx
+    figure = Figure(figsize=(11, 0.6 + 1.6 * panels), facecolor="white", layout="constrained")
     axes = figure.subplots(panels // 2, 2, squeeze=False).ravel()
     plain_axes(axes[0], "Training loss", "epoch", "mean loss")
-    plain_axes(axes[1], "Learning rate", "epoch", "at the end of the epoch")
+    plain_axes(axes[1], "Learning rate", "epoch", "of the next step, at the end of the epoch")
     looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
     for (name, metrics), (color, width) in zip(runs.items(), looks, strict=True):
         _line(axes[0], metrics.train, "loss", color, "-", width, shorten(printable(name), 48))
         _line(axes[1], metrics.train, "learning_rate", color, "-", width)
+    for chance in {metrics.chance for metrics in runs.values() if metrics.chance is not None}:
+        axes[0].axhline(chance, color=GREY, linestyle=":", linewidth=1)
+        axes[0].annotate(
+            f"chance: {chance:.2f}",
+            (1, chance),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color=GREY,
+        )
     if evaluated:
         _draw_evaluation(axes[2], axes[3], runs)
+    if has_abx:
+        _draw_abx(axes[-2], axes[-1], runs)
     if len(runs) > 1:
         handles, names = axes[0].get_legend_handles_labels()
         legend = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)  # a run's name may hold $
+    else:
+        figure.suptitle(shorten(printable(next(iter(runs))), 90), x=0.012, ha="left", weight="bold", parse_math=False)
     return figure
 
 
@@ -84,6 +88,16 @@ def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, runs: Mapping[str, Ru
     for part in (part for part in PART_STYLES if part in shown):
         accuracy_axes.plot([], [], color="#666666", linestyle=PART_STYLES[part], label=part)
     accuracy_axes.legend(frameon=False, loc="best")
+
+
+def _draw_abx(within: Axes, across: Axes, runs: Mapping[str, RunMetrics]) -> None:
+    """How often a frame is nearer to one of its window than to another; chance is 0.5."""
+    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
+    for axes, where in ((within, "another moment of the clip"), (across, "another clip")):
+        plain_axes(axes, f"ABX: nearer to its window than to {where}", "epoch", "share (chance: 0.5)")
+    for metrics, (color, width) in zip(runs.values(), looks, strict=True):
+        _line(within, metrics.abx, "abx_within", color, "-", width)
+        _line(across, metrics.abx, "abx_across", color, "-", width)
 
 
 def _line(
@@ -116,9 +130,13 @@ def _colors(count: int) -> list[str]:
     return [to_hex(shades(0.95 * number / (count - 1))) for number in range(count)]
 
 
-def plot_run(run_dir: Path, save_path: Path) -> None:
+def plot_run(run_dir: Path, save_path: Path, *, chance: float | None = None) -> None:
     """Save loss, learning rate and evaluation of one run (``metrics.csv`` and ``metrics_eval.csv`` of its folder).
+
+    ``chance`` is drawn instead of what the run's settings give.
 
     Raises DataError if the metrics are missing or cannot be read.
     """
-    save_figure(draw_curves({run_dir.name or str(run_dir): read_run(run_dir)}), save_path)
+    metrics = read_run(run_dir)
+    metrics = metrics if chance is None else replace(metrics, chance=chance)
+    save_figure(draw_curves({run_dir.name or str(run_dir): metrics}), save_path)

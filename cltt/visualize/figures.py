@@ -7,8 +7,9 @@ nor an environment variable.
 from __future__ import annotations
 
 import os
+import re
 import sys
-import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,48 @@ def save_figure(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     check_save_path(path)
+    _use_fonts(figure)
     FigureCanvasAgg(figure)
     with writing(path, "give another --save-path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"pil_kwargs": {"compress_level": PNG_LEVEL}} if path.suffix.lower() == ".png" else {}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # a name in letters the font lacks is drawn as boxes
-            figure.savefig(path, dpi=DPI, **options)
+        figure.savefig(path, dpi=DPI, **options)
+
+
+def _use_fonts(figure: Figure) -> None:
+    """Draw letters that matplotlib's own font lacks in an installed font that has them, else as ``…``."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():
+            families, missing = _fonts_for(frozenset(text.get_text()) - {"\n"})
+            text.set_fontfamily(["sans-serif", *families])
+            if missing:
+                text.set_text(re.sub(f"[{re.escape(''.join(missing))}]+", "…", text.get_text()))
+
+
+@lru_cache
+def _fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """Installed fonts that have, together, the letters that matplotlib's own lacks; and the letters that none has."""
+    from matplotlib import font_manager
+
+    own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    missing = {letter for letter in letters if not own.get_char_index(ord(letter))}
+    families = []
+    plain = (entry for entry in font_manager.fontManager.ttflist if entry.style == "normal" and entry.weight == 400)
+    for entry in sorted(plain, key=lambda entry: ("Sans" not in entry.name, entry.name)):
+        if not missing:
+            break
+        if entry.name.startswith("Last Resort"):  # comes with matplotlib, and has a box for every letter
+            continue
+        try:
+            font = font_manager.get_font(entry.fname)
+        except (OSError, RuntimeError):  # removed since matplotlib listed it, or of a kind it cannot read
+            continue
+        if font.scalable and (has := {letter for letter in missing if font.get_char_index(ord(letter))}):
+            families.append(entry.name)
+            missing -= has
+    return families, frozenset(missing)
 
 
 def show_figure(figure: Figure) -> None:
@@ -87,6 +123,7 @@ def show_figure(figure: Figure) -> None:
     from matplotlib import pyplot
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    _use_fonts(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     axes = pyplot.figure(figsize=figure.get_size_inches(), dpi=DPI).add_axes((0, 0, 1, 1))

@@ -59,19 +59,22 @@ def write_gallery(
     Raises SettingsError if ``out`` holds anything else or cannot be written, or the embeddings are of other clips.
     """
     check_gallery_folder(out)
-    scripts = [] if embeddings is None else _neighbour_scripts(dataset, clips, embeddings)
+    step = max(1, int(settings.frame_step)) if settings is not None else 1  # a number: drawn steps are not marked
+    lengths = dataset.clip_lengths[clips].tolist()
+    times = [np.arange(0, length, thumb_spacing(length, len(clips), step)) for length in lengths]
+    scripts = [] if embeddings is None else _neighbour_scripts(dataset, clips, times, embeddings)
     contents = {
         "columns": COLUMNS,
         "settings": asdict(settings or WindowSettings()),
         "marked": settings is not None,
         "labels": dataset.label_names,
-        "clips": _clip_rows(dataset, clips),
+        "clips": _clip_rows(dataset, clips, times),
         "neighbours": embeddings is not None,
         "batch": None if batch is None else {"title": batch_title, "rows": _batch_rows(batch)},
     }
     with writing(out, "give another --out"):
         _clear(out)
-        _write_strips(dataset, clips, out / "strips")
+        _write_strips(dataset, clips, times, out / "strips")
         if batch is not None:
             _write_batch(batch, out / "batch")
         for number, script in enumerate(scripts):
@@ -118,10 +121,16 @@ def _clear(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def thumb_times(length: int, clips: int) -> Ids:
-    """Frame numbers within a clip of ``length`` frames that get a thumb, when ``clips`` clips share the budget."""
+def thumb_spacing(length: int, clips: int, step: int = 1) -> int:
+    """Every how many frames a clip of ``length`` frames gets a thumb, when ``clips`` clips share the budget.
+
+    A divisor or a multiple of the windows' ``step``: then the frames of a window lie equally far apart on the strip.
+    """
     room = min(MOST, max(FEWEST, THUMB_BUDGET // max(1, clips)))
-    return np.unique(np.linspace(0, length - 1, min(length, room)).round().astype(np.int64))
+    least = -(-length // room)
+    if least >= step:
+        return -(-least // step) * step
+    return next(spacing for spacing in range(least, step + 1) if step % spacing == 0)
 
 
 def strip_path(number: int) -> str:
@@ -134,12 +143,10 @@ def neighbours_path(number: int) -> str:
     return f"neighbours/{number // FOLDER_SIZE:03d}/{number:06d}.js"
 
 
-def _neighbour_scripts(dataset: Dataset, clips: Ids, embeddings: Embeddings) -> list[str]:
+def _neighbour_scripts(dataset: Dataset, clips: Ids, times: list[Ids], embeddings: Embeddings) -> list[str]:
     """One a clip: ``neighbours(clip, [[[clip, thumb, cosine], ...] a thumb])``; a page from disk may load no other."""
-    lengths = dataset.clip_lengths[clips]
-    times = [thumb_times(int(length), len(clips)) for length in lengths]
     names = [clip_name(dataset, clip) for clip in clips.tolist()]
-    spacing = [length / len(chosen) for length, chosen in zip(lengths.tolist(), times, strict=True)]
+    spacing = [length / len(chosen) for length, chosen in zip(dataset.clip_lengths[clips].tolist(), times, strict=True)]
     found = neighbours_of_frames(embeddings, names, times, spacing, k=NEIGHBOURS, bank=BANK)
     scripts = []
     for number, (near_clips, places, cosines) in enumerate(found):
@@ -151,20 +158,28 @@ def _neighbour_scripts(dataset: Dataset, clips: Ids, embeddings: Embeddings) -> 
     return scripts
 
 
-def _clip_rows(dataset: Dataset, clips: Ids) -> list[dict[str, Any]]:
+def _clip_rows(dataset: Dataset, clips: Ids, times: list[Ids]) -> list[dict[str, Any]]:
     splits = {name: set(dataset.split_clips(name).tolist()) for name in dataset.split_names}
     return [
         {
             "id": clip,
             "name": printable(clip_name(dataset, clip)),
             "length": int(dataset.clip_lengths[clip]),
-            "thumbs": len(thumb_times(int(dataset.clip_lengths[clip]), len(clips))),
+            "thumbs": len(times[number]),
+            "every": int(times[number][1]) if len(times[number]) > 1 else 1,
+            **_seconds(dataset, clip, times[number]),
             "label": int(dataset.labels[clip]),
             "split": next((name for name, members in splits.items() if clip in members), ""),
             "strip": strip_path(number),
         }
         for number, clip in enumerate(clips.tolist())
     ]
+
+
+def _seconds(dataset: Dataset, clip: int, times: Ids) -> dict[str, list[float]]:
+    """The times of the thumbs in the video, where there is one."""
+    seconds = dataset.frame_time(dataset.clip_offsets[clip] + times)
+    return {} if seconds is None or np.isnan(seconds).any() else {"seconds": seconds.round(2).tolist()}
 
 
 def _batch_rows(batch: WindowView) -> list[dict[str, Any]]:
@@ -179,14 +194,12 @@ def _batch_rows(batch: WindowView) -> list[dict[str, Any]]:
     ]
 
 
-def _write_strips(dataset: Dataset, clips: Ids, folder: Path) -> None:
+def _write_strips(dataset: Dataset, clips: Ids, times: list[Ids], folder: Path) -> None:
     for first in range(0, len(clips), FOLDER_SIZE):
         (folder / f"{first // FOLDER_SIZE:03d}").mkdir(parents=True, exist_ok=True)
 
     def write(number: int) -> None:
-        clip = int(clips[number])
-        times = thumb_times(int(dataset.clip_lengths[clip]), len(clips))
-        thumbs = _thumbs(dataset, dataset.clip_offsets[clip] + times)
+        thumbs = _thumbs(dataset, dataset.clip_offsets[clips[number]] + times[number])
         save_jpeg(folder.parent / strip_path(number), sheet(thumbs, COLUMNS))
 
     with ThreadPoolExecutor(THREADS) as pool:

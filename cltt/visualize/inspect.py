@@ -217,7 +217,7 @@ def show_windows(made: Inspection) -> int:
         figures.require_window()
     index, split = made.index()
     if look.mode == "sample":
-        ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of {len(index):,}"
+        ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of 0 to {len(index) - 1:,}"
     else:
         ids, name = made.batch_ids(index)
     name += made.frames_note

@@ -20,7 +20,10 @@ BLUE, ORANGE = PALETTE[0], PALETTE[1]
 
 
 def draw_stats(stats: dict[str, Any], title: str) -> Figure:
-    """One page: totals, clip lengths, frame sizes, windows at other settings, and any splits and labels."""
+    """One page: totals, clip lengths, windows at other settings, and bars of frame sizes, splits and labels.
+
+    A single size, split or label stands in the totals: a chart of one bar shows nothing.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), facecolor="white", layout="constrained")
@@ -28,10 +31,12 @@ def draw_stats(stats: dict[str, Any], title: str) -> Figure:
     figure.suptitle(printable(title), x=0.012, ha="left", fontsize=14, weight="bold", color=INK, parse_math=False)
     grid = figure.add_gridspec(2, 3)
     _draw_totals(figure.add_subplot(grid[0, 0]), stats)
-    _draw_lengths(figure.add_subplot(grid[0, 1]), stats)
-    _draw_sizes(figure.add_subplot(grid[0, 2]), stats)
+    several_sizes = len(stats["frame_sizes"]) > 1
+    _draw_lengths(figure.add_subplot(grid[0, 1] if several_sizes else grid[0, 1:]), stats)
+    if several_sizes:
+        _draw_sizes(figure.add_subplot(grid[0, 2]), stats)
     kinds = {"Splits (clips)": stats["splits"], "Labels (clips)": stats["labels"]}
-    groups = [(name, found) for name, found in kinds.items() if found]
+    groups = [(name, found) for name, found in kinds.items() if len(found) > 1]
     _draw_table(figure.add_subplot(grid[1, : 3 - len(groups)]), stats)
     for column, (name, found) in enumerate(groups, start=3 - len(groups)):
         _draw_groups(figure.add_subplot(grid[1, column]), name, found)
@@ -41,9 +46,11 @@ def draw_stats(stats: dict[str, Any], title: str) -> Figure:
 def _draw_totals(axes: Axes, stats: dict[str, Any]) -> None:
     """The numbers a person looks for first."""
     settings, short, repeats = stats["window_settings"], stats["too_short"], stats["duplicates"]
+    sizes = stats["frame_sizes"]
+    groups = [f", {kind} {stats[f'{kind}s'][0]['name']}" for kind in ("split", "label") if len(stats[f"{kind}s"]) == 1]
     lines = [
-        _number(stats["clips"], "clip"),
-        _number(stats["frames"], "frame"),
+        _number(stats["clips"], "clip", printable("".join(groups))),
+        _number(stats["frames"], "frame", f" of {size_name(sizes[0])}" if len(sizes) == 1 else ""),
         (size_text(stats["bytes"]), "of JPEG data"),
         _number(stats["windows"], "window", f" ({_short_settings(settings)})"),
         _number(short["clips"], "clip", f" too short, with {counted(short['frames'], 'frame')}"),
@@ -53,7 +60,7 @@ def _draw_totals(axes: Axes, stats: dict[str, Any]) -> None:
     for number, (value, name) in enumerate(lines):
         y = 0.95 - number * 0.165
         axes.text(0, y, value, transform=axes.transAxes, fontsize=15, fontweight="bold", color=INK, va="center")
-        axes.text(0, y - 0.075, name, transform=axes.transAxes, fontsize=9.5, color=GREY, va="center")
+        axes.text(0, y - 0.075, name, transform=axes.transAxes, fontsize=9.5, color=GREY, va="center", parse_math=False)
 
 
 def _number(count: int, noun: str, more: str = "") -> tuple[str, str]:

@@ -5,6 +5,7 @@ Pixel arrays are uint8 RGB; b windows of T frames, S pixels square, as the netwo
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from cltt.config import require
 from cltt.text import counted, shorten
 from cltt.visualize.figures import (
     GREY,
+    INK,
     MAX_SIDE,
     pixel_figure,
     write,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 MARGIN, GAP, HEADER = 16, 6, 74  # pixels round the picture, between frames, above the first row
 LABEL_WIDTH, CAPTION_HEIGHT = 200, 34  # pixels left of a row, under a row of frames
 LETTER = 6.2  # pixels a letter of a caption takes, about
-DIFFERENCE_GAIN = 3
+SATURATED = 99  # percentile of the changes in a picture that is drawn black
 
 
 def draw_windows(
@@ -47,17 +49,20 @@ def draw_windows(
     Args:
         view: the windows.
         title: the first line of the picture.
-        difference: add a row of absolute differences to the frame before, white where nothing changed.
+        difference: add a row of absolute differences to the frame before (:func:`differences`).
         augmented: uint8 [b, T, S, S, 3], the same frames after augmentation; adds a row.
         frames_per_second: gives times in seconds instead of frame numbers.
 
     Raises SettingsError for more windows than a picture can hold.
     """
-    rows = [view.frames]
+    rows, extra = [view.frames], []
     if difference:
-        rows.append(differences(view.frames))
+        changes, black = differences(view.frames)
+        rows.append(changes)
+        extra.append(f"change since the frame\nbefore: white none,\nblack {black} of 255 or more")
     if augmented is not None:
         rows.append(augmented)
+        extra.append("augmented")
     grid = np.stack(rows, axis=1)  # [b, rows a window, T, S, S, 3]
     layout = Layout(grid.shape[0], grid.shape[1], grid.shape[2], grid.shape[3])
     figure, axes = pixel_figure(layout.width, layout.height)
@@ -66,8 +71,6 @@ def draw_windows(
     write(axes, MARGIN, MARGIN + 27, _shape_line(view), size=12, color=GREY)
     for number, line in enumerate(_notes(view)):
         write(axes, MARGIN, MARGIN + 41 + 14 * number, line, size=12, color=GREY)
-    extra = [f"change since the\nframe before (x{DIFFERENCE_GAIN})"] if difference else []
-    extra += ["augmented"] if augmented is not None else []
     for window in range(layout.windows):
         _label_window(axes, layout, view, window, frames_per_second)
         for row, name in enumerate(extra, start=1):
@@ -75,15 +78,17 @@ def draw_windows(
     return figure
 
 
-def differences(frames: Pixels) -> Pixels:
-    """255 minus three times the largest channel's absolute difference to the frame before [b, T, S, S, 3].
+def differences(frames: Pixels) -> tuple[Pixels, int]:
+    """How much each pixel differs from the frame before, as grey [b, T, S, S, 3], and the change that is drawn black.
 
-    The first frame of a window has none and stays white.
+    A pixel's change is that of its most changed channel, 0 to 255: 0 is white, and the largest are black, a hundredth
+    of all. The first frame of a window has none and stays white.
     """
     shown = np.full_like(frames, 255)
     change = np.abs(np.diff(frames.astype(np.int16), axis=1)).max(axis=-1, keepdims=True)
-    shown[:, 1:] = 255 - np.minimum(255, change * DIFFERENCE_GAIN)
-    return shown
+    black = max(1, int(np.percentile(change, SATURATED)))
+    shown[:, 1:] = 255 - np.minimum(255, change.astype(np.int32) * 255 // black)
+    return shown, black
 
 
 class Layout:
@@ -166,29 +171,28 @@ def _notes(view: WindowView) -> list[str]:
 def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames_per_second: float | None) -> None:
     """Window and clip left of the row, name and time under each frame."""
     top = layout.top(row, 0)
-    wide = int((LABEL_WIDTH - 8) / LETTER)
     write(axes, MARGIN, top + 10, f"window {view.window_ids[row]}", size=13, weight="bold")
-    write(axes, MARGIN, top + 28, shorten(view.clip_names[row], wide), size=11, color=GREY)
+    write(axes, MARGIN, top + 28, _fitting(view.clip_names[row], LABEL_WIDTH - 8), size=11, color=GREY)
     bottom = top + layout.rows * (layout.cell + GAP) - GAP
     for column in range(layout.columns):
-        name = shorten(_short_name(view.frame_names[row][column]), int(layout.cell / LETTER))
+        lines = [_time_text(view, row, column, frames_per_second)]
+        if "#t=" not in view.frame_names[row][column]:  # a frame of a video has the name of its clip
+            lines.insert(0, _fitting(Path(view.frame_names[row][column]).stem, layout.cell))
         middle = layout.left(column) + layout.cell / 2
-        write(axes, middle, bottom + 9, name, size=11, ha="center")
-        write(
-            axes,
-            middle,
-            bottom + 22,
-            _time_text(view, row, column, frames_per_second),
-            size=10,
-            color=GREY,
-            ha="center",
-        )
+        for number, (line, size, color) in enumerate(zip(lines, (11, 10), (INK, GREY), strict=False)):
+            write(axes, middle, bottom + 9 + 13 * number, line, size=size, color=color, ha="center")
 
 
-def _short_name(name: str) -> str:
-    """A file's name without its ending; of a frame of a video the video's name."""
-    path, of_video, _ = Path(name).name.rpartition("#t=")
-    return path if of_video else Path(name).stem
+def _fitting(text: str, pixels: int) -> str:
+    """``text``, shortened until it takes about ``pixels`` at the size of a caption."""
+    letters = len(text)
+    while letters > 1 and sum(map(_letter_width, shorten(text, letters))) > pixels:
+        letters -= 1
+    return shorten(text, letters)
+
+
+def _letter_width(letter: str) -> float:
+    return LETTER * (1.8 if unicodedata.east_asian_width(letter) in "WF" else 1)
 
 
 def _time_text(view: WindowView, row: int, column: int, frames_per_second: float | None) -> str:

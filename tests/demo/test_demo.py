@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import cv2
@@ -12,9 +14,12 @@ import numpy as np
 import pytest
 
 from cltt import ShardDataset, build_shards
+from cltt.cli import EXIT_INTERRUPTED
 from cltt.demo import __main__, render
-from cltt.demo.__main__ import CLIPS_PER_OBJECT, SPLIT_SEED, SPLITS, DemoSettings, main, render_clips
+from cltt.demo.__main__ import CLIPS_PER_OBJECT, SPLIT_SEED, SPLITS, DemoSettings, main, remove_demo, render_clips
 from cltt.errors import SettingsError
+from cltt.loader.loader import Batch
+from cltt.training.trainer import Trainer
 from tests.helpers.data import make_clips
 
 FLAGS = ("--objects", "2", "--frames", "16", "--image-size", "32", "--batch-size", "8", "--epochs", "1")
@@ -44,30 +49,64 @@ def test_the_demo_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
     assert results[__main__.BEFORE] != results[__main__.AFTER]
 
 
-def test_a_second_run_reuses_clips_and_shards_and_says_where_all_is(
+def test_a_second_run_keeps_what_is_there_and_says_where_all_is(
     finished: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, given = finished
     before = json.loads((out / "accuracy.json").read_text())
     metrics = (out / "metrics.csv").read_text()
+    (out / "run" / "evaluation.json").write_text("of cltt evaluate")
     monkeypatch.setattr(render, "write_clip", lambda *_: pytest.fail("a clip was rendered again"))
-    inode = (out / "shards" / "index.json").stat().st_ino
+    monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("a step was trained again"))
+    kept = {path: path.stat().st_ino for path in [out / "shards" / "index.json", *(out / "run").glob("*.pt")]}
     assert main(["--out", given, *FLAGS, "--device", "cpu"]) == 0
-    assert (out / "shards" / "index.json").stat().st_ino == inode
+    assert len(kept) == 2 and {path: path.stat().st_ino for path in kept} == kept
     assert json.loads((out / "accuracy.json").read_text()) == before
     assert (out / "metrics.csv").read_text() == metrics
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith(f"{given}: windows.png, loss.png, accuracy.png, metrics.csv")
-    shown = re.findall(r"([\d.]+)% -> ([\d.]+)%", last)
-    kept = [
+    assert (out / "run" / "evaluation.json").is_file()
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert "minutes" in lines[0]
+    assert lines[-1].startswith("next: cltt train --root-dir")
+    assert lines[-2].startswith(f"{given}: windows.png, loss.png, accuracy.png, metrics.csv")
+    shown = re.findall(r"([\d.]+)% -> ([\d.]+)%", lines[-2])
+    gains = [
         (before[__main__.BEFORE][name], before[__main__.AFTER][name]) for name in (__main__.ONE_SHOT, __main__.PROBE)
     ]
-    assert shown == [(f"{100 * a:.1f}", f"{100 * b:.1f}") for a, b in kept]
+    assert shown == [(f"{100 * a:.1f}", f"{100 * b:.1f}") for a, b in gains]
 
 
-def test_an_interrupted_rendering_goes_on_and_other_settings_start_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("flag", "word"), [("--seed", "seed is 1 and was 0"), ("--epochs", "epochs is 2 and was 1")])
+def test_other_settings_delete_nothing(finished: tuple[Path, str], flag: str, word: str) -> None:
+    out, given = finished
+    flags = [*FLAGS, "--device", "cpu", flag, word.split()[2]]
+    with pytest.raises(SettingsError, match=rf"{word}\); give --fresh .*, or another --out"):
+        main(["--out", given, *flags])
+    assert list((out / "run").glob("*.pt"))
+
+
+def test_an_interrupted_demo_names_no_flag_that_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    step = Trainer._step
+
+    def interrupted(trainer: Trainer, batch: Batch) -> float:
+        if trainer.history.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    command = ["--out", str(tmp_path), *FLAGS, "--device", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == EXIT_INTERRUPTED
+    said = capsys.readouterr().out
+    assert "step 2; the same command goes on from" in said and "--resume" not in said
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert main(command) == 0
+    assert "resuming from" in capsys.readouterr().out
+
+
+def test_an_interrupted_rendering_goes_on_and_fresh_starts_anew(tmp_path: Path) -> None:
     settings = DemoSettings(out=str(tmp_path), objects=2, frames=16)
     whole = [path.relative_to(tmp_path) for path in sorted(render_clips(settings).rglob("*.jpg"))]
     pictures = [(tmp_path / path).read_bytes() for path in whole]
@@ -75,6 +114,8 @@ def test_an_interrupted_rendering_goes_on_and_other_settings_start_anew(
         folder.rename(tmp_path / f"gone-{folder.name}")
     render_clips(settings)
     assert [(tmp_path / path).read_bytes() for path in whole] == pictures
+    remove_demo(tmp_path)
+    assert not (tmp_path / "clips").exists()
     render_clips(DemoSettings(out=str(tmp_path), objects=2, frames=16, seed=1))
     assert [(tmp_path / path).read_bytes() for path in whole if (tmp_path / path).exists()] != pictures
     assert len(list((tmp_path / "clips").glob("*/*"))) == 2 * CLIPS_PER_OBJECT

@@ -95,7 +95,7 @@ def test_the_command_people_use_is_understood() -> None:
         (["--root-dir", "{tmp}/sidecars"], ["sidecars", "no frames"]),
         (["--shards", "{tmp}/nowhere"], ["nowhere"]),
         ([], ["--root-dir", "--shards"]),
-        (["--shards", "x", "--backbone", "vgg"], ["--backbone", "vgg", "resnet50"]),
+        (["--shards", "x", "--backbone", "VGG"], ["--backbone", "VGG", "resnet18"]),
         (["--shards", "x", "--batch-size", "many"], ["--batch-size", "many"]),
         (["--shards", "x", "--batch-size", "0"], ["batch_size is 0"]),
         (["--shards", "x", "--no-such-flag"], ["there is no flag --no-such-flag (see"]),

@@ -9,7 +9,7 @@ import pytest
 
 from cltt import checkpoint
 from cltt.commands import train
-from cltt.demo.__main__ import DemoSettings, render_clips
+from cltt.demo.__main__ import DemoSettings, remove_demo, render_clips
 from cltt.errors import SettingsError
 from cltt.metrics import History, is_ours_to_replace
 from cltt.training import records
@@ -66,7 +66,10 @@ def test_a_demo_deletes_no_folder_of_others(tmp_path: Path, name: str, stamp: st
         assert precious.read_text() == "dear"
         return
     (tmp_path / "rendered.json").write_text(stamp)  # of a demo, though not of these settings, or spoilt
-    render_clips(settings)
+    with pytest.raises(SettingsError, match=f"{name} is of a demo with other settings .*--fresh"):
+        render_clips(settings)
+    assert precious.read_text() == "dear"
+    remove_demo(tmp_path)
     assert not precious.exists()
 
 

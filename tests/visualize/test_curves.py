@@ -10,9 +10,11 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
+from cltt import TemporalInfoNCE
 from cltt.errors import DataError, SettingsError
-from cltt.metrics import read_run
+from cltt.metrics import chance_loss, read_run
 from cltt.visualize import curves, windows
 from cltt.visualize.curves import name_runs
 
@@ -36,6 +38,23 @@ def test_an_evaluation_of_ten_columns_is_read_by_name(tmp_path: Path) -> None:
         "epoch": [2], "train_loss": [0.5], "train_acc": [0.8], "val_loss": [0.6], "val_acc": [0.7],
         "test_loss": [0.4], "test_acc": [0.3],
     }  # fmt: skip
+
+
+def test_abx_of_a_run_is_read_from_its_evaluations_and_drawn(tmp_path: Path) -> None:
+    """The last of an epoch counts, and the last data; columns of text and rows without it harm nothing."""
+    run = make_run(tmp_path / "run")
+    assert len(lines_of(curves.draw_curves({"run": read_run(run)}))) == 4
+    (run / "evaluation.csv").write_text(
+        "epoch,step,abx_within,abx_across,test_acc,checkpoint,data\n"
+        "1,0,0.1,0.1,,epoch-0001.pt,other\n2,0,0.6,0.8,,in training,s\n1,0,0.5,,,in training,s\n"
+        "2,0,0.7,0.9,,in training,s\n4,0,,,0.5,epoch-0004.pt,s\n"
+    )
+    metrics = read_run(run)
+    assert metrics.abx["epoch"] == [1, 2] and metrics.abx["abx_within"] == [0.5, 0.7]
+    panels = lines_of(curves.draw_curves({"run": metrics}))
+    assert len(panels) == 6 and panels[4:] == [[[(1, 0.5), (2, 0.7)]], [[(2, 0.9)]]]
+    (run / "evaluation.csv").write_text("nothing,of,ours\n1,2,3\n")
+    assert read_run(run).abx["epoch"] == []
 
 
 def lines_of(figure: object) -> list[list[tuple[float, float]]]:
@@ -159,10 +178,32 @@ def test_differences_are_between_neighbouring_frames() -> None:
     frames = np.full((1, 3, 2, 2, 3), 100, dtype=np.uint8)
     frames[0, 1, 0, 0, 1] = 110
     frames[0, 2] = 0
-    shown = windows.differences(frames)[0, ..., 0]
+    changes, black = windows.differences(frames)
+    shown = changes[0, ..., 0]
+    assert black == 109  # the 99th percentile of 0, 0, 0, 10, 100, 100, 100 and 110, interpolated
     assert (shown[0] == 255).all()
-    assert shown[1].tolist() == [[225, 255], [255, 255]]
-    assert (shown[2] == 0).all()
+    assert shown[1].tolist() == [[255 - 255 * 10 // black, 255], [255, 255]]
+    assert (shown[2] <= 255 - 255 * 100 // black).all()
+    assert windows.differences(frames[:, :1].repeat(3, axis=1))[1] == 1  # nothing changes: all white
+
+
+def test_a_run_alone_has_its_name_and_the_chance_level(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine")
+    (run / "settings.json").write_text('{"windows": {"window_size": 5}, "data": {"batch_size": 32}}')
+    figure = curves.draw_curves({"mine": read_run(run)})
+    assert figure.get_suptitle() == "mine"
+    assert figure.axes[0].texts[0].get_text() == "chance: 5.07"
+    (run / "settings.json").write_text("[]")
+    assert not curves.draw_curves({"mine": read_run(run)}).axes[0].texts
+
+
+@pytest.mark.parametrize(("beta", "memory"), [(0.0, 0), (0.7, 0), (0.0, 6)])
+def test_the_chance_level_is_the_loss_of_equal_features(beta: float, memory: int) -> None:
+    loss_fn = TemporalInfoNCE(temperature=0.3, backend="reference", hard_negatives=beta, memory=memory)
+    z, frames = torch.ones(8, 3, 4), torch.arange(24).reshape(8, 3)
+    losses = [float(loss_fn(z, torch.arange(8) + 8 * step, frames)) for step in range(2)]
+    settings = {"windows": {"window_size": 3}, "data": {"batch_size": 8}, "model": {"memory": memory}}
+    assert losses[-1] == pytest.approx(chance_loss(settings), rel=1e-5)
 
 
 def test_equal_runs_do_not_hide_each_other(tmp_path: Path) -> None:

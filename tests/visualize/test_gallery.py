@@ -99,12 +99,17 @@ def test_nothing_is_fetched_from_anywhere_else(gallery: Path) -> None:
     assert not re.search(r"https?:|//[a-z]+\.|src=\"/|import\(|fetch\(|XMLHttp", page)
 
 
-def test_long_clips_get_as_many_thumbs_as_the_budget_gives() -> None:
-    assert len(gallery_module.thumb_times(100_000, 10)) == gallery_module.MOST
-    assert len(gallery_module.thumb_times(100_000, 5_000)) == gallery_module.FEWEST
-    times = gallery_module.thumb_times(1000, 3000)
-    assert times[0] == 0 and times[-1] == 999 and len(times) == 50
-    assert gallery_module.thumb_times(1, 1).tolist() == [0]
+@pytest.mark.parametrize("step", [1, 7, 10, 30])
+def test_long_clips_get_thumbs_within_the_budget_that_fit_the_step(step: int) -> None:
+    for length, clips, room in (
+        (100_000, 10, gallery_module.MOST),
+        (400, 5_000, gallery_module.FEWEST),
+        (1000, 3000, 50),
+    ):
+        spacing = gallery_module.thumb_spacing(length, clips, step)
+        assert -(-length // room) <= spacing and (spacing % step == 0 or step % spacing == 0)
+        assert spacing < 2 * length / room + step
+    assert gallery_module.thumb_spacing(gallery_module.MOST, 1, step) == 1
 
 
 def test_an_earlier_gallery_is_replaced_and_other_files_are_not(folder: Path, tmp_path: Path) -> None:
@@ -174,7 +179,7 @@ def test_the_page_renders_and_the_address_sets_the_window(gallery: Path, tmp_pat
     page = browse(tmp_path, gallery / "index.html", "#t=3")
     assert page.frames == {clip["id"]: expected_frames(clip["length"], 3) for clip in clips[:20]}
     assert page.images == [clip["strip"] for clip in clips[:20]]
-    assert page.text["page"] == "page 1 of 2 (23 clips)" and page.text["says"] == "3 of 0 to 12"
+    assert page.text["page"] == "page 1 of 2 (23 clips)" and page.text["says"] == "window 4 of 13"
 
 
 @needs_browser
@@ -190,6 +195,23 @@ def test_the_slider_moves_the_marked_frames(gallery: Path, tmp_path: Path) -> No
     )
     assert page.frames == {clip: expected_frames(length, 1, 4, 2, 7) for clip, length in clips.items()}
     assert page.frames[0] == [7, 9, 11, 13]
+
+
+@needs_browser
+def test_the_marks_of_a_long_clip_are_even(tmp_path: Path) -> None:
+    """Each lies on the last thumb that is not after its frame; frames of one thumb share a mark."""
+    root = data.make_clips(tmp_path / "frames", {"long": 400}, height=16, width=16)
+    argv = ["--root-dir", str(root), "--mode", "html", "--out", str(tmp_path / "g"), "--batch-size", "2"]
+    assert inspect.main([*argv, "--window-size", "5", "--frame-step", "10", "--image-size", "16"]) == 0
+    (clip,) = contents(tmp_path / "g")["clips"]
+    assert (clip["thumbs"], clip["every"]) == (80, 5)
+    page = browse(tmp_path, tmp_path / "g" / "index.html", "#t=13")
+    assert page.frames[0] == [13, 23, 33, 43, 53]
+    assert [box[0] for box in page.boxes[0]] == [
+        pytest.approx(100 * thumb / 30, abs=0.01) for thumb in (2, 4, 6, 8, 10)
+    ]
+    page = browse(tmp_path, tmp_path / "g" / "index.html", "#step=1&t=13")
+    assert page.frames[0] == [13, 15]  # 13 and 14 on one thumb, 15 to 17 on the next
 
 
 @needs_browser

@@ -212,3 +212,23 @@ def test_the_gallery_and_statistics_of_drawn_steps(
     assert found["window_settings"]["span"] == 11 and picture.exists()
     inspect.main([*map(str, argv), "--mode", "html", "--batch-size", "3", "--epoch", "2", "--out", str(tmp_path / "g")])
     assert '"marked":false' in (tmp_path / "g/index.html").read_text()
+
+
+def test_letters_are_drawn_in_a_font_that_has_them() -> None:
+    """Or, where there is none, as one character that says that something is left out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    known, unknown = figure.text(0, 0, "日本/walk.mp4"), figure.text(0, 0, "\U000f0001\U000f0002/walk.mp4 é")
+    figures._use_fonts(figure)
+    assert unknown.get_text() == "…/walk.mp4 é"  # of a private area: no font has these
+    families, missing = figures._fonts_for(frozenset("日本"))
+    assert known.get_fontfamily() == ["sans-serif", *families]
+    assert known.get_text() == ("…/walk.mp4" if missing else "日本/walk.mp4") and bool(families) != bool(missing)
+
+
+def test_a_caption_does_not_run_into_the_next() -> None:
+    assert windows_module._fitting("short", 100) == "short"
+    for letter in "a日":
+        fitted = windows_module._fitting(letter * 60 + ".mp4", 200)
+        assert "…" in fitted and sum(map(windows_module._letter_width, fitted)) <= 200 and fitted.endswith(".mp4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import FolderDataset
 from cltt.visualize import inspect, stats_page
 from cltt.visualize import stats as stats_module
+from tests.helpers import data
 from tests.helpers.inspecting import (
     LENGTHS,
     WINDOWS,
@@ -92,15 +94,19 @@ def test_stats_in_text_and_as_a_page(shards: Path, capsys: pytest.CaptureFixture
     assert matplotlib.image.imread(tmp_path / "new" / "s.png").shape == (800, 1200, 4)
 
 
-def test_the_page_of_stats_has_no_empty_panel(shards: Path, split_shards: Path, folder: Path) -> None:
+def test_the_page_of_stats_has_no_empty_panel(shards: Path, split_shards: Path, folder: Path, tmp_path: Path) -> None:
     def titles(dataset: ShardDataset | FolderDataset) -> list[str]:
         figure = stats_page.draw_stats(stats_module.dataset_stats(dataset, WindowSettings()), "t")
         return [axes.get_title(loc="left") for axes in figure.axes][1:]
 
-    always = ["Clip lengths", "Frame sizes (frames)", "Windows at other settings"]
+    always = ["Clip lengths", "Windows at other settings"]  # all frames are of one size
     assert titles(ShardDataset(shards)) == [*always, "Labels (clips)"]
     assert titles(ShardDataset(split_shards)) == [*always, "Splits (clips)"]
     assert titles(FolderDataset(folder)) == always
+    other = data.make_clips(shutil.copytree(folder, tmp_path / "sizes"), {"z": 5}, height=16, width=16)
+    assert titles(FolderDataset(other)) == [always[0], "Frame sizes (frames)", always[1]]
+    figure = stats_page.draw_stats(stats_module.dataset_stats(FolderDataset(folder), WindowSettings()), "t")
+    assert "frames of 64x48" in [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_stats_need_no_window_to_fit(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
