@@ -7,9 +7,10 @@
 - ``windows``, on COIL-20, one seed: other ``--window-size``, ``--frame-step`` and ``--window-stride``, at a constant
   learning rate.
 
-A small ResNet (timm's ``test_resnet``, 0.4 million weights) on the CPU, 16 windows a batch, and one epoch of the arm
-"time": 85 steps on COIL-20, about 60 on the demo's clips. ``one_shot``: nearest neighbour by cosine, one labelled image a class, mean of ten draws.
-``probe``: a linear classifier; on COIL-20 fitted on four views an object, mean of ten draws.
+A small ResNet (timm's ``test_resnet``, 0.4 million weights; extra ``timm``) on the CPU, 16 windows per batch, one epoch
+of the arm "time": 85 steps on COIL-20, about 60 on the demo's clips. ``one_shot``: nearest neighbour by cosine, one
+labelled image per class, mean of ten draws. ``probe``: a linear classifier; on COIL-20 fitted on four views per object,
+mean of ten draws.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/experiments.md and next_experiments.md: each command is understood; recipes have the values of the authors' code."""
+"""The pages of experiments: each command is understood, and the recipes have the values of the authors' code."""
 
 from __future__ import annotations
 
