@@ -62,12 +62,17 @@ def run_settings(shards: Path, run_dir: Path, seed: int, epochs: int, **order: i
     )
 
 
-def few_view_accuracy(encoder: nn.Module, data: Path, image_size: int) -> dict[str, float]:
-    """Accuracy on all views that are not labelled, with one and with four labelled views an object."""
+def features_of(encoder: nn.Module, data: Path, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [n, F] and labels int64 [n] of all views."""
     parts = open_labelled(data).parts.values()
     cpu = torch.device("cpu")
     features = torch.cat([extract_features(encoder, part, image_size=image_size, device=cpu) for part in parts])
-    labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
+    return features, torch.cat([torch.from_numpy(part.labels) for part in parts])
+
+
+def few_view_accuracy(encoder: nn.Module, data: Path, image_size: int) -> dict[str, float]:
+    """Accuracy on all views that are not labelled, with one and with four labelled views an object."""
+    features, labels = features_of(encoder, data, image_size)
     return {f"{shots}_view": float(few_shot_accuracies(features, labels, shots).mean()) for shots in (1, 4)}
 
 

@@ -166,11 +166,11 @@ def machine_info() -> dict[str, str]:
     """The machine and the libraries, as strings: date, commit, cpu, cores, memory_gb, gpu, python, library versions."""
     values = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+        "commit": output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
         "cpu": _cpu_model(),
         "cores": str(cores()),
         "memory_gb": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f}",
-        "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or "none",
+        "gpu": output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or "none",
         "python": platform.python_version(),
     }
     return {**values, **{name: _version(name) for name in LIBRARIES}}
@@ -187,7 +187,7 @@ def _cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
     """First line of the command's output; empty where the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)

@@ -170,16 +170,6 @@ def measure(device: torch.device, N: int, D: int = D, *, quick: bool) -> Iterato
         yield row, timing
 
 
-def device_rows(device: torch.device, *, quick: bool) -> Iterator[Row]:
-    """Every figure as {case, metric, values, unit}, for the benchmark of a whole GPU."""
-    wanted = cases(device, quick=quick)
-    for N, width in wanted[:2] if device.type == "cpu" and quick else wanted:  # on a CPU this is but a walk
-        for row, timing in measure(device, N, width, quick=quick):
-            case = f"{row['name']}, N={N}" + ("" if width == D else f", D={width}")
-            yield {"case": case, "metric": "fwd_bwd", "values": [s * 1e3 for s in timing.seconds], "unit": "ms"}
-            yield {"case": case, "metric": "extra_memory", "values": row["extra_mb"], "unit": "MB"}
-
-
 def cases(device: torch.device, *, quick: bool) -> list[tuple[int, int]]:
     """N and D of every table row."""
     wide = [WIDE] if device.type == "cuda" and not quick else []

@@ -66,14 +66,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=position)
 
 
+def older_checkpoints(folder: Path) -> list[Path]:
+    """The files ``simclr_epoch_NNN.pth`` of the older script in ``folder``, by epoch."""
+    files = [path for path in folder.glob("simclr_epoch_*.pth") if path.stem.rpartition("_")[2].isdecimal()]
+    return sorted(files, key=lambda path: int(path.stem.rpartition("_")[2]))
+
+
 def older_run(folder: Path) -> Path | None:
     """The newest file that the older script left in ``folder``; None: none, or a run of ours has saved there."""
     if list_checkpoints(folder):
         return None
-    files = [path for path in folder.glob("simclr_epoch_*.pth") if path.stem.rpartition("_")[2].isdecimal()]
+    if files := older_checkpoints(folder):
+        return files[-1]
     log = folder / "metrics.csv"
-    if files:
-        return max(files, key=lambda path: int(path.stem.rpartition("_")[2]))
     return log if log.exists() and not (folder / SETTINGS_FILE).exists() else None
 
 

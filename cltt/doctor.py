@@ -127,7 +127,25 @@ def decode_path() -> Iterator[Finding]:
     found = {None: "could not be asked for", 0: "not found"}.get(engines, f"found ({engines} engines)")
     advice = "" if engines else "decoding shares the GPU's cores with training; A100, H100 and H200 have the engine"
     yield Finding("ok" if engines else "note", "JPEG hardware", found, advice)
+    why = why_dali_fails("cuda")
+    if why:
+        yield Finding("note", "decode path", "libjpeg-turbo and OpenCV on CPU threads", f"DALI fails on a JPEG: {why}")
+        return
     yield Finding("ok", "decode path", "DALI mixed: JPEG hardware and CUDA" if engines else "DALI mixed: CUDA")
+
+
+def why_dali_fails(device: str) -> str:
+    """Why DALI cannot decode a JPEG on ``device`` (cuda, or cpu), in its words; empty if it can."""
+    try:
+        import torch
+
+        from cltt.frames.decoders import DaliDecoder
+        from cltt.frames.geometry import Framing
+
+        decoder = DaliDecoder(Framing(image_size=64), torch.device(device), 1)
+    except ImportError as error:
+        return str(error)
+    return decoder.why_it_fails()
 
 
 def memory_and_limits() -> Iterator[Finding]:

@@ -51,9 +51,30 @@ def test_the_jpeg_engine_is_reported(monkeypatch: pytest.MonkeyPatch, engines: i
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "dali_version", lambda: "2.4.0")
     monkeypatch.setattr(doctor, "hardware_jpeg_engines", lambda: engines)
+    monkeypatch.setattr(doctor, "why_dali_fails", lambda device: "")
     findings = {finding.subject: finding for finding in doctor.decode_path()}
     assert findings["JPEG hardware"].status == status
     assert ("JPEG hardware and CUDA" in findings["decode path"].fact) == bool(engines)
+
+
+def test_a_jpeg_is_decoded_with_dali_and_its_reason_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    graphs = pytest.importorskip("cltt.frames.gpu.dali_graphs")
+    assert doctor.why_dali_fails("cpu") == ""
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError(
+            "Critical error in pipeline:\nError in operator, encountered:\n\nno libnvjpeg.so\nStack: ..."
+        )
+
+    monkeypatch.setattr(graphs.DecodeGraph, "decode", fail)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor, "hardware_jpeg_engines", lambda: 1)
+    on_cpu = doctor.why_dali_fails
+    monkeypatch.setattr(doctor, "why_dali_fails", lambda device: on_cpu("cpu"))
+    path = next(finding for finding in doctor.decode_path() if finding.subject == "decode path")
+    assert (path.status, path.advice) == ("note", "DALI fails on a JPEG: no libnvjpeg.so") and "CPU" in path.fact
 
 
 def test_a_low_file_limit_and_a_job_are_seen() -> None:

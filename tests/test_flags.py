@@ -43,7 +43,7 @@ FIELDS = [
 ]
 GROUPS = TrainSettings.groups()
 NAMES = {group: {field.name: field for field in declared(settings)} for group, settings in GROUPS.items()}
-NEEDED = {"DataSettings": {"shards": "x"}, "EvaluationSettings": {"checkpoint": "x", "data": "x"}}
+NEEDED = {"DataSettings": {"shards": "x"}, "EvaluationSettings": {"checkpoint": ["x"], "data": "x"}}
 
 
 def _made(settings: type, **values: Any) -> Any:
@@ -90,7 +90,7 @@ def test_every_setting_is_a_flag(settings: type, field: dataclasses.Field[Any]) 
         assert vars(parser.parse_args([flag, *[str(one)] * several])) == {field.name: [one] * several}
     assert count or vars(parser.parse_args(words)) == {field.name: one}
     shown = " ".join(parser.format_help().split(f"\n  {flag}")[1].split("\n  --")[0].split())
-    says_nothing = field.default is None or field.default is False or field.default == ""
+    says_nothing = field.default is None or field.default is False or field.default in ("", ())
     assert says_nothing or shown.endswith(f"(default: {field.default})")
     assert "None)" not in shown and "False)" not in shown and "()" not in shown
 

@@ -27,6 +27,7 @@ from cltt.config.fields import (
     value_types,
     values_of,
 )
+from cltt.config.labels import LabelRules
 from cltt.config.recipe import (
     ModelSettings,
     OptimSettings,
@@ -56,6 +57,7 @@ __all__ = [
     "AugmentSettings",
     "CheckpointSettings",
     "DataSettings",
+    "LabelRules",
     "LogSettings",
     "ModelSettings",
     "OptimSettings",

@@ -1,6 +1,6 @@
 """Flags of the older script ``train_simclr.py``, as they stand in people's batch files: they work, or say what does.
 
-Each setting names those that it replaces. All are shown in docs/old_names.md; the help leaves them out.
+Each setting names those that it replaces. All are shown in docs/older_script.md; the help leaves them out.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ _HIDDEN: dict[str, Any] = {"help": argparse.SUPPRESS, "default": argparse.SUPPRE
 SHORT_CLIPS = ShortClipRule()
 OBJECT_FOCUS = Refused({"use-object-focus": "give --region center --region-effect blur"})
 TWO_VIEWS = Refused(
-    {"two-view-offset": "two views K frames apart are a window of two: give --window-size 2 --frame-step K"}
+    {
+        "two-view-offset": "give --window-size 2 --frame-step N: the two views of --two-view-offset K lie N = "
+        "(window_size - 1) * frame_step + K frames apart, by the window size and step given there"
+    }
 )
 LINEAR_EVALUATION = Refused(
     {

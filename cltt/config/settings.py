@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from cltt.config.augmenting import Augment
 from cltt.config.data import DataSettings, WindowSettings
 from cltt.config.fields import MAX_SEED, check_fields, declared, require, saved, setting
+from cltt.config.labels import LabelRules
 from cltt.config.old_flags import LINEAR_EVALUATION, WANDB
 from cltt.config.recipe import ModelSettings, OptimSettings
 from cltt.text import changes
@@ -70,8 +71,8 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogSettings:
-    """What is written down while training."""
+class LogSettings(LabelRules):
+    """What is written down while training, and what the run is evaluated on."""
 
     csv_log: bool = setting(False, "write metrics.csv and metrics_eval.csv", free=True, old=WANDB)
     csv_log_path: str | None = setting(
@@ -96,7 +97,12 @@ class LogSettings:
     )
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
+        ruled = [rule.name for rule in declared(LabelRules) if getattr(self, rule.name) != rule.default]
+        require(
+            self.eval_data is not None or not ruled,
+            f"{' and '.join(ruled)} say how --eval-data is labelled; give --eval-data too, or leave them out",
+        )
         for name in ("csv_log_path", "eval_csv_log_path"):
             path = getattr(self, name)
             require(self.csv_log or path is None, f"{name} is {path!r}, but nothing is written to it without --csv-log")

@@ -24,6 +24,7 @@ from cltt.evaluation.images import Images, joined
 from cltt.evaluation.parts import seen_in_training
 from cltt.evaluation.plots import UNTRAINED, check_map, draw_map, draw_neighbours
 from cltt.evaluation.probe import ProbeSettings
+from cltt.evaluation.protocols import older_coil
 from cltt.files import atomic
 from cltt.files.atomic import file_sha256
 from cltt.models.encoders import IMAGE_SIZE, Encoder, build_encoder, check_takes
@@ -39,11 +40,12 @@ log = logging.getLogger(__name__)
 class EvaluationSettings:
     """Which encoders are evaluated, on what, and what is written."""
 
-    checkpoint: str = config.setting(
-        "",
-        "a run's folder: all of its checkpoints; or a file: a checkpoint, one of the older script, or an encoder's "
-        "state dict under torchvision's or timm's names (.pth, .safetensors)",
+    checkpoint: tuple[str, ...] = config.setting(
+        (),
+        "folders of a run or of the older script, for all checkpoints in them, and files: a checkpoint, one of the "
+        "older script, or an encoder's state dict under torchvision's or timm's names (.pth, .safetensors)",
         required=True,
+        metavar="PATH",
     )
     backbone: str | None = config.setting(
         None,
@@ -60,7 +62,9 @@ class EvaluationSettings:
         required=True,
     )
     out: str | None = config.setting(
-        None, "folder for evaluation.csv, .json and .png, to which rows are added (default: the run's folder)"
+        None,
+        "folder for evaluation.csv, .json and .png, to which rows are added (default: the folder of the "
+        "checkpoints, if they lie in one)",
     )
     baseline: bool = config.setting(
         True, "also evaluate the encoder as it was before training", action=BooleanOptionalAction
@@ -98,21 +102,28 @@ class Evaluation:
 
     def __init__(self, settings: EvaluationSettings, labelled: LabelledSettings, probe: ProbeSettings) -> None:
         self.settings, self.probe = settings, probe
-        source = Path(settings.checkpoint)
-        if not source.exists():
-            raise SettingsError(f"no checkpoint at {source}")
-        self.out = Path(settings.out) if settings.out else (source if source.is_dir() else source.parent)
+        self._warned: set[str] = set()
+        self.paths = [path for given in settings.checkpoint for path in _checkpoints_in(Path(given))]
+        self.out = Path(settings.out) if settings.out else _common_folder(self.paths)
         _check_outputs(settings, self.out)
-        self.paths = checkpoint.list_checkpoints(source) if source.is_dir() else [source]
-        if not self.paths:
-            raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt)")
         self.device = distributed.pick_device(settings.device, RankInfo())
-        self.data = open_labelled(settings.data, labelled, unlabelled=settings.shows_frames)
+        self.data = self._open_data(labelled)
         given = {name: value for name, value in asdict(labelled).items() if value is not None}
         self.rules = " ".join(f"{name}={value}" for name, value in given.items() if name != "max_images")
         print(self.data.layout, flush=True)
         for note in self.data.notes:
             print(f"note: {note}", flush=True)
+
+    def _open_data(self, labelled: LabelledSettings) -> LabelledData:
+        settings = self.settings
+        if not self.probe.protocol:
+            return open_labelled(settings.data, labelled, unlabelled=settings.shows_frames)
+        if labelled != LabelledSettings():
+            raise SettingsError(
+                f"--protocol {self.probe.protocol} takes all images, labelled by their names; leave out rules for "
+                "labels and groups, --clips and --max-images"
+            )
+        return older_coil.open_older_coil(settings.data)
 
     def run(self) -> None:
         """Evaluate the untrained encoder and every checkpoint, add the rows, and show the last one's frames."""
@@ -121,9 +132,9 @@ class Evaluation:
         last, features = self._read(self.paths[-1]), {}
         if self.settings.baseline and self.data.label_names:
             self._add(rows, flat, UNTRAINED, last, self._features(_untrained(last), last))
-        self._warn_of_known_clips(last)
         for path in self.paths:
             weights = last if path == self.paths[-1] else self._read(path)
+            self._warn_of_known_clips(weights)
             features = self._features(weights.build_encoder(), weights)
             if self.data.label_names:
                 self._add(rows, flat, self._name(path), weights, features)
@@ -175,10 +186,11 @@ class Evaluation:
         return path.name if path.parent.resolve() == self.out.resolve() else os.path.abspath(path)
 
     def _image_size(self, weights: Weights) -> int:
-        return self.settings.image_size or weights.image_size or DataSettings.image_size
+        trained = older_coil.IMAGE_SIZE if self.probe.protocol else weights.image_size
+        return self.settings.image_size or trained or DataSettings.image_size
 
     def _normalise(self, weights: Weights) -> str:
-        return self.settings.normalise or weights.normalise
+        return older_coil.NORMALISE if self.probe.protocol else self.settings.normalise or weights.normalise
 
     def _warn_of_known_clips(self, weights: Weights) -> None:
         """A line where the encoder was trained on the clips that it is asked about."""
@@ -186,7 +198,8 @@ class Evaluation:
             return
         trained = _trained_clips(weights, self.settings.data)
         warning = "" if trained is None else seen_in_training(self.data.parts, weights.saved["fingerprint"], trained)
-        if warning:
+        if warning and warning not in self._warned:
+            self._warned.add(warning)
             log.warning("%s", warning)
 
     def _show(self, weights: Weights, features: Features) -> None:
@@ -243,6 +256,26 @@ def embed(images: Images, features: np.ndarray, data: LabelledData, identity: di
         label_names=np.array(data.label_names, np.str_),
         checkpoint=identity,
     )
+
+
+def _checkpoints_in(source: Path) -> list[Path]:
+    """The file ``source``, or the checkpoints of a run, or of the older script, in the folder ``source``, by epoch."""
+    if not source.exists():
+        raise SettingsError(f"no checkpoint at {source}")
+    if not source.is_dir():
+        return [source]
+    found = checkpoint.list_checkpoints(source) or checkpoint.older_checkpoints(source)
+    if not found:
+        raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt, or simclr_epoch_*.pth)")
+    return found
+
+
+def _common_folder(paths: list[Path]) -> Path:
+    """The folder that holds all of ``paths``; SettingsError if there are several."""
+    folders = {path.parent.resolve(): path.parent for path in paths}
+    if len(folders) > 1:
+        raise SettingsError("the checkpoints lie in several folders; give --out FOLDER for their common table and plot")
+    return folders.popitem()[1]
 
 
 def _untrained(weights: Weights) -> Encoder:

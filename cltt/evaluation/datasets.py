@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cltt.config import MANY, check_fields, require, setting
+from cltt.config import LabelRules, require, setting
 from cltt.errors import SettingsError
 from cltt.evaluation import cifar
 from cltt.evaluation.images import ArraySource, FileSource, Images, ShardSource, Source, image_files
@@ -23,48 +23,18 @@ from cltt.shards import format
 from cltt.shards.dataset import ShardDataset
 from cltt.text import counted, printable, shorten
 
-_PATH = "the file's path relative to the data (of shards: the clip's key)"
-
 _NAMED = 3  # classes that the layout names
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledSettings:
+class LabelledSettings(LabelRules):
     """Which labels the images have, and which of them are train, val and test."""
 
-    label_from: tuple[str, ...] | None = setting(
-        None,
-        f"an image's label: parent, regex:PATTERN or csv:FILE, asked about {_PATH}; of several rules the first that "
-        "fits. parent is the folder that holds it, below train, val or test (default: the first folder there, flat "
-        "COIL names, or the labels of shards and archives)",
-        metavar="RULE",
-    )
-    group_from: str | None = setting(
-        None, f"images that stay on one side: regex:PATTERN or csv:FILE, asked about {_PATH}", metavar="RULE"
-    )
-    test_groups: str | None = setting(None, "groups that are the test part, as in s3,s7,s10 (default: a fifth)")
-    val_groups: str | None = setting(None, "groups that are the val part (default: a tenth of train)")
     clips: str | None = setting(
         None, "of labelled shards: file that picks clips, a key or a folder of clips a line (default: all)"
     )
-    max_images: int = setting(
-        50_000,
-        "at most so many images of a part, evenly spread (0: all); more hardly make accuracies more exact",
-        within=(0, MANY),
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(
-            self.group_from is not None or (self.test_groups or self.val_groups) is None,
-            "test_groups and val_groups name groups; give group_from, which makes them",
-        )
-        require(
-            self.val_groups is None or self.test_groups is not None,
-            "val_groups are cut out of what test_groups leaves; give those, too",
-        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ class (ten drawings) or all of the train part, and classify the test part; so do
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from cltt.evaluation.datasets import LabelledData, open_labelled
 from cltt.evaluation.features import extract_features, spread
 from cltt.evaluation.parts import PARTS, held_out
 from cltt.evaluation.probe import (
-    NEIGHBOURS,
     LinearProbe,
     ProbeSettings,
     choose_linear_probe,
@@ -32,13 +31,14 @@ from cltt.evaluation.probe import (
     fit_sgd_probe,
     knn_accuracy,
 )
+from cltt.evaluation.protocols.older_coil import fit_older_head
 
 SHOTS = (1, 4)
 Features = dict[str, torch.Tensor]
 Labelled = tuple[torch.Tensor, torch.Tensor]  # features [n, F], labels int64 [n]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
     """What one encoder reaches.
 
@@ -46,9 +46,9 @@ class EvaluationResult:
         loss, accuracy, top5: of the linear probe, by part; top5 is empty where there are not more than five classes.
         nearest: accuracy of nearest neighbours, by the number of labelled images a class ("1", "4", "all").
         nearest_std: standard deviation of that over drawings, of those that are drawn.
-        knn: accuracy of the weighted vote of 20 neighbours: "top1" and, of more than five classes, "top5".
+        knn, knn_top5: accuracy of the weighted vote of k neighbours, by k; top-5 as above.
         effective_rank, alignment, uniformity: of the features of the test part, see :class:`features.Spread`.
-        probe: how the linear probe was fitted: "closed" or "sgd".
+        probe: how the linear probe was fitted: "closed", "sgd", or the name of the protocol.
         strength: of the closed probe, chosen on val (scikit-learn's C); None: by SGD.
         images: number of images, by part.
         classes: number of classes.
@@ -58,9 +58,10 @@ class EvaluationResult:
     loss: dict[str, float]
     accuracy: dict[str, float]
     top5: dict[str, float]
-    nearest: dict[str, float]
-    nearest_std: dict[str, float]
-    knn: dict[str, float]
+    nearest: dict[str, float] = field(default_factory=dict)
+    nearest_std: dict[str, float] = field(default_factory=dict)
+    knn: dict[str, float] = field(default_factory=dict)
+    knn_top5: dict[str, float] = field(default_factory=dict)
     effective_rank: float
     alignment: float | None
     uniformity: float
@@ -85,7 +86,8 @@ class EvaluationResult:
             **{f"{part}_top5": value for part, value in self.top5.items()},
             **{f"nn_{shots}": value for shots, value in self.nearest.items()},
             **{f"nn_{shots}_std": value for shots, value in self.nearest_std.items()},
-            **{f"knn{NEIGHBOURS}_{name}": value for name, value in self.knn.items()},
+            **{f"knn{k}_top1": value for k, value in self.knn.items()},
+            **{f"knn{k}_top5": value for k, value in self.knn_top5.items()},
             "effective_rank": self.effective_rank,
             "alignment": self.alignment,
             "uniformity": self.uniformity,
@@ -103,7 +105,7 @@ class EvaluationResult:
             f"{shots} {accuracy:.3f}" + (f"±{self.nearest_std[shots]:.3f}" if shots in self.nearest_std else "")
             for shots, accuracy in self.nearest.items()
         )
-        knn = f"; vote of {NEIGHBOURS} {self.knn['top1']:.3f}" if self.knn else ""
+        knn = "".join(f"; vote of {k} {accuracy:.3f}" for k, accuracy in self.knn.items())
         rank = f"; effective rank {self.effective_rank:.1f}"
         return f"linear probe: {probe}; nearest neighbour by labels a class: {nearest}{knn}{rank}"
 
@@ -154,16 +156,14 @@ class Evaluator:
         probe = self._fit(parts)
         scores = {part: probe.score(*labelled) for part, labelled in parts.items()}
         asked = next(part for part in ("test", "val", "train") if part in parts)
-        nearest, nearest_std, knn = _neighbours(parts["train"], parts[asked]) if asked != "train" else ({}, {}, {})
+        neighbours = {} if asked == "train" else _neighbours(parts["train"], parts[asked], self.probe.knn)
         return EvaluationResult(
             loss={part: score.loss for part, score in scores.items()},
             accuracy={part: score.top1 for part, score in scores.items()},
             top5={part: score.top5 for part, score in scores.items() if score.top5 is not None},
-            nearest=nearest,
-            nearest_std=nearest_std,
-            knn=knn,
+            **neighbours,
             **asdict(spread(*parts[asked])),
-            probe=self.probe.probe,
+            probe=self.probe.name,
             strength=probe.strength,
             images={part: len(values) for part, values in features.items()},
             classes=len(self.data.label_names),
@@ -174,6 +174,8 @@ class Evaluator:
         """The strength is chosen on val; where that is what is asked, on a tenth of train, held out for it."""
         classes = len(self.data.label_names)
         features, labels = parts["train"]
+        if self.probe.protocol:
+            return fit_older_head(features, labels, classes)
         if self.probe.probe == "sgd":
             return fit_sgd_probe(features, labels, classes, self.probe)
         if "test" in parts:
@@ -186,15 +188,18 @@ class Evaluator:
         return fit_linear_probe(features, labels, classes, strength=chosen.strength or 1.0)
 
 
-def _neighbours(bank: Labelled, queries: Labelled) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """``nearest``, ``nearest_std`` and ``knn``; numbers of labels that a class lacks are left out."""
+def _neighbours(bank: Labelled, queries: Labelled, votes: tuple[int, ...]) -> dict[str, Any]:
+    """What :class:`EvaluationResult` has of neighbours; numbers of labels that a class lacks are left out."""
     smallest = int(torch.unique(bank[1], return_counts=True)[1].min())
     few_shot = partial(few_shot_accuracies, *bank, queries=queries[0], query_labels=queries[1])
-    draws = {shots: few_shot(shots) for shots in SHOTS if shots <= smallest}
-    nearest = {str(shots): float(found.mean()) for shots, found in draws.items()}
-    top1, top5 = knn_accuracy(*bank, *queries, k=NEIGHBOURS)
-    return (
-        {**nearest, "all": knn_accuracy(*bank, *queries)[0]},
-        {str(shots): float(found.std(ddof=1)) for shots, found in draws.items()},
-        {"top1": top1, **({} if top5 is None else {"top5": top5})},
-    )
+    draws = {str(shots): few_shot(shots) for shots in SHOTS if shots <= smallest}
+    knn = {str(k): knn_accuracy(*bank, *queries, k=k) for k in votes}
+    return {
+        "nearest": {
+            **{shots: float(found.mean()) for shots, found in draws.items()},
+            "all": knn_accuracy(*bank, *queries)[0],
+        },
+        "nearest_std": {shots: float(found.std(ddof=1)) for shots, found in draws.items()},
+        "knn": {k: top1 for k, (top1, _) in knn.items()},
+        "knn_top5": {k: top5 for k, (_, top5) in knn.items() if top5 is not None},
+    }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +25,8 @@ Pictures = Callable[[np.ndarray, int], np.ndarray]  # rows [m], side -> uint8 [m
 CHECKPOINTS_NAMED = 10
 UNTRAINED = "untrained"
 PART_STYLES = {"train": (":", "v"), "val": ("--", "s"), "test": ("-", "o")}
-NEAREST = {
-    "nn_1": "1 label a class",
-    "nn_4": "4 labels a class",
-    "nn_all": "all labels",
-    "knn20_top1": "all labels, vote of 20",
-}
+NEAREST = {"nn_1": "1 label per class", "nn_4": "4 labels per class", "nn_all": "all labels"}
+_VOTE = re.compile(r"knn(\d+)_top1")
 
 # ---- accuracies
 
@@ -40,14 +38,18 @@ def draw_evaluations(rows: Sequence[Row]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    rows = sorted(rows, key=lambda row: (row["checkpoint"] != UNTRAINED, float(row["epoch"]), float(row["step"])))
+    rows = sorted(rows, key=_place)
     figure = Figure(figsize=(11.5, 7), facecolor="white", layout="constrained")
     (probe, nearest), (rank, spread) = figure.subplots(2, 2)
     for number, (part, (style, marker)) in enumerate(PART_STYLES.items()):
         look = {"linestyle": style, "marker": marker, "linewidth": 3 - 0.8 * number}
         _draw(probe, rows, f"{part}_acc", part, color=PALETTE[number], **look)
-    for number, (name, label) in enumerate(NEAREST.items()):
-        _draw(nearest, rows, name, label, color=PALETTE[number], marker="osv^"[number], linewidth=3 - 0.6 * number)
+    votes = sorted({int(match[1]) for row in rows for name in row if (match := _VOTE.fullmatch(name))})
+    curves = NEAREST | {f"knn{k}_top1": f"all labels, vote of {k}" for k in votes}
+    colors = label_colors(len(curves))
+    for number, (name, label) in enumerate(curves.items()):
+        look = {"marker": "osv^D"[number % 5], "linewidth": 3 - 2 * number / len(curves)}
+        _draw(nearest, rows, name, label, color=colors[number], **look)
     _draw(rank, rows, "effective_rank", "effective rank", color=PALETTE[0], marker="o", linewidth=2)
     for number, name in enumerate(("alignment", "uniformity")):
         _draw(spread, rows, name, name, color=PALETTE[number], marker="os"[number], linewidth=2)
@@ -64,19 +66,28 @@ def draw_evaluations(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def _place(row: Row) -> tuple[Any, ...]:
+    """Where a row stands: the untrained encoder first, then run by run, by epoch."""
+    return row["checkpoint"] != UNTRAINED, _folder(row), float(row["epoch"]), float(row["step"])
+
+
+def _folder(row: Row) -> str:
+    return os.path.dirname(row["checkpoint"])
+
+
 def _draw(axes: Axes, rows: Sequence[Row], name: str, label: str, *, color: str, **look: Any) -> None:
-    """One curve, with bars of its deviation over drawings where there is one."""
+    """One curve per run, with bars of the deviation over drawings where there is one."""
     values = [float(row.get(name) or math.nan) for row in rows]
     if all(map(math.isnan, values)):
         return
     bars = [float(row.get(f"{name}_std") or 0) for row in rows]
     places = np.arange(len(rows))
+    folders = np.array([_folder(row) for row in rows])
     trained = np.array([row["checkpoint"] != UNTRAINED for row in rows])
+    runs = [trained & (folders == folder) for folder in np.unique(folders[trained])]
+    curves = [(run, {"label": label if number == 0 else None, **look}) for number, run in enumerate(runs)]
     size = 3 + 2 * look["linewidth"]
-    for shown, options in (
-        (trained, {"label": label, **look}),
-        (~trained, {**look, "linestyle": "none", "mfc": "white"}),
-    ):
+    for shown, options in (*curves, (~trained, {**look, "linestyle": "none", "mfc": "white"})):
         if shown.any():
             axes.errorbar(
                 places[shown],
@@ -86,6 +97,7 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, label: str, *, color: str,
                 markersize=size,
                 capsize=3 if any(bars) else 0,
                 elinewidth=1,
+                clip_on=False,
                 **options,
             )
 
@@ -93,7 +105,8 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, label: str, *, color: str,
 def _name_checkpoints(axes: Axes, rows: Sequence[Row], title: str, unit_name: str) -> None:
     """At most ten checkpoints are named, the untrained one always."""
     plain_axes(axes, title, "epoch", unit_name)
-    labels = [_checkpoint_name(row) for row in rows]
+    several = len({_folder(row) for row in rows if row["checkpoint"] != UNTRAINED}) > 1
+    labels = [_checkpoint_name(row, several) for row in rows]
     first = sum(label == UNTRAINED for label in labels)
     every = -(-(len(rows) - first) // CHECKPOINTS_NAMED) or 1
     shown = [*range(first), *range(first, len(rows), every)]
@@ -104,10 +117,12 @@ def _name_checkpoints(axes: Axes, rows: Sequence[Row], title: str, unit_name: st
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _checkpoint_name(row: Row) -> str:
+def _checkpoint_name(row: Row, several: bool) -> str:
+    """The epoch and, with ``several`` runs, the folder below it."""
     if row["checkpoint"] == UNTRAINED:
         return UNTRAINED
-    return f"{int(float(row['epoch']))}" + (f"+{row['step']}" if float(row["step"]) else "")
+    name = f"{int(float(row['epoch']))}" + (f"+{row['step']}" if float(row["step"]) else "")
+    return f"{name}\n{printable(shorten(os.path.basename(_folder(row)), 12))}" if several else name
 
 
 # ---- neighbours

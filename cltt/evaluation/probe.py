@@ -17,9 +17,10 @@ from cltt.config import MANY, check_fields, setting
 from cltt.errors import SettingsError
 
 PROBES = ("closed", "sgd")
+PROTOCOLS = ("older-coil",)  # :mod:`cltt.evaluation.protocols.older_coil`
 # Inverse strengths of the penalty, as scikit-learn's C: from one extreme to the other in steps of ten.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # of Wu et al. 2018 (arXiv:1805.01978) and, for k, of DINO (arXiv:2104.14294)
+TEMPERATURE = 0.07  # of Wu et al. 2018 (arXiv:1805.01978)
 _ROWS = 1024  # similarities of so many queries are held at a time
 
 
@@ -36,8 +37,23 @@ class ProbeSettings:
     probe_lr: float = setting(0.1, "learning rate of --probe sgd for 256 images, on a cosine", within=(1e-9, 1e9))
     probe_batch_size: int = setting(256, "images a step of --probe sgd", within=(1, MANY))
 
+    protocol: str | None = setting(
+        None,
+        "older-coil: the COIL numbers of the script before this project, by its splits, its pixels (224, ImageNet's "
+        "mean and deviation) and its linear head, instead of --probe",
+        choices=PROTOCOLS,
+    )
+    knn: tuple[int, ...] = setting(
+        (20,), "votes of so many nearest neighbours, an accuracy each", metavar="K", within=(1, MANY)
+    )
+
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def name(self) -> str:
+        """Of the protocol, or of the probe."""
+        return self.protocol or self.probe
 
 
 class Score(NamedTuple):

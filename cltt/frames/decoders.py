@@ -153,19 +153,25 @@ class DaliDecoder:
         """
         if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _LITTLE_MEMORY:
             raise _no_memory(reason)
+        why = self.why_it_fails()
+        if not why:
+            log.warning("DALI cannot decode %d frames that the CPU can: %s", frames, reason)
+        elif self._works:
+            self._works = False
+            log.warning(
+                "DALI does not decode here (%s); from now on frames are decoded on the CPU, which is slower and "
+                "differs by up to 2/255 on average; python -m cltt.doctor says what is missing",
+                why,
+            )
+
+    def why_it_fails(self) -> str:
+        """Why DALI cannot decode a picture drawn here, in its words; empty if it can."""
         probe = libjpeg.encode(np.full((64, 64, 3), 128, np.uint8))
         try:
             self._graphs.decode([probe], *self._parts([probe], [None]))
         except (RuntimeError, ValueError, OSError) as error:
-            if self._works:
-                self._works = False
-                log.warning(
-                    "DALI does not decode here (%s); from now on frames are decoded on the CPU, which is slower and "
-                    "differs by up to 2/255 on average; python -m cltt.doctor says what is missing",
-                    _cause(error),
-                )
-        else:
-            log.warning("DALI cannot decode %d frames that the CPU can: %s", frames, reason)
+            return _cause(error) or type(error).__name__
+        return ""
 
     def _parts(self, jpegs: Sequence[bytes], look_at: LookAt) -> tuple[np.ndarray, ...]:
         """Of each JPEG the part stored, int64 [n, 4], its size in the store, [n, 2], and what stays clear, [n, 4]."""

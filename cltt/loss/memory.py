@@ -33,14 +33,14 @@ class WindowMemory(torch.nn.Module):
 
         Raises SettingsError if the remembered windows have another T or D.
         """
+        self._rows, self._spans = self._rows.to(z.device), self._spans.to(z.device)
         if not len(self):
-            return torch.empty(0, z.shape[2], device=z.device), self._spans.to(z.device)
+            return self._rows.new_empty(0, z.shape[2]), self._spans
         require(
             self._rows.shape[1:] == z.shape[1:],
             f"z has shape {tuple(z.shape)}, but the memory holds windows of [T, D] = {list(self._rows.shape[1:])}; "
             "a loss with memory keeps one window size and one embedding size",
         )
-        self._rows, self._spans = self._rows.to(z.device), self._spans.to(z.device)
         return self._rows.flatten(0, 1), self._spans
 
     def append(self, rows: torch.Tensor, spans: torch.Tensor) -> None:

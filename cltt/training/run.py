@@ -14,9 +14,10 @@ import torch
 
 from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
-from cltt.config import RunSettings, TrainSettings, differences
+from cltt.config import LabelRules, RunSettings, TrainSettings, declared, differences, values_of
 from cltt.distributed import RankInfo
 from cltt.errors import EXIT_REQUEUE, BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
+from cltt.evaluation.datasets import LabelledSettings, open_labelled
 from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.parts import seen_in_training
 from cltt.files.locks import locked
@@ -268,7 +269,12 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
     if data is not None:
         distributed.from_main(
             lambda: opened.append(
-                Evaluator(data, image_size=settings.data.image_size, device=device, normalise=settings.data.normalise)
+                Evaluator(
+                    open_labelled(data, LabelledSettings(**values_of(settings.log, LabelRules))),
+                    image_size=settings.data.image_size,
+                    device=device,
+                    normalise=settings.data.normalise,
+                )
             )
         )
     if opened:
@@ -293,6 +299,8 @@ def _say_without_box(dataset: ShardDataset, settings: TrainSettings) -> None:
 
 def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
     """A line for what a resumed run may change, but what its records then are no longer all of."""
-    was = before.get("log", {}).get("eval_data")
-    for change in changes({"--eval-data": was}, {"--eval-data": settings.log.eval_data}):
+    names = ["eval_data", *(rule.name for rule in declared(LabelRules))]
+    was, now = before.get("log", {}), settings.to_dict()["log"]
+    flags = {name: f"--{name.replace('_', '-')}" for name in names}
+    for change in changes({flags[name]: was.get(name, now[name]) for name in names}, {flags[n]: now[n] for n in names}):
         say(f"note: {change}: earlier evaluations of this run are of that")

@@ -200,7 +200,7 @@ def test_evaluator_gives_the_row_of_the_csv(tmp_path: Path) -> None:
     assert list(result.row()) == ["train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc"]
     assert result.row()["test_acc"] == 1.0
     assert result.nearest == {"1": 1.0, "4": 1.0, "all": 1.0} and result.nearest_std == {"1": 0.0, "4": 0.0}
-    assert result.knn == {"top1": 1.0} and result.strength in STRENGTHS
+    assert result.knn == {"20": 1.0} and result.strength in STRENGTHS
     assert result == evaluator(MeanColour())
 
 

@@ -15,6 +15,7 @@ from cltt import build_shards
 from cltt.errors import DataError, SettingsError
 from cltt.evaluation import plots, results
 from cltt.evaluation.__main__ import main
+from cltt.models.encoders import build_encoder
 from cltt.visualize import embeddings as embeddings_module
 from tests.helpers import data
 from tests.helpers.labelled import colour_folder, save_run
@@ -52,6 +53,57 @@ def test_every_checkpoint_of_a_run_and_the_untrained_encoder_get_a_row(run: Path
     assert main(flags(Path(one[0]), *one[1:])) == 0  # type: ignore[arg-type]
     (row,) = table(tmp_path / "one" / "evaluation.csv")
     assert row["checkpoint"] == str(run / "epoch-0001.pt")
+
+
+def older_folder(folder: Path, epochs: tuple[int, ...]) -> Path:
+    """Encoders of other weights each, as the older script saved them."""
+    folder.mkdir()
+    for epoch in epochs:
+        torch.manual_seed(epoch)
+        encoder = {f"encoder.{name}": value for name, value in build_encoder("resnet18").state_dict().items()}
+        state = {"epoch": epoch, "model_state_dict": encoder, "proj_dim": 128, "backbone": "resnet18"}
+        torch.save(state, folder / f"simclr_epoch_{epoch:03d}.pth")
+    return folder
+
+
+def test_files_and_folders_of_several_runs_get_a_row_each_by_epoch_and_one_plot(run: Path, tmp_path: Path) -> None:
+    older, other = older_folder(tmp_path / "older", (10, 9, 100)), tmp_path / "other"
+    save_run(other, steps=(0,))
+    labelled, out = colour_folder(tmp_path / "images", 4), tmp_path / "out"
+    paths = [str(other / "epoch-0001.pt"), str(older), str(run)]
+    given = ["--checkpoint", *paths, "--data", str(labelled), "--device", "cpu", "--normalise", "imagenet"]
+    with pytest.raises(SettingsError, match="several folders; give --out"):
+        main(given)
+    more = ["--image-size", "32", "--no-baseline", "--knn", "1", "5", "--out", str(out)]
+    assert main([*given, *more]) == 0
+    rows = table(out / "evaluation.csv")
+    names = [*(f"older/simclr_epoch_{epoch:03d}.pth" for epoch in (9, 10, 100)), "run/epoch-0001.pt"]
+    found = [row["checkpoint"].removeprefix(f"{tmp_path}/") for row in rows]
+    assert found == ["other/epoch-0001.pt", *names, "run/epoch-0001-step-000007.pt"]
+    assert [row["epoch"] for row in rows] == ["1", "9", "10", "100", "1", "1"]
+    assert all(row["knn1_top1"] == row["nn_all"] and row["knn5_top1"] for row in rows) and "knn20_top1" not in rows[0]
+    (nearest,) = [
+        axes for axes in plots.draw_evaluations(rows).axes if axes.get_title(loc="left") == "Nearest neighbours"
+    ]
+    assert [label.get_text() for label in nearest.get_xticklabels()] == [
+        *("9\nolder", "10\nolder", "100\nolder", "1\nother", "1\nrun", "1+7\nrun")
+    ]
+    lengths = [len(line.get_xdata()) for line in nearest.lines if line.get_color() == plots.PALETTE[2]]
+    assert lengths == [3, 1, 2]  # a curve per run, none from one to the next
+    assert [text.get_text() for text in nearest.get_legend().get_texts()][-2:] == [
+        *("all labels, vote of 1", "all labels, vote of 5")
+    ]
+
+
+def test_the_folder_of_the_older_script_is_a_run_too(tmp_path: Path) -> None:
+    older = older_folder(tmp_path / "older", (2,))
+    labelled = colour_folder(tmp_path / "images", 4)
+    assert main(flags(older, labelled, "--normalise", "none", "--image-size", "32", "--no-baseline")) == 0
+    (row,) = table(older / "evaluation.csv")
+    assert (row["checkpoint"], row["epoch"], row["normalise"]) == ("simclr_epoch_002.pth", "2", "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="empty holds no checkpoints"):
+        main(flags(tmp_path / "empty", labelled))
 
 
 def test_the_untrained_row_of_a_run_begun_before_says_that_it_is_drawn_anew(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
-from cltt.frames.decoders import DaliDecoder
+from cltt.frames.decoders import DaliDecoder, dali_installed
 from cltt.frames.gather import gather, gather_plain
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
@@ -97,6 +97,7 @@ def test_the_gathering_kernel_is_its_plain_twin(
     assert ours.stride() == twin.stride() and torch.equal(ours, twin)
 
 
+@pytest.mark.skipif(not dali_installed(), reason="DALI is not installed")
 def test_the_pixels_do_not_depend_on_how_jobs_are_cut(dataset: ShardDataset) -> None:
     """To the last bit, with a JPEG engine or without: what a resumed run sees is what the first one would have seen."""
     framing, device = Framing(image_size=64), torch.device("cuda", torch.cuda.current_device())

@@ -14,6 +14,7 @@ from cltt.distributed import world
 from cltt.errors import SettingsError
 from cltt.loss import chunked as chunked_module
 from cltt.loss.infonce import TemporalInfoNCE
+from cltt.loss.memory import WindowMemory
 from tests.helpers.ddp import run_ranks
 from tests.helpers.largest import LargestTensor
 from tests.helpers.loss_cases import Case, make_case
@@ -146,6 +147,17 @@ def test_a_batch_larger_than_the_memory() -> None:
     batches = [make_case(9, 3, 4, seed) for seed in range(3)]
     got = after(TemporalInfoNCE(0.4, memory=4), batches)[0]
     assert got.item() == pytest.approx(by_hand(batches, 0.0, 4, 0, 0.4), rel=1e-6)
+
+
+def test_an_empty_memory_follows_the_embeddings_to_their_device() -> None:
+    """``meta`` stands for a GPU: torch refuses to join its tensors with the CPU's."""
+    memory = WindowMemory(4)
+    z, spans = torch.empty(3, 2, 5, device="meta"), torch.empty(3, 3, dtype=torch.int64, device="meta")
+    for seen in (0, 3, 4):
+        rows, their_spans = memory.columns(z)
+        assert rows.shape == (2 * seen, 5) and len(their_spans) == seen
+        assert rows.is_meta and their_spans.is_meta
+        memory.append(z, spans)
 
 
 def on_ranks() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -21,7 +21,7 @@ from tests.helpers import data
 TABLES = [known.metadata["old"] for group in TrainSettings.groups().values() for known in declared(group)]
 SAYS = {name: says for old in TABLES if old for name, says in old.says.items()}
 SUCCESSORS = {name: says for old in TABLES if isinstance(old, Refused) for name, says in old.says.items()}
-PAGE = Path(__file__).parents[2] / "docs" / "old_names.md"
+PAGE = Path(__file__).parents[2] / "docs" / "older_script.md"
 # As that script's parser had them, of all its versions.
 OLD = """
 single-window-short-clips allow-multiple-short-windows short-clip-window-threshold use-object-focus two-view-offset

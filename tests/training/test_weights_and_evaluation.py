@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from cltt.commands.train import parse
-from cltt.errors import DataError
+from cltt.config import differences
+from cltt.errors import DataError, SettingsError
 from cltt.models.encoders import build_encoder
+from cltt.training.run import _open_evaluator
 from tests.helpers import training
-from tests.helpers.labelled import colour_folder, save_run
+from tests.helpers.labelled import COLOURS, colour_folder, save_run, write_image
 
 
 @pytest.mark.slow
@@ -37,6 +39,25 @@ def test_clips_of_training_are_warned_of_and_other_evaluation_data_at_resume_are
     assert status == 0, said
     assert f"note: --eval-data is {colours} and was {shards}" in said and "trained on" not in said
     assert [row["classes"] for row in json.loads((run / "evaluation.json").read_text())] == [2, 3]
+
+
+def test_training_takes_the_label_rules_of_the_evaluation(tmp_path: Path) -> None:
+    """Files that say neither class nor part by where they lie; rules of another run are said at a resume."""
+    images = tmp_path / "images"
+    for session in ("s1", "s2", "s3"):
+        for number, colour in enumerate(COLOURS):
+            for view in range(3):
+                write_image(images / f"{session}_{colour}_{view}.png", (60 * number, 90, 10 * view))
+    rules = ["--eval-data", str(images), "--label-from", r"regex:_([a-z]+)_", "--group-from", r"regex:^(s\d)_"]
+    settings = parse(["--shards", "x", *rules, "--test-groups", "s3"])
+    evaluator = _open_evaluator(settings, torch.device("cpu"))
+    assert evaluator is not None and evaluator.data.label_names == sorted(COLOURS)
+    paths = evaluator.data.source.places(evaluator.data.parts["test"].ids).path
+    assert sorted(paths) == sorted(path.name for path in images.glob("s3_*"))
+    saved = json.loads(json.dumps(settings.to_dict()))
+    assert differences(saved, parse(["--shards", "x", *rules, "--test-groups", "s2"]).to_dict()) == []
+    with pytest.raises(SettingsError, match="label_from say how --eval-data is labelled; give --eval-data too"):
+        parse(["--shards", "x", "--label-from", "parent"])
 
 
 FLAGS = ["--shards", "x", "--checkpoint-path"]
