@@ -21,6 +21,7 @@ from cltt.files.regular import is_regular, read_regular
 from cltt.text import shorten
 
 TRAIN_COLUMNS = ("epoch", "loss", "learning_rate", "decay_rate")
+ABX_COLUMNS = ("abx_within", "abx_across")
 EVAL_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
 
 
@@ -29,7 +30,7 @@ class History:
 
     Attributes:
         train: one row an epoch, columns TRAIN_COLUMNS; epochs count from 1.
-        evaluation: one row an evaluation, columns EVAL_COLUMNS.
+        evaluation: one row per evaluation, columns EVAL_COLUMNS and ABX_COLUMNS, those there are.
         epoch: finished epochs.
         step: finished steps of the running epoch.
         total_steps: finished steps of the run.
@@ -58,7 +59,8 @@ class History:
 
     def add_evaluation(self, row: dict[str, float]) -> None:
         """Add the evaluation made after the last finished epoch; parts that the data lacks stay empty."""
-        self.evaluation.append({"epoch": self.epoch, **{key: row[key] for key in EVAL_COLUMNS if key in row}})
+        known = (*EVAL_COLUMNS, *ABX_COLUMNS)
+        self.evaluation.append({"epoch": self.epoch, **{key: row[key] for key in known if key in row}})
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -73,14 +75,19 @@ class History:
         vars(self).update({name: state[name] for name in vars(self)})
 
     def csv(self) -> tuple[bytes, bytes]:
-        """The rows so far as CSV: those of training, and those of the evaluation."""
-        return csv_text(TRAIN_COLUMNS, self.train).encode(), csv_text(EVAL_COLUMNS, self.evaluation).encode()
+        """The rows so far as CSV: those of training, and those of the evaluation on labelled images."""
+        return csv_text(TRAIN_COLUMNS, self.train).encode(), csv_text(EVAL_COLUMNS, self.accuracies).encode()
+
+    @property
+    def accuracies(self) -> list[dict[str, float]]:
+        """The rows of ``evaluation`` that hold any of EVAL_COLUMNS."""
+        return [row for row in self.evaluation if len(row.keys() & set(EVAL_COLUMNS)) > 1]
 
 
 def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
-    """CSV with a header; a column that a row lacks stays empty."""
+    """CSV with a header; a column that a row lacks stays empty, others are left out."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -101,18 +108,20 @@ def is_ours_to_replace(path: Path) -> bool:
 _SETTINGS = "settings.json"  # cltt.checkpoint.SETTINGS_FILE, which imports torch
 _MAX_HEADER = 1000  # bytes
 _MAX_BYTES = 1 << 28  # of a metrics file
+EVALUATION_FILE = "evaluation.csv"
 Columns = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Columns of a run's metrics, one value an epoch; ``evaluation`` has no rows where nothing was evaluated.
+    """Columns of a run's metrics, one value an epoch; ``evaluation`` and ``abx`` have no rows where there was none.
 
     ``chance``: the loss of features that tell nothing (:func:`chance_loss`), if the run's settings are known.
     """
 
     train: Columns
     evaluation: Columns
+    abx: Columns
     chance: float | None = None
 
 
@@ -131,6 +140,7 @@ def read_run(path: Path) -> RunMetrics:
     return RunMetrics(
         train=read_columns(metrics, TRAIN_COLUMNS),
         evaluation=read_columns(evaluation, EVAL_COLUMNS) if evaluation.is_file() else empty,
+        abx=_read_abx(metrics.with_name(EVALUATION_FILE) if path.is_file() else path / EVALUATION_FILE),
         chance=chance_loss(settings),
     )
 
@@ -165,6 +175,25 @@ def _files_of(run: Path, settings: Any) -> tuple[Path, Path | None]:
     except (KeyError, TypeError, AttributeError):
         train = evaluation = None
     return train or run / "metrics.csv", evaluation
+
+
+def _read_abx(path: Path) -> Columns:
+    """Epochs and ABX of the evaluations in ``path``; of several of an epoch the last, of several data the last's.
+
+    A file that is missing, or of another kind, has none.
+    """
+    columns: Columns = {name: [] for name in ("epoch", *ABX_COLUMNS)}
+    try:
+        text = read_regular(path, _MAX_BYTES).decode()
+        rows = [row for row in csv.DictReader(io.StringIO(text)) if any(row.get(name) for name in ABX_COLUMNS)]
+        of_epoch = {float(row["epoch"]): row for row in rows if row.get("data") == rows[-1].get("data")}
+        for epoch, row in sorted(of_epoch.items()):
+            columns["epoch"].append(epoch)
+            for name in ABX_COLUMNS:
+                columns[name].append(float(row.get(name) or math.nan))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return {name: [] for name in columns}
+    return columns
 
 
 def read_columns(path: Path, expected: Sequence[str]) -> Columns:

@@ -89,6 +89,13 @@ class LogSettings(LabelRules):
         free=True,
         old=LINEAR_EVALUATION,
     )
+    eval: str | None = setting(
+        None,
+        "abx: whether a frame is nearer to one of its window than to one of another moment, or another clip, in clips "
+        "that are not trained on; needs no labels",
+        choices=("abx",),
+        free=True,
+    )
     eval_every: int = setting(
         1, "evaluate after every n-th epoch, and after the last", within=(1, 1_000_000), free=True
     )

@@ -7,24 +7,33 @@ import os
 from argparse import BooleanOptionalAction
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from cltt import checkpoint, cli, config, distributed
-from cltt.config import DEVICES, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, NORMALISATIONS, DataSettings, check_fields
+from cltt.config import (
+    DEVICES,
+    MAX_IMAGE_SIZE,
+    MIN_IMAGE_SIZE,
+    NORMALISATIONS,
+    DataSettings,
+    WindowSettings,
+    check_fields,
+)
 from cltt.distributed import RankInfo
 from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation import results
 from cltt.evaluation.datasets import LabelledData, LabelledSettings, open_labelled
-from cltt.evaluation.evaluator import Evaluator, Features
+from cltt.evaluation.evaluator import EvaluationResult, Evaluator, Features
 from cltt.evaluation.features import extract_features
-from cltt.evaluation.images import Images, joined
+from cltt.evaluation.images import Images, ShardSource, joined
 from cltt.evaluation.parts import seen_in_training
 from cltt.evaluation.plots import UNTRAINED, check_map, draw_map, draw_neighbours
 from cltt.evaluation.probe import ProbeSettings
 from cltt.evaluation.protocols import older_coil
+from cltt.evaluation.protocols.abx import AbxEvaluator, AbxResult
 from cltt.files import atomic
 from cltt.files.atomic import file_sha256
 from cltt.models.encoders import IMAGE_SIZE, Encoder, build_encoder, check_takes
@@ -69,6 +78,11 @@ class EvaluationSettings:
     baseline: bool = config.setting(
         True, "also evaluate the encoder as it was before training", action=BooleanOptionalAction
     )
+    abx: bool = config.setting(
+        False,
+        "also measure, on shards, whether a frame is nearer to one of its window than to one of another moment, or "
+        "another clip, in clips that the encoder is not trained on; needs no labels",
+    )
     embeddings: str | None = config.setting(
         None, "file (.npz) for the features of all images, of the last checkpoint, with what is known of each"
     )
@@ -108,6 +122,8 @@ class Evaluation:
         _check_outputs(settings, self.out)
         self.device = distributed.pick_device(settings.device, RankInfo())
         self.data = self._open_data(labelled)
+        if settings.abx and not isinstance(self.data.source, ShardSource):
+            raise SettingsError(f"--abx takes shards, whose clips say what a window is; {settings.data!r} holds none")
         given = {name: value for name, value in asdict(labelled).items() if value is not None}
         self.rules = " ".join(f"{name}={value}" for name, value in given.items() if name != "max_images")
         print(self.data.layout, flush=True)
@@ -117,7 +133,7 @@ class Evaluation:
     def _open_data(self, labelled: LabelledSettings) -> LabelledData:
         settings = self.settings
         if not self.probe.protocol:
-            return open_labelled(settings.data, labelled, unlabelled=settings.shows_frames)
+            return open_labelled(settings.data, labelled, unlabelled=settings.shows_frames or settings.abx)
         if labelled != LabelledSettings():
             raise SettingsError(
                 f"--protocol {self.probe.protocol} takes all images, labelled by their names; leave out rules for "
@@ -130,14 +146,12 @@ class Evaluation:
         rows: list[results.Row] = []
         flat: list[results.Row] = []
         last, features = self._read(self.paths[-1]), {}
-        if self.settings.baseline and self.data.label_names:
-            self._add(rows, flat, UNTRAINED, last, self._features(_untrained(last), last))
+        if self.settings.baseline:
+            self._evaluate(rows, flat, UNTRAINED, last, _untrained(last))
         for path in self.paths:
             weights = last if path == self.paths[-1] else self._read(path)
             self._warn_of_known_clips(weights)
-            features = self._features(weights.build_encoder(), weights)
-            if self.data.label_names:
-                self._add(rows, flat, self._name(path), weights, features)
+            features = self._evaluate(rows, flat, self._name(path), weights, weights.build_encoder())
         if rows:
             results.add_rows(self.out, rows, flat)
             print(f"written: {self.out / 'evaluation.csv'}, evaluation.json, evaluation.png")
@@ -148,38 +162,74 @@ class Evaluation:
         s = self.settings
         return read_weights(path, s.backbone, image_size=s.image_size, prefix=s.weights_prefix, normalise=s.normalise)
 
-    def _features(self, encoder: Encoder, weights: Weights) -> Features:
+    def _evaluate(
+        self, rows: list[results.Row], flat: list[results.Row], name: str, weights: Weights, encoder: Encoder
+    ) -> Features:
+        """Add what ``encoder`` reaches, if anything is measured -> its features of the images, if they are needed."""
         size, normalise = self._image_size(weights), self._normalise(weights)
         check_takes(encoder, weights.backbone, size)
         encoder = encoder.to(self.device)
+        labelled = bool(self.data.label_names)
+        needed = labelled or (self.settings.shows_frames and name != UNTRAINED)
+        features = self._features(encoder, weights) if needed else {}
+        made: list[EvaluationResult | AbxResult] = []
+        if labelled:
+            evaluator = Evaluator(self.data, image_size=size, device=self.device, normalise=normalise, probe=self.probe)
+            made.append(evaluator.evaluate(features))
+        if self.settings.abx:
+            made.append(self._abx(weights)(encoder))
+        if made:
+            self._add(rows, flat, name, weights, made)
+        return features
+
+    def _abx(self, weights: Weights) -> AbxEvaluator:
+        """By the windows of the run, or the default ones, on clips that the run is not trained on."""
+        dataset = cast(ShardSource, self.data.source).dataset
+        known = weights.saved if weights.saved and weights.saved["fingerprint"] == dataset.fingerprint else None
+        trained = _trained_clips(weights, self.settings.data) if known else None
+        windows = weights.saved["settings"]["windows"] if weights.saved else {}
+        return AbxEvaluator(
+            dataset,
+            np.empty(0, np.int64) if trained is None else trained,
+            WindowSettings(**windows),
+            image_size=self._image_size(weights),
+            device=self.device,
+            normalise=self._normalise(weights),
+        )
+
+    def _features(self, encoder: Encoder, weights: Weights) -> Features:
+        size, normalise = self._image_size(weights), self._normalise(weights)
         return {
             part: extract_features(encoder, images, image_size=size, device=self.device, normalise=normalise)
             for part, images in self.data.parts.items()
         }
 
     def _add(
-        self, rows: list[results.Row], flat: list[results.Row], name: str, weights: Weights, features: Features
+        self,
+        rows: list[results.Row],
+        flat: list[results.Row],
+        name: str,
+        weights: Weights,
+        made: list[EvaluationResult | AbxResult],
     ) -> None:
-        size, normalise = self._image_size(weights), self._normalise(weights)
-        evaluator = Evaluator(self.data, image_size=size, device=self.device, normalise=normalise, probe=self.probe)
-        result = evaluator.evaluate(features)
         note = _note(name, weights)
-        print(f"{name}{f' ({note})' if note else ''}: {result.describe()}", flush=True)
+        described = "; ".join(result.describe() for result in made)
+        print(f"{name}{f' ({note})' if note else ''}: {described}", flush=True)
         epoch, step = (0, 0) if name == UNTRAINED else (weights.epoch, weights.step)
-        data = os.path.abspath(self.settings.data)
         identity = {
             "checkpoint": name,
             "backbone": weights.backbone,
-            "data": data,
+            "data": os.path.abspath(self.settings.data),
             "rules": self.rules,
-            "image_size": size,
-            "normalise": normalise,
+            "image_size": self._image_size(weights),
+            "normalise": self._normalise(weights),
         }
-        rows.append(
-            {"epoch": epoch, "step": step, **identity, **result.to_dict(), "row": result.row()}
-            | ({"note": note} if note else {})
-        )
-        flat.append({"epoch": epoch, "step": step, **result.columns(), **identity})
+        place = {"epoch": epoch, "step": step}
+        whole = {key: value for result in made for key, value in result.to_dict().items()}
+        row = {key: value for result in made for key, value in result.row().items()}
+        columns = {key: value for result in made for key, value in result.columns().items()}
+        rows.append({**place, **identity, **whole, "row": row} | ({"note": note} if note else {}))
+        flat.append({**place, **columns, **identity})
 
     def _name(self, path: Path) -> str:
         """The checkpoint's name in the table: that of its file in ``out``, else its whole path."""

@@ -163,6 +163,7 @@ def _find_files(root: Path, settings: LabelledSettings) -> _Found:
     notes = [f"left out {line}" for line in left_out]
     if layout.wrapping:
         notes.append(f"all images are in {layout.wrapping}: the folders there are taken")
+    notes += [layout.doubt()] if rule is None and layout.doubt() else []
     source = FileSource(root, paths, groups)
     return _Found(source, np.arange(len(paths)), "image", paths, labels, layout.part, groups, notes=tuple(notes))
 
@@ -258,6 +259,9 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
         notes.append(f"{counted(int((~labelled).sum()), 'image')} without a label left out ({first} is the first)")
     images, group = images.take(labelled), found.group_name
     part = found.part if settings.test_groups is None else _parts_by_group(found, settings)
+    if part is not None and part is found.part and group != "clip" and not part[found.unit][labelled].any():
+        notes.append("all images with labels are in the train part, which is split")
+        part = None
     if part is not None:
         placed = part[found.unit][labelled]
         parts = by_part(images, placed)
@@ -275,7 +279,7 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
         if "test" not in parts and found.groups is not None:
             few = counted(len(set(found.groups)), "group")
             raise SettingsError(f"{few} are too few; give --test-groups, or a --group-from that makes three a class")
-    if part is not found.part and found.part is not None:
+    if settings.test_groups is not None and found.part is not None:
         notes.append("the data's own train, val and test are not used: --test-groups says what is tested")
     if "test" in parts and "val" not in parts and (in_val := held_out(parts["train"])) is not None:
         train = parts["train"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cltt.errors import SettingsError
+from cltt.metrics import ABX_COLUMNS
 from cltt.text import printable, shorten
 from cltt.visualize.embeddings import Embeddings, nearest_elsewhere, unit
 from cltt.visualize.figures import GREY, INK, PALETTE, pixel_figure, plain_axes, write
@@ -39,8 +40,9 @@ def draw_evaluations(rows: Sequence[Row]) -> Figure:
     from matplotlib.figure import Figure
 
     rows = sorted(rows, key=_place)
-    figure = Figure(figsize=(11.5, 7), facecolor="white", layout="constrained")
-    (probe, nearest), (rank, spread) = figure.subplots(2, 2)
+    with_abx = any(row.get(name) for row in rows for name in ABX_COLUMNS)
+    figure = Figure(figsize=(11.5, 10 if with_abx else 7), facecolor="white", layout="constrained")
+    probe, nearest, rank, spread, *abx = figure.subplots(3 if with_abx else 2, 2).ravel()
     for number, (part, (style, marker)) in enumerate(PART_STYLES.items()):
         look = {"linestyle": style, "marker": marker, "linewidth": 3 - 0.8 * number}
         _draw(probe, rows, f"{part}_acc", part, color=PALETTE[number], **look)
@@ -53,6 +55,9 @@ def draw_evaluations(rows: Sequence[Row]) -> Figure:
     _draw(rank, rows, "effective_rank", "effective rank", color=PALETTE[0], marker="o", linewidth=2)
     for number, name in enumerate(("alignment", "uniformity")):
         _draw(spread, rows, name, name, color=PALETTE[number], marker="os"[number], linewidth=2)
+    for axes, name, where in zip(abx, ABX_COLUMNS, ("another moment of the clip", "another clip"), strict=False):
+        _draw(axes, rows, name, name, color=PALETTE[0], marker="o", linewidth=2)
+        _name_checkpoints(axes, rows, f"ABX: nearer to its window than to {where}", "share (chance: 0.5)")
     for axes, title, unit_name in (
         (probe, "Linear probe", "accuracy"),
         (nearest, "Nearest neighbours", "accuracy"),

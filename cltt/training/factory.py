@@ -27,9 +27,10 @@ from cltt.config import (
     values_of,
 )
 from cltt.distributed import RankInfo
-from cltt.errors import CLTTError, SettingsError
+from cltt.errors import SettingsError
 from cltt.evaluation import results
 from cltt.evaluation.evaluator import Evaluator
+from cltt.evaluation.protocols.abx import AbxEvaluator
 from cltt.loader.loader import WindowLoader
 from cltt.loss.infonce import TemporalInfoNCE
 from cltt.metrics import History
@@ -115,6 +116,8 @@ def build_loader(
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
+        keep_bytes=None if data.keep_gb is None else int(data.keep_gb * 1e9),
+        keep_dir=data.keep_dir,
         num_threads=data.num_workers,
         channels_last=device.type == "cuda",
         max_bad_frames=data.max_bad_frames,
@@ -198,11 +201,13 @@ def build_trainer(
     stop: StopSignals,
     store: CheckpointStore | None = None,
     evaluator: Evaluator | None = None,
+    abx: AbxEvaluator | None = None,
     **listeners: Any,
 ) -> Trainer:
     """Loss, optimizer and schedule around ``model`` and ``loader``.
 
-    ``store`` and ``evaluator`` are rank 0's. ``listeners``: the trainer's ``history``, ``on_step`` and ``on_epoch``.
+    ``store`` and ``evaluator`` are rank 0's, where ``abx`` is called, too. ``listeners``: the trainer's ``history``,
+    ``on_step`` and ``on_epoch``.
     """
     wrapped = prepare_model(model, settings.run, device, info)
     steps = settings.optim.steps_per_epoch(len(loader))
@@ -226,8 +231,8 @@ def build_trainer(
         autocast=autocast_type(settings.run, device),
         places=_places_in(loader) if settings.model.mask_overlaps or settings.model.memory else None,
         evaluate=None
-        if settings.log.eval_data is None
-        else _evaluation(settings, model.encoder, evaluator, listeners.get("history"), stop),
+        if settings.log.eval_data is None and abx is None
+        else _evaluation(settings, model.encoder, evaluator, listeners.get("history"), stop, abx),
         eval_every=settings.log.eval_every,
         **listeners,
     )
@@ -275,6 +280,7 @@ def _evaluation(
     evaluator: Evaluator | None,
     history: History | None,
     stop: StopSignals,
+    abx: AbxEvaluator | None = None,
 ) -> Callable[[], dict[str, float] | None]:
     """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
 
@@ -283,24 +289,28 @@ def _evaluation(
     """
 
     def evaluate() -> dict[str, float] | None:
-        assert evaluator is not None and history is not None  # rank 0 has both
+        assert history is not None  # rank 0 has one
         try:
             with stop.interrupting():
-                result = evaluator(encoder)
-            show(result.describe())
+                made = [found(encoder) for found in (evaluator, abx) if found is not None]
+            for result in made:
+                show(result.describe())
         except StopRequested:
             show(f"no evaluation of epoch {history.epoch}, as a stop was asked for; the next start makes it")
             return None
         except Exception as error:
             show(f"warning: no evaluation this time: {error}; training goes on")
             return {}
-        name = f"in training, epoch {history.epoch}"
+        place = {"epoch": history.epoch, "step": 0, "checkpoint": f"in training, epoch {history.epoch}"}
+        row = place | {name: value for result in made for name, value in result.to_dict().items()}
         try:
-            results.add_json(
-                settings.run_dir, {"checkpoint": name, "epoch": history.epoch, "step": 0, **result.to_dict()}
-            )
-        except (OSError, CLTTError) as error:
+            if abx is None:
+                results.add_json(settings.run_dir, row)
+            else:
+                flat = {name: value for result in made for name, value in result.columns().items()}
+                results.add_rows(settings.run_dir, [row], [place | flat])
+        except Exception as error:  # the picture may fail, too
             show(f"warning: cannot write {settings.run_dir / results.JSON_FILE}: {error}")
-        return result.row()
+        return {name: value for result in made for name, value in result.row().items()}
 
     return lambda: distributed.from_main(evaluate)

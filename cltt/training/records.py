@@ -18,7 +18,7 @@ from cltt.config import TrainSettings
 from cltt.errors import CLTTError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import History, chance_loss, is_ours_to_replace
+from cltt.metrics import ABX_COLUMNS, EVALUATION_FILE, History, chance_loss, csv_text, is_ours_to_replace
 from cltt.text import say
 from cltt.training.optim import learning_rate
 from cltt.training.outputs import Outputs
@@ -148,7 +148,7 @@ class Records:
         if self.settings.log.csv_log:
             train, evaluation = self.history.csv()
             self.outputs.write(self.settings.csv_path, train)
-            if self.settings.log.eval_data is not None or self.history.evaluation:
+            if self.settings.log.eval_data is not None or self.history.accuracies:
                 self.outputs.write(self.settings.eval_csv_path, evaluation)
 
     def _plot(self, run_dir: Path) -> None:
@@ -159,6 +159,8 @@ class Records:
                 files.mkdir()
                 for name, rows in zip(("metrics.csv", "metrics_eval.csv"), self.history.csv(), strict=True):
                     (files / name).write_bytes(rows)
+                abx = csv_text(("epoch", *ABX_COLUMNS), self.history.evaluation)
+                (files / EVALUATION_FILE).write_text(abx)
                 plot_run(files, files / PLOT_FILE, chance=chance_loss(self.settings.to_dict()))
                 replace_file(run_dir / PLOT_FILE, (files / PLOT_FILE).read_bytes())
         except Exception as error:
@@ -202,7 +204,8 @@ class Board:
 
 
 def _accuracies(row: dict[str, float]) -> str:
-    return "".join(f" {part} acc {row[f'{part}_acc']:.3f}" for part in ("train", "val", "test") if f"{part}_acc" in row)
+    names = [*(f"{part}_acc" for part in ("train", "val", "test")), *ABX_COLUMNS]
+    return "".join(f" {name.replace('_', ' ')} {row[name]:.3f}" for name in names if name in row)
 
 
 def summary_writer() -> Any:

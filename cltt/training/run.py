@@ -20,6 +20,7 @@ from cltt.errors import EXIT_REQUEUE, BusyError, CLTTError, DataError, OutOfMemo
 from cltt.evaluation.datasets import LabelledSettings, open_labelled
 from cltt.evaluation.evaluator import Evaluator
 from cltt.evaluation.parts import seen_in_training
+from cltt.evaluation.protocols.abx import AbxEvaluator
 from cltt.files.locks import locked
 from cltt.files.retry import set_policy
 from cltt.metrics import History
@@ -90,6 +91,7 @@ def _train(
     dataset = open_dataset(settings.data, info, fingerprint=fingerprint, on_located=hold)
     if evaluator is not None:
         _warn_of_known_clips(evaluator, dataset, settings)
+    abx = _open_abx(dataset, settings, device)
     loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
     stack.enter_context(loader)
     if info.is_main and settings.data.region == "boxes":
@@ -100,7 +102,7 @@ def _train(
         records = Records(settings, History(), loader, device, Outputs(show))
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
-        settings, model, loader, device, info, stop=stop, store=store, evaluator=evaluator, **listeners
+        settings, model, loader, device, info, stop=stop, store=store, evaluator=evaluator, abx=abx, **listeners
     )
     if start_from is not None:
         state = read.pop(start_from) if start_from in read else checkpoint.load(start_from)
@@ -282,6 +284,21 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
         for note in opened[0].data.notes:
             say(f"note: evaluation data: {note}")
     return opened[0] if opened else None
+
+
+def _open_abx(dataset: ShardDataset, settings: TrainSettings, device: torch.device) -> AbxEvaluator | None:
+    """What ``--eval abx`` asks for, on the clips that are not trained on; None: nothing."""
+    if settings.log.eval is None:
+        return None
+    _, trained = dataset.training_clips(settings.data.split, settings.data.clips)
+    return AbxEvaluator(
+        dataset,
+        trained,
+        settings.windows,
+        image_size=settings.data.image_size,
+        device=device,
+        normalise=settings.data.normalise,
+    )
 
 
 def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: TrainSettings) -> None:

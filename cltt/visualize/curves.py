@@ -39,8 +39,9 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     from matplotlib.figure import Figure
 
     evaluated = any(metrics.evaluation["epoch"] for metrics in runs.values())
-    panels = 4 if evaluated else 2
-    figure = Figure(figsize=(11, 7 if evaluated else 3.8), facecolor="white", layout="constrained")
+    has_abx = any(metrics.abx["epoch"] for metrics in runs.values())
+    panels = 2 + 2 * evaluated + 2 * has_abx
+    figure = Figure(figsize=(11, 0.6 + 1.6 * panels), facecolor="white", layout="constrained")
     axes = figure.subplots(panels // 2, 2, squeeze=False).ravel()
     plain_axes(axes[0], "Training loss", "epoch", "mean loss")
     plain_axes(axes[1], "Learning rate", "epoch", "of the next step, at the end of the epoch")
@@ -60,6 +61,8 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
         )
     if evaluated:
         _draw_evaluation(axes[2], axes[3], runs)
+    if has_abx:
+        _draw_abx(axes[-2], axes[-1], runs)
     if len(runs) > 1:
         handles, names = axes[0].get_legend_handles_labels()
         legend = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
@@ -85,6 +88,16 @@ def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, runs: Mapping[str, Ru
     for part in (part for part in PART_STYLES if part in shown):
         accuracy_axes.plot([], [], color="#666666", linestyle=PART_STYLES[part], label=part)
     accuracy_axes.legend(frameon=False, loc="best")
+
+
+def _draw_abx(within: Axes, across: Axes, runs: Mapping[str, RunMetrics]) -> None:
+    """How often a frame is nearer to one of its window than to another; chance is 0.5."""
+    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
+    for axes, where in ((within, "another moment of the clip"), (across, "another clip")):
+        plain_axes(axes, f"ABX: nearer to its window than to {where}", "epoch", "share (chance: 0.5)")
+    for metrics, (color, width) in zip(runs.values(), looks, strict=True):
+        _line(within, metrics.abx, "abx_within", color, "-", width)
+        _line(across, metrics.abx, "abx_across", color, "-", width)
 
 
 def _line(

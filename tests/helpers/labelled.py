@@ -42,10 +42,12 @@ def colour_folder(root: Path, images: int = 10) -> Path:
     return root
 
 
-def save_run(run: Path, *, steps: tuple[int, ...] = (0, 7), **saved: object) -> ContrastiveModel:
+def save_run(
+    run: Path, *, steps: tuple[int, ...] = (0, 7), windows: WindowSettings | None = None, **saved: object
+) -> ContrastiveModel:
     """Checkpoints of a ResNet-18 that was never trained, at epoch 1; returns the model."""
     settings = TrainSettings(
-        windows=WindowSettings(), data=DataSettings(shards="x", image_size=32), model=ModelSettings()
+        windows=windows or WindowSettings(), data=DataSettings(shards="x", image_size=32), model=ModelSettings()
     )
     torch.manual_seed(5)
     model = ContrastiveModel(build_encoder("resnet18"), ProjectionHead(512, 128))

@@ -40,6 +40,23 @@ def test_an_evaluation_of_ten_columns_is_read_by_name(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_abx_of_a_run_is_read_from_its_evaluations_and_drawn(tmp_path: Path) -> None:
+    """The last of an epoch counts, and the last data; columns of text and rows without it harm nothing."""
+    run = make_run(tmp_path / "run")
+    assert len(lines_of(curves.draw_curves({"run": read_run(run)}))) == 4
+    (run / "evaluation.csv").write_text(
+        "epoch,step,abx_within,abx_across,test_acc,checkpoint,data\n"
+        "1,0,0.1,0.1,,epoch-0001.pt,other\n2,0,0.6,0.8,,in training,s\n1,0,0.5,,,in training,s\n"
+        "2,0,0.7,0.9,,in training,s\n4,0,,,0.5,epoch-0004.pt,s\n"
+    )
+    metrics = read_run(run)
+    assert metrics.abx["epoch"] == [1, 2] and metrics.abx["abx_within"] == [0.5, 0.7]
+    panels = lines_of(curves.draw_curves({"run": metrics}))
+    assert len(panels) == 6 and panels[4:] == [[[(1, 0.5), (2, 0.7)]], [[(2, 0.9)]]]
+    (run / "evaluation.csv").write_text("nothing,of,ours\n1,2,3\n")
+    assert read_run(run).abx["epoch"] == []
+
+
 def lines_of(figure: object) -> list[list[tuple[float, float]]]:
     """The points of every drawn line, panel by panel."""
     return [[list(zip(*line.get_data(), strict=True)) for line in axes.lines] for axes in figure.axes]  # type: ignore[attr-defined]
