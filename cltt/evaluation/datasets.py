@@ -109,7 +109,7 @@ class _Found:
 def open_labelled(
     path: str | Path, settings: LabelledSettings | None = None, *, unlabelled: bool = False
 ) -> LabelledData:
-    """Find out what ``path`` is and open it; ``unlabelled``: shards without labels will do.
+    """Find out what ``path`` is and open it; ``unlabelled``: shards and image files without labels will do.
 
     Raises SettingsError if it is of no known kind, or has no labels, or the settings do not fit it. Warns, on the log,
     of classes that are in val or test but not in train.
@@ -118,7 +118,7 @@ def open_labelled(
     path = Path(path)
     if not path.is_dir():
         raise SettingsError(f"evaluation data {str(path)!r} is not a folder")
-    found = _find(path, settings)
+    found = _find(path, settings, unlabelled)
     classes = {label for label in found.labels if label is not None}
     if unlabelled and len(classes) < 2:
         why = f"one class alone, {classes.pop()!r}" if classes else "without labels"
@@ -130,7 +130,7 @@ def open_labelled(
     return data
 
 
-def _find(path: Path, settings: LabelledSettings) -> _Found:
+def _find(path: Path, settings: LabelledSettings, unlabelled: bool) -> _Found:
     if (path / format.INDEX).is_file():
         return _find_in_shards(path, settings)
     if settings.clips is not None:
@@ -142,19 +142,19 @@ def _find(path: Path, settings: LabelledSettings) -> _Found:
             if settings.label_from or settings.group_from:
                 raise SettingsError(f"{folder} is an archive without paths; leave out --label-from and --group-from")
             return _find_in_cifar(folder)
-    return _find_files(path, settings)
+    return _find_files(path, settings, unlabelled)
 
 
 # ---- files
 
 
-def _find_files(root: Path, settings: LabelledSettings) -> _Found:
+def _find_files(root: Path, settings: LabelledSettings, unlabelled: bool) -> _Found:
     """Image files at any depth, in natural order."""
     paths, left_out = image_files(root)
     layout = layout_of(paths)
     rule = _label_rule(settings.label_from, dict(zip(paths, layout.inside, strict=True)))
     labels = layout.classes() if rule is None else list(map(rule, paths))
-    if rule is None and not any(labels):
+    if rule is None and not any(labels) and not (unlabelled and paths):
         raise SettingsError(
             f"no labelled images in {str(root)!r}: expected a folder a class, COIL files (obj3__45.png), CIFAR's "
             "python archives, or labelled shards; for other names give --label-from"
@@ -163,6 +163,7 @@ def _find_files(root: Path, settings: LabelledSettings) -> _Found:
     notes = [f"left out {line}" for line in left_out]
     if layout.wrapping:
         notes.append(f"all images are in {layout.wrapping}: the folders there are taken")
+    notes += [layout.doubt()] if rule is None and layout.doubt() else []
     source = FileSource(root, paths, groups)
     return _Found(source, np.arange(len(paths)), "image", paths, labels, layout.part, groups, notes=tuple(notes))
 
@@ -258,6 +259,9 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
         notes.append(f"{counted(int((~labelled).sum()), 'image')} without a label left out ({first} is the first)")
     images, group = images.take(labelled), found.group_name
     part = found.part if settings.test_groups is None else _parts_by_group(found, settings)
+    if part is not None and part is found.part and group != "clip" and not part[found.unit][labelled].any():
+        notes.append("all images with labels are in the train part, which is split")
+        part = None
     if part is not None:
         placed = part[found.unit][labelled]
         parts = by_part(images, placed)
@@ -275,7 +279,7 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
         if "test" not in parts and found.groups is not None:
             few = counted(len(set(found.groups)), "group")
             raise SettingsError(f"{few} are too few; give --test-groups, or a --group-from that makes three a class")
-    if part is not found.part and found.part is not None:
+    if settings.test_groups is not None and found.part is not None:
         notes.append("the data's own train, val and test are not used: --test-groups says what is tested")
     if "test" in parts and "val" not in parts and (in_val := held_out(parts["train"])) is not None:
         train = parts["train"]

@@ -44,6 +44,25 @@ class Layout(NamedTuple):
         inside = np.ones(len(self.inside), bool) if self.part is None else self.part >= 0
         return [_class_of(path) if known else None for path, known in zip(self.inside, inside, strict=True)]
 
+    def doubt(self) -> str:
+        """What to say where the folders taken for classes may be parts, sessions or kinds of pictures; or empty.
+
+        Each holds the same folders, as in ``train2017/cat``, ``fold_1/cat``, ``masks/cat``.
+        """
+        below: dict[str, set[str]] = {}
+        for path, name in zip(self.inside, self.classes(), strict=True):
+            if name is not None:
+                below.setdefault(name, set()).add(path.rpartition("/")[0].partition("/")[2].rpartition("/")[2])
+        shared = next(iter(below.values()), set())
+        if len(below) < 2 or len(shared) < 2 or any(folders != shared for folders in below.values()):
+            return ""
+        shown = ", ".join(sorted(shared)[:2])
+        return (
+            f"all {len(below):,} folders taken for classes hold the same folders ({shown} ...); if those are the "
+            f"classes: --label-from 'regex:([^/]+)/[^/]+$', and if {min(below)} is a part: --group-from "
+            f"'regex:^{re.escape(self.wrapping)}([^/]+)/' with --test-groups"
+        )
+
 
 def layout_of(paths: Sequence[str]) -> Layout:
     """The layout of images by their paths.
@@ -100,6 +119,8 @@ def _path_table(table: str, flag: str) -> Rule:
     for line, row in table_rows(table, flag, [["path", "label"], ["path", "group"]], tabs=True):
         if len(row) < 2:
             raise SettingsError(f"{flag}: {table!r} must have two columns, path and name; line {line} has {len(row)}")
+        if not row[1]:  # no label, no group
+            continue
         if names.setdefault(row[0].strip("/"), row[1]) != row[1]:
             raise SettingsError(f"{flag}: {table!r}, line {line}: {shorten(row[0], 60)!r} has another name above")
     found = PathTable(names)

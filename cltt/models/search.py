@@ -133,7 +133,8 @@ def _chosen(file: Path, fitting: list[Found], prefix: str | None) -> Found:
     places = [found.prefix.rstrip(".").split(".") for found in _different(fitting)]
     names = [_telling(place, places) for place in places]
     if prefix is None:
-        raise SettingsError(f"{file} holds {len(names)} encoders; give --weights-prefix {' or '.join(names)}")
+        choice = " or ".join(name or repr(name) for name in names)
+        raise SettingsError(f"{file} holds {len(names)} encoders; give --weights-prefix {choice}")
     number = "several encoders" if chosen else "no encoder"
     raise SettingsError(
         f"--weights-prefix is {shorten(prefix, 80)!r}, and {file} holds {number} below that; it must be "

@@ -98,13 +98,18 @@ def table_of(rule: str | None) -> str | None:
 
 
 def read_table(path: str, rule: str, column: str) -> dict[str, str]:
-    """Clip key -> ``column`` from a CSV file of two columns (a first row clip,``column`` is a header)."""
+    """Clip key -> ``column`` from a CSV file of two columns (a first row clip,``column`` is a header).
+
+    A row with an empty cell gives its clip nothing.
+    """
     found: dict[str, str] = {}
     for line, row in table_rows(path, rule, [["clip", column]]):
         if len(row) != 2:
             raise SettingsError(
                 f"{rule}: {path!r} must have two columns, clip key and {column}; line {line} has {len(row)}"
             )
+        if "" in row:
+            continue
         key, value = row[0].rstrip("/"), row[1]
         if found.setdefault(key, value) != value:
             raise SettingsError(f"{rule}: {path!r}, line {line}: {shorten(key, 60)!r} has another {column} above")
@@ -191,7 +196,13 @@ def odd_tables(keys: list[str], settings: dict[str, Any]) -> Iterator[Odd]:
     for rule, column in (("label_from", "label"), ("splits", "split")):
         if (file := table_of(settings[rule])) is None:
             continue
-        table = PathTable(read_table(file, rule, column))
+        rows = read_table(file, rule, column)
+        written: dict[str, set[str]] = {}
+        for value in rows.values():
+            written.setdefault(value.casefold(), set()).add(value)
+        if several := [", ".join(sorted(names)) for names in written.values() if len(names) > 1]:
+            yield Odd(f"{column}s that differ only in upper and lower case", min(several), "", len(several))
+        table = PathTable(rows)
         ways = heads if rule == "splits" else lambda key: iter([key])
         without = [key for key in keys if not [way for way in ways(key) if table.find(way) is not None]]
         for what, names in (

@@ -18,9 +18,12 @@ _DIGITS = re.compile(rb"(\d+)")
 # ---- left out by name: all in lower case
 _FOLDERS = {
     *(b"@eadir", b"#recycle", b"@recycle", b".@__thumb", b"@__thumb"),  # of Synology and QNAP
-    *(b"__macosx", b".appledouble", b"$recycle.bin", b"system volume information", b"lost+found"),
+    *(b"#snapshot", b"~snapshot", b".snapshot", b"@recently-snapshot", b"@tmp", b"@sharebin"),  # of theirs and NetApp
+    *(b"__macosx", b".appledouble", b"network trash folder", b"temporary items"),
+    *(b"$recycle.bin", b"recycler", b"system volume information", b"lost+found", b"lost.dir"),
     *(b".thumbnails", b"thmbnl"),  # of file managers; of Sony's cameras
 }
+_FOUND_BY_CHKDSK = re.compile(rb"found\.\d{3}")
 _FILES = {b"thumbs.db", b"ehthumbs.db", b"photothumb.db", b"desktop.ini"}
 _EXIFTOOL = re.compile(rb"\.[a-z0-9]+_original$")
 _BACKUPS = (b".bak", b".backup", b".orig", b".old", b"~")
@@ -34,7 +37,7 @@ _RAW = {
 
 def is_system_folder(name: bytes) -> bool:
     """Whether a folder holds what a system or a program keeps beside pictures: previews, deleted files."""
-    return name.lower() in _FOLDERS
+    return name.lower() in _FOLDERS or _FOUND_BY_CHKDSK.fullmatch(name.lower()) is not None
 
 
 def why_left_out(name: bytes) -> str:
@@ -114,6 +117,7 @@ def _value(name: bytes) -> tuple[int, bytes] | None:
 
 # ---- what looks odd
 
+_COPY = re.compile(rb"(?i)(?:(?: - | )(?:copy|copie|kopie|copia)(?: \d+)?)?(?: ?\(\d+\))?(?=/|$)")
 HOLES = "folders with holes in the numbering of frames"
 _CHOOSE = "--include or --exclude GLOB chooses"
 _SAME = {b".jpeg": b".jpg", b".tiff": b".tif"}
@@ -128,6 +132,11 @@ _DATES = (  # each with one group: what sorts by time only while it is the same 
     ("names of months", re.compile(rb"(?i)(?:\d[-._ ]?" + _MONTH + rb"|" + _MONTH + rb"[a-z]{0,6}[-._ ]?\d)")),
     ("am and pm", re.compile(rb"(?i)(\d{1,2})[.:_-]\d\d(?:[.:_-]\d\d)?(?: |_|\xe2\x80\xaf)?[ap]m")),
 )
+
+
+def copied_from(path: bytes) -> bytes:
+    """The path without what systems and browsers add to the name of a copy: ``b/a/1`` of ``b/a - Copy (2)/1``."""
+    return _COPY.sub(b"", path)
 
 
 def odd_names(key: bytes, names: list[bytes]) -> list[Odd]:

@@ -272,30 +272,42 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
         videos += found.videos
         scan.skipped += found.skipped
         if last:
+            sizes = [file.size for file in frames]
             if frames:
                 scan.odd = merge_odd([*scan.odd, *naming.odd_names(key, [frame.name for frame in frames])])
                 yield SourceClip(key, frames)
             for file in videos:
                 yield SourceClip(join_key(key, file.name), [file._replace(name=b"")], FOUND)
-            scan.odd = merge_odd([*scan.odd, *twins.add(key, bool(frames), [file.name for file in videos])])
+            scan.odd = merge_odd([*scan.odd, *twins.add(key, sizes, [(file.name, file.size) for file in videos])])
             frames, videos = [], []
 
 
 class _Twins:
-    """Finds folders of frames beside a video of their name, and videos of one name: perhaps a scene twice."""
+    """Finds folders of frames beside a video of their name, videos of one name, and copies: perhaps a scene twice."""
 
     def __init__(self) -> None:
         self._videos: set[bytes] = set()  # paths without their extensions
+        self._bytes: dict[bytes, int] = {}  # by path, of all clips
 
-    def add(self, key: bytes, has_frames: bool, videos: list[bytes]) -> Iterator[Odd]:
-        """What is odd about a folder, after those above it."""
+    def add(self, key: bytes, frames: list[int], videos: list[tuple[bytes, int]]) -> Iterator[Odd]:
+        """What is odd about a folder, after those above it; ``frames``: the sizes of their files."""
         flag = "--exclude GLOB leaves one of them out"
-        if has_frames and self._videos:
+        if frames and self._videos:
             parts = key.split(b"/")
             if any(b"/".join(parts[:length]) in self._videos for length in range(1, len(parts) + 1)):
                 yield Odd("folders beside a video of the same name, perhaps its frames", os.fsdecode(key), flag)
-        for name in videos:
-            stem = os.path.splitext(join_key(key, name))[0]
+        if frames:
+            yield from self._copies(key, b"", sum(frames))
+        for name, size in videos:
+            stem, ending = os.path.splitext(join_key(key, name))
             if stem in self._videos:
                 yield Odd("videos of the same name as another", os.fsdecode(join_key(key, name)), flag)
             self._videos.add(stem)
+            yield from self._copies(stem, ending, size)
+
+    def _copies(self, path: bytes, ending: bytes, size: int) -> Iterator[Odd]:
+        self._bytes[path + ending] = size
+        source = naming.copied_from(path)
+        if source != path and self._bytes.get(source + ending) == size:
+            what = "clips that are copies of another by name and size"
+            yield Odd(what, os.fsdecode(path + ending), "--exclude GLOB leaves them out")

@@ -198,3 +198,32 @@ def test_one_class_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="one class, 'PetImages'"):
         open_labelled(tmp_path / "shards")
     assert open_labelled(tmp_path / "shards", unlabelled=True).notes == ("one class alone, 'PetImages': no accuracies",)
+
+
+@pytest.mark.parametrize("names", [("train2017", "val2017"), ("fold_0", "fold_1", "fold_2"), ("images", "masks")])
+def test_folders_that_hold_the_same_folders_are_in_doubt(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        write_classes(tmp_path / name)
+    (note,) = open_labelled(tmp_path).notes
+    assert note.startswith(f"all {len(names)} folders taken for classes hold the same folders (a, b ...)")
+    labels, groups, test = "regex:([^/]+)/[^/]+$", "regex:^([^/]+)/", names[-1]
+    assert labels in note and groups in note
+    found = open_labelled(tmp_path, LabelledSettings(label_from=(labels,), group_from=groups, test_groups=test))
+    assert found.label_names == ["a", "b", "c"] and all(path.startswith(test) for path in paths(found)["test"])
+
+
+def test_classes_of_one_kind_of_folder_are_in_no_doubt(tmp_path: Path) -> None:
+    for name in "abc":
+        for k in range(5):
+            write_image(tmp_path / name / "images" / f"{k}.png")
+    assert open_labelled(tmp_path).notes == ()
+
+
+def test_a_train_part_whose_test_images_have_no_labels_is_split(tmp_path: Path) -> None:
+    """Kaggle's test folders hold images alone."""
+    write_classes(tmp_path / "train", "abc", 10)
+    for k in range(5):
+        write_image(tmp_path / "test" / f"{k}.png")
+    found = open_labelled(tmp_path)
+    assert counts(found) == {"train": 18, "val": 6, "test": 6}
+    assert "all images with labels are in the train part, which is split" in found.notes

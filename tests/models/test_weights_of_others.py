@@ -118,6 +118,13 @@ def test_of_several_encoders_one_is_chosen_by_name(content: Any, first: str, sec
         read_weights(tmp_path / "w.pth", prefix="query")
 
 
+def test_of_an_encoder_and_its_average_the_first_has_an_empty_prefix(tmp_path: Path) -> None:
+    torch.save(FIRST | below("ema", SECOND), tmp_path / "w.pth")
+    with pytest.raises(SettingsError, match="give --weights-prefix '' or ema"):
+        read_weights(tmp_path / "w.pth")
+    assert same(read_weights(tmp_path / "w.pth", prefix="").encoder, FIRST)
+
+
 def test_every_command_takes_the_prefix(tmp_path: Path) -> None:
     file = str(tmp_path / "moco.pth")
     torch.save(SEVERAL["MoCo"][0], file)

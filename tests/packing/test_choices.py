@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,13 @@ def test_changes_of_size_are_counted_the_same_for_any_workers(tmp_path: Path) ->
     for workers in (1, 2):
         report = build_shards(root, tmp_path / f"out{workers}", workers=workers)
         assert report.odd == [f"{odd}; --exclude GLOB leaves files out"]
+
+
+def test_copies_of_folders_and_videos_are_named(tmp_path: Path) -> None:
+    """What Windows, macOS and browsers call a file or folder that is there twice."""
+    root = data.make_clips(tmp_path / "root", {"a": 3, "b": 3, "c": 3, "c (1)": 2})
+    shutil.copytree(root / "a", root / "a - Copy")
+    shutil.copytree(root / "b", root / "b copy")
+    report = build_shards(root, tmp_path / "out", dry_run=True)
+    flag = "--exclude GLOB leaves them out"
+    assert report.odd == [f"clips that are copies of another by name and size: 2 (as a - Copy); {flag}"]

@@ -39,6 +39,16 @@ def test_splits_from_a_table_go_by_the_longest_entry(root: Path, tmp_path: Path)
     assert report.splits == {"train": 1, "val": 2, "test": 1}
 
 
+def test_empty_cells_are_no_splits_and_no_labels(root: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "s.csv", "clip,split\nada/m01,train\nada/m10,Train\nben,\n,\n")
+    labels = write(tmp_path / "l.csv", "clip,label\nada/m01/a,cup\nada/m01/b,\n,\n")
+    report = build_shards(root, tmp_path / "out", splits=f"csv:{table}", label_from=f"csv:{labels}")
+    dataset = ShardDataset(tmp_path / "out")
+    assert report.splits == {"train": 2, "Train": 1} and dataset.label_names == ["cup"]
+    assert "splits that differ only in upper and lower case: 1 (Train, train)" in report.odd
+    assert any(line.startswith("clips without a row in the table of splits: 2") for line in report.odd)
+
+
 def test_a_table_of_splits_counts_by_its_contents(root: Path, tmp_path: Path) -> None:
     rule = f"csv:{write(tmp_path / 's.csv', 'ada,train' + chr(10))}"
     build_shards(root, tmp_path / "out", splits=rule)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cltt.source.names import HOLES, Choice, in_order, is_system_folder, odd_names, why_left_out
+from cltt.source.names import HOLES, Choice, copied_from, in_order, is_system_folder, odd_names, why_left_out
 from cltt.source.scan import has_image_name
 
 BACKUP, CAMERA, RAW = "backup copy", "low-resolution copy by a camera", "RAW photograph"
@@ -47,6 +47,21 @@ def test_system_folders() -> None:
     """
     assert all(is_system_folder(name.encode()) for name in FOLDERS)
     assert not any(is_system_folder(name) for name in (b"thumbnails", b"recycle", b"found", b".hidden"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["#snapshot", "~snapshot", ".snapshot", "@Recently-Snapshot", "@tmp", "LOST.DIR", "FOUND.000", "RECYCLER"],
+)
+def test_folders_of_storage_that_hold_older_copies(name: str) -> None:
+    """Synology, NetApp and QNAP show snapshots as folders; a check of a disk puts back what it finds."""
+    assert is_system_folder(name.encode()) and not is_system_folder(name.encode() + b"s")
+
+
+@pytest.mark.parametrize("name", ["a - Copy", "a copy", "a (1)", "a - Copy (2)", "a - Kopie", "a copy 2"])
+def test_copies_by_name(name: str) -> None:
+    assert copied_from(f"b/{name}/c".encode()) == b"b/a/c" and copied_from(name.encode()) == b"a"
+    assert copied_from(b"a_copy/photocopy/2") == b"a_copy/photocopy/2"
 
 
 # ---- order
