@@ -29,6 +29,13 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def byte_size(size: float) -> str:
+    """A number of bytes in GB (1e9 bytes), below 0.1 GB in MB, below 0.1 MB in kB: ``1.23 GB``, ``82.3 MB``."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit / 10), (1e3, "kB"))
+    value = size / unit
+    return f"{value:,.0f} {name}" if value >= 100 else f"{value:.3g} {name}"
+
+
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of ``now`` is not as it was saved, in words: ``["batch_size is 16 and was 32", ...]``.
 

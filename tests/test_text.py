@@ -12,7 +12,7 @@ import pytest
 from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable
 from cltt.files.regular import read_text, unexpanded
-from cltt.text import changes
+from cltt.text import byte_size, changes
 
 
 def test_changes_name_each_value_that_is_not_as_it_was_saved() -> None:
@@ -25,6 +25,22 @@ def test_changes_name_each_value_that_is_not_as_it_was_saved() -> None:
 def test_changes_of_any_length_stay_a_sentence() -> None:
     (change,) = changes({"data": "x" * 10_000}, {"data": "y" * 64})
     assert "y" * 64 in change and len(change) < 250
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 kB"),
+        (4096, "4.1 kB"),
+        (99_999, "100 kB"),
+        (2_680_000, "2.68 MB"),
+        (99_000_000, "99 MB"),
+        (100_000_000, "0.1 GB"),
+        (1_234_000_000_000, "1,234 GB"),
+    ],
+)
+def test_sizes_have_a_unit_that_suits_them(size: int, shown: str) -> None:
+    assert byte_size(size) == shown
 
 
 PRINTS = """

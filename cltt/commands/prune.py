@@ -8,6 +8,7 @@ from cltt.cli import Parser
 from cltt.files import node_files
 from cltt.sets.locate import SHARDS_HOME
 from cltt.sets.prune import chosen, list_sets, remove_sets
+from cltt.text import byte_size
 
 
 def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
@@ -29,12 +30,12 @@ def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
     picked = chosen(sets, args.names) if args.names else [kept for kept in sets if not kept.needed]
     for kept in sets:
         stays = f"stays: {kept.needed}" if kept not in picked else "is removed" if args.remove else "can go: --remove"
-        print(f"{kept.path}  {kept.frames:,} frames  {kept.bytes / 1e9:,.3g} GB  {stays}")
+        print(f"{kept.path}  {kept.frames:,} frames  {byte_size(kept.bytes)}  {stays}")
     removed = list(remove_sets(picked)) if args.remove else []
     if args.remove:
-        print(f"removed {len(removed)} of {len(sets)}, {sum(kept.bytes for kept in removed) / 1e9:,.3g} GB")
+        print(f"removed {len(removed)} of {len(sets)}, {byte_size(sum(kept.bytes for kept in removed))}")
     for path in node_files.unused(args.keep_dir):
-        size = path.stat().st_blocks * 512 / 1e9
+        size = path.stat().st_blocks * 512
         removed_it = args.remove and not args.names and node_files.remove_unused(path)
-        print(f"{path}  decoded frames  {size:,.3g} GB  {'is removed' if removed_it else 'can go: --remove'}")
+        print(f"{path}  decoded frames  {byte_size(size)}  {'is removed' if removed_it else 'can go: --remove'}")
     return 0

@@ -32,7 +32,7 @@ from cltt.shards import checks, format
 from cltt.source.scan import check_root
 from cltt.source.video.kinds import has_video_name
 from cltt.source.videos import Sampling, guess_bytes
-from cltt.text import counted, say
+from cltt.text import byte_size, counted, say
 
 SHARDS_HOME = Path("shards")
 # What makes the name beside the folder's path; a setting that came after 0.1.0 does only if it is not at its default.
@@ -280,14 +280,10 @@ def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
     free = shutil.disk_usage(SHARDS_HOME).free
     if needed - there > free:
         raise SettingsError(
-            f"{out} needs about {_gb(needed - there)} GB, and {SHARDS_HOME.resolve()} has {_gb(free)} GB free: make "
-            "room (`cltt prune` removes old shards), or build them elsewhere (`cltt build`) and give --shards"
+            f"{out} needs about {byte_size(needed - there)}, and {SHARDS_HOME.resolve()} has {byte_size(free)} free: "
+            "make room (`cltt prune` removes old shards), or build them elsewhere (`cltt build`) and give --shards"
         )
-    say(f"building {counted(now.files, 'file')}, about {_gb(needed - there)} GB ({_gb(free)} GB are free)")
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:,.3g}"
+    say(f"building {counted(now.files, 'file')}, about {byte_size(needed - there)} ({byte_size(free)} are free)")
 
 
 def _state(out: Path) -> str:

@@ -11,7 +11,7 @@ from cltt.loader.control_group import ranks_on_node
 from cltt.loader.loader import WindowLoader
 from cltt.loader.memory import free_memory
 from cltt.shards.dataset import ShardDataset
-from cltt.text import counted
+from cltt.text import byte_size, counted
 
 # Copies of the weights: on the CPU the gradients and Adam's two averages stand beside them; from a GPU, weights and
 # averages come to the host when a checkpoint is saved.
@@ -25,7 +25,7 @@ def overview(
     index, windows = loader.index, steps_per_epoch * loader.plan.batch_size
     frames, size = int(index.clip_lengths[index.clips].sum()), int(dataset.shard_sizes.sum())
     clips = f"{counted(index.num_clips, 'clip')} of {dataset.num_clips:,}"
-    yield f"data: {dataset.path} ({size / 1e6:,.1f} MB), split {split}: {clips}, {counted(frames, 'frame')}"
+    yield f"data: {dataset.path} ({byte_size(size)}), split {split}: {clips}, {counted(frames, 'frame')}"
     yield f"windows: {len(index):,} of {index.window_size} frames, {index.frame_step} apart (span {index.span} frames)"
     yield f"steps: {steps_per_epoch:,} per epoch, {counted(loader.plan.batch_size, 'window')} each"
     if without := int((index.windows_per_clip == 0).sum()):
@@ -36,7 +36,7 @@ def overview(
     yield f"device: {device}"
     if loader.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(loader.device)
-        yield f"GPU memory: {_gb(free)} of {_gb(total)} GB are free"
+        yield f"GPU memory: {byte_size(free)} of {byte_size(total)} are free"
     yield memory_line(model, loader)
 
 
@@ -52,16 +52,14 @@ def memory_line(model: nn.Module, loader: WindowLoader) -> str:
     ranks, left = ranks_on_node(), free_memory()
     kept, share = loader.keeps()
     total = ranks * (cache + batches + held) + kept
-    line = f"main memory: frame cache {_gb(cache)}, batches {_gb(batches)}, model {_gb(held)} GB a rank"
-    line += f"; decoded frames kept from epoch to epoch {_gb(kept)} GB ({share:.0%} of those used)"
-    line += f"; by {ranks} ranks here {_gb(total)} GB" if ranks > 1 else ""
-    line += f"; {_gb(left)} GB are left"
+    line = (
+        f"main memory: frame cache {byte_size(cache)}, batches {byte_size(batches)}, model {byte_size(held)} per rank"
+    )
+    line += f"; decoded frames kept from epoch to epoch {byte_size(kept)} ({share:.0%} of those used)"
+    line += f"; by {ranks} ranks here {byte_size(total)}" if ranks > 1 else ""
+    line += f"; {byte_size(left)} are left"
     if total <= left:
         return line
     return (
         f"warning: {line}: give a smaller --keep-gb, --cache-gb or --batch-size, or ask for more memory (--mem-per-cpu)"
     )
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f}"

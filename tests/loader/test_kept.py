@@ -191,7 +191,7 @@ def test_prune_finds_what_a_killed_run_left(tmp_path: Path, capsys: pytest.Captu
     left.write_bytes(b"frames")
     flags = ["--home", str(tmp_path), "--keep-dir", str(tmp_path)]
     assert prune.main(flags) == 0 and left.exists()
-    assert "left  decoded frames  4.1e-06 GB  can go: --remove" in capsys.readouterr().out
+    assert "left  decoded frames  4.1 kB  can go: --remove" in capsys.readouterr().out
     assert prune.main([*flags, "--remove"]) == 0 and not left.exists()
     assert len(list(tmp_path.iterdir())) == 1 and used
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.config import OptimSettings
+from cltt.text import byte_size
 from cltt.training.optim import build_optimizer
 from cltt.training.overview import overview
 from cltt.training.records import Records
@@ -27,7 +28,7 @@ def test_the_block_counts_what_is_there_and_what_is_left_out(tmp_path: Path) -> 
         some = list(overview(dataset, "all", nn.Linear(2, 2), loader, 2, "the CPU"))
     windows = 30 - 8 + 21 - 8
     assert lines[:6] == [
-        f"data: {tmp_path / 'shards'} ({size / 1e6:.1f} MB), split all: 3 clips of 3, 55 frames",
+        f"data: {tmp_path / 'shards'} ({byte_size(size)}), split all: 3 clips of 3, 55 frames",
         f"windows: {windows} of 3 frames, 4 apart (span 9 frames)",
         f"steps: {windows // 4} per epoch, 4 windows each",
         "left out: 1 clip too short for a window",
