@@ -46,6 +46,7 @@ class Study:
         measures: columns of the CSV file: of ``one_shot``, ``four_shot`` and ``probe``.
         epochs: of the arm TIME, by data set.
         backbone: the encoder.
+        batch_size: windows per step.
         seeds: each arm is run with.
     """
 
@@ -54,6 +55,7 @@ class Study:
     measures: tuple[str, ...]
     epochs: dict[str, int]
     backbone: str = "resnet18"
+    batch_size: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -88,7 +90,11 @@ def run_seed(study: Study, data: str, seed: int, rows: list[Row], coil: Path) ->
             settings, measure = (
                 demo_case(folder, seed, epochs) if data == DEMO else coil_case(coil, folder, seed, epochs)
             )
-            settings = replace(settings, model=replace(settings.model, backbone=study.backbone))
+            settings = replace(
+                settings,
+                model=replace(settings.model, backbone=study.backbone),
+                data=replace(settings.data, batch_size=study.batch_size),
+            )
             for arm in missing:
                 found = run_arm(arm, study.arms[arm], settings, folder, measure)
                 row = {"data": data, "arm": arm, "seed": seed, "steps": found["steps"]}
@@ -107,7 +113,8 @@ def coil_case(data: Path, folder: Path, seed: int, epochs: int) -> tuple[TrainSe
     def measure(encoder: nn.Module) -> dict[str, float]:
         features, labels = coil20.features_of(encoder, data, COIL_SIZE)
         nearest = {
-            f"{name}_shot": few_shot_accuracies(features, labels, k).mean() for name, k in (("one", 1), ("four", 4))
+            f"{name}_shot": float(few_shot_accuracies(features, labels, k).mean())
+            for name, k in (("one", 1), ("four", 4))
         }
         return {**nearest, "probe": few_label_probe(features, labels)}
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from cltt.cli import Parser
+from cltt.files import node_files
 from cltt.sets.locate import SHARDS_HOME
 from cltt.sets.prune import chosen, list_sets, remove_sets
 
 
 def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
-    """List the sets of shards that were built on first use; with ``--remove``, remove those that nothing needs."""
+    """List sets of shards that were built on first use, and decoded frames that a killed run left on this machine.
+
+    With ``--remove``, remove those that nothing needs.
+    """
     parser = Parser(prog=prog, description="Remove sets of shards that a newer one has replaced and no run needs.")
     parser.add_argument(
         "names", nargs="*", default=(), metavar="NAME", help="sets to remove, needed by unfinished runs or not"
     )
     parser.add_argument("--remove", action="store_true", help="remove; without it the sets are only listed")
     parser.add_argument("--home", type=Path, default=SHARDS_HOME, help="folder of the sets")
+    parser.add_argument(
+        "--keep-dir", type=Path, default=node_files.MEMORY, help="folder of decoded frames that runs keep"
+    )
     args = parser.parse_args(argv)
     sets = list_sets(args.home)
     picked = chosen(sets, args.names) if args.names else [kept for kept in sets if not kept.needed]
@@ -26,4 +33,8 @@ def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
     removed = list(remove_sets(picked)) if args.remove else []
     if args.remove:
         print(f"removed {len(removed)} of {len(sets)}, {sum(kept.bytes for kept in removed) / 1e9:,.3g} GB")
+    for path in node_files.unused(args.keep_dir):
+        size = path.stat().st_blocks * 512 / 1e9
+        removed_it = args.remove and not args.names and node_files.remove_unused(path)
+        print(f"{path}  decoded frames  {size:,.3g} GB  {'is removed' if removed_it else 'can go: --remove'}")
     return 0

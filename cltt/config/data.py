@@ -205,6 +205,16 @@ class DataSettings(ViewSettings, AugmentSettings, OrderSettings, SourceSettings)
         within=(1e-6, 1e6),
         free=True,
     )
+    keep_gb: float | None = setting(
+        None,
+        "main memory of a node for decoded frames that stay from epoch to epoch, in GB (default: what they need, but "
+        "at most half of what is free; 0: none stay)",
+        within=(0, 1e6),
+        free=True,
+    )
+    keep_dir: str | None = setting(
+        None, "keep these frames in a file in this node-local folder, where a requeued job finds them again", free=True
+    )
     max_bad_frames: int = setting(
         100, "stop when more frames than this could not be read or decoded", within=(0, MANY), free=True
     )

@@ -52,7 +52,7 @@ def open_lock(path: Path, flags: int = 0) -> int:
         raise
 
 
-def _is_still_there(handle: int, path: Path) -> bool:
+def is_still_there(handle: int, path: Path) -> bool:
     """Whether ``path`` is the file that was locked, not one that a finished build has removed meanwhile."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
@@ -116,7 +116,7 @@ def locked(
                 taken = _lock(handle, flags, path)
             if not taken:
                 raise BusyError(f"{held} by {_name(handle)}; wait for it or {otherwise}")
-            if _is_still_there(handle, path):
+            if is_still_there(handle, path):
                 with contextlib.suppress(OSError):  # a full disk, another's file: it holds without a name
                     os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
                 yield

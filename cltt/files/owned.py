@@ -1,7 +1,7 @@
 """Working folders that may be deleted: only what holds the marker written when it was made, and is no link.
 
-A folder is deleted under another name, its marker last: whoever makes it anew meanwhile is not disturbed, and what a
-kill leaves of it can still be told to be ours.
+A folder is deleted under another name, its marker last: a process that makes it anew meanwhile is not disturbed, and
+the leftovers of a killed process stay identifiable. :func:`remove_leftovers` deletes them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ def is_owned(folder: Path) -> bool:
         return False
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether ``folder`` is a real folder with nothing in it, but maybe a marker that is not written yet."""
+    try:
+        return _is_real_folder(folder) and set(os.listdir(folder)) <= {MARKER}
+    except OSError:
+        return False
+
+
 def _is_real_folder(folder: Path) -> bool:
     return stat.S_ISDIR(folder.lstat().st_mode)
 
@@ -37,7 +45,7 @@ def claim(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if is_owned(folder):
         return
-    if not _is_real_folder(folder) or any(name != MARKER for name in os.listdir(folder)):
+    if not is_empty(folder):
         if is_owned(folder):  # by another process, since we looked
             return
         raise SettingsError(not_ours(folder))
@@ -46,7 +54,6 @@ def claim(folder: Path) -> None:
         os.write(handle, _TEXT)
     finally:
         os.close(handle)
-    _remove_leftovers(folder)
 
 
 def not_ours(folder: Path) -> str:
@@ -56,14 +63,12 @@ def not_ours(folder: Path) -> str:
 
 
 def remove(folder: Path) -> None:
-    """Delete ``folder`` with all that is in it. SettingsError if it is not ours."""
-    if not os.path.lexists(folder):
-        return
-    if not is_owned(folder):
-        raise SettingsError(not_ours(folder))
-    aside = folder.with_name(f"{_prefix(folder)}{os.getpid()}.tmp")
-    os.rename(folder, aside)
-    _delete(aside)
+    """Delete ``folder`` with all that is in it, and what killed calls left of it. SettingsError if it is not ours."""
+    if os.path.lexists(folder):
+        if not is_owned(folder):
+            raise SettingsError(not_ours(folder))
+        os.rename(folder, folder.with_name(f"{_prefix(folder)}{os.urandom(4).hex()}.tmp"))
+    remove_leftovers(folder)
 
 
 def _prefix(folder: Path) -> str:
@@ -75,15 +80,24 @@ def is_leftover(folder: Path, name: str) -> bool:
     return name.startswith(_prefix(folder)) and name.endswith(".tmp")
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed calls of :func:`remove` left beside ``folder``; several processes may do so at a time."""
     for name in os.listdir(folder.parent):
-        aside = folder.with_name(name)
-        if is_leftover(folder, name) and is_owned(aside):
-            with contextlib.suppress(FileNotFoundError):  # its own process is at it still
-                _delete(aside)
+        if is_leftover(folder, name):
+            _delete(folder.with_name(name))
 
 
 def _delete(folder: Path) -> None:
+    """Delete ``folder`` if it is ours, or empty: a process may be killed between deleting the marker and the folder."""
+    while is_owned(folder):
+        with contextlib.suppress(FileNotFoundError):  # another process deletes it too
+            _delete_contents(folder)
+    with contextlib.suppress(OSError):  # gone, or of others
+        folder.rmdir()
+
+
+def _delete_contents(folder: Path) -> None:
+    """Delete all that is in ``folder``, the marker last."""
     for entry in list(os.scandir(folder)):
         if entry.name == MARKER:
             continue
@@ -92,4 +106,3 @@ def _delete(folder: Path) -> None:
         else:
             os.unlink(entry.path)
     os.unlink(folder / MARKER)
-    folder.rmdir()

@@ -55,7 +55,7 @@ class CpuBatchMaker:
             self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat), turn)
         else:
             draws = {name: values.reshape(-1) for name, values in numbers.items()}
-            augmentation = sample_params(self.augment, draws, store.sizes[flat])
+            augmentation = sample_params(self.augment, draws, store.sizes_of(flat))
             work = partial(self._augment, store, flat, augmentation, rows)
             self._in_threads(work, len(flat), self._writer.turn)
         return self._writer.as_batch(self._memory.lease(block), slots.shape)

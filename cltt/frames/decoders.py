@@ -10,8 +10,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
+from importlib.metadata import version
 from typing import Protocol
 
+import cv2
 import numpy as np
 import torch
 
@@ -37,11 +39,13 @@ class Decoder(Protocol):
         framing: of the frames it makes.
         device: where the store must lie.
         job_frames: how many frames to decode in one call, at most.
+        identity: equal where equal JPEGs become equal pixels: libraries and their versions.
     """
 
     framing: Framing
     device: torch.device
     job_frames: int
+    identity: str
 
     def decode(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
@@ -54,6 +58,7 @@ class CpuDecoder(FrameDecoder):
 
     device = torch.device("cpu")
     job_frames = 32
+    identity = f"CPU, simplejpeg {version('simplejpeg')}, OpenCV {cv2.__version__}"
 
     def decode(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
@@ -85,11 +90,14 @@ class DaliDecoder:
     _GRAPHS = 2
 
     def __init__(self, framing: Framing, device: torch.device, threads: int) -> None:
+        import nvidia.dali
+
         from cltt.frames.gpu.dali_graphs import DecodeGraph, DecodeGraphs
 
         self.framing, self.device = framing, device
         on_gpu = device.type == "cuda"
         hardware = on_gpu and bool(hardware_jpeg_engines())
+        self.identity = f"DALI {nvidia.dali.__version__} on {device.type}, hardware {hardware}"
         device_id = (device.index or 0) if on_gpu else None
         make = partial(DecodeGraph, self.job_frames, threads, device_id, hardware, framing)
         self._graphs = DecodeGraphs(self._GRAPHS, make)

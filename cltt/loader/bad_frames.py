@@ -66,9 +66,11 @@ class BadFrames:
             )
 
     def substitute(
-        self, frame_ids: np.ndarray, slots: np.ndarray, fetch: Callable[[np.ndarray, np.ndarray], None]
+        self, frame_ids: np.ndarray, slots: np.ndarray, fetch: Callable[[np.ndarray, np.ndarray], None], own_slots: int
     ) -> np.ndarray:
         """``slots`` [b, T] of ``frame_ids`` [b, T], with those of bad frames replaced.
+
+        Slots from ``own_slots`` on hold kept frames, and these are good: another process may have decoded them.
 
         In the place of a bad frame comes the nearest good one of its window (the earlier of two), and where a window
         has none, the good frame of its clip nearest to its middle, for all of it: ``fetch`` decodes it into a slot of
@@ -78,7 +80,7 @@ class BadFrames:
             known = list(self._errors)
         if not known:
             return slots
-        bad = np.isin(frame_ids, known)
+        bad = np.isin(frame_ids, known) & (slots < own_slots)
         slots = slots.copy()
         for row in np.flatnonzero(bad.any(axis=1)).tolist():
             good = np.flatnonzero(~bad[row])

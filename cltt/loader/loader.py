@@ -9,6 +9,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from cltt.config import Augment, AugmentSettings, ViewSettings, require, saved
 from cltt.distributed import RankInfo, pick_device, rank_info
 from cltt.errors import SettingsError
+from cltt.files.atomic import check_writable
 from cltt.files.retry import IO_PATIENCE, set_policy
 from cltt.frames.augment import random_numbers
 from cltt.frames.batch import BatchMaker
@@ -27,6 +29,7 @@ from cltt.loader.ahead import Ahead
 from cltt.loader.bad_frames import BadFrames, Dataset
 from cltt.loader.clock import Clock
 from cltt.loader.fetch import FrameFetcher, Totals
+from cltt.loader.kept import KeptFrames, open_kept
 from cltt.loader.memory import slots_for
 from cltt.loader.prefetch import Prefetcher, ReadyStep
 from cltt.loader.slots import SlotTable, block_uses
@@ -83,6 +86,11 @@ class WindowLoader:
         channels_last: keep C innermost in memory ([b, T, C, S, S] stays the shape); for uint8 it saves a copy.
         max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. In the
             place of a bad frame comes the nearest good one of its window, or, if it has none, of its clip.
+        keep_bytes: most main memory for decoded frames that stay from epoch to epoch, one copy per node, so that they
+            are decoded once; where not all fit, a fixed share of them stays. None: what the windows need, but no more
+            than half of what is free; 0: none.
+        keep_dir: folder on the node's own disk for these frames instead, in a file that a later process on the same
+            node finds again until the machine restarts.
         io_patience: seconds for which all reads of this process that fail with a transient error (EIO, ESTALE ...) are
             tried again, from now on: no frame is bad for that. Whatever sets it last in a process holds.
 
@@ -125,6 +133,8 @@ class WindowLoader:
         region_scale: float | None = None,
         normalise: str = "imagenet",
         io_patience: float = IO_PATIENCE,
+        keep_bytes: int | None = None,
+        keep_dir: str | Path | None = None,
     ) -> None:
         require(dtype in DTYPES, f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
         self._augment = augment if isinstance(augment, AugmentSettings) else AugmentSettings(augment=augment)
@@ -139,12 +149,17 @@ class WindowLoader:
         require(num_threads >= 1, f"num_threads is {num_threads}; it must be at least 1")
         require(max_bad_frames >= 0, f"max_bad_frames is {max_bad_frames}; it must be 0 or more")
         require(cache_bytes is None or cache_bytes > 0, f"cache_bytes is {cache_bytes}; it must be above 0, or None")
+        require(keep_bytes is None or keep_bytes >= 0, f"keep_bytes is {keep_bytes}; it must be 0 or more, or None")
+        if keep_dir is not None:
+            check_writable(Path(keep_dir), "give another --keep-dir")
         self.dataset, self.index = dataset, index
         set_policy(io_patience)
         self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
         self._share = RankInfo(rank, world_size)
         self._cache_bytes, self._threads = cache_bytes, num_threads
+        self._keep_bytes, self._keep_dir = keep_bytes, None if keep_dir is None else Path(keep_dir)
+        self._kept: KeptFrames | None = None
         drawn = self._augment.augmentation
         # An augmentation that crops needs a margin to crop from.
         framing = Framing(image_size=image_size, margin=drawn.crop_area is not None, region=self._view.looked_at)
@@ -227,9 +242,11 @@ class WindowLoader:
         frames that could not be used; wait_share: share (0..1) of the time from the start of each iteration to the end
         of its last step that the consumer spent waiting for batches.
         """
+        totals = (self._fetcher.totals if self._fetcher else Totals())._asdict()
+        copied = totals.pop("frames_copied")
         return {
-            **(self._fetcher.totals if self._fetcher else Totals())._asdict(),
-            "frames_reused": self._uses,
+            **totals,
+            "frames_reused": self._uses + copied,
             "frames_bad": len(self._bad),
             "wait_share": self._clock.share,
         }
@@ -273,6 +290,12 @@ class WindowLoader:
         self.close()
         self.plan, self._step = self.plan.at_epoch(epoch), step
 
+    def keeps(self) -> tuple[int, float]:
+        """Bytes of a node's main memory that kept frames will take, and the share of the frames used that are kept."""
+        self._frame_slots()
+        share = 0.0 if self._kept is None else self._kept.share
+        return (self._kept.planned_bytes if self._kept is not None and self._keep_dir is None else 0), share
+
     def host_bytes(self) -> tuple[int, int]:
         """Bytes of main memory for (decoded frames, batches)."""
         if self.device.type != "cpu":
@@ -283,7 +306,8 @@ class WindowLoader:
 
     def _start(self) -> Prefetcher:
         if self._fetcher is None:
-            self._fetcher = FrameFetcher(self.dataset, self._decoder, self._new_store(), self._bad)
+            store = self._new_store()
+            self._fetcher = FrameFetcher(self.dataset, self._decoder, store, self._bad, self._kept)
         elif self._prefetcher is not None and self._prefetcher.running:
             # A thread hangs in a read; when it comes back it must not write to memory that is in use again.
             self._fetcher = self._fetcher.with_store(self._new_store())
@@ -298,7 +322,7 @@ class WindowLoader:
         self._prefetcher = Prefetcher(
             block_uses(self.plan, self._step, rank=share.rank, world_size=share.world_size),
             self._fetcher.fetch,
-            SlotTable(store.slots),
+            SlotTable(store.slots, self._kept if store.device.type == "cpu" else None),
             start=self._step,
             threads=self._threads,
             job_frames=self._decoder.job_frames,
@@ -316,7 +340,10 @@ class WindowLoader:
         return -(-len(self.plan) // self.plan.num_blocks)
 
     def _new_store(self) -> FrameStore:
-        return FrameStore(self._frame_slots(), self._decoder.framing, self._decoder.device)
+        store = FrameStore(self._frame_slots(), self._decoder.framing, self._decoder.device)
+        if self._kept is not None and store.device.type == "cpu":  # its frames are used where they lie
+            store.extend(self._kept.sizes, self._kept.pixels)
+        return store
 
     def _frame_slots(self) -> int:
         """How many frames the frame memory holds: sized once, for the epoch at hand."""
@@ -328,6 +355,12 @@ class WindowLoader:
             if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
                 needed = block = min(block, STEPS_AHEAD * self._step_frames)
             size = self._decoder.framing.pixels * 3
+            on_cpu = self._decoder.device.type == "cpu"
+            cache = min(needed * size, self._cache_bytes or needed * size) if on_cpu else 0
+            self._kept = open_kept(self.dataset, self.index, self._decoder, self._keep_bytes, self._keep_dir, cache)
+            if self._kept is not None and on_cpu:  # a kept frame leaves its slot after one step
+                others, ahead = 1 - self._kept.share, STEPS_AHEAD * self._step_frames
+                needed, block = (min(frames, int(frames * others) + ahead) for frames in (needed, block))
             self._slots = slots_for(needed, block, self._step_frames, size, self._cache_bytes, self._decoder.device)
         return self._slots
 
@@ -336,7 +369,7 @@ class WindowLoader:
         assert self._fetcher is not None
         ready = prefetcher.take(self.give_up)
         uses, store = ready.uses, self._fetcher.store
-        slots = self._bad.substitute(uses.frame_ids, ready.slots, self._fetcher.fetch)
+        slots = self._bad.substitute(uses.frame_ids, ready.slots, self._fetcher.fetch, store.slots)
         numbers = self._random_numbers(uses.window_ids, uses.frame_ids)
         begun = (self._maker.begin if self._begins_ahead else self._maker.make)(store, slots, numbers)
         prefetcher.release(ready.step)

@@ -6,14 +6,19 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cltt.loader.control_group import memory_left, ranks_on_node
+from cltt.sampling.windows import WindowIndex
 
 log = logging.getLogger(__name__)
 
 # Of the memory that is free when a loader starts: on a GPU the model still has to fit, on a CPU other programs.
 GPU_SHARE, CPU_SHARE = 0.4, 0.5
+# frames_used is exact up to this many frames over all windows, else estimated from as many, in so many pieces.
+EXACT_FRAMES, PIECES = 4_000_000, 64
+KEEP_SHARE, KEEP_AND_CACHE_SHARE = 0.5, 0.75  # of a node's
 
 
 def slots_for(needed: int, block: int, least: int, slot_bytes: int, limit: int | None, device: torch.device) -> int:
@@ -40,6 +45,34 @@ def slots_for(needed: int, block: int, least: int, slot_bytes: int, limit: int |
             needed * slot_bytes / 1e9,
         )
     return slots
+
+
+def keep_limit(cache_bytes: int, held_bytes: int) -> int:
+    """Bytes that the kept frames of a node may take by default.
+
+    Half of what is free, and no more than leaves a quarter beside the frame caches of the node's ranks.
+
+    Args:
+        cache_bytes: of the frame cache of a rank in main memory.
+        held_bytes: what kept frames take already.
+    """
+    free = free_memory() + held_bytes
+    cache_bytes = min(cache_bytes, free_share(torch.device("cpu")))
+    return max(0, int(min(free * KEEP_SHARE, free * KEEP_AND_CACHE_SHARE - ranks_on_node() * cache_bytes)))
+
+
+def frames_used(index: WindowIndex) -> int:
+    """How many distinct frames the windows of ``index`` have in all, or about so many where there are very many."""
+    clips = index.clip_lengths[index.clips][index.windows_per_clip > 0]
+    most = min(int(clips.sum()), len(index) * index.window_size)
+    if index.frame_steps[0] != index.frame_steps[1]:
+        return most
+    if len(index) * index.window_size <= EXACT_FRAMES:
+        return len(np.unique(index.places(np.arange(len(index)))))
+    piece = EXACT_FRAMES // index.window_size // PIECES
+    starts = np.linspace(0, len(index) - piece, PIECES).astype(np.int64)
+    found = sum(len(np.unique(index.places(np.arange(start, start + piece)))) for start in starts.tolist())
+    return min(most, found * len(index) // (piece * PIECES))
 
 
 def free_share(device: torch.device) -> int:

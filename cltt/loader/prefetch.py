@@ -20,6 +20,8 @@ from cltt.loader.slots import BlockUses, SlotTable, StepUses
 
 # Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
 EVICT_AHEAD = 2
+# Steps planned ahead, at most: where frames are kept, the number of slots sets no bound.
+MOST_AHEAD = 1024
 # Frames handed out together: sorted, so that neighbours come in one read, and cut into jobs.
 CHUNK_FRAMES = 256
 # How long a thread may take to see that it should stop, in seconds.
@@ -184,9 +186,10 @@ class Prefetcher:
         shared = self._shared
         while not shared.stopped:
             consumed = shared.consumed
-            placed = self._table.place(step, uses, consumed, evict=step < consumed + EVICT_AHEAD)
-            if placed is not None:
-                return placed
+            if step < consumed + MOST_AHEAD:
+                placed = self._table.place(step, uses, consumed, evict=step < consumed + EVICT_AHEAD)
+                if placed is not None:
+                    return placed
             pending.flush()
             self._await_release(consumed)
         return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cltt.loader.kept import KeptFrames
 from cltt.sampling.epoch_plan import EpochPlan
 
 NEVER = np.iinfo(np.int64).max
@@ -81,9 +82,13 @@ class SlotTable:
 
     A slot is pinned from the moment a step asks for it until that step is consumed. One thread calls it; ``consumed``
     is always the number of steps consumed so far.
+
+    ``kept``: frame f of these, once it is whole, lies in slot ``slots`` + f and needs no other, so a frame that will be
+    kept leaves its slot as soon as its step is consumed.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, kept: KeptFrames | None = None) -> None:
+        self._kept = kept
         self._frame = np.full(slots, -1, dtype=np.int64)
         self._pinned_to = np.full(slots, -1, dtype=np.int64)
         self._next_use = np.full(slots, NEVER, dtype=np.int64)
@@ -99,14 +104,19 @@ class SlotTable:
             enough slots yet; then nothing has changed.
         """
         slots = np.array([self._slot_of.get(frame, -1) for frame in uses.unique.tolist()], dtype=np.int64)
-        fresh = slots < 0
-        taken = self._victims(int(fresh.sum()), slots[~fresh], consumed, evict)
+        next_use = uses.next_use
+        if self._kept is not None:
+            whole = self._kept.has(uses.unique)
+            slots[whole] = uses.unique[whole] + len(self._frame)
+            next_use = np.where(self._kept.keeps(uses.unique), NEVER, next_use)
+        fresh, own = slots < 0, slots < len(self._frame)
+        taken = self._victims(int(fresh.sum()), slots[~fresh & own], consumed, evict)
         if taken is None:
             return None
         self._replace(taken, uses.unique[fresh])
         slots[fresh] = taken
-        self._pinned_to[slots] = step
-        self._next_use[slots] = uses.next_use
+        self._pinned_to[slots[own]] = step
+        self._next_use[slots[own]] = next_use[own]
         return slots, fresh
 
     def _victims(self, count: int, needed: np.ndarray, consumed: int, evict: bool) -> np.ndarray | None:

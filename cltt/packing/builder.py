@@ -234,10 +234,13 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
 
 
 def _tidy_up(out: Path) -> None:
-    """Remove what a build leaves that was killed after it had published."""
-    if owned.is_owned(out / format.BUILD):
+    """Remove what a build leaves that was killed after it had published, or before it replaced what lies there."""
+    working = out / format.BUILD
+    if owned.is_owned(working) or owned.is_empty(working):
         with _locked(out, LOCK):
-            owned.remove(out / format.BUILD)
+            owned.remove(working)
+    with contextlib.suppress(OSError):  # a set that may only be read can be used as well
+        owned.remove_leftovers(working)
 
 
 def discard_unfinished(out: Path) -> None:

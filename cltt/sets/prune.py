@@ -84,6 +84,7 @@ def _remove(path: Path) -> None:
             file.unlink()
     if owned.is_owned(path / format.BUILD):
         owned.remove(path / format.BUILD)
+    owned.remove_leftovers(path / format.BUILD)
     with contextlib.suppress(OSError):
         path.rmdir()
     for beside in (record_path(path), runs_path(path)):

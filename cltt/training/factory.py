@@ -116,6 +116,8 @@ def build_loader(
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
+        keep_bytes=None if data.keep_gb is None else int(data.keep_gb * 1e9),
+        keep_dir=data.keep_dir,
         num_threads=data.num_workers,
         channels_last=device.type == "cuda",
         max_bad_frames=data.max_bad_frames,

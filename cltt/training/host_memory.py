@@ -14,7 +14,7 @@ COPIES_CPU, COPIES_GPU = 4, 3
 
 
 def memory_line(model: nn.Module, loader: WindowLoader) -> str:
-    """One line: frame cache, batches and model of all ranks of this node against what is left for them.
+    """One line: kept frames, frame cache, batches and model of all ranks of this node against what is left for them.
 
     It begins with "warning" if they do not fit. What the network's layers keep for the backward pass on a CPU is not in
     it: that depends on the network.
@@ -23,13 +23,17 @@ def memory_line(model: nn.Module, loader: WindowLoader) -> str:
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
     held = weights * (COPIES_CPU if loader.device.type == "cpu" else COPIES_GPU)
     ranks, left = ranks_on_node(), free_memory()
-    total = ranks * (cache + batches + held)
-    line = f"main memory: frame cache {_gb(cache)}, batches {_gb(batches)}, model {_gb(held)} GB"
-    line += f", by {ranks} ranks here {_gb(total)} GB" if ranks > 1 else ""
+    kept, share = loader.keeps()
+    total = ranks * (cache + batches + held) + kept
+    line = f"main memory: frame cache {_gb(cache)}, batches {_gb(batches)}, model {_gb(held)} GB a rank"
+    line += f"; decoded frames kept from epoch to epoch {_gb(kept)} GB ({share:.0%} of those used)"
+    line += f"; by {ranks} ranks here {_gb(total)} GB" if ranks > 1 else ""
     line += f"; {_gb(left)} GB are left"
     if total <= left:
         return line
-    return f"warning: {line}: give a smaller --cache-gb or --batch-size, or ask for more memory (--mem-per-cpu)"
+    return (
+        f"warning: {line}: give a smaller --keep-gb, --cache-gb or --batch-size, or ask for more memory (--mem-per-cpu)"
+    )
 
 
 def _gb(size: int) -> str:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 LOOK_MODES = ("sample", "batch", "stats", "verify", "html")
 BATCH_SAMPLINGS = ("contiguous", "random", "plan")
 HERE_OTHERWISE = ("root_dir", "fps")  # train.py builds shards of it
-ONLY_TRAINING = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "max_bad_frames")
+ONLY_TRAINING = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "keep_gb", "keep_dir", "max_bad_frames")
 NAMED = 10  # files named where there may be thousands
 
 

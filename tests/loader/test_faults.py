@@ -158,8 +158,10 @@ def test_known_bad_frames_are_gone_through_while_no_thread_adds_one(shards: Path
 
     bad._errors = Watched()
     bad.register(FrameError(3, "a/3.jpg", "CRC mismatch"))
-    slots = bad.substitute(np.array([[2, 3, 4]]), np.array([[0, 1, 2]]), lambda frames, slots: None)
+    slots = bad.substitute(np.array([[2, 3, 4]]), np.array([[0, 1, 2]]), lambda frames, slots: None, 3)
     assert slots.tolist() == [[0, 0, 2]]
+    kept = np.array([[0, 9, 2]])  # by another process, which could decode it
+    assert bad.substitute(np.array([[2, 3, 4]]), kept, lambda frames, slots: None, 3).tolist() == kept.tolist()
 
 
 def test_too_many_bad_frames_stop_the_run_with_a_list(shards: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_small_cache_changes_nothing_but_decodes(
         expected = [batch.frames.clone() for batch in roomy]
         slot = roomy._decoder.framing.pixels * 3
     caplog.clear()
-    with make(dataset, augment=augment, cache_bytes=max(1, int(share * block * slot))) as tight:
+    with make(dataset, augment=augment, keep_bytes=0, cache_bytes=max(1, int(share * block * slot))) as tight:
         for got, want in zip(tight, expected, strict=True):
             assert torch.equal(got.frames, want)
         for _ in tight:
@@ -97,7 +97,7 @@ def test_a_cache_of_one_block_decodes_no_more_than_the_plan_asks(dataset: ShardD
         plan = loader.plan
         bytes_of_a_block = plan.frames_per_block() * SIZE * SIZE * 3
     asked = sum(len(plan.block_frames(block)) for block in range(plan.num_blocks))
-    with make(dataset, depth=8, cache_bytes=bytes_of_a_block) as loader:
+    with make(dataset, depth=8, keep_bytes=0, cache_bytes=bytes_of_a_block) as loader:
         places = sum(batch.frame_ids.numel() for batch in loader)
         stats = loader.stats()
     assert stats["frames_decoded"] <= asked

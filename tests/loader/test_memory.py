@@ -80,7 +80,8 @@ def test_the_line_adds_up_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert batches == 2 * 4 * 3 * 3 * 64 * 64 * torch.float32.itemsize
     assert loader._fetcher is None, "it takes the memory that it tells of"
     line = memory_line(model, loader)
-    assert line.startswith("main memory: ") and "model 0.08 GB; 10.00 GB are left" in line
+    assert line.startswith("main memory: ") and "model 0.08 GB a rank; decoded frames kept" in line
+    assert "(100% of those used); 10.00 GB are left" in line
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert "by 4 ranks here 0.3" in memory_line(model, loader)
     monkeypatch.setattr(host_memory, "free_memory", lambda: GB // 10)

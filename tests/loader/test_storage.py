@@ -40,7 +40,7 @@ def make(shards: Path, **options: Any) -> WindowLoader:
     dataset = ShardDataset(shards)
     index = WindowIndex(dataset.clip_lengths, 3, 2, 1)
     defaults = {"image_size": 32, "device": "cpu", "dtype": torch.uint8, "num_threads": 2, "depth": 4}
-    return WindowLoader(dataset, index, 4, **{**defaults, "cache_bytes": 1, **options})
+    return WindowLoader(dataset, index, 4, **{**defaults, "cache_bytes": 1, "keep_bytes": 0, **options})
 
 
 def epochs(loader: WindowLoader) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -157,14 +157,28 @@ def test_links_within_an_owned_folder_are_removed_not_followed(tmp_path: Path, p
     assert _listing(precious) == before and not folder.exists()
 
 
-def test_what_a_killed_removal_left_is_removed_by_the_next_build(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("complete", [False, True])
+def test_what_a_killed_removal_left_is_removed_by_the_next_build(root: Path, tmp_path: Path, complete: bool) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    left = out / f"{format.BUILD}.old-123.tmp"
-    owned.claim(left)
+    if complete:
+        build_shards(root, out, workers=1)
+    left, bare, theirs = (out / f"{format.BUILD}.old-{name}.tmp" for name in ("123", "bare", "theirs"))
+    for folder in (left, bare, theirs):
+        owned.claim(folder)
     (left / "part-000000").write_text("x")
+    (bare / owned.MARKER).unlink()  # killed between the marker and the folder
+    (theirs / owned.MARKER).rename(theirs / "file")
     build_shards(root, out, workers=1)
-    assert not left.exists()
+    assert not left.exists() and not bare.exists() and (theirs / "file").exists()
+
+
+def test_an_empty_working_folder_beside_a_complete_set_is_removed(root: Path, tmp_path: Path) -> None:
+    """As a build with overwrite=True leaves it that is killed before it marks its working folder."""
+    out = tmp_path / "out"
+    build_shards(root, out, workers=1)
+    (out / format.BUILD).mkdir()
+    build_shards(root, out, workers=1)
+    assert not (out / format.BUILD).exists()
 
 
 @pytest.mark.parametrize("flag", ["--root-dir", "--out"])

@@ -1,4 +1,4 @@
-"""docs/experiments.md: each of its commands is understood, and its recipes have the values of the authors' code."""
+"""The pages of experiments: each command is understood, and the recipes have the values of the authors' code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slurm import sweep_table
 from tests.helpers.labelled import save_run
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "experiments.md").read_text()
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("experiments", "next_experiments")}
 LINES = 200
 
 # What the authors' code has, by the first words of a section's title.
@@ -40,6 +40,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "proj_dim": 2048, "temperature": 0.1, "optimizer": "sgd", "momentum": 0.7, "lr": 0.1, "weight_decay": 0,
         "schedule": "constant", "epochs": 1,
     },
+    "Random partners": {
+        "window_size": 2, "frame_step": "1-15", "batch_size": 512, "image_size": 224, "region": "center",
+        "region_effect": "crop", "region_scale": 0.41, "augment": "simclr", "jitter": [0.4, 0.4, 0.2, 0.1],
+        "backbone": "resnet50", "proj_hidden": 4096, "proj_dim": 256, "temperature": 0.1, "epochs": 1,
+    },
 }  # fmt: skip
 
 
@@ -57,11 +62,15 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def all_commands() -> list[list[str]]:
+    return [arguments for page in PAGES.values() for arguments in commands(page)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the runs that others start from."""
     root = tmp_path_factory.mktemp("page")
-    for arguments in commands(PAGE):
+    for arguments in all_commands():
         if "--checkpoint-path" in arguments:
             save_run(root / arguments[arguments.index("--checkpoint-path") + 1], steps=(0,))
     return root
@@ -74,8 +83,8 @@ def in_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_a_folder")
 def test_every_command_is_understood() -> None:
-    parsed = [train.parse(arguments) for arguments in commands(PAGE)]
-    assert len(parsed) >= 14 and all(isinstance(settings, TrainSettings) for settings in parsed)
+    parsed = [train.parse(arguments) for arguments in all_commands()]
+    assert len(parsed) >= 18 and all(isinstance(settings, TrainSettings) for settings in parsed)
     folders = [settings.run_dir for settings in parsed]
     assert len(set(folders)) == len(folders)  # none goes on with, or is refused by, another's folder
 
@@ -83,7 +92,7 @@ def test_every_command_is_understood() -> None:
 @pytest.mark.usefixtures("in_a_folder")
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_have_the_values_of_the_authors_code(name: str) -> None:
-    section = re.split(r"^##+ ", PAGE, flags=re.MULTILINE)
+    section = re.split(r"^##+ ", "\n".join(PAGES.values()), flags=re.MULTILINE)
     (text,) = [part for part in section if part.startswith(name)]
     found = commands(text)
     assert found
@@ -94,8 +103,9 @@ def test_recipes_have_the_values_of_the_authors_code(name: str) -> None:
         assert words in text
 
 
-def test_it_is_one_page() -> None:
-    assert len(PAGE.splitlines()) <= LINES
+@pytest.mark.parametrize("name", PAGES)
+def test_it_is_one_page(name: str) -> None:
+    assert len(PAGES[name].splitlines()) <= LINES
 
 
 @pytest.mark.parametrize("table", sorted((ROOT / "slurm").glob("*.txt")), ids=lambda path: path.name)

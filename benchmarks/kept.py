@@ -1,0 +1,112 @@
+"""What keeping decoded frames saves: the first epoch and later ones, with all frames kept, half, a tenth, none.
+
+``python -m benchmarks.kept [--quick]``. Real frames (drawn ones where there are none), T = 5, frame_step 2, 16 windows
+a batch, float32, as many threads as cores. Each loader runs an epoch a turn, in alternating order: of later epochs one
+loader that has run an epoch before, of the first epoch a new loader each time. ``none`` is the same loader with
+``keep_bytes=0``. Writes kept.csv: medians of CPU time a window and, round by round, of what ``none`` takes over it.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import harness
+from benchmarks.loader import cpu_seconds
+from benchmarks.loader_data import write_clips
+from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards, cli
+from cltt.frames.geometry import Framing
+from cltt.loader.memory import frames_used
+
+T, STEP, BATCH, SIZE = 5, 2, 16, 224
+# (size of the frames, window stride, copies of the frames, the least that "all" is to be better by, and "half")
+CASES = (
+    ("256 lines", (None, 256), 10, 4, 5.0, 1.7),
+    ("853x480", (853, 480), 10, 2, 8.0, 1.7),
+    ("256 lines", (None, 256), 1, 1, 2.0, None),
+)
+SHARES = {"none": 0.0, "all": 1.0, "half": 0.5, "a tenth": 0.1}
+Cost = tuple[float, float]  # CPU seconds and seconds a window
+
+
+def epoch(loader: WindowLoader) -> Cost:
+    gc.collect()
+    cpu, start = cpu_seconds(), time.perf_counter()
+    windows = sum(len(batch.frames) for batch in loader)
+    return (cpu_seconds() - cpu) / windows, (time.perf_counter() - start) / windows
+
+
+def in_turns(calls: dict[str, Callable[[], Cost]], rounds: int) -> dict[str, list[Cost]]:
+    costs: dict[str, list[Cost]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
+            costs[name].append(calls[name]())
+    return costs
+
+
+def race(shards: Path, stride: int, rounds: int) -> dict[str, dict[str, list[Cost]]]:
+    """Costs of the ``first`` and of ``later`` epochs, by share."""
+    dataset = ShardDataset(shards)
+    index = WindowIndex(dataset.clip_lengths, T, STEP, stride)
+    row = Framing(image_size=SIZE).pixels * 3 // 4096 * 4096 + 4096  # whole pages
+
+    def loader(share: float) -> WindowLoader:
+        most = int(share * frames_used(index) * row) + 1 if share else 0
+        threads = harness.cores()
+        return WindowLoader(dataset, index, BATCH, device="cpu", keep_bytes=most, num_threads=threads)
+
+    first = in_turns(
+        {name: lambda s=share: epoch(loader(s)) for name, share in SHARES.items() if name != "half"}, rounds
+    )
+    loaders = {name: loader(share) for name, share in SHARES.items()}
+    for made in loaders.values():
+        epoch(made)
+    later = in_turns({name: lambda m=made: epoch(m) for name, made in loaders.items()}, rounds)
+    return {"first": first, "later": later}
+
+
+def rows_of(case: tuple[object, ...], which: str, costs: dict[str, list[Cost]]) -> list[dict[str, object]]:
+    size, _, stride, _, all_asked, half_asked = case
+    rows: list[dict[str, object]] = []
+    for name, found in costs.items():
+        cpu, clock = ([none[k] / cost[k] for none, cost in zip(costs["none"], found, strict=True)] for k in range(2))
+        asked = {"all": all_asked, "half": half_asked}.get(name) if which == "later" else None
+        rows.append(
+            {
+                "frames": size,
+                "stride": stride,
+                "epoch": which,
+                "kept": name,
+                "cpu_ms_a_window": harness.percentile([cost[0] * 1000 for cost in found], 50),
+                "times_less_cpu": harness.percentile(cpu, 50),
+                "times_less_cpu_p20": harness.percentile(cpu, 20),
+                "times_less_cpu_p80": harness.percentile(cpu, 80),
+                "times_faster": harness.percentile(clock, 50),
+                "asked": asked or "",
+                "rounds": len(found),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    args = harness.parser("kept", "What keeping decoded frames saves.").parse_args()
+    rows: list[dict[str, object]] = []
+    for case in CASES:
+        name, shape, stride, copies, *_ = case
+        with tempfile.TemporaryDirectory(prefix="kept-") as folder:
+            root = write_clips(
+                Path(folder) / "clips", shape, 1 if args.quick else copies, 120 if args.quick else 10_000
+            )
+            build_shards(root, Path(folder) / "shards", verify="header")
+            for which, costs in race(Path(folder) / "shards", stride, 3 if args.quick else 7).items():
+                rows += rows_of(case, which, costs)
+        harness.write_csv("kept_quick" if args.quick else "kept", rows)
+        harness.print_table(rows, f"Frames kept, {name}, stride {stride}")
+
+
+if __name__ == "__main__":
+    cli.run(main, "benchmarks.kept")
