@@ -264,3 +264,8 @@ def test_what_looks_odd_is_said_with_the_command_that_chooses(folder: Path, caps
     said = located(capsys)[1]
     assert "odd: folders with names of several kinds" in said
     assert f"cltt build --root-dir {folder / 'frames'} --out " in said and "--include GLOB" in said
+
+
+def test_the_command_that_chooses_builds_as_train_does(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "frames/a/one/frame_000003.jpg").rename(folder / "frames/a/one/mask_000003.jpg")
+    assert "-chosen --fps 2.5 --stream 0 --include" in located(capsys, fps=2.5, stream=0)[1]
