@@ -48,18 +48,26 @@ def train_step(model: torch.nn.Module, device: torch.device) -> Callable[[torch.
 
 @dataclass
 class Stretch:
-    """A few steps in a row: their number, the seconds they took, and those of them that went into getting frames."""
+    """A few steps in a row.
+
+    Attributes:
+        steps: their number.
+        seconds: they took; ``waited``: of them, went into getting frames.
+        processor: seconds of all threads of this process; ``own``: of the thread that makes the steps.
+    """
 
     steps: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    processor: float = 0.0
+    own: float = 0.0
 
 
 def run_steps(bench: Bench, step: Callable, batches: Iterator[Any], steps: int) -> Stretch:
     """Up to ``steps`` steps; the device is waited for at the end alone."""
     done = Stretch()
     bench.sync()
-    start = time.perf_counter()
+    start, processor, own = time.perf_counter(), time.process_time(), time.thread_time()
     while done.steps < steps:
         asked = time.perf_counter()
         batch = next(batches, None)
@@ -70,6 +78,7 @@ def run_steps(bench: Bench, step: Callable, batches: Iterator[Any], steps: int) 
         done.steps += 1
     bench.sync()
     done.seconds = time.perf_counter() - start
+    done.processor, done.own = time.process_time() - processor, time.thread_time() - own
     return done
 
 
@@ -118,6 +127,8 @@ def measure(bench: Bench, name: str, window: tuple[int, int, int], *, compiled: 
         ("data_share_of_a_step", [1 - free_step * part.steps / part.seconds for part in later], "ratio"),
         ("data_share_first_block", [1 - free_step * part.steps / part.seconds for part in first], "ratio"),
         ("wait_share", [part.waited / part.seconds for part in later], "ratio"),
+        ("cores_of_the_loop", [part.own / part.seconds for part in later], "cores"),
+        ("cores_of_other_threads", [(part.processor - part.own) / part.seconds for part in later], "cores"),
         *([] if compiled or bench.quick else [loss_share(bench, step)]),
     ]
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_whole_road_on_a_cpu(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_first", "--device", "cpu", "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*command, "--minutes", "30"], cwd=ROOT, capture_output=True, text=True, timeout=1900)
     assert done.returncode == 0, done.stdout[-4000:] + (tmp_path / "gpu_first.log").read_text()[-4000:]
     rows = list(csv.DictReader((tmp_path / "gpu_first.csv").open()))
     assert list(dict.fromkeys(row["section"] for row in rows)) == [part.name for part in PARTS]
@@ -49,7 +49,7 @@ def test_a_failing_part_is_a_row_and_the_rest_is_kept(tmp_path: Path) -> None:
         Scripted("idle", 60, (), ("print('3 skipped in 1 s')",)),
         Scripted("last", 60, (), ("print('31.50s call     tests/a.py::test'); print('1 passed')",)),
     ]
-    rows = run_all(parts, tmp_path, device="cpu", quick=True, seconds=60)
+    rows = run_all(parts, tmp_path, device="cuda", quick=True, seconds=60)
     written = list(csv.DictReader((tmp_path / "gpu_first.csv").open()))
     assert [row["value"] for row in written if row["metric"] == "speed"] == ["2.5"]
     assert all(row["python"] for row in written)
@@ -69,7 +69,7 @@ def test_a_part_that_hangs_is_stopped_with_its_children_and_keeps_its_figures(tm
     script += "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
     script += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid)); print('waiting'); time.sleep(60)"
     end = time.monotonic() + 30  # its child would sleep for 60 s
-    rows = run_all([Scripted("hangs", 2, (), (script,))], tmp_path, device="cpu", quick=True, seconds=60)
+    rows = run_all([Scripted("hangs", 2, (), (script,))], tmp_path, device="cuda", quick=True, seconds=60)
     assert gpu_first.outcome_of("hangs", rows) == "stopped after 2 s; the last line: waiting"
     assert [row["value"] for row in rows if row["metric"] == "speed"] == [2.5]
     assert "most recent call first" in (tmp_path / "gpu_first.log").read_text()
@@ -81,7 +81,7 @@ def test_a_part_that_hangs_is_stopped_with_its_children_and_keeps_its_figures(tm
 
 def test_past_its_time_it_starts_nothing(tmp_path: Path) -> None:
     part = Scripted("late", 60, (), (f"open({str(tmp_path / 'started')!r}, 'w')",))
-    rows = run_all([part], tmp_path, device="cpu", quick=True, seconds=0)
+    rows = run_all([part], tmp_path, device="cuda", quick=True, seconds=0)
     assert gpu_first.outcome_of("late", rows) == "skipped: no time left"
     assert not os.path.exists(tmp_path / "started")
 
