@@ -109,7 +109,7 @@ class _Found:
 def open_labelled(
     path: str | Path, settings: LabelledSettings | None = None, *, unlabelled: bool = False
 ) -> LabelledData:
-    """Find out what ``path`` is and open it; ``unlabelled``: shards without labels will do.
+    """Find out what ``path`` is and open it; ``unlabelled``: shards and image files without labels will do.
 
     Raises SettingsError if it is of no known kind, or has no labels, or the settings do not fit it. Warns, on the log,
     of classes that are in val or test but not in train.
@@ -118,7 +118,7 @@ def open_labelled(
     path = Path(path)
     if not path.is_dir():
         raise SettingsError(f"evaluation data {str(path)!r} is not a folder")
-    found = _find(path, settings)
+    found = _find(path, settings, unlabelled)
     classes = {label for label in found.labels if label is not None}
     if unlabelled and len(classes) < 2:
         why = f"one class alone, {classes.pop()!r}" if classes else "without labels"
@@ -130,7 +130,7 @@ def open_labelled(
     return data
 
 
-def _find(path: Path, settings: LabelledSettings) -> _Found:
+def _find(path: Path, settings: LabelledSettings, unlabelled: bool) -> _Found:
     if (path / format.INDEX).is_file():
         return _find_in_shards(path, settings)
     if settings.clips is not None:
@@ -142,19 +142,19 @@ def _find(path: Path, settings: LabelledSettings) -> _Found:
             if settings.label_from or settings.group_from:
                 raise SettingsError(f"{folder} is an archive without paths; leave out --label-from and --group-from")
             return _find_in_cifar(folder)
-    return _find_files(path, settings)
+    return _find_files(path, settings, unlabelled)
 
 
 # ---- files
 
 
-def _find_files(root: Path, settings: LabelledSettings) -> _Found:
+def _find_files(root: Path, settings: LabelledSettings, unlabelled: bool) -> _Found:
     """Image files at any depth, in natural order."""
     paths, left_out = image_files(root)
     layout = layout_of(paths)
     rule = _label_rule(settings.label_from, dict(zip(paths, layout.inside, strict=True)))
     labels = layout.classes() if rule is None else list(map(rule, paths))
-    if rule is None and not any(labels):
+    if rule is None and not any(labels) and not (unlabelled and paths):
         raise SettingsError(
             f"no labelled images in {str(root)!r}: expected a folder a class, COIL files (obj3__45.png), CIFAR's "
             "python archives, or labelled shards; for other names give --label-from"

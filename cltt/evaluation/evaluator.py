@@ -15,17 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import LabelledData, open_labelled
 from cltt.evaluation.features import extract_features, spread
+from cltt.evaluation.images import Images
 from cltt.evaluation.parts import PARTS, held_out
 from cltt.evaluation.probe import (
+    LABEL_DRAWS,
     LinearProbe,
     ProbeSettings,
     choose_linear_probe,
+    drawn_rows,
     few_shot_accuracies,
     fit_linear_probe,
     fit_sgd_probe,
@@ -47,6 +51,8 @@ class EvaluationResult:
         nearest: accuracy of nearest neighbours, by the number of labelled images a class ("1", "4", "all").
         nearest_std: standard deviation of that over drawings, of those that are drawn.
         knn, knn_top5: accuracy of the weighted vote of k neighbours, by k; top-5 as above.
+        fraction, fraction_std: accuracy of linear probes on a share of the train labels, by the share: mean and
+            standard deviation over draws, on test (else val, else train).
         effective_rank, alignment, uniformity: of the features of the test part, see :class:`features.Spread`.
         probe: how the linear probe was fitted: "closed", "sgd", or the name of the protocol.
         strength: of the closed probe, chosen on val (scikit-learn's C); None: by SGD.
@@ -62,6 +68,8 @@ class EvaluationResult:
     nearest_std: dict[str, float] = field(default_factory=dict)
     knn: dict[str, float] = field(default_factory=dict)
     knn_top5: dict[str, float] = field(default_factory=dict)
+    fraction: dict[str, float] = field(default_factory=dict)
+    fraction_std: dict[str, float] = field(default_factory=dict)
     effective_rank: float
     alignment: float | None
     uniformity: float
@@ -88,6 +96,8 @@ class EvaluationResult:
             **{f"nn_{shots}_std": value for shots, value in self.nearest_std.items()},
             **{f"knn{k}_top1": value for k, value in self.knn.items()},
             **{f"knn{k}_top5": value for k, value in self.knn_top5.items()},
+            **{f"probe_{share}": value for share, value in self.fraction.items()},
+            **{f"probe_{share}_std": value for share, value in self.fraction_std.items()},
             "effective_rank": self.effective_rank,
             "alignment": self.alignment,
             "uniformity": self.uniformity,
@@ -106,8 +116,12 @@ class EvaluationResult:
             for shots, accuracy in self.nearest.items()
         )
         knn = "".join(f"; vote of {k} {accuracy:.3f}" for k, accuracy in self.knn.items())
+        shares = "".join(
+            f"; probe on {float(share):.3g} of the labels {accuracy:.3f}±{self.fraction_std[share]:.3f}"
+            for share, accuracy in self.fraction.items()
+        )
         rank = f"; effective rank {self.effective_rank:.1f}"
-        return f"linear probe: {probe}; nearest neighbour by labels a class: {nearest}{knn}{rank}"
+        return f"linear probe: {probe}; nearest neighbour by labels a class: {nearest}{knn}{shares}{rank}"
 
 
 class Evaluator:
@@ -153,11 +167,14 @@ class Evaluator:
         if self.device.type not in ("cpu", "cuda"):  # elsewhere torch lacks double precision, or an operation
             features = {part: values.cpu() for part, values in features.items()}
         parts = {part: (features[part], torch.from_numpy(self.data.parts[part].labels)) for part in features}
-        probe = self._fit(parts)
+        probe = self._fit(parts, self.data.parts["train"])
         scores = {part: probe.score(*labelled) for part, labelled in parts.items()}
         asked = next(part for part in ("test", "val", "train") if part in parts)
         neighbours = {} if asked == "train" else _neighbours(parts["train"], parts[asked], self.probe.knn)
+        shares = {str(share): self._on_share(parts, asked, share) for share in self.probe.label_fraction}
         return EvaluationResult(
+            fraction={share: float(found.mean()) for share, found in shares.items()},
+            fraction_std={share: float(found.std(ddof=1)) for share, found in shares.items()},
             loss={part: score.loss for part, score in scores.items()},
             accuracy={part: score.top1 for part, score in scores.items()},
             top5={part: score.top5 for part, score in scores.items() if score.top5 is not None},
@@ -170,7 +187,17 @@ class Evaluator:
             split_by=self.data.split_by,
         )
 
-    def _fit(self, parts: dict[str, Labelled]) -> LinearProbe:
+    def _on_share(self, parts: dict[str, Labelled], asked: str, share: float) -> np.ndarray:
+        """Accuracy on ``asked`` of probes fitted on ``share`` of the train labels -> float64 [draws]."""
+        (features, labels), accuracies = parts["train"], []
+        for draw in range(LABEL_DRAWS):
+            rows = drawn_rows(labels.numpy(), share, draw)
+            drawn = parts | {"train": (features[rows], labels[rows])}
+            probe = self._fit(drawn, self.data.parts["train"].take(rows))
+            accuracies.append(probe.score(*parts[asked]).top1)
+        return np.array(accuracies)
+
+    def _fit(self, parts: dict[str, Labelled], train: Images) -> LinearProbe:
         """The strength is chosen on val; where that is what is asked, on a tenth of train, held out for it."""
         classes = len(self.data.label_names)
         features, labels = parts["train"]
@@ -180,7 +207,7 @@ class Evaluator:
             return fit_sgd_probe(features, labels, classes, self.probe)
         if "test" in parts:
             return choose_linear_probe((features, labels), parts.get("val"), classes)
-        rows = held_out(self.data.parts["train"])
+        rows = held_out(train)
         if rows is None:
             return fit_linear_probe(features, labels, classes)
         out = torch.from_numpy(rows)

@@ -27,6 +27,7 @@ CHECKPOINTS_NAMED = 10
 UNTRAINED = "untrained"
 PART_STYLES = {"train": (":", "v"), "val": ("--", "s"), "test": ("-", "o")}
 NEAREST = {"nn_1": "1 label per class", "nn_4": "4 labels per class", "nn_all": "all labels"}
+_SHARE = re.compile(r"probe_([\d.e-]+)")
 _VOTE = re.compile(r"knn(\d+)_top1")
 
 # ---- accuracies
@@ -46,6 +47,10 @@ def draw_evaluations(rows: Sequence[Row]) -> Figure:
     for number, (part, (style, marker)) in enumerate(PART_STYLES.items()):
         look = {"linestyle": style, "marker": marker, "linewidth": 3 - 0.8 * number}
         _draw(probe, rows, f"{part}_acc", part, color=PALETTE[number], **look)
+    shares = sorted({match[1] for row in rows for name in row if (match := _SHARE.fullmatch(name))}, key=float)
+    for number, share in enumerate(shares):
+        label = f"test, {100 * float(share):g}% of labels"
+        _draw(probe, rows, f"probe_{share}", label, color=PALETTE[(3 + number) % len(PALETTE)], marker="D", linewidth=1)
     votes = sorted({int(match[1]) for row in rows for name in row if (match := _VOTE.fullmatch(name))})
     curves = NEAREST | {f"knn{k}_top1": f"all labels, vote of {k}" for k in votes}
     colors = label_colors(len(curves))

@@ -21,6 +21,7 @@ PROTOCOLS = ("older-coil",)  # :mod:`cltt.evaluation.protocols.older_coil`
 # Inverse strengths of the penalty, as scikit-learn's C: from one extreme to the other in steps of ten.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 TEMPERATURE = 0.07  # of Wu et al. 2018 (arXiv:1805.01978)
+LABEL_SEED, LABEL_DRAWS = 7, 5  # of ``--label-fraction``
 _ROWS = 1024  # similarities of so many queries are held at a time
 
 
@@ -45,6 +46,14 @@ class ProbeSettings:
     )
     knn: tuple[int, ...] = setting(
         (20,), "votes of so many nearest neighbours, an accuracy each", metavar="K", within=(1, MANY)
+    )
+
+    label_fraction: tuple[float, ...] = setting(
+        (),
+        "also fit the linear classifier on such shares of the train labels, as in 0.01 0.1: mean and deviation over "
+        "five draws",
+        metavar="SHARE",
+        within=(1e-6, 1),
     )
 
     def __post_init__(self) -> None:
@@ -185,6 +194,14 @@ def _zeros(classes: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [C, F] and bias [C] to be fitted, of the type of ``x`` [n, F]."""
     weight, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)
     return weight.requires_grad_(True), bias.requires_grad_(True)
+
+
+def drawn_rows(labels: np.ndarray, fraction: float, draw: int) -> np.ndarray:
+    """Rows with ``fraction`` of each class of ``labels`` [n], at least one of each; drawing ``draw`` of several."""
+    rng = np.random.default_rng([LABEL_SEED, draw])
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    drawn = [rng.choice(rows, max(1, round(fraction * len(rows))), replace=False) for rows in classes]
+    return np.sort(np.concatenate(drawn))
 
 
 # ---- nearest neighbours

@@ -18,6 +18,7 @@ from cltt.evaluation.probe import (
     STRENGTHS,
     ProbeSettings,
     choose_linear_probe,
+    drawn_rows,
     few_shot_accuracies,
     fit_linear_probe,
     fit_sgd_probe,
@@ -202,6 +203,36 @@ def test_evaluator_gives_the_row_of_the_csv(tmp_path: Path) -> None:
     assert result.nearest == {"1": 1.0, "4": 1.0, "all": 1.0} and result.nearest_std == {"1": 0.0, "4": 0.0}
     assert result.knn == {"20": 1.0} and result.strength in STRENGTHS
     assert result == evaluator(MeanColour())
+
+
+def test_a_share_of_the_labels_is_drawn_of_each_class() -> None:
+    labels = np.repeat([0, 1, 2], [200, 30, 3])
+    draws = [drawn_rows(labels, 0.1, draw) for draw in range(3)]
+    for rows in draws:
+        assert np.bincount(labels[rows]).tolist() == [20, 3, 1] and len(np.unique(rows)) == 24
+        assert np.array_equal(rows, np.sort(rows))
+    assert len({tuple(rows) for rows in draws}) == 3
+    assert np.array_equal(drawn_rows(labels, 1.0, 0), np.arange(233))
+
+
+def test_accuracies_on_shares_of_the_labels_are_those_of_probes_on_the_drawn_rows(tmp_path: Path) -> None:
+    data = open_labelled(colour_folder(tmp_path, 40))
+    rng = np.random.default_rng(0)
+    features = {
+        part: torch.from_numpy(rng.normal(size=(len(images), 6)) + 0.7 * np.eye(6)[images.labels]).float()
+        for part, images in data.parts.items()
+    }
+    settings = ProbeSettings(label_fraction=(0.1, 1.0))
+    result = Evaluator(data, image_size=16, device=CPU, probe=settings).evaluate(features)
+    labels = {part: torch.from_numpy(images.labels) for part, images in data.parts.items()}
+    val, found = (features["val"], labels["val"]), []
+    for draw in range(5):
+        rows = drawn_rows(data.parts["train"].labels, 0.1, draw)
+        probe = choose_linear_probe((features["train"][rows], labels["train"][rows]), val, 3)
+        found.append(probe.score(features["test"], labels["test"]).top1)
+    assert result.fraction == pytest.approx({"0.1": np.mean(found), "1.0": result.accuracy["test"]})
+    assert result.fraction_std == pytest.approx({"0.1": np.std(found, ddof=1), "1.0": 0}) and np.std(found) > 0
+    assert result.columns()["probe_0.1"] == result.fraction["0.1"] and "0.1 of the labels" in result.describe()
 
 
 def test_without_a_test_part_the_strength_is_not_chosen_on_what_is_asked(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cltt.evaluation.__main__ import main
 from cltt.models.encoders import build_encoder
 from cltt.visualize import embeddings as embeddings_module
 from tests.helpers import data
-from tests.helpers.labelled import colour_folder, save_run
+from tests.helpers.labelled import colour_folder, save_run, write_image
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -231,6 +231,18 @@ def test_shards_without_labels_have_features_too(run: Path, shards: Path, tmp_pa
     assert main(flags(run, shards / "plain", "--embeddings", str(tmp_path / "e.npz"))) == 0
     found = embeddings_module.load(tmp_path / "e.npz")
     assert len(found) == 36 and (found.label == -1).all() and not (run / "evaluation.csv").exists()
+
+
+def test_a_folder_of_images_without_labels_has_features_too(run: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        write_image(tmp_path / "images" / f"{number}.png", (60 * number, 90, 200))
+    given = flags(run, tmp_path / "images", "--embeddings", str(tmp_path / "e.npz"))
+    assert main(given) == 0
+    found = embeddings_module.load(tmp_path / "e.npz")
+    assert list(found.path) == [f"{number}.png" for number in range(4)] and (found.label == -1).all()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="no labelled images"):
+        main(flags(run, tmp_path / "empty", "--embeddings", str(tmp_path / "e.npz")))
 
 
 def test_neighbours_and_map_are_drawn(run: Path, shards: Path, tmp_path: Path) -> None:
