@@ -58,7 +58,7 @@ class EvaluationSettings:
     )
     backbone: str | None = config.setting(
         None,
-        "the encoder, where the file does not name it, as train.py takes it (default: some ResNets and Swins)",
+        "the encoder, where the file does not name it, as `cltt train` takes it (default: some ResNets and Swins)",
     )
     weights_prefix: str | None = config.setting(
         None, "what stands before the names of one of several encoders in the file"

@@ -164,7 +164,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     out = first if first not in sets and not _is_built_otherwise(first, now) else _named_by(first, now.digest)
     check_writable(
         SHARDS_HOME,
-        "build the shards elsewhere (tools/build_shards.py) and give --shards, or start in another working folder",
+        "build the shards elsewhere (`cltt build`) and give --shards, or start in another working folder",
     )
     SHARDS_HOME.mkdir(parents=True, exist_ok=True)
     why = ""
@@ -283,7 +283,7 @@ def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
     if needed - there > free:
         raise SettingsError(
             f"{out} needs about {_gb(needed - there)} GB, and {SHARDS_HOME.resolve()} has {_gb(free)} GB free: make "
-            "room (`cltt prune` removes old shards), or build them elsewhere (tools/build_shards.py) and give --shards"
+            "room (`cltt prune` removes old shards), or build them elsewhere (`cltt build`) and give --shards"
         )
     say(f"building {counted(now.files, 'file')}, about {_gb(needed - there)} GB ({_gb(free)} GB are free)")
 
