@@ -3,6 +3,7 @@
 # make demo    clips -> shards -> trained encoder -> outputs/demo, no data needed
 # make test    the tests without those marked slow; make test-all runs everything
 # make check   formatting, lint, types, shell scripts
+# make docs    the site, into outputs/site; a broken link or a missing docstring fails
 # make bench   regenerate the benchmark tables and plots (CPU)
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed-cuda$(CUDA)
 CONSTRAINTS := $(if $(filter 12,$(CUDA)),constraints-cuda12.txt,constraints.txt)
 SHELL_SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/slurm/*.sh) .ci/run
 
-.PHONY: setup demo test test-all check check-format check-lint check-types check-shell format bench
+.PHONY: setup demo test test-all check check-format check-lint check-types check-shell format bench docs
 
 setup: $(STAMP)
 
@@ -52,3 +53,6 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

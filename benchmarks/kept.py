@@ -24,8 +24,8 @@ from cltt.loader.memory import frames_used
 T, STEP, BATCH, SIZE = 5, 2, 16, 224
 # (size of the frames, window stride, copies of the frames, the least that "all" is to be better by, and "half")
 CASES = (
-    ("256 lines", (None, 256), 10, 4, 5.0, 1.7),
-    ("853x480", (853, 480), 10, 2, 8.0, 1.7),
+    ("256 lines", (None, 256), 10, 2, 5.0, 1.7),
+    ("853x480", (853, 480), 10, 1, 8.0, 1.7),
     ("256 lines", (None, 256), 1, 1, 2.0, None),
 )
 SHARES = {"none": 0.0, "all": 1.0, "half": 0.5, "a tenth": 0.1}
@@ -102,7 +102,7 @@ def main() -> None:
                 Path(folder) / "clips", shape, 1 if args.quick else copies, 120 if args.quick else 10_000
             )
             build_shards(root, Path(folder) / "shards", verify="header")
-            for which, costs in race(Path(folder) / "shards", stride, 3 if args.quick else 7).items():
+            for which, costs in race(Path(folder) / "shards", stride, 2 if args.quick else 5).items():
                 rows += rows_of(case, which, costs)
         harness.write_csv("kept_quick" if args.quick else "kept", rows)
         harness.print_table(rows, f"Frames kept, {name}, stride {stride}")

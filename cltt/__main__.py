@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import cltt
 from cltt import cli, errors
 
 
@@ -19,22 +20,24 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "build": Command("cltt.commands.build", "build", "pack clip folders into shards (tools/build_shards.py)"),
-    "verify": Command("cltt.commands.build", "verify", "check a set of shards (tools/build_shards.py verify)"),
-    "inspect": Command("cltt.visualize.inspect", "main", "look at what the network will see (inspect_windows.py)"),
-    "train": Command("cltt.commands.train", "main", "train an encoder, or go on with a run (train.py)"),
-    "evaluate": Command("cltt.evaluation.__main__", "main", "how good the encoders of a run are"),
+    "build": Command("cltt.commands.build", "build", "build shards from folders of frames or videos"),
+    "verify": Command("cltt.commands.build", "verify", "check a set of shards"),
+    "inspect": Command("cltt.visualize.inspect", "main", "draw windows, batches and statistics, or write a gallery"),
+    "train": Command("cltt.commands.train", "main", "train an encoder, or resume a run"),
+    "evaluate": Command("cltt.evaluation.__main__", "main", "evaluate the encoders of a run on labelled images"),
     "export": Command("cltt.export.__main__", "main", "write a trained encoder for other programs"),
-    "curves": Command("cltt.visualize.__main__", "curves", "draw runs over each other"),
+    "curves": Command("cltt.visualize.__main__", "curves", "draw the curves of one or more runs"),
     "prune": Command("cltt.commands.prune", "main", "remove old sets of shards that no run needs"),
-    "doctor": Command("cltt.doctor", "main", "what this machine can do, and what to do about it"),
-    "demo": Command("cltt.demo.__main__", "main", "the whole road on clips that it renders"),
+    "doctor": Command("cltt.doctor", "main", "check this machine and its packages"),
+    "demo": Command("cltt.demo.__main__", "main", "render clips, build shards, train, and compare before and after"),
 }
 
 
 def usage() -> str:
     lines = [f"  {name:<10}{command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: cltt COMMAND [FLAGS]   (cltt COMMAND --help lists its flags)", "", *lines])
+    return "\n".join(
+        ["usage: cltt COMMAND [FLAGS]   (cltt COMMAND --help lists its flags; cltt --version)", "", *lines]
+    )
 
 
 def main() -> int:
@@ -42,6 +45,9 @@ def main() -> int:
     name, *argv = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
+        return 0
+    if name == "--version":
+        print(f"cltt {cltt.__version__}")
         return 0
     if name not in COMMANDS:
         raise errors.SettingsError(f"there is no command {name!r}; it must be one of {', '.join(COMMANDS)}")

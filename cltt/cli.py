@@ -196,6 +196,18 @@ def _reader_is_gone() -> bool:
     return gone
 
 
+class _LogLines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _print_warning(self.format(record))
+
+
+def _print_warning(text: str) -> None:
+    """A line on stderr, above a progress bar if there is one."""
+    bars = sys.modules.get("tqdm")
+    (print if bars is None else bars.tqdm.write)(f"warning: {text}", file=sys.stderr)
+    sys.stderr.flush()
+
+
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Each warning once, as a line ``warning: ...`` without its place in the source; the same for the package's log."""
@@ -204,10 +216,9 @@ def _plain_warnings() -> Iterator[None]:
     def show(message: Warning | str, category: Any, filename: str, lineno: int, *_: TextIO | str | None) -> None:
         if str(message) not in said:
             said.add(str(message))
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            _print_warning(str(message))
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler = _LogLines()
     handler.setLevel(logging.WARNING)
     log = logging.getLogger("cltt")
     log.addHandler(handler)

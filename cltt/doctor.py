@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cltt
 from cltt import cli
 from cltt.machine.gpus import driver_cuda_version, fitting_set, gpus_given, hardware_jpeg_engines, why_no_cuda
 from cltt.machine.triton_runs import why_triton_fails
@@ -22,6 +23,7 @@ from cltt.machine.triton_runs import why_triton_fails
 GIB = 1 << 30
 MIN_OPEN_FILES = 4096
 MIN_SHM_BYTES = 1 * GIB
+WITHOUT_PYAV = "pip install av to build shards from videos; folders of frames do not need it"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ def python_and_libraries() -> Iterator[Finding]:
     fact = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     old = sys.version_info < (3, 11)
     yield Finding("bad" if old else "ok", "python", fact, "install Python 3.11 or newer" if old else "")
+    yield Finding("ok", "cltt", cltt.__version__)
+    pyav = version_of("av")
+    yield Finding("ok" if pyav else "note", "PyAV", *([pyav] if pyav else ["not installed", WITHOUT_PYAV]))
     for name in ("numpy", "opencv-python-headless", "simplejpeg", "matplotlib"):
         version = version_of(name)
         if version:

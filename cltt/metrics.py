@@ -134,7 +134,9 @@ def read_run(path: Path) -> RunMetrics:
     settings = _settings_of(path) if path.is_dir() else {}
     metrics, evaluation = _files_of(path, settings) if path.is_dir() else (path, None)
     if not metrics.is_file():
-        raise DataError(f"{metrics} does not exist; name a run's folder or metrics CSV (train.py --csv-log writes it)")
+        raise DataError(
+            f"{metrics} does not exist; name a run's folder or metrics CSV (`cltt train --csv-log` writes it)"
+        )
     evaluation = evaluation or metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")
     empty: Columns = {name: [] for name in EVAL_COLUMNS}
     return RunMetrics(

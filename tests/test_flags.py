@@ -64,9 +64,10 @@ def test_every_number_has_a_range_and_every_text_is_looked_at(settings: type, fi
     assert -math.inf < low <= high < math.inf
     for value in (math.nan, math.inf, -math.inf, 10**22, -(10**22), low - 1, high * 2 + 1):
         with pytest.raises(SettingsError, match=rf"^{field.name} is .*; it must be from ") as caught:
-            _made(settings, **{field.name: [low] * (count - 1) + [value] if count else value})
+            some = [low] * (count - 1 if isinstance(count, int) else 2)
+            _made(settings, **{field.name: [*some, value] if count else value})
         assert len(str(caught.value)) < 200
-    if count:
+    if isinstance(count, int) and count:
         with pytest.raises(SettingsError, match=rf"^{field.name} is .*; it must be {count} numbers"):
             _made(settings, **{field.name: [low] * (count - 1)})
 

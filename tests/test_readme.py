@@ -132,13 +132,21 @@ def test_the_tour_passes_through_every_package() -> None:
 
 @pytest.mark.slow
 def test_the_loader_example_runs(tmp_path: Path) -> None:
-    names = [f"obj{number:02d}/clip_{clip:02d}" for number in range(4) for clip in range(4)]
-    make_clips(tmp_path / "clips", dict.fromkeys(names, 32))
-    build_shards(
-        tmp_path / "clips", tmp_path / "outputs/demo/shards", splits="train=0.75,test=0.25", label_from="parent"
-    )
     (example,) = code_blocks(TEXT, "python")
+    assert re.fullmatch(r"(epoch \d: loss \d\.\d+, \d+ frames decoded\n){2}", run_example(example, tmp_path))
+
+
+def test_the_example_of_a_transform_runs(tmp_path: Path) -> None:
+    (example,) = code_blocks((ROOT / "docs/augmentation.md").read_text(), "python")
+    assert run_example(example, tmp_path) == "(32, 5, 3, 48, 48) torch.float32\n"
+
+
+def run_example(example: str, folder: Path) -> str:
+    """What a page's Python prints beside shards such as the demo's; it must end with status 0."""
+    names = [f"obj{number:02d}/clip_{clip:02d}" for number in range(4) for clip in range(4)]
+    make_clips(folder / "clips", dict.fromkeys(names, 32))
+    build_shards(folder / "clips", folder / "outputs/demo/shards", splits="train=0.75,test=0.25", label_from="parent")
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", example], cwd=folder, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"(epoch \d: loss \d\.\d+, \d+ frames decoded\n){2}", done.stdout)
+    return done.stdout

@@ -68,10 +68,11 @@ def test_a_line_that_nobody_can_show_ends_no_program_of_ones_own() -> None:
 # A spreadsheet's "Unicode text" is UTF-16: https://github.com/harelba/q/issues/98
 def test_text_of_other_programs_is_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "table"
-    for content, text in ((b"\xef\xbb\xbfa b", "a b"), (b"a\xe9", "a\udce9"), ("é".encode(), "é")):
+    read = {b"\xef\xbb\xbfa b": "a b", b"a\xe9": "a\udce9", "é".encode(): "é", "a é".encode("utf-16"): "a é"}
+    for content, text in read.items():
         file.write_bytes(content)
         assert read_text(file, 100) == text
-    file.write_bytes("a b".encode("utf-16"))
+    file.write_bytes("a b".encode("utf-16-le"))  # without the mark that tells it
     with pytest.raises(OSError, match="save it as plain text in UTF-8"):
         read_text(file, 100)
 

@@ -56,7 +56,7 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
     if report.already_complete:
         lines = [
             f"{report.path}: already complete ({report}); the source was not compared: "
-            f"`build_shards.py verify {report.path} --source DIR` compares, --overwrite builds anew"
+            f"`cltt verify {report.path} --source DIR` compares, --overwrite builds anew"
         ]
     lines += [f"  skipped {count:,}: {reason}" for reason, count in report.skipped.items()]
     lines += [f"  read {counted(n, 'video')} {way}" for way, n in report.read.items() if way != BY_PACKETS]

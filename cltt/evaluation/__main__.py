@@ -58,7 +58,7 @@ class EvaluationSettings:
     )
     backbone: str | None = config.setting(
         None,
-        "the encoder, where the file does not name it, as train.py takes it (default: some ResNets and Swins)",
+        "the encoder, where the file does not name it, as `cltt train` takes it (default: some ResNets and Swins)",
     )
     weights_prefix: str | None = config.setting(
         None, "what stands before the names of one of several encoders in the file"
@@ -146,6 +146,7 @@ class Evaluation:
         rows: list[results.Row] = []
         flat: list[results.Row] = []
         last, features = self._read(self.paths[-1]), {}
+        self.windows = WindowSettings(**(last.saved["settings"]["windows"] if last.saved else {}))
         if self.settings.baseline:
             self._evaluate(rows, flat, UNTRAINED, last, _untrained(last))
         for path in self.paths:
@@ -183,15 +184,14 @@ class Evaluation:
         return features
 
     def _abx(self, weights: Weights) -> AbxEvaluator:
-        """By the windows of the run, or the default ones, on clips that the run is not trained on."""
+        """On clips that the run is not trained on, by the windows of the last run, so that rows can be compared."""
         dataset = cast(ShardSource, self.data.source).dataset
         known = weights.saved if weights.saved and weights.saved["fingerprint"] == dataset.fingerprint else None
         trained = _trained_clips(weights, self.settings.data) if known else None
-        windows = weights.saved["settings"]["windows"] if weights.saved else {}
         return AbxEvaluator(
             dataset,
             np.empty(0, np.int64) if trained is None else trained,
-            WindowSettings(**windows),
+            self.windows,
             image_size=self._image_size(weights),
             device=self.device,
             normalise=self._normalise(weights),

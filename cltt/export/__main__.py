@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m cltt.export") -> 
     parser.add_argument("checkpoint", help="a checkpoint, or a run's folder: its newest", metavar="CHECKPOINT")
     parser.add_argument("out", help="file to write: NAME.pth or NAME.safetensors (extra: safetensors)", metavar="OUT")
     parser.add_argument("--head", action="store_true", help="also write the projection head, to NAME.head.pth")
-    parser.add_argument("--backbone", help="the encoder, where the file does not name it, as train.py takes it")
+    parser.add_argument("--backbone", help="the encoder, where the file does not name it, as `cltt train` takes it")
     parser.add_argument("--image-size", type=int, help="side of the images it is made for, where the file lacks it")
     parser.add_argument("--normalise", choices=NORMALISATIONS, help="how pixels entered it, where the file lacks it")
     parser.add_argument("--weights-prefix", help="what stands before the names of one of several encoders in the file")

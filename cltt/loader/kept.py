@@ -143,6 +143,8 @@ def open_kept(
     key = key_of(dataset.fingerprint, decoder.framing, decoder.identity)
     frames, frame_bytes = int(dataset.clip_offsets[-1]), decoder.framing.pixels * 3
     try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         kept = KeptFrames(key, frames, frame_bytes, shared, stays=folder is not None)
     except (OSError, ValueError, OverflowError) as error:
         log.warning("decoded frames are not kept from epoch to epoch: %s", error)

@@ -137,6 +137,7 @@ class TemporalInfoNCE(torch.nn.Module):
         return (loss, accuracy + 0 * loss.detach()) if return_accuracy else loss
 
     def extra_repr(self) -> str:
+        """The settings, for ``repr``."""
         names = ("temperature", "backend", "gather", "ignore_gap", "hard_negatives")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 

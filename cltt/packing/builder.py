@@ -369,7 +369,7 @@ def _cores() -> int:
 @contextlib.contextmanager
 def _progress_bar(frames: int) -> Iterator[Progress]:
     """frames/s, MB/s or hours of video, and the time left: on a terminal a bar, in a log file a line a minute."""
-    with tqdm(total=frames, unit=" frames", disable=None, smoothing=0.05) as bar:
+    with tqdm(total=frames, desc="pack", unit=" frames", disable=None, smoothing=0.05) as bar:
         done, packed, watched = 0, 0, 0.0
         began = told = time.monotonic()
 

@@ -47,7 +47,7 @@ class OrderState:
         if version in _LAST_WITH:
             raise SettingsError(
                 f"this state is of version {version} of the order; the order of an epoch has changed since: go on with "
-                f"cltt {_LAST_WITH[version]}, or start a new run (from a run's weights: train.py --checkpoint-path)"
+                f"cltt {_LAST_WITH[version]}, or start a new run (from a run's weights: --checkpoint-path)"
             )
         require(
             version == STATE_VERSION,

@@ -14,12 +14,13 @@ import re
 import shlex
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cltt import distributed
 from cltt.config import DataSettings
-from cltt.errors import BusyError, SettingsError
+from cltt.errors import BusyError, CLTTError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.files.locks import holder
 from cltt.packing.builder import LOCK, build_shards, discard_unfinished
@@ -72,10 +73,17 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     if found is None and now.digest is None:
         now = describe(root, files=True)
         found = _of_source(sets, now)
+    if found is None and _build_settings(data) != BuildSettings() and not _has_videos(now):
+        say(f"no video is under {root}: --fps and --stream change nothing")
+        return _shards_of_root(replace(data, fps=None, stream=None), fingerprint)
     if found is not None:
         say(f"using the shards in {found}: {root} is as it was when they were built")
         return found
     return _build(first, sets, root, now, data)
+
+
+def _has_videos(source: Source) -> bool:
+    return any(has_video_name(os.fsencode(key)) for key in source.clips or {})
 
 
 def _build_settings(data: DataSettings) -> BuildSettings:
@@ -156,7 +164,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     out = first if first not in sets and not _is_built_otherwise(first, now) else _named_by(first, now.digest)
     check_writable(
         SHARDS_HOME,
-        "build the shards elsewhere (tools/build_shards.py) and give --shards, or start in another working folder",
+        "build the shards elsewhere (`cltt build`) and give --shards, or start in another working folder",
     )
     SHARDS_HOME.mkdir(parents=True, exist_ok=True)
     why = ""
@@ -165,6 +173,8 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
         why = differences(sets[-1], root, before, now) if before is not None else ""
         why = f", beside {sets[-1]}, which stays for the runs that use it (`cltt prune` removes it). Since then: {why}"
     say(f"shards of {root}: {out}{why}")
+    for line in _sets_of_same_files(root, now, data):
+        say(line)
     try:
         report = _build_or_wait(out, root, now, data)
     except BaseException:
@@ -173,7 +183,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
         raise
     if _building_path(out).is_file():
         os.replace(_building_path(out), record_path(out))
-    say(f"built {report}; left out: {counted(sum(report.skipped.values()), 'file')}")
+    say(f"built {report}{_left_out(out)}")
     for line in report.odd:
         say(f"odd: {line}")
     if report.odd:
@@ -182,8 +192,42 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     return out
 
 
+def _left_out(shards: Path) -> str:
+    """``; skipped: 11 x hidden file; stored anew as JPEG: 45 x PNG (in report.json)``; "" where nothing was."""
+    counts = checks.read_index(shards)["counts"]
+    kinds = {"skipped": counts["skipped"], "stored anew as JPEG": counts["reencoded"]}
+    parts = [
+        f"; {what}: " + ", ".join(f"{number:,} x {reason}" for reason, number in sorted(reasons.items()))
+        for what, reasons in kinds.items()
+        if reasons
+    ]
+    return "".join(parts) + (f" ({shards / format.REPORT} names each)" if parts else "")
+
+
 def _named_by(first: Path, digest: str) -> Path:
     return first.with_name(f"{first.name}@{digest[:8]}")
+
+
+def _sets_of_same_files(root: str, now: Source, data: DataSettings) -> Iterator[str]:
+    """A line for each set, built in the same way, that holds clips of these files by way of another folder."""
+    wanted, files = asdict(_build_settings(data)), _files_of(root, now)
+    for path in sorted(SHARDS_HOME.glob("*.source.json")):
+        shards, record = path.with_name(path.name.removesuffix(".source.json")), read_source(path)
+        with contextlib.suppress(CLTTError):
+            index = checks.read_index(shards)
+            alike = all(index["settings"].get(name) == wanted[name] for name in ("fps", "stream"))
+            there = _files_of(index["root_dir"], record) if record is not None and index["root_dir"] != root else {}
+            if alike and (shared := len(there.items() & files.items())):
+                yield (
+                    f"note: {shards} holds {shared:,} of these {counted(len(files), 'clip')} already: "
+                    f"--root-dir {index['root_dir']} would use it, without a second copy"
+                )
+
+
+def _files_of(root: str, source: Source) -> dict[str, tuple[int, int]]:
+    """Files and bytes of each clip, by its path."""
+    clips = (source.clips or {}).items()
+    return {os.path.normpath(os.path.join(root, key)): (clip.files, clip.size) for key, clip in clips}
 
 
 def _is_built_otherwise(out: Path, now: Source) -> bool:
@@ -237,7 +281,7 @@ def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
     if needed - there > free:
         raise SettingsError(
             f"{out} needs about {_gb(needed - there)} GB, and {SHARDS_HOME.resolve()} has {_gb(free)} GB free: make "
-            "room (`cltt prune` removes old shards), or build them elsewhere (tools/build_shards.py) and give --shards"
+            "room (`cltt prune` removes old shards), or build them elsewhere (`cltt build`) and give --shards"
         )
     say(f"building {counted(now.files, 'file')}, about {_gb(needed - there)} GB ({_gb(free)} GB are free)")
 

@@ -288,13 +288,11 @@ def read_index(path: Path) -> dict[str, Any]:
 
 def _why_no_index(path: Path) -> str:
     if not path.is_dir():
-        return f"there is no folder {path}{_sets_beside(path)}; build shards into it with tools/build_shards.py"
+        return f"there is no folder {path}{_sets_beside(path)}; build shards into it with `cltt build`"
     if (path / BUILD).is_dir():
-        return (
-            f"{path} holds an unfinished build; start tools/build_shards.py again with the same settings to finish it"
-        )
+        return f"{path} holds an unfinished build; start `cltt build` again with the same settings to finish it"
     inside = _sets_beside(path / "any")
-    return f"{path} holds no {INDEX}, so no complete shards{inside}; build them with tools/build_shards.py"
+    return f"{path} holds no {INDEX}, so no complete shards{inside}; build them with `cltt build`"
 
 
 def _sets_beside(path: Path) -> str:

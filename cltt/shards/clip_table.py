@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 from array import array
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from cltt.files.regular import read_text
 from cltt.files.tables import plain_path
 from cltt.shards import format
 from cltt.text import shorten
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Array = np.ndarray[Any, Any]
 _COMMENT = re.compile(r"(^|\s)#.*")
@@ -158,6 +162,17 @@ class _ClipTable:
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
         raise NotImplementedError
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return self.num_frames
+
+    def __getitem__(self, frame_id: int) -> Image:
+        """The frame as a PIL image, RGB; raises as :meth:`read`. Made for looking: a loader decodes faster."""
+        from PIL.Image import open as open_image
+
+        (data,) = self.read([frame_id])
+        return open_image(io.BytesIO(data)).convert("RGB")
 
     def read(self, frame_ids: Any) -> list[bytes]:
         """The JPEG bytes of each frame, in the order asked; repeats are allowed, and so are many threads.

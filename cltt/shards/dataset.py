@@ -101,6 +101,10 @@ class ShardDataset(_ClipTable):
             raise DataError(f"{self._files.path(shard)}: {error}; {_REPAIR}") from error
 
     def frame_time(self, frame_ids: Any) -> Array | None:
+        """Seconds since the clip's first frame, float64, shaped like ``frame_ids``; NaN for frames that had no time.
+
+        None where no frame of the set has a time: folders of frames.
+        """
         rows = self._part(format.TIMES, frame_ids)
         if rows is None:
             return None
@@ -109,6 +113,10 @@ class ShardDataset(_ClipTable):
         return rows.reshape(np.shape(frame_ids))
 
     def frame_boxes(self, frame_ids: Any) -> Array | None:
+        """Boxes x1, y1, x2, y2, float32 [..., 4], as shares of the frame's size; NaN for frames without one.
+
+        None where the set was built without boxes.
+        """
         rows = self._part(format.BOXES, frame_ids)
         if rows is None:
             return None
@@ -197,7 +205,7 @@ class ShardDataset(_ClipTable):
         return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
 
 
-_REPAIR = "copy this shard again, or build it again with tools/build_shards.py --overwrite"
+_REPAIR = "copy this shard again, or build it again with `cltt build --overwrite`"
 
 
 def _neighbours(records: Array) -> Iterator[tuple[int, int]]:

@@ -102,7 +102,14 @@ def corrupt_frames(dataset: Dataset, clips: NDArray[np.int64], *, decode: bool) 
     corrupt: list[FrameError] = []
     with (
         ThreadPoolExecutor(THREADS) as pool,
-        tqdm(total=int(dataset.clip_lengths[clips].sum()), unit="frame", delay=2, leave=False, disable=None) as bar,
+        tqdm(
+            total=int(dataset.clip_lengths[clips].sum()),
+            desc="verify",
+            unit="frame",
+            delay=2,
+            leave=False,
+            disable=None,
+        ) as bar,
     ):
         checked = threads.ordered_map(
             pool, lambda ids: (len(ids), _corrupt_among(dataset, ids, decode)), chunks, 4 * THREADS

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cltt.text import never_failing_log
 
 LINE_SECONDS = 60.0
-BAR = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"  # fits 80 columns on the CPU
+BAR = "train {bar:4} {n_fmt}/{total_fmt}, {remaining} left{postfix}"  # fits 80 columns on the CPU
 
 
 class Progress:
@@ -55,7 +55,7 @@ class Progress:
         """Count a finished step."""
         self._done += 1
         if self._terminal:
-            self._bar.set_postfix_str(self._status(loss), refresh=False)
+            self._bar.set_postfix_str(self._status(loss, digits=0), refresh=False)
             self._bar.update()
         elif time.monotonic() >= self._next_line:
             self._next_line += LINE_SECONDS
@@ -74,11 +74,16 @@ class Progress:
     def close(self) -> None:
         self._bar.close()
 
-    def _status(self, loss: float) -> str:
-        status = f"loss {loss:.4f} {self.windows_per_second:.1f} windows/s wait {100 * self._wait_share():.1f}%"
+    def _status(self, loss: float, digits: int = 1) -> str:
+        status = f"loss {loss:.3f} {self.windows_per_second:.0f} windows/s {waiting_text(self._wait_share(), digits)}"
         if self._device.type == "cuda":
             status += f" mem {torch.cuda.max_memory_allocated(self._device) / 1e9:.1f} GB"
         return status
+
+
+def waiting_text(share: float, digits: int = 1) -> str:
+    """``waiting for data 12.5%``, of a share from 0 to 1 of the time."""
+    return f"waiting for data {100 * share:.{digits}f}%"
 
 
 def show(line: str) -> None:

@@ -20,8 +20,9 @@ from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
 from cltt.metrics import ABX_COLUMNS, EVALUATION_FILE, History, chance_loss, csv_text, is_ours_to_replace
 from cltt.text import say
+from cltt.training.optim import learning_rate
 from cltt.training.outputs import Outputs
-from cltt.training.progress import Progress
+from cltt.training.progress import Progress, waiting_text
 from cltt.visualize.curves import plot_run
 
 COMPLETE_FILE = "complete"
@@ -108,14 +109,19 @@ class Records:
         history = self.history
         row = history.train[-1]
         line = f"epoch {history.epoch}/{self.settings.optim.epochs} loss {row['loss']:.4f} "
-        line += f"lr {row['learning_rate']:.2e} {self.progress.windows_per_second:.1f} windows/s "
-        line += f"wait {100 * self.loader.stats()['wait_share']:.1f}%"
+        line += f"lr {self._learning_rate():.2e} {self.progress.windows_per_second:.1f} windows/s "
+        line += waiting_text(self.loader.stats()["wait_share"])
         if history.evaluation and history.evaluation[-1]["epoch"] == history.epoch:
             line += _accuracies(history.evaluation[-1])
         self.progress.write(line)
         if self._board is not None:
             rows = {**row, **(history.evaluation[-1] if history.evaluation else {})}
             self._board.add({f"epoch/{name}": rows[name] for name in rows.keys() - {"epoch"}}, history.total_steps)
+
+    def _learning_rate(self) -> float:
+        """That of the last step; the history's is that of the next."""
+        optim = self.settings.optim
+        return optim.lr * learning_rate(optim, optim.steps_per_epoch(len(self.loader)))(self.history.total_steps - 1)
 
     def note_end(self, done: bool) -> None:
         """Leave the file that says that the run is complete: what started it cannot tell by the exit status alone."""

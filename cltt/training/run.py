@@ -37,8 +37,8 @@ from cltt.training.factory import (
     open_dataset,
     start_model,
 )
-from cltt.training.host_memory import memory_line
 from cltt.training.outputs import Outputs, finish_writing
+from cltt.training.overview import overview
 from cltt.training.progress import show
 from cltt.training.records import Records, check_outputs
 from cltt.training.signals import Request, StopSignals
@@ -110,8 +110,11 @@ def _train(
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
     if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
         stack.enter_context(store)
-        stack.enter_context(records)
-        say(memory_line(trainer.model, loader))
+        split, _ = dataset.training_clips(settings.data.split, settings.data.clips)
+        named = distributed.described(device, info)
+        for line in overview(dataset, split, trainer.model, loader, trainer.steps_per_epoch, named):
+            say(line)
+        stack.enter_context(records)  # with the progress bar, which lines to come must not be glued to
     ended = trainer.run()
     if store is not None and records is not None:
         records.note_end(done=ended is Request.NOTHING)
@@ -127,8 +130,6 @@ def _train(
 def _take_device(settings: TrainSettings, info: RankInfo) -> torch.device:
     device = distributed.pick_device(settings.run.device, info)
     distributed.agreed(device.type, "the device")
-    if info.is_main:
-        print(f"training on {distributed.described(device, info)}", flush=True)
     _prepare_torch(settings.run, device)
     return device
 

@@ -78,7 +78,7 @@ class LookSettings:
     )
     split: str | None = setting(
         None,
-        "clips to look at (default: windows come from the clips that train.py would take, all else is of all clips)",
+        "clips to look at (default: windows come from the clips that `cltt train` would take, the rest from all clips)",
         choices=SPLITS,
     )
     difference: bool = setting(False, "add rows of differences between neighbouring frames")

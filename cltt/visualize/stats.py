@@ -91,7 +91,7 @@ def _frame_stats(dataset: Dataset, clips: Ids) -> dict[str, Any]:
 def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
     """All frames in pieces of PIECE: records, clip ids, and whether a frame repeats the one before it in its clip."""
     last_clip, last_crc, last_size = -1, 0, 0
-    bar = tqdm(total=dataset.num_frames, unit="frame", unit_scale=True, delay=2, leave=False, disable=None)
+    bar = tqdm(total=dataset.num_frames, desc="read", unit="frame", unit_scale=True, delay=2, leave=False, disable=None)
     for start in range(0, dataset.num_frames, PIECE):
         ids = np.arange(start, min(start + PIECE, dataset.num_frames), dtype=np.int64)
         clips, records = dataset.clip_of(ids), dataset.frame_records(ids)

@@ -139,6 +139,11 @@ def test_the_command_writes_it_for_shards_without_labels(shards: Path, tmp_path:
         rows = list(csv.DictReader(file))
     assert [row["checkpoint"] for row in rows] == ["untrained", "epoch-0001.pt", "epoch-0001-step-000007.pt"]
     assert all(0.4 < float(row["abx_within"]) <= 1 and 0.4 < float(row["abx_across"]) <= 1 for row in rows)
-    assert "test_acc" not in rows[0]
+    assert "test_acc" not in rows[0] and {row["abx_windows"] for row in rows} == {"2 frames, step 3"}
+    save_run(tmp_path / "other", steps=(0,), windows=WindowSettings(window_size=3, frame_step=1))
+    both = ["--checkpoint", str(tmp_path / "run"), str(tmp_path / "other"), *flags[2:], str(shards)]
+    assert main([*both, "--out", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "evaluation.csv").open(newline="") as file:
+        assert {row["abx_windows"] for row in csv.DictReader(file)} == {"3 frames, step 1"}
     with pytest.raises(SettingsError, match="--abx takes shards"):
         main([*flags, str(colour_folder(tmp_path / "images", 4))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,12 @@ from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.commands import prune
 from cltt.errors import SettingsError
 from cltt.files import node_files
+from cltt.frames import store as store_module
+from cltt.frames.store import FrameStore
 from cltt.loader import kept as kept_module
 from cltt.loader import memory
+from cltt.loader.bad_frames import BadFrames
+from cltt.loader.fetch import FrameFetcher
 from cltt.loader.kept import KeptFrames
 from cltt.loader.memory import frames_used
 from tests.helpers import data
@@ -152,6 +159,7 @@ def test_other_settings_have_frames_of_their_own_and_throw_the_old_away(
 def test_a_later_process_finds_them_until_the_node_starts_anew(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tmp_path = tmp_path / "a" / "new one"
     pixels(make(shards, keep_dir=tmp_path))
     gc.collect()
     again = make(shards, keep_dir=tmp_path)
@@ -191,6 +199,8 @@ def test_prune_finds_what_a_killed_run_left(tmp_path: Path, capsys: pytest.Captu
 WRITER = """
 import sys, itertools, numpy as np
 from pathlib import Path
+from cltt.loader.bad_frames import BadFrames
+from cltt.loader.fetch import FrameFetcher
 from cltt.loader.kept import KeptFrames
 frames = KeptFrames("k", 100_000, 300_000, Path(sys.argv[1]), stays=True)
 frames.limit(10**9, 1)
@@ -257,3 +267,61 @@ def test_the_frames_that_windows_have_are_counted(
     assert frames_used(index) == exact
     monkeypatch.setattr(memory, "EXACT_FRAMES", 2_000)
     assert frames_used(index) == pytest.approx(exact, rel=0.35)
+
+
+def test_on_a_gpu_frames_are_copied_in_and_out_by_pinned_memory(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acted out on a CPU: what is decoded is downloaded once, and uploaded instead of decoded ever after."""
+    pinned: list[bool] = []
+    events: list[str] = []
+    empty = torch.empty
+
+    def plain(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return empty(*shape, **options)
+
+    def on_device(values: np.ndarray, device: Any) -> torch.Tensor:
+        events.append("upload")
+        return torch.from_numpy(values)
+
+    @contextlib.contextmanager
+    def own_stream(device: Any) -> Iterator[None]:
+        events.append("begin")
+        yield
+        events.append("waited for")
+
+    with make(shards) as loader:
+        framing, dataset, decoder = loader._decoder.framing, loader.dataset, loader._decoder
+    store = FrameStore(40, framing, torch.device("cpu"))
+    store._frames = torch.from_numpy(store._frames)
+    kept = KeptFrames("k", dataset.clip_offsets[-1], framing.pixels * 3)
+    kept.limit(10**9, 1)
+    fetcher = FrameFetcher(dataset, ActedDecoder(decoder), store, BadFrames(dataset, 0), kept)
+    store.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+    store._last_reads[:] = "read"
+    monkeypatch.setattr(torch, "empty", plain)
+    monkeypatch.setattr(store_module, "own_stream", own_stream)
+    monkeypatch.setattr(store_module, "on_device", on_device)
+    monkeypatch.setattr(FrameStore, "wait_writable", lambda *_: events.append("wait for readers"))
+    frames = np.arange(3, 15)
+    fetcher.fetch(frames, frames)
+    assert pinned == [True] and events == ["begin", "upload", "waited for"] and fetcher.totals.frames_decoded == 12
+    events.clear()
+    fetcher.fetch(frames, frames + 20)
+    assert events == ["begin", "wait for readers", "upload", "upload", "waited for"]
+    assert fetcher.totals.frames_decoded == 12 == fetcher.totals.frames_copied
+    assert torch.equal(store.rows()[frames + 20], store.rows()[frames]) and store.rows()[frames].any()
+
+
+class ActedDecoder:
+    """Decodes on the CPU and writes into a store whose rows are a tensor."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder, self.framing = decoder, decoder.framing
+
+    def decode(self, jpegs: list[bytes], slots: list[int], store: FrameStore, look_at: Any) -> dict[int, str]:
+        aside = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
+        failures = self.decoder.decode(jpegs, range(len(jpegs)), aside, look_at)
+        for k, slot in enumerate(slots):
+            store.rows()[slot] = torch.from_numpy(aside.host_row(k))
+            store.sizes[slot] = aside.sizes[k]
+        return dict(failures)

@@ -10,8 +10,8 @@ from torch import nn
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.loader.control_group import memory_left, ranks_on_node
-from cltt.training import host_memory
-from cltt.training.host_memory import memory_line
+from cltt.training import overview
+from cltt.training.overview import memory_line
 from tests.helpers import data
 
 GB = 10**9
@@ -75,7 +75,7 @@ def test_the_line_adds_up_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     dataset = ShardDataset(tmp_path / "shards")
     loader = WindowLoader(dataset, WindowIndex(dataset.clip_lengths, 3, 2), 4, image_size=64, device="cpu")
     model = nn.Linear(5000, 1000)
-    monkeypatch.setattr(host_memory, "free_memory", lambda: 10 * GB)
+    monkeypatch.setattr(overview, "free_memory", lambda: 10 * GB)
     cache, batches = loader.host_bytes()
     assert batches == 2 * 4 * 3 * 3 * 64 * 64 * torch.float32.itemsize
     assert loader._fetcher is None, "it takes the memory that it tells of"
@@ -84,7 +84,7 @@ def test_the_line_adds_up_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "(100% of those used); 10.00 GB are left" in line
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert "by 4 ranks here 0.3" in memory_line(model, loader)
-    monkeypatch.setattr(host_memory, "free_memory", lambda: GB // 10)
+    monkeypatch.setattr(overview, "free_memory", lambda: GB // 10)
     assert memory_line(model, loader).startswith("warning: main memory") and "--mem-per-cpu" in memory_line(
         model, loader
     )

@@ -291,5 +291,5 @@ def test_command_line(root: Path, tmp_path: Path) -> None:
     shard.write_bytes(content)
     damaged = _cli("verify", out)
     assert damaged.returncode == 1
-    assert f"{ShardDataset(out).frame_name(77)}: CRC mismatch" in damaged.stdout
+    assert f"{ShardDataset(out).frame_name(77)}: {shard}: CRC mismatch; copy this shard again" in damaged.stdout
     assert _cli("verify", str(tmp_path)).returncode == 2

@@ -264,3 +264,36 @@ def test_what_looks_odd_is_said_with_the_command_that_chooses(folder: Path, caps
     said = located(capsys)[1]
     assert "odd: folders with names of several kinds" in said
     assert f"cltt build --root-dir {folder / 'frames'} --out " in said and "--include GLOB" in said
+
+
+def test_fps_of_a_folder_without_videos_makes_no_second_copy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = located(capsys)
+    second, said = located(capsys, fps=5.0)
+    assert second == first and f"no video is under {folder / 'frames'}: --fps" in said
+    assert len(list_sets(Path("shards"))) == 1
+
+
+def test_a_set_over_the_same_files_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One folder up, or one of several down: the clips have other names there, but the files are the same."""
+    first, said = located(capsys)
+    assert "note: " not in said
+    locate_shards(DataSettings(root_dir="frames/a"))
+    said = capsys.readouterr().out
+    assert f"note: {first} holds 2 of these 2 clips already: --root-dir {folder / 'frames'} would use it" in said
+    (folder / "frames/a/one/frame_000029.jpg").unlink()
+    locate_shards(DataSettings(root_dir="frames/a/one"))
+    assert "note: " not in capsys.readouterr().out
+
+
+def test_what_is_left_out_and_stored_anew_is_said_with_the_reason(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    data.add_mac_clutter(folder / "frames")
+    for number in range(3):
+        Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(folder / f"frames/a/one/frame_10000{number}.png")
+    path, said = located(capsys)
+    hidden = ShardDataset(path).num_frames and format.read_json(path / format.INDEX)["counts"]["skipped"]["hidden file"]
+    assert f"{hidden} x hidden file" in said and "stored anew as JPEG: 3 x PNG" in said
+    assert f"({path / 'report.json'} names each)" in said

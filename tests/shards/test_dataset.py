@@ -133,6 +133,20 @@ def test_what_a_helper_cannot_read_is_named_as_by_the_caller(copy: Path, monkeyp
     assert list(map(str, dataset.read_each(range(FRAMES)))) == alone
 
 
+def test_a_frame_by_its_number_is_an_image(built: Path, contents: list[bytes]) -> None:
+    dataset = ShardDataset(built)
+    assert len(dataset) == FRAMES
+    for frame in (0, 20, FRAMES - 1):
+        shown = cv2.cvtColor(
+            cv2.imdecode(np.frombuffer(contents[frame], np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+        )
+        image = dataset[frame]
+        assert image.mode == "RGB" and np.abs(np.asarray(image).astype(int) - shown).max() <= 3
+    with pytest.raises(IndexError):
+        dataset[FRAMES]
+    assert sum(1 for _ in dataset) == FRAMES  # Python's protocol of sequences: IndexError ends it
+
+
 def test_clips(built: Path, root: Path) -> None:
     for dataset in (ShardDataset(built), FolderDataset(root)):
         assert (dataset.num_frames, dataset.num_clips) == (FRAMES, len(LENGTHS))

@@ -537,10 +537,15 @@ def test_a_sweep_keeps_the_bytes_of_its_table_in_any_locale(bench: Bench, mark: 
     assert last.encode("ascii", "surrogateescape") == b"--eval-data=" + name
 
 
-def test_a_sweep_table_in_utf_16_is_refused(bench: Bench) -> None:
-    (bench.home / "t.txt").write_text("window-size\n5\n", encoding="utf-16")
+def test_a_sweep_table_in_utf_16_is_read_with_its_mark_and_refused_without(bench: Bench) -> None:
+    table = bench.home / "t.txt"
+    table.write_bytes("window-size\n5\n".encode("utf-16-le"))
     status, output = bench.run("submit_sweep.sh", "t.txt")
     assert (status, bench.calls("sbatch")) == (2, []) and "save it as plain text in UTF-8" in output
+    table.write_text("window-size\n5\n", encoding="utf-16")
+    env = {"SWEEP_DIR": "checkpoints/s", "SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "0"}
+    assert bench.run("sweep.sbatch", "t.txt", **bench.job, **env)[0] == 0
+    assert bench.runs()[0]["argv"][-1:] == ["--window-size=5"]
 
 
 def test_a_sweep_task_runs_its_line_in_a_folder_of_its_own(bench: Bench) -> None:

@@ -225,14 +225,15 @@ def test_the_bar_moves_on_a_terminal(rows_and_columns: tuple[int, int], monkeypa
             progress.step(1.25)
         terminal.flush()
         seen = b""
-        while b"3/400" not in seen or not seen.endswith(b"]"):  # a terminal hands over what it has so far
+        while b" 3/400" not in seen or not seen.endswith(b"%"):  # a terminal hands over what it has so far
             assert select.select([screen], [], [], 10)[0], seen
             seen += screen.read(10_000)
         shown = seen.decode().split("\r")
         progress.close()
     for step in (1, 2, 3):
-        (line,) = (line for line in shown if f"| {step}/400" in line)
-        assert "loss 1.2500" in line and "windows/s" in line and line.rstrip().endswith("wait 12.5%]"), line
+        (line,) = (line for line in shown if f" {step}/400" in line)
+        assert "train " in line and "loss 1.250" in line and "windows/s" in line, line
+        assert line.rstrip().endswith("waiting for data 12%"), line
 
 
 def test_a_working_folder_that_takes_no_shards_names_the_way_out(

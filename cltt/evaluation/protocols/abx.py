@@ -18,6 +18,7 @@ from cltt.config import WindowSettings
 from cltt.errors import SettingsError
 from cltt.evaluation.features import extract_features
 from cltt.evaluation.images import Images, ShardSource
+from cltt.metrics import ABX_COLUMNS
 from cltt.shards.dataset import ShardDataset
 
 MAX_FRAMES = 800  # encoded per evaluation
@@ -31,26 +32,28 @@ class AbxResult:
     Attributes:
         abx_within: B is of another window of the clip, that shares no moment with the first. None: there is none.
         abx_across: B is of another clip. None: there is one clip.
+        abx_windows: size and step of the windows; figures of other windows are of another task.
     """
 
     abx_within: float | None
     abx_across: float | None
+    abx_windows: str
 
-    def columns(self) -> dict[str, float]:
-        """Those there are, for ``evaluation.csv``."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+    def columns(self) -> dict[str, Any]:
+        """All of it, for ``evaluation.csv``."""
+        return self.row() | {"abx_windows": self.abx_windows}
 
     def row(self) -> dict[str, float]:
-        """The same, for the history of training."""
-        return self.columns()
+        """The figures there are, for the history of training."""
+        return {name: getattr(self, name) for name in ABX_COLUMNS if getattr(self, name) is not None}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def describe(self) -> str:
         """One line for the console."""
-        words = ", ".join(f"{name.removeprefix('abx_')} clips {self.columns()[name]:.3f}" for name in self.columns())
-        return f"ABX: {words}"
+        words = ", ".join(f"{name.removeprefix('abx_')} clips {value:.3f}" for name, value in self.row().items())
+        return f"ABX on windows of {self.abx_windows}: {words}"
 
 
 class AbxEvaluator:
@@ -87,11 +90,12 @@ class AbxEvaluator:
                 f"ABX compares two windows of two frames or more; the {len(clips)} clips that are not trained on hold "
                 f"{len(np.unique(self.images.groups))} of {windows.window_size} frames at step {windows.frame_step}"
             )
+        self.windows = f"{windows.window_size} frames, step {windows.frame_steps[1]}"
         self.reading = {"image_size": image_size, "device": device, "normalise": normalise}
 
     def __call__(self, encoder: nn.Module) -> AbxResult:
         features = extract_features(encoder, self.images, **self.reading)  # type: ignore[arg-type]
-        return AbxResult(*abx(features.cpu().numpy(), self.images.labels, self.images.groups))
+        return AbxResult(*abx(features.cpu().numpy(), self.images.labels, self.images.groups), self.windows)
 
 
 def window_frames(dataset: ShardDataset, clips: np.ndarray, windows: WindowSettings) -> Images:
