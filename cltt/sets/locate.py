@@ -187,7 +187,9 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     for line in report.odd:
         say(f"odd: {line}")
     if report.odd:
-        again = shlex.join(["cltt", "build", "--root-dir", root, "--out", f"{out}-chosen"])
+        given = {"--fps": data.fps, "--stream": data.stream}
+        flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+        again = shlex.join(["cltt", "build", "--root-dir", root, "--out", f"{out}-chosen", *flags])
         say(f"to choose files, or build otherwise: {again} --include GLOB --exclude GLOB; then train with --shards")
     return out
 

@@ -21,7 +21,7 @@ from cltt.shards.dataset import ShardDataset
 from cltt.source.scan import DANGLING, ROOT_KEY, SourceClip, scan_clips, scan_folders
 from cltt.text import counted
 
-RULES = 1  # 0: nothing but hidden files is left out by name; 1: as ``source.names`` has it
+RULES = 2  # 0: hidden files alone are left out by name; 1: more; 2: snapshots and found files too (``source.names``)
 _THREADS = 16
 _NAMED = 3  # clips and files that a sentence names
 

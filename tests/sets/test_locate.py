@@ -23,7 +23,7 @@ from cltt.sets.locate import locate_shards, shards_name
 from cltt.sets.prune import list_sets
 from cltt.sets.use import in_use
 from cltt.shards import format
-from tests.helpers import data
+from tests.helpers import data, video
 from tests.helpers.folders import assert_same
 from tests.helpers.nursery import nursery
 
@@ -264,6 +264,12 @@ def test_what_looks_odd_is_said_with_the_command_that_chooses(folder: Path, caps
     said = located(capsys)[1]
     assert "odd: folders with names of several kinds" in said
     assert f"cltt build --root-dir {folder / 'frames'} --out " in said and "--include GLOB" in said
+
+
+def test_the_command_that_chooses_builds_as_train_does(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "frames/a/one/frame_000003.jpg").rename(folder / "frames/a/one/mask_000003.jpg")
+    video.write_video(folder / "frames/walk.mp4", range(5))
+    assert "-chosen --fps 2.5 --stream 0 --include" in located(capsys, fps=2.5, stream=0)[1]
 
 
 def test_fps_of_a_folder_without_videos_makes_no_second_copy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
