@@ -23,6 +23,7 @@ from cltt.config import TrainSettings
 from cltt.demo import __main__ as demo
 from cltt.errors import SettingsError
 from cltt.evaluation.probe import few_shot_accuracies, fit_linear_probe
+from cltt.evaluation.protocols.abx import AbxEvaluator
 from cltt.training.factory import build_index, build_model, load_weights
 from cltt.training.run import train
 from tests.helpers.data import SHARED
@@ -43,7 +44,8 @@ class Study:
     Attributes:
         name: of the CSV file in ``results``.
         arms: the settings that each arm changes, by group; UNTRAINED is the encoder that all start from.
-        measures: columns of the CSV file: of ``one_shot``, ``four_shot`` and ``probe``.
+        measures: columns of the CSV file: of ``one_shot``, ``four_shot``, ``probe``, ``abx_within`` and ``abx_across``;
+            the last two with ``_before`` are the untrained encoder's.
         epochs: of the arm TIME, by data set.
         backbone: the encoder.
         batch_size: windows per step.
@@ -96,7 +98,7 @@ def run_seed(study: Study, data: str, seed: int, rows: list[Row], coil: Path) ->
                 data=replace(settings.data, batch_size=study.batch_size),
             )
             for arm in missing:
-                found = run_arm(arm, study.arms[arm], settings, folder, measure)
+                found = run_arm(study, arm, settings, folder, measure)
                 row = {"data": data, "arm": arm, "seed": seed, "steps": found["steps"]}
                 rows = [*rows, {**row, **{column: found[column] for column in study.measures}}]
                 harness.print_table(rows[-1:])
@@ -146,26 +148,44 @@ def demo_case(folder: Path, seed: int, epochs: int) -> tuple[TrainSettings, Meas
     return settings, measure
 
 
-def run_arm(
-    arm: str, changes: dict[str, dict[str, Any]], settings: TrainSettings, folder: Path, measure: Measure
-) -> Row:
-    """Train (unless the arm is UNTRAINED) with ``changes`` to ``settings``, and evaluate."""
+def run_arm(study: Study, arm: str, settings: TrainSettings, folder: Path, measure: Measure) -> Row:
+    """Train (unless the arm is UNTRAINED) with what the arm changes in ``settings``, and evaluate."""
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model)  # the weights that training starts from
-    steps = 0
-    if arm != UNTRAINED:
-        asked = replace(
-            settings,
-            checkpoint=replace(settings.checkpoint, checkpoint_dir=str(folder / arm)),
-            log=replace(settings.log, csv_log_path=None),
-        )
-        asked = replace(asked, **{group: replace(getattr(asked, group), **values) for group, values in changes.items()})
-        asked = with_steps(asked, settings.optim.epochs * steps_of(settings))
-        if train(asked) != 0:
-            raise KeyboardInterrupt  # asked to stop; --resume goes on
-        steps = asked.optim.epochs * asked.optim.max_batches_per_epoch
-        load_weights(model, asked.run_dir)
-    return {"steps": steps, **measure(model.encoder)}
+    if arm == UNTRAINED:
+        return {"steps": 0, **measure(model.encoder)}
+    asked = replace(
+        settings,
+        checkpoint=replace(settings.checkpoint, checkpoint_dir=str(folder / arm)),
+        log=replace(settings.log, csv_log_path=None),
+    )
+    changes = {group: replace(getattr(asked, group), **values) for group, values in study.arms[arm].items()}
+    asked = with_steps(replace(asked, **changes), settings.optim.epochs * steps_of(settings))
+    before = abx_of(model.encoder, asked) if "abx_across" in study.measures else {}
+    if train(asked) != 0:
+        raise KeyboardInterrupt  # asked to stop; --resume goes on
+    load_weights(model, asked.run_dir)
+    after = abx_of(model.encoder, asked) if before else {}
+    return {
+        "steps": asked.optim.epochs * asked.optim.max_batches_per_epoch,
+        **measure(model.encoder),
+        **after,
+        **{f"{name}_before": value for name, value in before.items()},
+    }
+
+
+def abx_of(encoder: nn.Module, settings: TrainSettings) -> dict[str, float]:
+    """ABX on the run's windows, of all clips."""
+    assert settings.data.shards is not None
+    evaluator = AbxEvaluator(
+        ShardDataset(settings.data.shards),
+        np.empty(0, np.int64),
+        settings.windows,
+        image_size=settings.data.image_size,
+        device=torch.device("cpu"),
+        normalise=settings.data.normalise,
+    )
+    return evaluator(encoder).columns()
 
 
 def with_steps(settings: TrainSettings, steps: int) -> TrainSettings:

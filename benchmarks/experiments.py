@@ -49,7 +49,7 @@ WINDOWS = Study(
         f"T {size}, step {step}, stride {stride}": window(size, step, stride)
         for size, step, stride in ((5, 1, 1), (5, 4, 1), (5, 1, 4), (2, 1, 1), (2, 4, 1), (2, 15, 1), (2, "1-15", 1))
     },
-    measures=("one_shot", "probe"),
+    measures=("one_shot", "probe", "abx_within", "abx_within_before", "abx_across", "abx_across_before"),
     epochs={COIL: 1},
     backbone=BACKBONE,
     batch_size=16,

@@ -96,8 +96,8 @@ def _public(names: list[str], value_of: Callable[[str], Any]) -> Iterator[tuple[
     for name in names:
         value = value_of(name)
         yield name, value
-        if inspect.isclass(value):
-            for member, kind in vars(value).items():
+        for owner in inspect.getmro(value) if inspect.isclass(value) else ():
+            for member, kind in vars(owner).items() if owner.__module__.startswith("cltt.") else ():
                 if not member.startswith("_") and (callable(kind) or isinstance(kind, property)):
                     yield f"{name}.{member}", kind
 

@@ -161,6 +161,7 @@ class _ClipTable:
         return ids
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
+        """Bytes of each frame, or the error in its place; each kind of data set reads in its own way."""
         raise NotImplementedError
 
     def __len__(self) -> int:
