@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import textwrap
 from argparse import BooleanOptionalAction
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +118,7 @@ class Evaluation:
 
     def __init__(self, settings: EvaluationSettings, labelled: LabelledSettings, probe: ProbeSettings) -> None:
         self.settings, self.probe = settings, probe
-        self._warned: set[str] = set()
+        self._compared: set[tuple[str, bytes]] = set()  # shards and clips trained on
         self.paths = [path for given in settings.checkpoint for path in _checkpoints_in(Path(given))]
         self.out = Path(settings.out) if settings.out else _common_folder(self.paths)
         _check_outputs(settings, self.out)
@@ -187,10 +189,10 @@ class Evaluation:
         """On clips that the run is not trained on, by the windows of the last run, so that rows can be compared."""
         dataset = cast(ShardSource, self.data.source).dataset
         known = weights.saved if weights.saved and weights.saved["fingerprint"] == dataset.fingerprint else None
-        trained = _trained_clips(weights, self.settings.data) if known else None
+        trained_on = _trained_on(weights, self.settings.data) if known else None
         return AbxEvaluator(
             dataset,
-            np.empty(0, np.int64) if trained is None else trained,
+            np.empty(0, np.int64) if trained_on is None else trained_on[1],
             self.windows,
             image_size=self._image_size(weights),
             device=self.device,
@@ -213,8 +215,8 @@ class Evaluation:
         made: list[EvaluationResult | AbxResult],
     ) -> None:
         note = _note(name, weights)
-        described = "; ".join(result.describe() for result in made)
-        print(f"{name}{f' ({note})' if note else ''}: {described}", flush=True)
+        described = textwrap.indent("\n".join(result.describe() for result in made), "  ")
+        print(f"{name}{f' ({note})' if note else ''}:\n{described}", flush=True)
         epoch, step = (0, 0) if name == UNTRAINED else (weights.epoch, weights.step)
         identity = {
             "checkpoint": name,
@@ -244,12 +246,14 @@ class Evaluation:
 
     def _warn_of_known_clips(self, weights: Weights) -> None:
         """A line where the encoder was trained on the clips that it is asked about."""
-        if not weights.saved:
+        trained_on = _trained_on(weights, self.settings.data) if weights.saved else None
+        if trained_on is None:
             return
-        trained = _trained_clips(weights, self.settings.data)
-        warning = "" if trained is None else seen_in_training(self.data.parts, weights.saved["fingerprint"], trained)
-        if warning and warning not in self._warned:
-            self._warned.add(warning)
+        dataset, clips = trained_on
+        if (of := (dataset.fingerprint, clips.tobytes())) in self._compared:
+            return
+        self._compared.add(of)
+        if warning := seen_in_training(self.data.parts, dataset, clips):
             log.warning("%s", warning)
 
     def _show(self, weights: Weights, features: Features) -> None:
@@ -343,15 +347,18 @@ def _note(name: str, weights: Weights) -> str:
     return ""
 
 
-def _trained_clips(weights: Weights, data: str) -> np.ndarray | None:
-    """Ids of the clips that a run was trained on; None where its shards are not here to say it."""
+def _trained_on(weights: Weights, data: str) -> tuple[ShardDataset, np.ndarray] | None:
+    """The shards a run was trained on and the ids of its clips; None if they are neither at their path nor ``data``."""
     trained = weights.saved["settings"]["data"]
     shards = trained.get("shards")
-    try:
-        dataset = ShardDataset(shards if shards and Path(shards).is_dir() else data)
-        return dataset.training_clips(trained.get("split") if shards else "all")[1]
-    except CLTTError:
-        return None
+    for path in (shards, data):
+        if not path or not Path(path).is_dir():
+            continue
+        with contextlib.suppress(CLTTError):
+            dataset = ShardDataset(path)
+            if dataset.fingerprint == weights.saved["fingerprint"]:
+                return dataset, dataset.training_clips(trained.get("split") if shards else "all")[1]
+    return None
 
 
 def _check_outputs(settings: EvaluationSettings, out: Path) -> None:

@@ -109,19 +109,20 @@ class EvaluationResult:
         return asdict(self)
 
     def describe(self) -> str:
-        """One line for the console."""
-        probe = ", ".join(f"{part} {accuracy:.3f}" for part, accuracy in self.accuracy.items())
-        nearest = ", ".join(
-            f"{shots} {accuracy:.3f}" + (f"±{self.nearest_std[shots]:.3f}" if shots in self.nearest_std else "")
-            for shots, accuracy in self.nearest.items()
-        )
-        knn = "".join(f"; vote of {k} {accuracy:.3f}" for k, accuracy in self.knn.items())
-        shares = "".join(
-            f"; probe on {float(share):.3g} of the labels {accuracy:.3f}±{self.fraction_std[share]:.3f}"
-            for share, accuracy in self.fraction.items()
-        )
-        rank = f"; effective rank {self.effective_rank:.1f}"
-        return f"linear probe: {probe}; nearest neighbour by labels a class: {nearest}{knn}{shares}{rank}"
+        """A table for the console: a row per classifier, with its accuracies by part or by labels."""
+        rows = {
+            "linear probe": _cells(self.accuracy),
+            "linear probe by share of labels": _cells(self.fraction, self.fraction_std),
+            "nearest neighbour by labels per class": _cells(self.nearest, self.nearest_std),
+            "vote of so many neighbours": _cells(self.knn),
+            "effective rank": f"{self.effective_rank:.1f}",
+        }
+        return "\n".join(f"{name:<38} {cells}" for name, cells in rows.items() if cells)
+
+
+def _cells(accuracy: dict[str, float], deviation: dict[str, float] | None = None) -> str:
+    shown = {name: f"±{value:.3f}" for name, value in (deviation or {}).items()}
+    return " ".join(f"{name:>5} {value:.3f}{shown.get(name, ''):<8}" for name, value in accuracy.items()).rstrip()
 
 
 class Evaluator:

@@ -12,15 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from cltt.errors import SettingsError
-from cltt.evaluation.images import Images, ShardSource
+from cltt.evaluation.images import Images, ShardSource, frame_checksums
 from cltt.files.tables import PathTable, table_rows
 from cltt.packing.labels import Rule, labeller
+from cltt.shards.dataset import ShardDataset
 from cltt.text import shorten
 
 PARTS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)
 VAL_SHARE = 0.1
 SPLIT_SEED = 20
+FRAMES_AT_ONCE = 1_000_000
 PART_OF = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
 _COIL_NAME = re.compile(r"(obj\d+)__\d+", re.IGNORECASE)
 
@@ -201,16 +203,31 @@ def thin(images: Images, most: int) -> Images:
     return images.take(np.linspace(0, len(images) - 1, most).astype(np.int64))
 
 
-def seen_in_training(parts: dict[str, Images], fingerprint: object, clips: np.ndarray) -> str:
-    """What to warn of where test images lie in ``clips`` (ids) of shards of ``fingerprint``; empty if they do not."""
+def seen_in_training(parts: dict[str, Images], trained: ShardDataset, clips: np.ndarray) -> str:
+    """A warning if the encoder is trained on test images (else val), as ``clips`` (ids) of ``trained``; else empty.
+
+    Of the same shards it counts images of these clips; of other data, images whose bytes have the length and CRC-32 of
+    a frame in them.
+    """
     asked = next((part for part in ("test", "val") if part in parts), None)
-    source = next(iter(parts.values())).source
-    if asked is None or not isinstance(source, ShardSource) or source.dataset.fingerprint != fingerprint:
+    if asked is None:
         return ""
-    seen = int(np.isin(source.dataset.clip_of(parts[asked].ids), clips).sum())
-    if not seen:
-        return ""
-    return (
-        f"{seen:,} of the {len(parts[asked]):,} {asked} images are of clips that the encoder is trained on, so this "
-        "is no test of new clips; build the shards with --splits, and train on train"
-    )
+    images = parts[asked]
+    source, of_all = images.source, f"of the {len(images):,} {asked} images are"
+    if isinstance(source, ShardSource) and source.dataset.fingerprint == trained.fingerprint:
+        seen = int(np.isin(source.dataset.clip_of(images.ids), clips).sum())
+        why = "of clips that the encoder is trained on, so this is no test of new clips; build the shards with "
+        return f"{seen:,} {of_all} {why}--splits, and train on train" if seen else ""
+    seen = _frames_among(source.checksums(images.ids), trained, clips)
+    why = "frames that the encoder is trained on (same length and CRC-32), so this is no test of new images"
+    return f"{seen:,} {of_all} {why}" if seen else ""
+
+
+def _frames_among(checksums: np.ndarray, trained: ShardDataset, clips: np.ndarray) -> int:
+    """How many of ``checksums`` are those of frames of ``clips``."""
+    ranges = np.stack([trained.clip_offsets[clips], trained.clip_offsets[clips + 1]], 1)
+    seen = np.zeros(len(checksums), bool)
+    for some in np.array_split(ranges, 1 + int((ranges[:, 1] - ranges[:, 0]).sum()) // FRAMES_AT_ONCE):
+        ids = np.concatenate([np.arange(*limits) for limits in some]) if len(some) else np.empty(0, np.int64)
+        seen |= np.isin(checksums, frame_checksums(trained, ids))
+    return int(seen.sum())

@@ -304,7 +304,7 @@ def _open_abx(dataset: ShardDataset, settings: TrainSettings, device: torch.devi
 def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: TrainSettings) -> None:
     """A line where --eval-data asks about clips that are trained on."""
     _, clips = dataset.training_clips(settings.data.split, settings.data.clips)
-    warning = seen_in_training(evaluator.data.parts, dataset.fingerprint, clips)
+    warning = seen_in_training(evaluator.data.parts, dataset, clips)
     if warning:
         say(f"warning: {warning}")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from cltt.errors import SettingsError
 from cltt.evaluation.datasets import open_labelled
-from cltt.evaluation.evaluator import Evaluator
+from cltt.evaluation.evaluator import EvaluationResult, Evaluator
 from cltt.evaluation.features import effective_rank, extract_features, spread
 from cltt.evaluation.probe import (
     STRENGTHS,
@@ -232,7 +232,33 @@ def test_accuracies_on_shares_of_the_labels_are_those_of_probes_on_the_drawn_row
         found.append(probe.score(features["test"], labels["test"]).top1)
     assert result.fraction == pytest.approx({"0.1": np.mean(found), "1.0": result.accuracy["test"]})
     assert result.fraction_std == pytest.approx({"0.1": np.std(found, ddof=1), "1.0": 0}) and np.std(found) > 0
-    assert result.columns()["probe_0.1"] == result.fraction["0.1"] and "0.1 of the labels" in result.describe()
+    assert result.columns()["probe_0.1"] == result.fraction["0.1"]
+
+
+def test_results_are_shown_as_a_table() -> None:
+    result = EvaluationResult(
+        loss={},
+        accuracy={"train": 1.0, "test": 0.8712},
+        top5={},
+        nearest={"1": 0.8724, "4": 0.9, "all": 0.95},
+        nearest_std={"1": 0.0771, "4": 0.01},
+        fraction={"0.1": 0.5},
+        fraction_std={"0.1": 0.02},
+        effective_rank=9.46,
+        alignment=None,
+        uniformity=0.0,
+        probe="closed",
+        strength=None,
+        images={},
+        classes=2,
+        split_by="",
+    )
+    assert result.describe().splitlines() == [
+        "linear probe                           train 1.000           test 0.871",
+        "linear probe by share of labels          0.1 0.500±0.020",
+        "nearest neighbour by labels per class      1 0.872±0.077       4 0.900±0.010     all 0.950",
+        "effective rank                         9.5",
+    ]
 
 
 def test_without_a_test_part_the_strength_is_not_chosen_on_what_is_asked(tmp_path: Path) -> None:

@@ -196,11 +196,29 @@ def test_a_class_of_two_clips_is_cut_by_frame_and_that_is_said(clips: Path, tmp_
 def test_clips_of_training_among_those_tested_are_counted(clips: Path, tmp_path: Path) -> None:
     build_shards(clips, tmp_path / "s", label_from="parent")
     dataset, found = ShardDataset(tmp_path / "s"), open_labelled(tmp_path / "s")
-    warning = seen_in_training(found.parts, dataset.fingerprint, np.arange(dataset.num_clips))
+    warning = seen_in_training(found.parts, dataset, np.arange(dataset.num_clips))
     assert warning.startswith("12 of the 12 test images are of clips that the encoder is trained on")
     others = np.setdiff1d(np.arange(dataset.num_clips), dataset.clip_of(found.parts["test"].ids))
-    assert seen_in_training(found.parts, dataset.fingerprint, others) == ""
-    assert seen_in_training(found.parts, "of other shards", np.arange(dataset.num_clips)) == ""
+    assert seen_in_training(found.parts, dataset, others) == ""
+
+
+def test_frames_of_training_in_other_shards_and_in_folders_are_counted(tmp_path: Path) -> None:
+    names = [f"{name}/{clip}" for name in ("x", "y") for clip in range(4)]
+    frames = data.make_clips(tmp_path / "frames", dict.fromkeys(names, 6))
+    trained = ShardDataset(build_shards(frames, tmp_path / "trained", workers=1).path)
+    build_shards(frames, tmp_path / "other", label_from="parent", splits="train=0.5,test=0.5", workers=1)
+    shards, files = open_labelled(tmp_path / "other"), open_labelled(frames)
+    for found in (shards, files):
+        test, everything = found.parts["test"], np.arange(trained.num_clips)
+        warning = seen_in_training(found.parts, trained, everything)
+        assert warning.startswith(f"{len(test)} of the {len(test)} test images are frames that the encoder is trained")
+        where = [str(Path(path).parent) for path in paths(found)["test"]]
+        one = np.array([clip for clip in everything if trained.clip_key(clip) == where[0]])
+        warning = seen_in_training(found.parts, trained, one)
+        assert warning.startswith(f"{where.count(where[0])} of the {len(test)} test images are frames")
+        assert seen_in_training({"test": test.take(np.array([], int))}, trained, everything) == ""
+    unlike = data.make_clips(tmp_path / "unlike", dict.fromkeys(names, 3), height=40)
+    assert seen_in_training(open_labelled(unlike).parts, trained, np.arange(trained.num_clips)) == ""
 
 
 # ---- groups

@@ -115,7 +115,9 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(locate.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
-    with pytest.raises(SettingsError, match=r"frames-\w+ needs about .* [kM]B, and .*/shards has 10 kB free: make room"):
+    with pytest.raises(
+        SettingsError, match=r"frames-\w+ needs about .* [kM]B, and .*/shards has 10 kB free: make room"
+    ):
         located(capsys)
     assert list(Path("shards").iterdir()) == []
 
