@@ -13,7 +13,9 @@ import pytest
 
 from cltt import build_shards
 from cltt.__main__ import COMMANDS
+from cltt.export.__main__ import main as export
 from tests.helpers.data import make_clips
+from tests.helpers.labelled import COLOURS, save_run, write_image
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -141,11 +143,25 @@ def test_the_example_of_a_transform_runs(tmp_path: Path) -> None:
     assert run_example(example, tmp_path) == "(32, 5, 3, 48, 48) torch.float32\n"
 
 
+def test_the_example_of_fine_tuning_runs_with_an_export(tmp_path: Path) -> None:
+    (example,) = code_blocks((ROOT / "docs/evaluate.md").read_text(), "python")
+    for name, bgr in COLOURS.items():
+        write_image(tmp_path / f"photos/train/{name}/1.png", bgr)
+    save_run(tmp_path / "run", steps=(0,))
+    assert export([str(tmp_path / "run"), str(tmp_path / "encoder.pth")]) == 0
+    losses = re.findall(r"^epoch \d: loss (\d\.\d+)$", run_python(example, tmp_path), re.MULTILINE)
+    assert len(losses) == 5 and float(losses[-1]) < float(losses[0])
+
+
 def run_example(example: str, folder: Path) -> str:
     """What a page's Python prints beside shards such as the demo's; it must end with status 0."""
     names = [f"obj{number:02d}/clip_{clip:02d}" for number in range(4) for clip in range(4)]
     make_clips(folder / "clips", dict.fromkeys(names, 32))
     build_shards(folder / "clips", folder / "outputs/demo/shards", splits="train=0.75,test=0.25", label_from="parent")
+    return run_python(example, folder)
+
+
+def run_python(example: str, folder: Path) -> str:
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", example], cwd=folder, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
