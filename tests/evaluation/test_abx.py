@@ -102,7 +102,8 @@ def test_clips_without_two_windows_are_refused(shards: Path) -> None:
             AbxEvaluator(dataset, np.array(clips), windows, **reading)  # type: ignore[arg-type]
     windows = WindowSettings(window_size=2, frame_step=1)
     result = AbxEvaluator(dataset, np.arange(2), windows, **reading)(MeanColour())  # type: ignore[arg-type]
-    assert set(result.columns()) == {"abx_within", "abx_across"} and "within clips 0." in result.describe()
+    assert set(result.row()) == {"abx_within", "abx_across"} and "within clips 0." in result.describe()
+    assert result.columns() == result.row() | {"abx_windows": "2 frames, step 1"}
 
 
 def test_training_writes_it_and_metrics_eval_keeps_its_columns(shards: Path, tmp_path: Path) -> None:
