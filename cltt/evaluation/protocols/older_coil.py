@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
-from torchvision.transforms import CenterCrop, Compose, Resize
 
 from cltt.errors import DataError, SettingsError
 from cltt.evaluation.datasets import LabelledData
@@ -35,6 +34,8 @@ class PilSource(FileSource):
     """Image files as torchvision frames them: RGB, short side resized to S by PIL (bilinear), the centre kept."""
 
     def read(self, ids: np.ndarray, decoder: FrameDecoder) -> list[np.ndarray]:
+        from torchvision.transforms import CenterCrop, Compose, Resize  # slow to import, and this protocol's alone
+
         framed = Compose([Resize(decoder.framing.image_size), CenterCrop(decoder.framing.image_size)])
         return [np.asarray(framed(_open(self.root / self.paths[i]))) for i in ids]
 
