@@ -10,6 +10,7 @@ from cltt.config.augmenting import AugmentSettings
 from cltt.config.fields import MANY, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields, require, require_within, setting
 from cltt.config.old_flags import OBJECT_FOCUS, SHORT_CLIPS, TWO_VIEWS
 from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
+from cltt.text import shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ def frame_step_value(given: object) -> int | str:
         steps = [int(part) if isinstance(part, str) else index(part) for part in _as_list(parts)]
     except (TypeError, ValueError):
         steps = []
-    require(len(steps) in (1, 2), f"frame_step is {given!r}; it must be a number of frames, or a range such as 1-15")
+    shown = shorten(repr(given), 60)
+    require(len(steps) in (1, 2), f"frame_step is {shown}; it must be a number of frames, or a range such as 1-15")
     for step in steps:
         require_within("frame_step", step, 0, MANY)
     shortest, longest = steps[0], steps[-1]

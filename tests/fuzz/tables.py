@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from cltt.metrics import EVAL_COLUMNS, TRAIN_COLUMNS, is_ours_to_replace, read_run
 from cltt.packing import labels
+from cltt.packing.boxes import Boxes
 from cltt.shards.clip_table import read_clip_list
 from tests.fuzz.contract import Rng, attempt, demand, spoil
 
@@ -78,9 +78,11 @@ class Tables:
         return f"splits refused: {refused}" if found is None else "splits read"
 
     def _boxes(self, file: Path) -> str:
-        found, refused = attempt(lambda: labels.read_boxes(f"csv:{file}"))
-        for box in (found or {}).values():
-            demand(all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3], f"a box {box}")
+        found, refused = attempt(lambda: Boxes(str(file), "pixel"))
+        for name in ("a", "b/c", "") if found else ():
+            box = found.of(name, 100, 50)
+            ordered = box is None or (0 <= box[0] <= box[2] <= 1 and 0 <= box[1] <= box[3] <= 1)
+            demand(ordered, f"a box {box}")
         return f"boxes refused: {refused}" if found is None else "boxes read"
 
     def _list(self, file: Path) -> str:
