@@ -16,7 +16,8 @@ from tests.helpers.ranks import start_ranks
 from tests.helpers.tiny_run import read_losses
 
 pytestmark = pytest.mark.slow
-FINE = ["--depth", "4", "--cache-gb", "0.0004", "--epochs", "2", "--resume"]
+# Small caches and nothing kept: every epoch reads.
+FINE = ["--depth", "4", "--cache-gb", "0.0004", "--keep-gb", "0", "--epochs", "2", "--resume"]
 
 
 @pytest.fixture(scope="module")
