@@ -61,6 +61,9 @@ class _ShardWriter:
             return
         if stored.reencoded:
             self.notes.append((os.fsdecode(frame.path), "reencoded", stored.reencoded))
+        if stored.reencoded in (image.MAYBE_DEPTH, image.MAYBE_MASK):
+            what = "PNGs of 16 bits or with a palette, perhaps depth or masks"
+            self._note(Odd(what, os.fsdecode(frame.path), "--exclude GLOB leaves them out"))
         self._look_at_size(frame, (stored.full_width, stored.full_height))
         self._append(frame, stored)
 
@@ -68,9 +71,11 @@ class _ShardWriter:
         key, before = self._last
         if key == frame.key and size != before:
             what, sizes = "changes of frame size within a clip", f"{before[0]}x{before[1]} to {size[0]}x{size[1]}"
-            odd = Odd(what, f"{os.fsdecode(frame.path)}: {sizes}", "--exclude GLOB leaves files out")
-            self.odd = merge_odd([*self.odd, odd])
+            self._note(Odd(what, f"{os.fsdecode(frame.path)}: {sizes}", "--exclude GLOB leaves files out"))
         self._last = frame.key, size
+
+    def _note(self, odd: Odd) -> None:
+        self.odd = merge_odd([*self.odd, odd])
 
     def _append(self, frame: Planned, stored: image.Stored) -> None:
         data, width, height, _, full_width, full_height = stored

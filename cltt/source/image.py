@@ -40,6 +40,9 @@ class Stored(NamedTuple):
     full_height: int
 
 
+MAYBE_DEPTH, MAYBE_MASK = "PNG of 16 bits", "PNG with a palette"  # reasons in ``Stored.reencoded``
+
+
 def image_kind(head: bytes) -> str:
     """The format, by Pillow's name, of a file with these first bytes; empty if it cannot be a frame."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
@@ -113,7 +116,7 @@ def as_stored(
         raise InvalidImage("not an image")
     if kind != "JPEG":
         check_pixels(*pixels.size_of(kind, data), max_pixels)
-        reason = "PNG" if kind == "PNG" else "not a JPEG"
+        reason = _png_reason(data) if kind == "PNG" else "not a JPEG"
         whole = pixels.decode_other(kind, data)
         full = whole.shape[1], whole.shape[0]
         return _encoded(_shrunk(whole, resize_short), full, reason, resize_short, quality)
@@ -129,6 +132,12 @@ def as_stored(
     picture = _shrunk(pixels.decode_jpeg(data, info, resize_short), resize_short, info.height, info.width)
     full = (info.height, info.width) if orientation >= 5 else (info.width, info.height)
     return _encoded(pixels.turned(picture, orientation), full, reason, resize_short, quality)
+
+
+def _png_reason(data: bytes) -> str:
+    """Why a PNG is stored anew; IHDR (https://www.w3.org/TR/png/#11IHDR) says what depth maps and masks often have."""
+    bits, colour = data[24], data[25]
+    return MAYBE_DEPTH if bits == 16 else MAYBE_MASK if colour == 3 else "PNG"
 
 
 def _shrunk(picture: pixels.Pixels, short: int | None, height: int = 0, width: int = 0) -> pixels.Pixels:

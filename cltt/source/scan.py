@@ -67,7 +67,7 @@ class Scan:
         self.root = root
         self.choice = choice
         self.keys: list[bytes] = []
-        self.left_out: list[bytes] = []  # folders
+        self.left_out: list[tuple[bytes, str]] = []  # folders, and why
         self.skipped: list[tuple[bytes, str]] = []
         self.odd: list[Odd] = []
 
@@ -109,7 +109,7 @@ class _Folder(NamedTuple):
     identity: tuple[int, int]
     folders: list[bytes]
     links: list[bytes]
-    left_out: list[bytes]
+    left_out: list[tuple[bytes, str]]
 
 
 def _list_folder(root: bytes, key: bytes) -> _Folder:
@@ -119,15 +119,19 @@ def _list_folder(root: bytes, key: bytes) -> _Folder:
     def list_once() -> _Folder:
         folders: list[bytes] = []
         links: list[bytes] = []
-        left_out: list[bytes] = []
+        left_out: list[tuple[bytes, str]] = []
         status = os.stat(path)
         with os.scandir(path) as entries:
             for entry in entries:
-                is_system = naming.is_system_folder(entry.name)
-                if (entry.name.startswith(b".") and not is_system) or not entry.is_dir():
+                if not entry.is_dir():
                     continue
-                kind = left_out if is_system else links if entry.is_symlink() else folders
-                kind.append(join_key(key, entry.name))
+                sub_folder = join_key(key, entry.name)
+                if naming.is_system_folder(entry.name):
+                    left_out.append((sub_folder, "folder of a system or of previews"))
+                elif entry.name.startswith(b"."):
+                    left_out.append((sub_folder, "hidden folder"))
+                else:
+                    (links if entry.is_symlink() else folders).append(sub_folder)
         return _Folder(key, (status.st_dev, status.st_ino), folders, links, left_out)
 
     try:
@@ -144,7 +148,7 @@ def _walk(scan: Scan, start: bytes, seen: set[tuple[int, int]], pool: ThreadPool
     while level:
         found = list(listed(lambda key: _list_folder(scan.root, key), iter(level), 4 * SCAN_THREADS))
         scan.keys += [folder.key for folder in found]
-        scan.left_out += [key for folder in found for key in folder.left_out]
+        scan.left_out += [entry for folder in found for entry in folder.left_out]
         links += [link for folder in found for link in folder.links]
         seen.update(folder.identity for folder in found)
         level = [key for folder in found for key in folder.folders]
@@ -170,7 +174,7 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor, choice: Choice = EVERYTH
             continue
         links += _walk(scan, link, seen, pool)
     scan.keys.sort(key=path_order)
-    scan.skipped += [(key, "folder of a system or of previews") for key in sorted(scan.left_out, key=path_order)]
+    scan.skipped += sorted(scan.left_out, key=lambda found: path_order(found[0]))
     return scan
 
 

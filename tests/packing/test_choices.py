@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cltt import ShardDataset, build_shards
 from cltt.commands import build as command
@@ -114,3 +116,28 @@ def test_copies_of_folders_and_videos_are_named(tmp_path: Path) -> None:
     report = build_shards(root, tmp_path / "out", dry_run=True)
     flag = "--exclude GLOB leaves them out"
     assert report.odd == [f"clips that are copies of another by name and size: 2 (as a - Copy); {flag}"]
+
+
+# Masks as PNGs with a palette (https://davischallenge.org), depth with 16 bits (https://cvg.cit.tum.de/data/datasets).
+def test_depth_and_masks_in_folders_of_their_own_are_said(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    pictures = {"rgb": np.zeros((8, 8, 3), np.uint8), "depth": np.full((8, 8), 1500, np.uint16)}
+    for name, picture in pictures.items():
+        (root / name).mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(picture).save(root / name / f"{k}.png")
+    (root / "masks").mkdir()
+    for k in range(3):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).convert("P").save(root / "masks" / f"{k}.png")
+    report = build_shards(root, tmp_path / "shards", workers=1)
+    assert report.odd == [
+        "PNGs of 16 bits or with a palette, perhaps depth or masks: 6 (as depth/0.png); --exclude GLOB leaves them out"
+    ]
+
+
+def test_hidden_folders_are_counted(tmp_path: Path) -> None:
+    for folder in ("root/a", "root/.frames", "root/a/.cache"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.jpg")
+    report = build_shards(tmp_path / "root", tmp_path / "shards", workers=1)
+    assert report.skipped == {"hidden folder": 2} and report.clips == 1
