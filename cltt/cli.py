@@ -7,7 +7,6 @@ given. The namespace holds those settings alone that were given; the class has t
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import io
 import itertools
@@ -66,6 +65,8 @@ class Parser(argparse.ArgumentParser):
 
     def _did_you_mean(self, flag: str) -> str:
         shown = [name for name, action in self._option_string_actions.items() if action.help is not argparse.SUPPRESS]
+        import difflib  # for those who mistype
+
         close = difflib.get_close_matches(flag, shown, n=1)
         return f"; did you mean {close[0]}?" if close else ""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -301,7 +300,9 @@ def _sets_beside(path: Path) -> str:
         names = [name for name in os.listdir(path.parent) if (path.parent / name / INDEX).is_file()]
     except OSError:
         return ""
-    nearest = get_close_matches(path.name, names, 1, 0.5)
+    import difflib  # for a name that is not there
+
+    nearest = difflib.get_close_matches(path.name, names, 1, 0.5)
     meant = f"; did you mean {path.parent / nearest[0]}?" if nearest else ""
     names = sorted(names, key=lambda name: (name not in nearest, name))
     return f"{meant} ({path.parent} holds {shorten(', '.join(names), 100)})" if names else ""

@@ -125,12 +125,14 @@ _MOST_VIEWS = 16  # numbers that tell cameras apart, as in cam0 and cam1
 _DECIMALS = re.compile(rb"\d+[.,](\d+)")
 _SIGNED = re.compile(rb"(?:^|[_= /])-\d")
 _MONTH = rb"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
-# What stands for a number in a name: "-5", "0.16", "3Feb"; a month's name before one.
-_NUMBER = re.compile(rb"(?i)-?\d+(?:[.,]\d+)?(?:[-._ ]?" + _MONTH + rb")?|" + _MONTH + rb"(?=[-._ ]?\d)")
+# What stands for a number in a name: "-5", "0.16", "3Feb"; a month's name before one; am and pm behind one.
+_NUMBER = re.compile(
+    rb"(?i)-?\d+(?:[.,]\d+)?(?:[-._ ]?" + _MONTH + rb")?|" + _MONTH + rb"(?=[-._ ]?\d)|(?<=[\d _\xaf])[ap]m(?![a-z])"
+)
 _DATES = (  # each with one group: what sorts by time only while it is the same in all names
     ("dates that begin with the day", re.compile(rb"\d[-._](\d{1,2}[-._](?:19|20)\d\d)")),
     ("names of months", re.compile(rb"(?i)(?:\d[-._ ]?" + _MONTH + rb"|" + _MONTH + rb"[a-z]{0,6}[-._ ]?\d)")),
-    ("am and pm", re.compile(rb"(?i)(\d{1,2})[.:_-]\d\d(?:[.:_-]\d\d)?(?: |_|\xe2\x80\xaf)?[ap]m")),
+    ("am and pm", re.compile(rb"(?i)(\d{1,2})[.:_-]\d{1,2}(?:[.:_-]\d{1,2})?(?: |_|\xe2\x80\xaf)?[ap]m")),
 )
 
 

@@ -20,6 +20,8 @@ from tests.helpers.folders import assert_same
 from tests.helpers.video import write_video
 
 
+# Frames lie beside their video under its name after https://github.com/healthonrails/annolid/issues/26 and
+# https://github.com/YunxuanMao/SAM2-GUI/issues/3.
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A walk as a video and as frames, and two cameras in one folder."""

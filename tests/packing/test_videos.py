@@ -21,6 +21,7 @@ from cltt.shards.verify import verify_shards
 from cltt.source.jpeg import jpeg_info
 from cltt.source.pixels import decode_jpeg
 from cltt.source.video import timeline as video_times
+from cltt.source.video.times import SHORT
 from tests.helpers import data, video
 from tests.helpers.folders import assert_same
 
@@ -215,6 +216,21 @@ def test_a_video_cut_off_in_the_middle_gives_its_good_part(tmp_path: Path) -> No
     assert shown == list(range(len(shown))) and 20 < len(shown) < 50
     (note,) = [file for file in format.read_report(tmp_path / "out")["files"] if file["what"] == "cut"]
     assert note["file"].startswith("cut.mp4#t=") and note["reason"].startswith(video_times.CUT_OFF)
+
+
+@pytest.mark.parametrize("tag", [b"DURATION", b"XURATION"], ids=["of the stream", "of the file alone"])
+def test_a_matroska_file_that_is_cut_off_is_noted(tag: bytes, tmp_path: Path) -> None:
+    """Its blocks end somewhere, and nothing but the length in its header tells."""
+    path = video.write_video(tmp_path / "root" / "cut.mkv", 120, gop=10)
+    whole = path.read_bytes().replace(b"DURATION", tag)
+    path.write_bytes(whole)
+    build_shards(path.parent, tmp_path / "whole")
+    assert not [file for file in format.read_report(tmp_path / "whole")["files"] if file["what"] == "cut"]
+    path.write_bytes(whole[: len(whole) * 4 // 10])
+    build_shards(path.parent, tmp_path / "out")
+    assert 20 < ShardDataset(tmp_path / "out").num_frames < 90
+    (note,) = [file for file in format.read_report(tmp_path / "out")["files"] if file["what"] == "cut"]
+    assert note["reason"] == SHORT
 
 
 def test_a_hole_drops_frames_and_cuts_the_clip_and_no_count_changes(tmp_path: Path) -> None:

@@ -122,14 +122,21 @@ ODD = {
     # After https://github.com/nwoltman/string-natural-compare/issues/1 and, for a hyphen,
     # https://github.com/litejs/natural-compare-lite/issues/3
     SIGNS: [["-5.jpg", "-10.jpg", "5.jpg"], ["x_-1.jpg", "x_-2.jpg"]],
-    DAYS: [["01-02-2024.jpg", "02-01-2024.jpg"]],
-    MONTHS: [["cam_3Feb.jpg", "cam_1Mar.jpg"]],
-    CLOCK: [["Shot at 1.05.30 PM.png", "Shot at 12.59.01 PM.png"]],
+    # After https://github.com/fribbels/hsr-optimizer/issues/1449
+    DAYS: [["01-02-2024.jpg", "02-01-2024.jpg"], ["A_1-1-2026_0-0.png", "A_10-2-2025_0-0.png"]],
+    # After https://github.com/afollestad/mnml/issues/87 and https://github.com/mikavilpas/squanmate/issues/51
+    MONTHS: [["cam_3Feb.jpg", "cam_1Mar.jpg"], ["alg-Wed Mar 21 2018.png", "alg-Wed Apr 4 2018.png"]],
+    # After https://github.com/fribbels/hsr-optimizer/issues/1449 and https://github.com/afollestad/mnml/issues/87
+    CLOCK: [
+        ["Shot at 1.05.30 PM.png", "Shot at 12.59.01 PM.png"],
+        ["A_1-1-2025_9-0-0_PM.png", "A_1-1-2025_10-0-0_AM.png"],
+    ],
     # After https://github.com/NevermindNilas/TheAnimeScripter/issues/376 and
     # https://github.com/RuYangNU/Deep-Dic-deep-learning-based-digital-image-correlation/issues/4
     HOLES: [["f_001.png", "f_002.png", "f_004.png"], [f"{n}.jpg" for n in range(0, 100, 5) if n != 50]],
     # After https://github.com/python/cpython/issues/91036 and https://github.com/icsharpcode/SharpZipLib/issues/617
     "backslashes": [["clip\\1.jpg", "clip\\2.jpg"], ["folder\\sub\\1.jpg", "folder\\sub\\2.jpg"]],
+    # After https://github.com/henghuiding/MOSE-api/issues/4 and issues/8 there
     "one frame": [["1.jpg"]],
     "": [
         ["file-1.jpg", "file-2.jpg"],

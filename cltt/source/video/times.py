@@ -6,9 +6,10 @@ By packets nothing is decoded. A packet is a frame, shown at the packet's time, 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import av.container
     import av.video.stream
 
+_DURATION = re.compile(r"(\d+):(\d+):(\d+\.?\d*)", re.ASCII)
 SHORT_SECONDS = 1.0  # a video may end so much before the length in its header: sound often lasts longer
 NO_TIME = -(1 << 63)
 SHORT = "ends before the length in its header"
@@ -114,11 +116,25 @@ def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoS
     last = float(line.times[-1]) if len(line.times) else None
     if packets.break_reason:
         yield Note(last, "cut", f"{CUT_OFF}: {packets.break_reason}")
-    elif last is not None and stream.duration and stream.time_base:
-        missing = float(stream.duration * stream.time_base) - last - 1 / float(rate_of(stream))
+    elif last is not None and (length := _header_seconds(stream)):
+        missing = length - last - 1 / float(rate_of(stream))
         fewer = len(packets.pts) < stream.frames and missing > 1 / float(rate_of(stream))  # edit lists leave some out
         if not line.starts.any() and (fewer or missing > SHORT_SECONDS):
             yield Note(last, "cut", CUT_OFF if fewer else SHORT)
+
+
+def _header_seconds(stream: av.video.stream.VideoStream) -> float:
+    """The length of the stream that the header gives; 0 if it gives none.
+
+    Matroska has a tag for each stream or, without it, the length of all streams together.
+    """
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if tag := _DURATION.fullmatch(stream.metadata.get("DURATION", "")):
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    container: Any = stream.container
+    alone = "matroska" in container.format.name and len(container.streams) == 1
+    return (container.duration or 0) / 1e6 if alone else 0.0
 
 
 def _seconds(pts: Array, stream: av.video.stream.VideoStream) -> Array:
