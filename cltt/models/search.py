@@ -24,7 +24,8 @@ from cltt.text import counted, shorten
 State = dict[str, torch.Tensor]
 BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")  # tried where a file names none
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # torch.compile, FSDP
-_CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.")  # an encoder ends before these
+# An encoder ends before these; the last two are SwAV's, which stand in the encoder itself.
+_CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "projection_head.", "prototypes.")
 _COUNTER = "num_batches_tracked"  # which files of before torch 0.4.1 lack
 _MAX_NAME = 500  # letters
 _NAMED = 4  # tensors named where many do not fit

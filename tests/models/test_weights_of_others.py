@@ -56,6 +56,8 @@ WITH_PREFIXES: dict[str, Any] = {
     "compiled parts": {name.replace("layer1.", "layer1._orig_mod."): value for name, value in FIRST.items()},
     # open-mmlab/mmdetection#1316: a detector's backbone
     "backbone": {"state_dict": below("backbone", FIRST), "meta": {"epoch": 1}},
+    # facebookresearch/swav, src/resnet50.py: heads that are attributes of the network itself
+    "SwAV": below("module", FIRST | below("projection_head", MLP) | {"prototypes.weight": torch.zeros(30, 4)}),
     # facebookresearch/simsiam#8: the projector is the encoder's fc, the predictor stands beside
     "SimSiam": {
         "state_dict": {
