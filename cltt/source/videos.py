@@ -177,7 +177,8 @@ def _stored_size(
 
     with open(path, "rb") as file:
         shown = crop_of(file, container, stream).size(stream.width, stream.height)
-    width, height = shrunk_size(*square_size(*shown, stream.sample_aspect_ratio), sampling.resize_short)
+    known = max(1, shown[0]), max(1, shown[1])  # a damaged header may say 0
+    width, height = shrunk_size(*square_size(*known, stream.sample_aspect_ratio), sampling.resize_short)
     return 1 + int(width * height * next(share for least, share in _BYTES_A_PIXEL if sampling.quality >= least))
 
 

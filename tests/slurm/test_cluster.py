@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -202,14 +204,39 @@ def test_a_shell_in_a_job_is_one_process_and_its_steps_are_ranks(cluster: Cluste
     (cluster.folder / "who.py").write_text(WHO)
     who = f"{sys.executable} who.py"
     typed = f"{who}\nsrun --overlap --ntasks=2 {who} </dev/null\nexit\n"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = ["script", "--quiet", "--command", shell, "/dev/null"]
-    done = subprocess.run(
-        command, cwd=cluster.folder, env=environment, input=typed, capture_output=True, text=True, timeout=120
-    )
-    said = [line.partition("I am ")[2] for line in done.stdout.splitlines() if "I am RankInfo" in line]
-    assert said[0] == str(RankInfo(0, 1, 0)), done.stdout
-    assert sorted(said[1:]) == [str(RankInfo(rank, 2, rank)) for rank in range(2)], done.stdout
+    output = type_into(shell, typed, cluster.folder, {**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    said = [line.partition("I am ")[2] for line in output.splitlines() if "I am RankInfo" in line]
+    assert said[0] == str(RankInfo(0, 1, 0)), output
+    assert sorted(said[1:]) == [str(RankInfo(rank, 2, rank)) for rank in range(2)], output
+
+
+def type_into(shell: str, typed: str, folder: Path, environment: dict[str, str]) -> str:
+    """Output of a terminal in which ``typed`` is typed once its shell answers; what is typed before can be lost."""
+    command = ["script", "--quiet", "--flush", "--command", shell, "/dev/null"]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as terminal:
+        assert terminal.stdin is not None and terminal.stdout is not None
+        lines = []
+        stop = threading.Timer(120, terminal.kill)
+        stop.start()
+        answered = threading.Event()
+        asking = threading.Thread(target=keep_asking, args=(terminal.stdin, answered))
+        asking.start()
+        for line in terminal.stdout:
+            lines.append(line.decode(errors="replace"))
+            if not answered.is_set() and "answer 42" in lines[-1]:
+                answered.set()
+                asking.join()
+                terminal.stdin.write(typed.encode())
+        answered.set()
+        stop.cancel()
+    return "".join(lines)
+
+
+def keep_asking(terminal: IO[bytes], answered: threading.Event) -> None:
+    while not answered.wait(1):
+        terminal.write(b"echo answer $((6 * 7))\n")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
