@@ -29,7 +29,7 @@ import webdataset
 from benchmarks import harness
 from cltt import ShardDataset, build_shards
 from cltt.files import npy
-from cltt.shards import format
+from cltt.shards import layout
 from tests.helpers import data
 
 FRAMES, QUICK_FRAMES = 10_000, 5_000
@@ -279,25 +279,25 @@ def make_large_index(folder: Path, frames: int, clips: int) -> None:
     """An index of ``frames`` frames; frames.npy is a hole on disk, as nothing reads all of it."""
     build_shards(data.make_clips(folder / "root", {"a": 1}), folder / "large", workers=1)
     large = folder / "large"
-    with (large / format.FRAMES).open("wb") as file:
-        writer = npy.NpyWriter(file, format.FRAME_DTYPE)
+    with (large / layout.FRAMES).open("wb") as file:
+        writer = npy.NpyWriter(file, layout.FRAME_DTYPE)
         writer.rows = frames
         file.seek(0, os.SEEK_END)
         writer.close()
-        file.truncate(file.tell() + frames * format.FRAME_DTYPE.itemsize)
-    rows = np.zeros((format.CLIP_ROWS, clips), np.int64)
-    rows[format.CLIP_LENGTH] = frames // clips
-    rows[format.CLIP_FIRST] = np.cumsum(rows[format.CLIP_LENGTH]) - rows[format.CLIP_LENGTH]
-    rows[format.CLIP_KEY] = np.arange(clips)
-    np.save(large / format.CLIPS, rows)
-    (large / format.KEYS).write_bytes(b"".join(b"clip_%07d" % k for k in range(clips)))
-    np.save(large / format.KEY_OFFSETS, np.arange(clips + 1, dtype=np.int64) * 12)
-    index = json.loads((large / format.INDEX).read_text())
+        file.truncate(file.tell() + frames * layout.FRAME_DTYPE.itemsize)
+    rows = np.zeros((layout.CLIP_ROWS, clips), np.int64)
+    rows[layout.CLIP_LENGTH] = frames // clips
+    rows[layout.CLIP_FIRST] = np.cumsum(rows[layout.CLIP_LENGTH]) - rows[layout.CLIP_LENGTH]
+    rows[layout.CLIP_KEY] = np.arange(clips)
+    np.save(large / layout.CLIPS, rows)
+    (large / layout.KEYS).write_bytes(b"".join(b"clip_%07d" % k for k in range(clips)))
+    np.save(large / layout.KEY_OFFSETS, np.arange(clips + 1, dtype=np.int64) * 12)
+    index = json.loads((large / layout.INDEX).read_text())
     index["counts"].update(frames=frames, clips=clips)
     index["shards"] *= 2000
-    for name in format.INDEX_FILES:
+    for name in layout.INDEX_FILES:
         index["files"][name]["size"] = (large / name).stat().st_size
-    (large / format.INDEX).write_text(json.dumps(index))
+    (large / layout.INDEX).write_text(json.dumps(index))
 
 
 def opening(path: str) -> Callable[[], object]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import harness
 from cltt import build_shards, cli
-from cltt.shards import checks, format
+from cltt.shards import checks, layout
 from tests.helpers import data
 
 FRAMES, CLIP_LENGTH = 10_000_000, 250
@@ -36,23 +36,23 @@ def large_shards(folder: Path, frames: int) -> Path:
     root = data.make_clips(folder / "frames", lengths, height=256, width=340)
     out = folder / "shards"
     build_shards(root, out, workers=1)
-    packed = np.load(out / format.FRAMES)
-    np.save(out / format.FRAMES, np.tile(packed, frames // len(packed)))
+    packed = np.load(out / layout.FRAMES)
+    np.save(out / layout.FRAMES, np.tile(packed, frames // len(packed)))
     clips = frames // CLIP_LENGTH
-    np.save(out / format.CLIPS, clip_rows(clips))
+    np.save(out / layout.CLIPS, clip_rows(clips))
     keys = [f"session/clip_{clip:06d}".encode() for clip in range(clips)]
-    (out / format.KEYS).write_bytes(b"".join(keys))
-    np.save(out / format.KEY_OFFSETS, np.cumsum([0, *map(len, keys)]))
+    (out / layout.KEYS).write_bytes(b"".join(keys))
+    np.save(out / layout.KEY_OFFSETS, np.cumsum([0, *map(len, keys)]))
     publish_index(out, frames, clips)
     return out
 
 
 def clip_rows(clips: int) -> np.ndarray:
-    rows = np.zeros((format.CLIP_ROWS, clips), np.int64)
-    rows[format.CLIP_FIRST] = np.arange(clips) * CLIP_LENGTH
-    rows[format.CLIP_LENGTH] = CLIP_LENGTH
-    rows[format.CLIP_KEY] = np.arange(clips)
-    rows[[format.CLIP_LABEL, format.CLIP_SPLIT]] = -1
+    rows = np.zeros((layout.CLIP_ROWS, clips), np.int64)
+    rows[layout.CLIP_FIRST] = np.arange(clips) * CLIP_LENGTH
+    rows[layout.CLIP_LENGTH] = CLIP_LENGTH
+    rows[layout.CLIP_KEY] = np.arange(clips)
+    rows[[layout.CLIP_LABEL, layout.CLIP_SPLIT]] = -1
     return rows
 
 
@@ -60,9 +60,9 @@ def publish_index(out: Path, frames: int, clips: int) -> None:
     """Bring counts and sizes in ``index.json`` up to what the files now hold."""
     index = checks.read_index(out)
     index["counts"].update(frames=frames, clips=clips)
-    for name in format.INDEX_FILES:
+    for name in layout.INDEX_FILES:
         index["files"][name]["size"] = (out / name).stat().st_size
-    (out / format.INDEX).write_text(json.dumps(index))
+    (out / layout.INDEX).write_text(json.dumps(index))
 
 
 def look(shards: Path, *argv: str) -> None:

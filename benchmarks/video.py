@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.build import Scratch, flush, frames_of, plain, resident, row, timed
 from cltt import ShardDataset
-from cltt.shards import format
+from cltt.shards import layout
 from tests.helpers import data, video
 
 VIDEOS, FRAMES, QUICK_FRAMES = 4, 600, 150
@@ -119,7 +119,7 @@ def theirs(root: Path, out: Path, fps: int | None, quality: int) -> None:
 
 def jpeg_bytes(folder: Path) -> int:
     """Bytes of all JPEGs in a folder of frames or of shards, without the headers and padding of tar."""
-    if (folder / format.INDEX).is_file():
+    if (folder / layout.INDEX).is_file():
         dataset = ShardDataset(folder)
         return int(dataset.frame_records(range(dataset.num_frames))["size"].sum())
     return sum(file.stat().st_size for file in folder.rglob("*.jpg"))

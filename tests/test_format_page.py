@@ -1,4 +1,4 @@
-"""docs/format.md: the reader that it shows reads real shards, with nothing but the standard library."""
+"""docs/layout.md: the reader that it shows reads real shards, with nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cltt import ShardDataset, build_shards
-from cltt.shards import format
+from cltt.shards import layout
 from tests.helpers import data
 
 ROOT = Path(__file__).parents[1]
@@ -47,5 +47,5 @@ def test_the_reader_on_the_page_finds_damage(tmp_path: Path) -> None:
 
 def test_the_tables_are_those_of_the_code() -> None:
     fields = re.findall(r"^\| \d+ \| \w+ \| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert fields == [name for name, _ in format.FRAME_FIELDS]
-    assert set(re.findall(r"^NAME/(\w+\.\w+)", PAGE, re.MULTILINE)) >= {format.FRAMES, format.CLIPS, format.INDEX}
+    assert fields == [name for name, _ in layout.FRAME_FIELDS]
+    assert set(re.findall(r"^NAME/(\w+\.\w+)", PAGE, re.MULTILINE)) >= {layout.FRAMES, layout.CLIPS, layout.INDEX}

@@ -19,7 +19,7 @@ from cltt.evaluation import cifar
 from cltt.evaluation.images import ArraySource, FileSource, Images, ShardSource, Source, image_files
 from cltt.evaluation.parts import PART_OF, PARTS, by_part, first_of, held_out, layout_of, path_rule, split_all, thin
 from cltt.packing.labels import Rule
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.dataset import ShardDataset
 from cltt.text import counted, printable, shorten
 
@@ -131,7 +131,7 @@ def open_labelled(
 
 
 def _find(path: Path, settings: LabelledSettings, unlabelled: bool) -> _Found:
-    if (path / format.INDEX).is_file():
+    if (path / layout.INDEX).is_file():
         return _find_in_shards(path, settings)
     if settings.clips is not None:
         raise SettingsError(f"--clips picks clips of shards, but {str(path)!r} holds none; leave it out")

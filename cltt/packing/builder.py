@@ -34,7 +34,7 @@ from cltt.packing.plan_writer import make_plan, regroup
 from cltt.packing.report import BuildReport, built_report, planned_report, task_report
 from cltt.packing.settings import BuildSettings, with_defaults
 from cltt.packing.workers import Worker, pack_shards, started_workers
-from cltt.shards import checks, format
+from cltt.shards import checks, layout
 from cltt.source.image import MAX_PIXELS
 from cltt.text import changes, counted, say, shorten
 
@@ -158,7 +158,7 @@ def _carry_out(mode: _Mode, root: str, out: Path, settings: dict[str, Any], work
         if mode.overwrite:
             _remove_shards(out)
         elif finished := _finished(root, out, settings):  # by another process, since we looked
-            owned.remove(out / format.BUILD)
+            owned.remove(out / layout.BUILD)
             return finished
         if mode.finalize:
             return _publish(_open_plan(root, out, settings, may_make=False), out)
@@ -225,7 +225,7 @@ def _changes(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_
 
 def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | None:
     """The report of the complete set in ``out``, None if there is none; SettingsError if it is of another kind."""
-    if not (out / format.INDEX).exists():
+    if not (out / layout.INDEX).exists():
         return None
     index = checks.read_index(out)
     if changed := _changes(settings, root, index["settings"], index["root_dir"]):
@@ -235,7 +235,7 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
 
 def _tidy_up(out: Path) -> None:
     """Remove what a build leaves that was killed after it had published, or before it replaced what lies there."""
-    working = out / format.BUILD
+    working = out / layout.BUILD
     if owned.is_owned(working) or owned.is_empty(working):
         with _locked(out, LOCK):
             owned.remove(working)
@@ -247,7 +247,7 @@ def discard_unfinished(out: Path) -> None:
     """Remove what a build left in ``out`` that never came to its end. BusyError if one is at it now."""
     _check_out(out)
     with _locked(out, LOCK):
-        if not (out / format.INDEX).exists():
+        if not (out / layout.INDEX).exists():
             _remove_shards(out)
 
 
@@ -257,12 +257,12 @@ def _check_out(out: Path) -> None:
         raise SettingsError(f"{out} is not a folder; give a folder for the shards")
     if not out.is_dir():
         return
-    working = out / format.BUILD
+    working = out / layout.BUILD
     names = [name for name in os.listdir(out) if name != working.name and not owned.is_leftover(working, name)]
-    strange = sorted(name for name in names if not (format.is_our_file(name) and is_regular(out / name)))
+    strange = sorted(name for name in names if not (layout.is_our_file(name) and is_regular(out / name)))
     if strange:
         raise SettingsError(f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone")
-    if names and not owned.is_owned(working) and not format.is_set_of_ours(out):
+    if names and not owned.is_owned(working) and not layout.is_set_of_ours(out):
         raise SettingsError(
             f"{out} holds files named like shards ({min(names)}), but nothing that says a build of ours wrote them; "
             "remove them yourself or give another folder"
@@ -271,11 +271,11 @@ def _check_out(out: Path) -> None:
 
 def _remove_shards(out: Path) -> None:
     """Remove what a build wrote into ``out``, but no locks; ``index.json`` first: it must not speak of what is gone."""
-    (out / format.INDEX).unlink(missing_ok=True)
+    (out / layout.INDEX).unlink(missing_ok=True)
     for path in out.iterdir():
-        if format.is_our_file(path.name):
+        if layout.is_our_file(path.name):
             path.unlink()
-    for path in (out / format.BUILD).iterdir():
+    for path in (out / layout.BUILD).iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.suffix != ".lock" and path.name != owned.MARKER:
@@ -289,10 +289,10 @@ def _no_traces_of_refusal(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not (out / format.BUILD / PLAN).exists():
+        if not (out / layout.BUILD / PLAN).exists():
             with contextlib.suppress(CLTTError, OSError), _locked(out, LOCK):  # unless another builds
-                if not (out / format.BUILD / PLAN).exists():
-                    owned.remove(out / format.BUILD)
+                if not (out / layout.BUILD / PLAN).exists():
+                    owned.remove(out / layout.BUILD)
         if not was_there:
             with contextlib.suppress(OSError):
                 out.rmdir()
@@ -311,7 +311,7 @@ def _open_plan(
 
     Who is ``alone`` there may give it other labels and splits.
     """
-    folder = out / format.BUILD / PLAN
+    folder = out / layout.BUILD / PLAN
     with _locked(out, "plan.lock", wait=True):
         if not folder.exists():
             if not may_make:
@@ -353,7 +353,7 @@ def _task_lock(out: Path, part: slice | None) -> contextlib.AbstractContextManag
 
 
 def _locked(out: Path, name: str, **options: bool) -> contextlib.AbstractContextManager[None]:
-    return locked_in(out / format.BUILD, name, held=f"{out} is being built", **options)
+    return locked_in(out / layout.BUILD, name, held=f"{out} is being built", **options)
 
 
 def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
@@ -389,11 +389,11 @@ def _progress_bar(frames: int) -> Iterator[Progress]:
 
 
 def _publish(plan: Plan, out: Path) -> BuildReport:
-    missing = [format.shard_name(shard) for shard in range(plan.num_shards) if not is_done(out, shard)]
+    missing = [layout.shard_name(shard) for shard in range(plan.num_shards) if not is_done(out, shard)]
     if missing:
         raise DataError(
             f"{len(missing)} of {plan.num_shards} shards are missing ({missing[0]} ...); run their tasks again"
         )
     index = merge(plan, out)
-    owned.remove(out / format.BUILD)
+    owned.remove(out / layout.BUILD)
     return built_report(out, index)

@@ -17,7 +17,7 @@ from cltt.files import atomic, npy
 from cltt.packing.labels import boxes_of, label_clips, odd_tables, split_clips, split_names
 from cltt.packing.pack import PART_DTYPE, read_part
 from cltt.packing.plan import Plan
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.clip_table import ClipCutter
 from cltt.source.odd import Odd, odd_lines
 from cltt.source.videos import READ
@@ -32,18 +32,18 @@ class _Frames:
         self._plan, self._out = plan, out
         self.boxes = boxes_of(plan.settings)
         self.cutter = ClipCutter()
-        self._writers = {format.FRAMES: self._writer(format.FRAMES, format.FRAME_DTYPE, files)}
+        self._writers = {layout.FRAMES: self._writer(layout.FRAMES, layout.FRAME_DTYPE, files)}
         if plan.has_times:
-            self._writers[format.TIMES] = self._writer(format.TIMES, np.dtype("<f8"), files)
+            self._writers[layout.TIMES] = self._writer(layout.TIMES, np.dtype("<f8"), files)
         if plan.settings["boxes"] is not None:
-            self._writers[format.BOXES] = self._writer(format.BOXES, np.dtype(format.BOX_FIELDS), files)
+            self._writers[layout.BOXES] = self._writer(layout.BOXES, np.dtype(layout.BOX_FIELDS), files)
 
     def _writer(self, name: str, dtype: np.dtype[Any], files: contextlib.ExitStack) -> npy.NpyWriter:
         return npy.NpyWriter(files.enter_context(atomic.published(self._out / name, sync=False)), dtype)
 
     @property
     def rows(self) -> int:
-        return self._writers[format.FRAMES].rows
+        return self._writers[layout.FRAMES].rows
 
     def add(self, shard: int) -> None:
         """Write the rows of all valid frames of a shard, and tell the cutter of all files."""
@@ -52,11 +52,11 @@ class _Frames:
         planned = np.array(self._plan.frames[frames.start : frames.stop])
         good = rows["good"]
         self.cutter.add(planned["clip"].astype(np.int64), good, planned["gap"])
-        self._writers[format.FRAMES].write(rows[good][list(format.FRAME_DTYPE.names or ())])
-        if format.TIMES in self._writers:
-            self._writers[format.TIMES].write(planned["time"][good])
-        if format.BOXES in self._writers:
-            self._writers[format.BOXES].write(self._box_rows(shard, rows)[good])
+        self._writers[layout.FRAMES].write(rows[good][list(layout.FRAME_DTYPE.names or ())])
+        if layout.TIMES in self._writers:
+            self._writers[layout.TIMES].write(planned["time"][good])
+        if layout.BOXES in self._writers:
+            self._writers[layout.BOXES].write(self._box_rows(shard, rows)[good])
 
     def _box_rows(self, shard: int, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The boxes of a shard's planned frames, relative to the frames' sizes and within them; NaN for none."""
@@ -66,7 +66,7 @@ class _Frames:
                 size = int(rows["full_width"][row]), int(rows["full_height"][row])
                 box = self.boxes.of(os.fsdecode(frame.path), *size)
                 found[row] = np.nan if box is None else box
-        return found.view(format.BOX_FIELDS)[:, 0]
+        return found.view(layout.BOX_FIELDS)[:, 0]
 
     def close(self) -> None:
         for writer in self._writers.values():
@@ -100,11 +100,11 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str]
     all_keys = plan.keys(0, plan.num_clips)
     keys = [all_keys[folder] for folder in cutter.keys()[0].tolist()]
     matrix, label_names = _clip_matrix(cutter, keys, plan.settings)
-    with atomic.published(out / format.CLIPS, sync=False) as file:
+    with atomic.published(out / layout.CLIPS, sync=False) as file:
         np.save(file, matrix)
-    with atomic.published(out / format.KEYS, sync=False) as file:
+    with atomic.published(out / layout.KEYS, sync=False) as file:
         file.write(b"".join(keys))
-    with atomic.published(out / format.KEY_OFFSETS, sync=False) as file:
+    with atomic.published(out / layout.KEY_OFFSETS, sync=False) as file:
         np.save(file, np.cumsum([0, *map(len, keys)], dtype=np.int64))
     counts: dict[str, Any] = {"frames": frames.rows, "clips": matrix.shape[1]}
     if plan.settings["boxes"] is not None:
@@ -133,7 +133,7 @@ def _odd(plan: Plan, out: Path) -> Iterator[Odd]:
 def _write_report(plan: Plan, out: Path, odd: list[str]) -> dict[str, dict[str, int]]:
     """Write report.json a line a file; counts by reason of what was skipped, cut and re-encoded."""
     counts: dict[str, Counter[str]] = {what: Counter() for what in ("skipped", "cut", READ, "reencoded")}
-    with atomic.published(out / format.REPORT, sync=False) as file:
+    with atomic.published(out / layout.REPORT, sync=False) as file:
         file.write(b'{"files": [')
         for number, (path, what, reason) in enumerate(_notes(plan, out)):
             counts[what][reason] += 1
@@ -157,16 +157,16 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
     shards = []
     for shard in range(plan.num_shards):
         summary = read_part(out, shard)[0]
-        shards.append({"name": format.shard_name(shard), "size": summary["size"], "crc": summary["crc"]})
-    parts = [format.TIMES] * plan.has_times + [format.BOXES] * (plan.settings["boxes"] is not None)
+        shards.append({"name": layout.shard_name(shard), "size": summary["size"], "crc": summary["crc"]})
+    parts = [layout.TIMES] * plan.has_times + [layout.BOXES] * (plan.settings["boxes"] is not None)
     files = {
         name: {"size": (out / name).stat().st_size, "sha256": atomic.file_sha256(out / name)}
-        for name in (*format.INDEX_FILES, *parts, format.REPORT)
+        for name in (*layout.INDEX_FILES, *parts, layout.REPORT)
     }
     index = {
-        "format": format.FORMAT,
-        "version": format.VERSION if parts else 1,
-        "fingerprint": format.fingerprint(files),
+        "format": layout.FORMAT,
+        "version": layout.VERSION if parts else 1,
+        "fingerprint": layout.fingerprint(files),
         "root_dir": plan.root_dir,
         "settings": plan.settings,
         "counts": {**counts, "bytes": sum(shard["size"] for shard in shards), **reasons},
@@ -177,5 +177,5 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
         "files": files,
     }
     atomic.flush(out)  # all that the index speaks of
-    atomic.write_json(out / format.INDEX, index)
+    atomic.write_json(out / layout.INDEX, index)
     return index

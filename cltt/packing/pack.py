@@ -22,7 +22,7 @@ from cltt.errors import InvalidImage
 from cltt.files import atomic
 from cltt.files.locks import locked_in
 from cltt.packing.plan import Plan
-from cltt.shards import format, tar
+from cltt.shards import layout, tar
 from cltt.source import image
 from cltt.source.clips import FrameReader, Planned, Result
 from cltt.source.odd import Odd, merge_odd
@@ -31,7 +31,7 @@ PROGRESS_SECONDS = 0.05  # between two reports
 WRITE_BYTES = 1 << 20  # written at a time
 WRITE_BUFFERS = 1000  # IOV_MAX is 1024
 # A row of a part; full_width, full_height: pixels of the upright source, before shrinking; good: it is in the shard.
-PART_DTYPE = np.dtype([*format.FRAME_FIELDS, ("full_width", "<u4"), ("full_height", "<u4"), ("good", "?")])
+PART_DTYPE = np.dtype([*layout.FRAME_FIELDS, ("full_width", "<u4"), ("full_height", "<u4"), ("good", "?")])
 Progress = Callable[[int, int, float], None]  # frames, bytes of source, seconds of video
 
 
@@ -114,7 +114,7 @@ class _ShardWriter:
 
 
 def part_path(out: Path, shard: int) -> Path:
-    return out / format.BUILD / f"part-{shard:06d}"
+    return out / layout.BUILD / f"part-{shard:06d}"
 
 
 def read_part(out: Path, shard: int) -> tuple[dict[str, Any], bytes]:
@@ -126,7 +126,7 @@ def read_part(out: Path, shard: int) -> tuple[dict[str, Any], bytes]:
 def is_done(out: Path, shard: int) -> bool:
     """Whether the shard lies whole under its final name."""
     try:
-        size = (out / format.shard_name(shard)).stat().st_size
+        size = (out / layout.shard_name(shard)).stat().st_size
         return bool(size == read_part(out, shard)[0]["size"])
     except FileNotFoundError:
         return False
@@ -184,13 +184,13 @@ class Packer:
         shard. Raises DataError naming the source file that is gone, changed or unreadable, or the shard that cannot be
         written.
         """
-        temporary = self._out / format.BUILD / (format.shard_name(shard) + ".tmp")
+        temporary = self._out / layout.BUILD / (layout.shard_name(shard) + ".tmp")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked_in(self._out / format.BUILD, f"{format.shard_name(shard)}.lock", wait=True))
+            stack.enter_context(locked_in(self._out / layout.BUILD, f"{layout.shard_name(shard)}.lock", wait=True))
             if is_done(self._out, shard):
                 return
             part_path(self._out, shard).unlink(missing_ok=True)
-            path = self._out / format.shard_name(shard)
+            path = self._out / layout.shard_name(shard)
             file = stack.enter_context(atomic.published(path, temporary, sync=False))
             part = self._write(file.fileno(), shard, progress)
             self.finish()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.source.clips import Planned
 from cltt.source.odd import Odd
 
@@ -67,7 +67,7 @@ class Plan:
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:
         """One PLAN_DTYPE record a frame and one behind the last; memory-mapped."""
-        return np.load(self.folder / format.FRAMES, mmap_mode="r")
+        return np.load(self.folder / layout.FRAMES, mmap_mode="r")
 
     def shard_frames(self, shard: int) -> range:
         """Planned frames of one shard."""
@@ -89,7 +89,7 @@ class Plan:
 
     def keys(self, start: int, stop: int) -> list[bytes]:
         """Keys of the folders and videos ``start`` to ``stop``-1."""
-        return _cut(self.folder / format.KEYS, self._offsets(format.KEY_OFFSETS, start, stop + 1))
+        return _cut(self.folder / layout.KEYS, self._offsets(layout.KEY_OFFSETS, start, stop + 1))
 
     def _videos(self, start: int, stop: int) -> list[bytes]:
         return _cut(self.folder / VIDEOS, self._offsets(VIDEO_OFFSETS, start, stop + 1))

@@ -22,7 +22,7 @@ from cltt.files import atomic, npy
 from cltt.packing.labels import check_labels
 from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
 from cltt.packing.settings import BuildSettings
-from cltt.shards import format, tar
+from cltt.shards import layout, tar
 from cltt.source import clips, scan, videos
 from cltt.source.names import HOLES, choice_of
 from cltt.source.odd import Odd, merge_odd
@@ -35,9 +35,9 @@ class _Columns:
 
     def __init__(self, folder: Path, shard_size: int, files: contextlib.ExitStack) -> None:
         self._names: IO[bytes] = files.enter_context((folder / "names.bin").open("wb"))
-        self._keys: IO[bytes] = files.enter_context((folder / format.KEYS).open("wb"))
-        self._frames = self._npy(folder / format.FRAMES, PLAN_DTYPE, files)
-        self._key_offsets = self._npy(folder / format.KEY_OFFSETS, np.dtype("<i8"), files)
+        self._keys: IO[bytes] = files.enter_context((folder / layout.KEYS).open("wb"))
+        self._frames = self._npy(folder / layout.FRAMES, PLAN_DTYPE, files)
+        self._key_offsets = self._npy(folder / layout.KEY_OFFSETS, np.dtype("<i8"), files)
         self._videos: IO[bytes] = files.enter_context((folder / VIDEOS).open("wb"))
         self._video_offsets = self._npy(folder / VIDEO_OFFSETS, np.dtype("<i8"), files)
         self._shards = self._npy(folder / "shards.npy", np.dtype("<i8"), files)

@@ -13,7 +13,7 @@ import numpy as np
 from cltt.packing.labels import NONE, label_clips, odd_tables, split_clips, split_names
 from cltt.packing.pack import PART_DTYPE, read_part
 from cltt.packing.plan import Plan
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.source.odd import odd_lines
 from cltt.source.videos import READ
 from cltt.text import counted
@@ -83,7 +83,7 @@ def _count(plan: Plan, wanted: str) -> dict[str, int]:
 
 def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
     """Of the complete set in ``out``."""
-    counts, clips = index["counts"], np.load(out / format.CLIPS)
+    counts, clips = index["counts"], np.load(out / layout.CLIPS)
     return BuildReport(
         path=out,
         clips=counts["clips"],
@@ -92,11 +92,11 @@ def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
         shards=len(index["shards"]),
         reencoded=sum(counts["reencoded"].values()),
         skipped=counts["skipped"],
-        clip_lengths=clips[format.CLIP_LENGTH],
-        splits=_tally(clips[format.CLIP_SPLIT], index["split_names"]),
-        labels=_tally(clips[format.CLIP_LABEL], index["label_names"]),
+        clip_lengths=clips[layout.CLIP_LENGTH],
+        splits=_tally(clips[layout.CLIP_SPLIT], index["split_names"]),
+        labels=_tally(clips[layout.CLIP_LABEL], index["label_names"]),
         boxes=(counts["boxes"]["used"], counts["boxes"]["unused"]) if "boxes" in counts else None,
-        cut=_cut(clips[format.CLIP_KEY]),
+        cut=_cut(clips[layout.CLIP_KEY]),
         odd=index.get("odd", []),
         read=counts.get(READ, {}),
     )

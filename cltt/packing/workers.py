@@ -25,7 +25,7 @@ from cltt.errors import CLTTError, DataError, StorageError
 from cltt.files import retry
 from cltt.packing.pack import Packer, Progress, is_done
 from cltt.packing.plan import PLAN, Plan
-from cltt.shards import format
+from cltt.shards import layout
 
 _START = "import sys; sys.path[:] = {path!r}; from cltt.packing.workers import serve; serve({out!r}, {io_patience!r})"
 _PACKAGES = str(Path(__file__).parents[2])  # where this package lies, for an editable one is not on sys.path
@@ -43,7 +43,7 @@ def serve(out_dir: str, io_patience: float) -> None:
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     out = Path(out_dir)
     task = todo.get()  # there is a plan once there is work
-    with Packer(Plan(out / format.BUILD / PLAN), out) as packer:
+    with Packer(Plan(out / layout.BUILD / PLAN), out) as packer:
         while True:
             try:
                 if task == FINISH:
@@ -119,7 +119,7 @@ class Worker:
         status = self._process.wait()
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status} (its words are above)"
         return DataError(
-            f"a packing process {how} while it wrote {format.shard_name(self._shard)}; "
+            f"a packing process {how} while it wrote {layout.shard_name(self._shard)}; "
             "start the build again: finished shards are kept"
         )
 
@@ -149,7 +149,7 @@ def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: P
 
     Raises the first worker's DataError; the others are stopped, and what they had not finished leaves no shard.
     """
-    plan = Plan(out / format.BUILD / PLAN)
+    plan = Plan(out / layout.BUILD / PLAN)
     shards = [shard for shard in shards if not _tell_if_done(plan, out, shard, progress)]
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:

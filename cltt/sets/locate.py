@@ -28,7 +28,7 @@ from cltt.packing.plan import PLAN, Plan
 from cltt.packing.report import BuildReport
 from cltt.packing.settings import BuildSettings
 from cltt.sets.record import Source, describe, differences, read_source, same, to_json
-from cltt.shards import checks, format
+from cltt.shards import checks, layout
 from cltt.source.scan import check_root
 from cltt.source.video.kinds import has_video_name
 from cltt.source.videos import Sampling, guess_bytes
@@ -101,8 +101,8 @@ def shards_name(root: str, settings: BuildSettings) -> str:
 
 def complete_sets(first: Path) -> list[Path]:
     """The complete sets of one folder, the newest last: ``first`` and those named after it."""
-    found = [path for path in (first, *first.parent.glob(f"{first.name}@????????")) if (path / format.INDEX).is_file()]
-    return sorted(found, key=lambda path: (path / format.INDEX).stat().st_mtime_ns)
+    found = [path for path in (first, *first.parent.glob(f"{first.name}@????????")) if (path / layout.INDEX).is_file()]
+    return sorted(found, key=lambda path: (path / layout.INDEX).stat().st_mtime_ns)
 
 
 def record_path(shards: Path) -> Path:
@@ -178,7 +178,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     try:
         report = _build_or_wait(out, root, now, data)
     except BaseException:
-        if not (out / format.BUILD).exists():  # nothing to go on with, and nobody is at it
+        if not (out / layout.BUILD).exists():  # nothing to go on with, and nobody is at it
             _building_path(out).unlink(missing_ok=True)
         raise
     if _building_path(out).is_file():
@@ -203,7 +203,7 @@ def _left_out(shards: Path) -> str:
         for what, reasons in kinds.items()
         if reasons
     ]
-    return "".join(parts) + (f" ({shards / format.REPORT} names each)" if parts else "")
+    return "".join(parts) + (f" ({shards / layout.REPORT} names each)" if parts else "")
 
 
 def _named_by(first: Path, digest: str) -> Path:
@@ -235,7 +235,7 @@ def _files_of(root: str, source: Source) -> dict[str, tuple[int, int]]:
 def _is_built_otherwise(out: Path, now: Source) -> bool:
     """Whether another process is building ``out`` now, of the folder as it was before it changed."""
     building = read_source(_building_path(out))
-    return building is not None and building.digest != now.digest and holder(out / format.BUILD / LOCK) is not None
+    return building is not None and building.digest != now.digest and holder(out / layout.BUILD / LOCK) is not None
 
 
 def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> BuildReport:
@@ -244,8 +244,8 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
     waited = False
     while True:
         try:
-            if not (out / format.INDEX).is_file():
-                if waited and holder(out / format.BUILD / LOCK) is None:
+            if not (out / layout.INDEX).is_file():
+                if waited and holder(out / layout.BUILD / LOCK) is None:
                     say(f"{out}: its builder has gone before it was ready; taking over")
                 _prepare(out, root, now, data)
             return build_shards(root, out, io_patience=data.io_patience, **asdict(_build_settings(data)))
@@ -290,7 +290,7 @@ def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
 
 def _state(out: Path) -> str:
     """How far a build has come."""
-    building = out / format.BUILD
+    building = out / layout.BUILD
     try:
         done = len(list(building.glob("part-*")))
         return f"{done} of {counted(Plan(building / PLAN).num_shards, 'shard')} done"

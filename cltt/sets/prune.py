@@ -14,7 +14,7 @@ from cltt.files import owned
 from cltt.files.regular import is_regular
 from cltt.sets.locate import complete_sets, record_path
 from cltt.sets.use import others_may_use, runs_of, runs_path, unused
-from cltt.shards import checks, format
+from cltt.shards import checks, layout
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def remove_sets(sets: list[KeptSet]) -> Iterator[KeptSet]:
 
 def _remove(path: Path) -> None:
     """The index first: what is half removed is no set. What no build wrote stays, and its folder with it."""
-    (path / format.INDEX).unlink(missing_ok=True)
+    (path / layout.INDEX).unlink(missing_ok=True)
     for file in list(path.iterdir()):
-        if format.is_our_file(file.name) and is_regular(file):
+        if layout.is_our_file(file.name) and is_regular(file):
             file.unlink()
-    if owned.is_owned(path / format.BUILD):
-        owned.remove(path / format.BUILD)
-    owned.remove_leftovers(path / format.BUILD)
+    if owned.is_owned(path / layout.BUILD):
+        owned.remove(path / layout.BUILD)
+    owned.remove_leftovers(path / layout.BUILD)
     with contextlib.suppress(OSError):
         path.rmdir()
     for beside in (record_path(path), runs_path(path)):

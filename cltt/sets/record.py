@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from cltt.errors import CLTTError
 from cltt.files.retry import retry
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.dataset import ShardDataset
 from cltt.source.scan import DANGLING, ROOT_KEY, SourceClip, scan_clips, scan_folders
 from cltt.text import counted
@@ -156,7 +156,7 @@ def _file_differences(shards: Path, root: str, key: str) -> str:
         dataset = ShardDataset(shards)
         clips = [clip for clip in range(dataset.num_clips) if dataset.clip_key(clip) == key]
         ids = [i for clip in clips for i in range(dataset.clip_offsets[clip], dataset.clip_offsets[clip + 1])]
-        before = {dataset.frame_name(i) for i in ids} | {file["file"] for file in format.read_report(shards)["files"]}
+        before = {dataset.frame_name(i) for i in ids} | {file["file"] for file in layout.read_report(shards)["files"]}
         folder = root if key == os.fsdecode(ROOT_KEY) else os.path.join(root, key)
         now = {os.path.relpath(entry.path, root) for entry in os.scandir(folder) if entry.is_file()}
     except (CLTTError, OSError):  # the words are not worth a failure

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cltt.errors import DataError
 from cltt.files.locks import open_lock
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.text import say
 
 
@@ -37,7 +37,7 @@ def in_use(shards: Path, run_dir: Path) -> Iterator[None]:
                     f"note: {runs_path(shards)} cannot be written, so nobody can tell that this run needs {shards}: "
                     "its owner may remove it before the run is complete"
                 )
-            if not (shards / format.INDEX).is_file():
+            if not (shards / layout.INDEX).is_file():
                 raise DataError(f"{shards} was removed meanwhile; start again")
         yield
 
@@ -58,7 +58,7 @@ def runs_of(shards: Path) -> list[Path]:
 
 def others_may_use(shards: Path) -> bool:
     """Whether users may read ``shards`` who may not note that they do, as far as owners and modes tell."""
-    index, runs = shards / format.INDEX, runs_path(shards)
+    index, runs = shards / layout.INDEX, runs_path(shards)
     noted_in = runs if runs.is_file() else runs.parent
     group = index.stat().st_gid
     return any(

@@ -27,8 +27,8 @@ import stat
 import numpy as np
 
 from cltt.files.npy import NpyRows, read_array
-from cltt.shards import format, tar
-from cltt.shards.format import BUILD, FORMAT, INDEX, VERSION, read_json
+from cltt.shards import layout, tar
+from cltt.shards.layout import BUILD, FORMAT, INDEX, VERSION, read_json
 
 Array = np.ndarray[Any, Any]
 MAX_INT = (1 << 63) - 1
@@ -47,7 +47,7 @@ def check_index(path: Path, index: Mapping[str, Any]) -> None:
         _check_index(index)
     except Untrue as error:
         raise DataError(
-            f"{path / format.INDEX}: {error}; copy it again or build the shards again in a new folder"
+            f"{path / layout.INDEX}: {error}; copy it again or build the shards again in a new folder"
         ) from None
 
 
@@ -64,11 +64,11 @@ def _check_index(index: Mapping[str, Any]) -> None:
         raise Untrue("it names no shards")
     for number, shard in enumerate(shards):
         _check_shard(number, shard)
-    parts = format.parts_of(files) if index["version"] >= 2 else []
-    for name in (*format.INDEX_FILES, *parts, format.REPORT):
+    parts = layout.parts_of(files) if index["version"] >= 2 else []
+    for name in (*layout.INDEX_FILES, *parts, layout.REPORT):
         _number(_mapping(files, name), "size")
         _hex(files[name], "sha256")
-    if strange := sorted(set(files) - {*format.INDEX_FILES, *parts, format.REPORT}):
+    if strange := sorted(set(files) - {*layout.INDEX_FILES, *parts, layout.REPORT}):
         raise Untrue(f"files names {strange[0]!r} too, which no build of this version writes")
     _number(counts, "frames", 1)
     _number(counts, "clips", 1, MAX_CLIPS)
@@ -79,13 +79,13 @@ def _check_index(index: Mapping[str, Any]) -> None:
             _number(counts[what], reason)
     if not all(isinstance(line, str) for line in _list({"odd": [], **index}, "odd")):
         raise Untrue("odd is not lines of text")
-    if index["fingerprint"] != format.fingerprint(files):
+    if index["fingerprint"] != layout.fingerprint(files):
         raise Untrue("the fingerprint is not that of its files")
 
 
 def _check_shard(number: int, shard: Any) -> None:
-    if not isinstance(shard, Mapping) or shard.get("name") != format.shard_name(number):
-        raise Untrue(f"shard {number} is not named {format.shard_name(number)}")
+    if not isinstance(shard, Mapping) or shard.get("name") != layout.shard_name(number):
+        raise Untrue(f"shard {number} is not named {layout.shard_name(number)}")
     _number(shard, "size", len(tar.END_OF_ARCHIVE))
     _number(shard, "crc", 0, (1 << 32) - 1)
 
@@ -135,8 +135,8 @@ def _list(values: Mapping[str, Any], name: str) -> list[Any]:
 
 def open_parts(path: Path, index: Mapping[str, Any]) -> dict[str, NpyRows]:
     """The optional parts of the set at ``path`` by their file names; DataError as :func:`open_arrays`."""
-    types = {format.TIMES: np.dtype("<f8"), format.BOXES: np.dtype(format.BOX_FIELDS)}
-    parts = format.parts_of(index["files"])
+    types = {layout.TIMES: np.dtype("<f8"), layout.BOXES: np.dtype(layout.BOX_FIELDS)}
+    parts = layout.parts_of(index["files"])
     for name in parts:
         _check_file(path / name, index["files"][name]["size"])
     return {name: NpyRows(path / name, types[name], index["counts"]["frames"]) for name in parts}
@@ -147,18 +147,18 @@ def open_arrays(path: Path, index: Mapping[str, Any]) -> tuple[NpyRows, Array, N
 
     DataError if a file is missing, of another type, shape or size, or if the clips are not a partition of the frames.
     """
-    counts, sizes = index["counts"], {name: index["files"][name]["size"] for name in format.INDEX_FILES}
+    counts, sizes = index["counts"], {name: index["files"][name]["size"] for name in layout.INDEX_FILES}
     for name, size in sizes.items():
         _check_file(path / name, size)
     int64 = np.dtype("<i8")
-    frames = NpyRows(path / format.FRAMES, format.FRAME_DTYPE, counts["frames"])
-    clips = read_array(path / format.CLIPS, int64, (format.CLIP_ROWS, counts["clips"]))
-    key_offsets = NpyRows(path / format.KEY_OFFSETS, int64)
+    frames = NpyRows(path / layout.FRAMES, layout.FRAME_DTYPE, counts["frames"])
+    clips = read_array(path / layout.CLIPS, int64, (layout.CLIP_ROWS, counts["clips"]))
+    key_offsets = NpyRows(path / layout.KEY_OFFSETS, int64)
     try:
         _check_clips(clips, counts["frames"], len(index["label_names"]), len(index["split_names"]))
-        _check_keys(clips, key_offsets, sizes[format.KEYS])
+        _check_keys(clips, key_offsets, sizes[layout.KEYS])
     except Untrue as error:
-        raise DataError(f"{path / format.CLIPS}: {error}; copy the set again, or build it again") from None
+        raise DataError(f"{path / layout.CLIPS}: {error}; copy the set again, or build it again") from None
     return frames, clips, key_offsets
 
 
@@ -193,25 +193,25 @@ def _check_file(file: Path, size: int) -> None:
 
 def _check_clips(clips: Array, frames: int, labels: int, splits: int) -> None:
     """Untrue unless the clips lie end to end over all frames, with keys and parts counted up, and names that exist."""
-    first, length = clips[format.CLIP_FIRST], clips[format.CLIP_LENGTH]
+    first, length = clips[layout.CLIP_FIRST], clips[layout.CLIP_LENGTH]
     if first[0] != 0 or length.min() < 1 or length.max() > frames or first.min() < 0 or first.max() >= frames:
         raise Untrue("a clip lies outside the frames")
     if (np.diff(first) != length[:-1]).any() or first[-1] + length[-1] != frames:
         raise Untrue("the clips are not the frames cut in pieces")
-    key, part = clips[format.CLIP_KEY], clips[format.CLIP_PART]
+    key, part = clips[layout.CLIP_KEY], clips[layout.CLIP_PART]
     if key[0] != 0 or key.min() < 0 or key.max() >= len(key) or not np.isin(steps := np.diff(key), (0, 1)).all():
         raise Untrue("the keys are not counted up")
     if part[0] != 0 or part.min() < 0 or part.max() >= len(part):
         raise Untrue("the parts are not counted up")
     if (part[1:] != np.where(steps == 1, 0, part[:-1] + 1)).any():
         raise Untrue("the parts are not counted up")
-    for name, row, count in (("label", format.CLIP_LABEL, labels), ("split", format.CLIP_SPLIT, splits)):
+    for name, row, count in (("label", layout.CLIP_LABEL, labels), ("split", layout.CLIP_SPLIT, splits)):
         if clips[row].min() < -1 or clips[row].max() >= count:
             raise Untrue(f"a clip has a {name} that has no name")
 
 
 def _check_keys(clips: Array, key_offsets: NpyRows, size: int) -> None:
-    if len(key_offsets) != int(clips[format.CLIP_KEY, -1]) + 2:
+    if len(key_offsets) != int(clips[layout.CLIP_KEY, -1]) + 2:
         raise Untrue("the keys are not those of the clips")
     offsets = key_offsets.read(0, len(key_offsets))
     if (
@@ -228,7 +228,7 @@ def _check_keys(clips: Array, key_offsets: NpyRows, size: int) -> None:
 
 
 def records_within(records: Array, shard_sizes: Array) -> Array:
-    """bool [n]: which of ``records`` (``format.FRAME_DTYPE``) lie within the shard that they name."""
+    """bool [n]: which of ``records`` (``layout.FRAME_DTYPE``) lie within the shard that they name."""
     shard = records["shard"].astype(np.int64)
     known = shard < len(shard_sizes)
     end = shard_sizes[np.where(known, shard, 0)] - len(tar.END_OF_ARCHIVE)

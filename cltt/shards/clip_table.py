@@ -14,7 +14,7 @@ import numpy as np
 from cltt.errors import FrameError, SettingsError
 from cltt.files.regular import read_text
 from cltt.files.tables import plain_path
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.text import shorten
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ class _ClipTable:
     odd: list[str]
     label_names: list[str]
     split_names: list[str]
-    _clips: Array  # [format.CLIP_ROWS, clips]
+    _clips: Array  # [layout.CLIP_ROWS, clips]
 
     @cached_property
     def clip_lengths(self) -> Array:
-        return np.array(self._clips[format.CLIP_LENGTH])
+        return np.array(self._clips[layout.CLIP_LENGTH])
 
     @cached_property
     def clip_offsets(self) -> Array:
@@ -59,14 +59,14 @@ class _ClipTable:
     @cached_property
     def labels(self) -> Array:
         """Number of each clip's label in ``label_names``, int64 [clips]; -1: none."""
-        return np.array(self._clips[format.CLIP_LABEL])
+        return np.array(self._clips[layout.CLIP_LABEL])
 
     def split_clips(self, name: str) -> Array:
         """Ids of the clips of one split, int64; SettingsError for a split that is not there."""
         if name not in self.split_names:
             known = ", ".join(self.split_names) or "none; build the shards with --splits"
             raise SettingsError(f"there is no split {name!r}; the splits are: {known}")
-        return np.flatnonzero(self._clips[format.CLIP_SPLIT] == self.split_names.index(name)).astype(np.int64)
+        return np.flatnonzero(self._clips[layout.CLIP_SPLIT] == self.split_names.index(name)).astype(np.int64)
 
     def clip_key(self, clip: int) -> str:
         """The path of the clip's folder or video relative to the root folder."""
@@ -122,7 +122,7 @@ class _ClipTable:
 
     def clip_part(self, clip: int) -> int:
         """0 for a whole folder or its first part, 1 for what follows its first hole, and so on."""
-        return int(self._clips[format.CLIP_PART, clip])
+        return int(self._clips[layout.CLIP_PART, clip])
 
     def clip_of(self, frame_ids: Any) -> Array:
         """The clip of each frame, int64 of the same shape."""

@@ -23,7 +23,7 @@ from cltt.errors import DataError, FrameError
 from cltt.files.regular import AnyPath
 from cltt.files.retry import Descriptor, SharedFile, ShortRead, retry
 from cltt.files.threads import WaitGauge, map_together
-from cltt.shards import checks, format, tar
+from cltt.shards import checks, layout, tar
 from cltt.shards.clip_table import Array, _ClipTable
 from cltt.source import scan, videos
 
@@ -59,21 +59,21 @@ class ShardDataset(_ClipTable):
         self.shard_sizes = np.array([shard["size"] for shard in self.shards], np.int64)
         self._frames, self._clips, self._key_offsets = checks.open_arrays(self.path, index)
         self._parts = checks.open_parts(self.path, index)
-        self.has_boxes = format.BOXES in self._parts
-        self._keys = SharedFile(self.path / format.KEYS, follow=False)
+        self.has_boxes = layout.BOXES in self._parts
+        self._keys = SharedFile(self.path / layout.KEYS, follow=False)
         self._files = _Files(self.path)
         self._gauge = WaitGauge(READS_IN_A_ROW)
 
     def clip_key(self, clip: int) -> str:
         """The clip folder's path relative to the root folder the shards were built from."""
-        key = int(self._clips[format.CLIP_KEY, clip])
+        key = int(self._clips[layout.CLIP_KEY, clip])
         start, stop = self._key_offsets.read(key, key + 2).tolist()
-        found = retry(self.path / format.KEYS, lambda: self._keys.read(stop - start, start))
+        found = retry(self.path / layout.KEYS, lambda: self._keys.read(stop - start, start))
         checks.check_member(found if found != scan.ROOT_KEY else b"root")
         return os.fsdecode(found)
 
     def frame_records(self, frame_ids: Any) -> Array:
-        """Records (``format.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
+        """Records (``layout.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
         return np.asarray(self._frames[self._check_ids(frame_ids)])
 
     def frame_name(self, frame_id: int) -> str:
@@ -105,11 +105,11 @@ class ShardDataset(_ClipTable):
 
         None where no frame of the set has a time: folders of frames.
         """
-        rows = self._part(format.TIMES, frame_ids)
+        rows = self._part(layout.TIMES, frame_ids)
         if rows is None:
             return None
         if not checks.times_fit(rows):
-            raise DataError(f"{self.path / format.TIMES} holds no times; {_REPAIR}")
+            raise DataError(f"{self.path / layout.TIMES} holds no times; {_REPAIR}")
         return rows.reshape(np.shape(frame_ids))
 
     def frame_boxes(self, frame_ids: Any) -> Array | None:
@@ -117,12 +117,12 @@ class ShardDataset(_ClipTable):
 
         None where the set was built without boxes.
         """
-        rows = self._part(format.BOXES, frame_ids)
+        rows = self._part(layout.BOXES, frame_ids)
         if rows is None:
             return None
         boxes = rows.view("<f4").reshape(-1, 4)
         if not checks.boxes_fit(boxes):
-            raise DataError(f"{self.path / format.BOXES} holds boxes that lie outside their frames; {_REPAIR}")
+            raise DataError(f"{self.path / layout.BOXES} holds boxes that lie outside their frames; {_REPAIR}")
         return boxes.reshape(*np.shape(frame_ids), 4)
 
     def _part(self, name: str, frame_ids: Any) -> Array | None:
@@ -162,7 +162,7 @@ class ShardDataset(_ClipTable):
 
     def _astray(self, frame_id: int) -> FrameError:
         name = self._clip_text(frame_id)
-        return FrameError(frame_id, name, f"{self.path / format.FRAMES}: its record leads out of its shard; {_REPAIR}")
+        return FrameError(frame_id, name, f"{self.path / layout.FRAMES}: its record leads out of its shard; {_REPAIR}")
 
     def _read_range(
         self, ids: Array, shards: list[int], offsets: list[int], sizes: list[int], crcs: list[int]
@@ -190,7 +190,7 @@ class ShardDataset(_ClipTable):
         """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
         record = self._frames[frame_id]
         shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
-        path = self.path / format.shard_name(shard)
+        path = self.path / layout.shard_name(shard)
         frame = retry(path, lambda: SharedFile(path, follow=False).read_uncached(size, offset))
         if len(frame) == size and zlib.crc32(frame) == crc:
             log.warning("%s: frame %d came with a wrong CRC, and right when it was read again", path, frame_id)
@@ -202,7 +202,7 @@ class ShardDataset(_ClipTable):
             name = self.frame_name(frame_id)
         except DataError:
             name = self._clip_text(frame_id)
-        return FrameError(frame_id, name, f"{self.path / format.shard_name(shard)}: {problem}; {_REPAIR}")
+        return FrameError(frame_id, name, f"{self.path / layout.shard_name(shard)}: {problem}; {_REPAIR}")
 
 
 _REPAIR = "copy this shard again, or build it again with `cltt build --overwrite`"
@@ -238,12 +238,12 @@ class _Files:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._paths: dict[int, Path] = {}
-        self._open = lru_cache(most_open())(lambda shard: Descriptor(path / format.shard_name(shard), follow=False))
+        self._open = lru_cache(most_open())(lambda shard: Descriptor(path / layout.shard_name(shard), follow=False))
         self._threads = threading.local()
 
     def path(self, shard: int) -> Path:
         """Of a shard, made once: this takes as long as a read from memory."""
-        return self._paths.get(shard) or self._paths.setdefault(shard, self._path / format.shard_name(shard))
+        return self._paths.get(shard) or self._paths.setdefault(shard, self._path / layout.shard_name(shard))
 
     def view(self, shard: int, size: int, offset: int) -> memoryview:
         """Up to ``size`` bytes at ``offset``, fewer only at the end of the file, in memory that this thread's next view

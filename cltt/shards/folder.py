@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cltt.errors import DataError, FrameError, InvalidImage, SettingsError
 from cltt.files import threads
 from cltt.files.retry import retry
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.clip_table import Array, ClipCutter, _ClipTable
 from cltt.shards.dataset import ShardDataset
 from cltt.source import clips, image, scan, videos
@@ -107,11 +107,11 @@ class FolderDataset(_ClipTable):
 
     def clip_key(self, clip: int) -> str:
         """The path of the clip's folder or video relative to the root folder."""
-        return os.fsdecode(self._keys[int(self._clips[format.CLIP_KEY, clip])])
+        return os.fsdecode(self._keys[int(self._clips[layout.CLIP_KEY, clip])])
 
     def _planned(self, frame_id: int) -> clips.Planned:
         """The frame with all that reading it takes."""
-        source = int(self._clips[format.CLIP_KEY, int(self.clip_of(frame_id))])
+        source = int(self._clips[layout.CLIP_KEY, int(self.clip_of(frame_id))])
         name, size, mark, entry, time, _ = self._frames[frame_id]
         return clips.Planned(self._keys[source], self._videos[source], name, size, mark, entry, time)
 
@@ -129,7 +129,7 @@ class FolderDataset(_ClipTable):
     def frame_records(self, frame_ids: Any) -> Array:
         """As :meth:`ShardDataset.frame_records`; width and height from the files, zeros for the rest."""
         ids = self._check_ids(frame_ids)
-        records = np.zeros(len(ids), format.FRAME_DTYPE) if self._records is None else np.array(self._records[ids])
+        records = np.zeros(len(ids), layout.FRAME_DTYPE) if self._records is None else np.array(self._records[ids])
         unknown = np.flatnonzero(records["width"] == 0).tolist()
         for place, stored in zip(unknown, self._stored(ids[unknown]), strict=True):
             if isinstance(stored, image.Stored):
@@ -176,7 +176,7 @@ CHECK_FILES = 32  # files checked by one thread at a time
 
 
 def fill_record(record: Any, stored: image.Stored) -> None:
-    """Write what is known of a frame that lies in no shard into its ``format.FRAME_DTYPE`` record."""
+    """Write what is known of a frame that lies in no shard into its ``layout.FRAME_DTYPE`` record."""
     record["size"], record["crc"] = len(stored.data), zlib.crc32(stored.data)
     record["width"], record["height"] = stored.width, stored.height
 
@@ -191,7 +191,7 @@ def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[
         for clip in found
         for frame in clip.frames
     ]
-    records = np.zeros(len(files), format.FRAME_DTYPE)
+    records = np.zeros(len(files), layout.FRAME_DTYPE)
     invalid: dict[str, str] = {}
     bar = tqdm(
         total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False, disable=None
@@ -217,7 +217,7 @@ def _pieces(files: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, in
 
 def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, dict[str, str]]:
     """As :func:`check_files` for some files, by path and size."""
-    records = np.zeros(len(files), format.FRAME_DTYPE)
+    records = np.zeros(len(files), layout.FRAME_DTYPE)
     invalid = {}
     for record, (path, size) in zip(records, files, strict=True):
         if not path:
@@ -235,7 +235,7 @@ def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, di
 
 
 def cut_clips(lengths: list[int], valid: Array, begins: Array | None = None) -> Array:
-    """Clip rows [format.CLIP_ROWS, clips] of folders with ``lengths`` files, cut at those not ``valid`` [files].
+    """Clip rows [layout.CLIP_ROWS, clips] of folders with ``lengths`` files, cut at those not ``valid`` [files].
 
     They are cut before those that begin a part, too (bool [files]).
 
@@ -243,9 +243,9 @@ def cut_clips(lengths: list[int], valid: Array, begins: Array | None = None) -> 
     """
     cutter = ClipCutter()
     cutter.add(np.repeat(np.arange(len(lengths)), lengths), valid, begins)
-    rows = np.full((format.CLIP_ROWS, len(cutter.first)), -1, np.int64)
-    rows[format.CLIP_FIRST], rows[format.CLIP_LENGTH], rows[format.CLIP_PART] = cutter.columns()
-    rows[format.CLIP_KEY] = np.frombuffer(cutter.folder, np.int64)
+    rows = np.full((layout.CLIP_ROWS, len(cutter.first)), -1, np.int64)
+    rows[layout.CLIP_FIRST], rows[layout.CLIP_LENGTH], rows[layout.CLIP_PART] = cutter.columns()
+    rows[layout.CLIP_KEY] = np.frombuffer(cutter.folder, np.int64)
     return rows
 
 

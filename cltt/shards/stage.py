@@ -17,7 +17,7 @@ from cltt.files.atomic import check_writable, replace_file
 from cltt.files.locks import locked
 from cltt.files.regular import is_regular
 from cltt.files.retry import read_bytes, read_pieces, retry
-from cltt.shards import checks, format
+from cltt.shards import checks, layout
 
 COPY_BYTES = 8 << 20  # read and written at a time
 
@@ -39,7 +39,7 @@ def stage(shards: Path, target: Path, info: RankInfo) -> Path:
         with locked(target / f".{copy.name}.lock", wait=True):
             _copy_missing(shards, copy, index)
     distributed.wait_for_all()
-    if not (copy / format.INDEX).is_file():
+    if not (copy / layout.INDEX).is_file():
         raise DataError(f"no shards in {copy} after staging; is --stage-to on this node's own disk?")
     return copy
 
@@ -48,7 +48,7 @@ def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
     """Copy each file that is missing or of another size, compare its checksum, and publish ``index.json`` last."""
     if copy.is_symlink():
         raise SettingsError(f"{copy} is a symbolic link; remove it or give another --stage-to")
-    if is_regular(copy / format.INDEX):
+    if is_regular(copy / layout.INDEX):
         return
     copy.mkdir(parents=True, exist_ok=True)
     files = {shard["name"]: shard for shard in index["shards"]} | index["files"]
@@ -60,7 +60,7 @@ def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
             if checks.file_problem(temporary, expected):
                 raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
             os.replace(temporary, target)
-    replace_file(copy / format.INDEX, read_bytes(shards / format.INDEX))
+    replace_file(copy / layout.INDEX, read_bytes(shards / layout.INDEX))
 
 
 def _copy(source: Path, target: Path, size: int) -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cltt.errors import DataError, FrameError, InvalidImage
 from cltt.files import threads
 from cltt.files.regular import is_regular
-from cltt.shards import checks, format, tar
+from cltt.shards import checks, layout, tar
 from cltt.shards.dataset import ShardDataset
 from cltt.shards.folder import Dataset
 from cltt.source import image, jpeg, pixels, scan, videos
@@ -75,7 +75,7 @@ def verify_shards(
     root = None if source_dir is None else scan.check_root(source_dir)
     index = checks.read_index(folder)
     mismatches = [found for name, written in index["files"].items() for found in _file_mismatch(folder, name, written)]
-    if any(mismatch.name in format.INDEX_FILES for mismatch in mismatches):
+    if any(mismatch.name in layout.INDEX_FILES for mismatch in mismatches):
         return mismatches  # without the index there is no telling what a frame should be
     dataset = ShardDataset(folder)
     if astray := _records_mismatch(dataset):
@@ -150,7 +150,7 @@ def _records_mismatch(dataset: ShardDataset) -> Mismatch | None:
         joined = records if last is None else np.concatenate([last, records])
         if not checks.records_in_order(joined, dataset.shard_sizes):
             where = f"records {start} to {start + len(records) - 1}"
-            return Mismatch(format.FRAMES, f"{where} are not those of frames in order, each within its shard")
+            return Mismatch(layout.FRAMES, f"{where} are not those of frames in order, each within its shard")
         last = records[-1:]
     return None
 
@@ -316,7 +316,7 @@ def _forgotten(root: bytes, dataset: ShardDataset) -> Iterator[Mismatch]:
 
 
 def _known_paths(dataset: ShardDataset) -> Iterator[bytes]:
-    for file in format.read_report(dataset.path)["files"]:
+    for file in layout.read_report(dataset.path)["files"]:
         yield os.fsencode(file["file"])
         yield os.fsencode(file["file"].partition("#t=")[0])  # the video of a moment
     for clip in range(dataset.num_clips):

@@ -17,7 +17,7 @@ from cltt import ShardDataset, build_shards
 from cltt.distributed.identity import RankInfo
 from cltt.errors import FrameError
 from cltt.evaluation.datasets import open_labelled
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.stage import stage
 from cltt.shards.verify import verify_shards
 from tests.fuzz.contract import Rng, attempt, demand, spoil, spoil_tree, untouched
@@ -26,7 +26,7 @@ from tests.helpers.video import write_video
 
 NUMBERS = [0, 1, 511, 512, 513, 1 << 15, (1 << 16) - 1, (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1, -1, -(1 << 63)]
 FLOATS = [0.5, -1.0, 2.0, 1e300, float("inf"), float("nan"), -0.0]
-FILES = (*format.INDEX_FILES, *format.PARTS, format.REPORT, format.INDEX, "shard-000000.tar", "shard-000001.tar")
+FILES = (*layout.INDEX_FILES, *layout.PARTS, layout.REPORT, layout.INDEX, "shard-000000.tar", "shard-000001.tar")
 
 
 class ShardSets:
@@ -64,7 +64,7 @@ class ShardSets:
         if not file.is_file() or file.is_symlink():
             return
         way = rng.random()
-        if name == format.INDEX and way < 0.8:
+        if name == layout.INDEX and way < 0.8:
             tamper_index(rng, file)
         elif name.endswith(".npy") and way < 0.7:
             tamper_array(rng, file)
@@ -141,12 +141,12 @@ def tamper_array(rng: Rng, file: Path) -> None:
 
 def reseal(shards: Path) -> None:
     """Give the index the sizes, hashes and fingerprint of the files as they are now: what a tamperer would do."""
-    index_file = shards / format.INDEX
+    index_file = shards / layout.INDEX
     if not _is_plain(index_file):
         return
     try:
         index: dict[str, Any] = json.loads(index_file.read_text())
-        for name in (*format.INDEX_FILES, *format.parts_of(index["files"]), format.REPORT):
+        for name in (*layout.INDEX_FILES, *layout.parts_of(index["files"]), layout.REPORT):
             content = (shards / name).read_bytes() if _is_plain(shards / name) else b""
             index["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for shard in index["shards"]:
@@ -154,7 +154,7 @@ def reseal(shards: Path) -> None:
                 content = (shards / shard["name"]).read_bytes()
                 shard |= {"size": len(content), "crc": zlib.crc32(content)}
         index["counts"]["bytes"] = sum(shard["size"] for shard in index["shards"])
-        index["fingerprint"] = format.fingerprint(index["files"])
+        index["fingerprint"] = layout.fingerprint(index["files"])
         index_file.write_text(json.dumps(index))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return  # spoilt beyond sealing

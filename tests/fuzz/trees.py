@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cltt import build_shards
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.verify import verify_shards
 from tests.fuzz.contract import Rng, attempt, demand, spoil, untouched
 from tests.helpers.hostile import odd_pictures, several_pictures
@@ -125,14 +125,14 @@ class Trees:
             return
         out.mkdir()
         if way < 0.7:
-            (out / format.BUILD).symlink_to(self._outside)
+            (out / layout.BUILD).symlink_to(self._outside)
         elif way < 0.8:
-            (out / format.BUILD).mkdir()
-            (out / format.BUILD / "release.yaml").write_text("someone's")
+            (out / layout.BUILD).mkdir()
+            (out / layout.BUILD / "release.yaml").write_text("someone's")
         elif way < 0.9:
-            (out / format.shard_name(0)).write_text("someone's")
+            (out / layout.shard_name(0)).write_text("someone's")
         else:
-            (out / f".{format.INDEX}.tmp").symlink_to(self._outside / "clip" / "1.jpg")
+            (out / f".{layout.INDEX}.tmp").symlink_to(self._outside / "clip" / "1.jpg")
 
     def _build(self, root: Path, out: Path, options: dict[str, Any]) -> str:
         before = {path.name: path.lstat().st_ino for path in out.iterdir()} if out.is_dir() else {}
@@ -142,7 +142,7 @@ class Trees:
             gone = set(before) - set(left)
             demand(not gone, f"a refused build removed {gone}")
             return f"refused: {refused}"
-        notes = format.read_report(out)["files"]
+        notes = layout.read_report(out)["files"]
         skipped = [note for note in notes if note["what"] == "skipped"]
         demand(sum(report.skipped.values()) == len(skipped), "left out, but not named")
         demand(report.frames > 0 and int(report.clip_lengths.sum()) == report.frames, "counts that do not add up")

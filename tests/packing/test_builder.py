@@ -12,7 +12,7 @@ import pytest
 from cltt import BuildReport, ShardDataset, build_shards
 from cltt.errors import DataError, SettingsError
 from cltt.packing import builder
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.verify import verify_shards
 from tests.helpers import data
 from tests.helpers.folders import assert_same
@@ -49,7 +49,7 @@ def test_the_report_counts_what_is_there(real_root: Path, tmp_path: Path) -> Non
     )
     assert report.clip_lengths.sum() == len(frames)
     assert all(shard.stat().st_size <= (8 << 20) + 1024 for shard in shards)
-    assert not (tmp_path / "out" / format.BUILD).exists()
+    assert not (tmp_path / "out" / layout.BUILD).exists()
 
 
 def test_splits_depend_on_key_and_seed_alone(root: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cltt import ShardDataset, build_shards
 from cltt.errors import InvalidImage
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.folder import FolderDataset
 from cltt.source.image import MAYBE_DEPTH, as_stored
 from tests.helpers import data
@@ -134,7 +134,7 @@ def test_broken_frames_cut_the_clip_and_are_reported(tmp_path: Path) -> None:
     assert [dataset.frame_name(k) for k in (0, 2, 3, 5)] == [f"p/a/frame_{k:06d}.jpg" for k in (1, 3, 6, 8)]
     assert dataset.label_names == ["a", "b"] and dataset.labels.tolist() == [0, 0, 1]
     assert all({0, 1} <= set(ids) or not {0, 1} & set(ids) for ids in map(dataset.split_clips, dataset.split_names))
-    reasons = {file["file"]: file["reason"] for file in format.read_report(tmp_path / "out")["files"]}
+    reasons = {file["file"]: file["reason"] for file in layout.read_report(tmp_path / "out")["files"]}
     assert reasons["p/a/frame_000000.jpg"] == "empty file"
     assert reasons["p/a/frame_000004.jpg"] == "invalid JPEG: Premature end of JPEG file"
     assert reasons["p/a/frame_000005.jpg"] == "not an image"

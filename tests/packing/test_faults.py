@@ -17,7 +17,7 @@ from cltt import build_shards
 from cltt.errors import DataError, SettingsError, StorageError
 from cltt.files.locks import locked_in
 from cltt.packing import plan_writer, workers
-from cltt.shards import format
+from cltt.shards import layout
 from tests.helpers import data
 from tests.helpers.folders import assert_same
 from tests.helpers.quick import shorten_pauses
@@ -64,7 +64,7 @@ def test_a_source_file_that_is_not_what_was_planned(root: Path, tmp_path: Path, 
         os.utime(victim)
     with pytest.raises(DataError, match=r"frame_000017\.jpg' has (disappeared|changed) since the plan was made"):
         _build(root, out, workers=workers)
-    assert not (out / format.INDEX).exists()
+    assert not (out / layout.INDEX).exists()
     victim.write_bytes(content)
     os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
     _build(root, out)
@@ -102,7 +102,7 @@ def test_a_file_size_limit_stands_for_a_full_disk(root: Path, tmp_path: Path, wo
     failed = _cli(*flags, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)))
     assert failed.returncode == 2
     assert f"cannot write {out}/shard-00000" in failed.stderr and "Traceback" not in failed.stderr
-    assert _whole_shards(out) == [] and not (out / format.INDEX).exists()
+    assert _whole_shards(out) == [] and not (out / layout.INDEX).exists()
     assert _cli(*flags).returncode == 0
     _build(root, tmp_path / "unbroken")
     assert_same(out, tmp_path / "unbroken")
@@ -139,7 +139,7 @@ def test_a_disk_that_fills_while_planning(root: Path, tmp_path: Path, monkeypatc
 
 def test_a_second_build_refuses_while_the_first_runs(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with locked_in(out / format.BUILD, "build.lock"):
+    with locked_in(out / layout.BUILD, "build.lock"):
         second = _cli("--root-dir", str(root), "--out", str(out))
         assert second.returncode == 2
         assert f"is being built by process {os.getpid()} on {os.uname().nodename}; wait" in second.stderr
@@ -151,7 +151,7 @@ def test_a_second_build_refuses_while_the_first_runs(root: Path, tmp_path: Path)
 
 def test_tasks_share_the_folder_but_no_task_runs_twice(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    working = out / format.BUILD
+    working = out / layout.BUILD
     with locked_in(working, "build.lock", shared=True), locked_in(working, "task-0-of-2.lock"):
         _build(root, out, task="1/2")
         with pytest.raises(DataError, match="is being built by"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cltt import build_shards
-from cltt.shards import format, tar
+from cltt.shards import layout, tar
 from tests.helpers import data
 from tests.helpers.folders import assert_same
 
@@ -48,7 +48,7 @@ def _start(root: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
 
 def _kill_at_random(process: subprocess.Popen[str], out: Path, rng: random.Random) -> bool:
     """SIGKILL ``process`` at some moment between its first file and its end; whether it was still running."""
-    while not (out / format.BUILD).exists() and process.poll() is None:
+    while not (out / layout.BUILD).exists() and process.poll() is None:
         time.sleep(0.002)
     time.sleep(rng.random() * 0.25)
     killed = process.poll() is None
@@ -79,7 +79,7 @@ def test_killed_builds_end_byte_identical(root: Path, unbroken: Path, tmp_path: 
     while done < kills:
         attempts += 1
         done += _kill_at_random(_start(root, out, "--workers", str(workers)), out, rng)
-        if (out / format.INDEX).exists() and done < kills:  # it came through: kill a new one
+        if (out / layout.INDEX).exists() and done < kills:  # it came through: kill a new one
             _run(root, out, "--workers", str(workers))
             assert_same(out, unbroken)
             out = tmp_path / f"out{attempts}"
@@ -97,7 +97,7 @@ def test_killed_tasks_in_any_order_end_byte_identical(root: Path, unbroken: Path
     for process in together:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
-    assert not (out / format.INDEX).exists()
+    assert not (out / layout.INDEX).exists()
     _run(root, out, "--finalize")
     assert_same(out, unbroken)
 

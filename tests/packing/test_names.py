@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cltt import ShardDataset, build_shards
-from cltt.shards import format, tar
+from cltt.shards import layout, tar
 from tests.helpers import data
 
 HARD_NAMES = [
@@ -110,4 +110,4 @@ def test_links_are_followed_once_and_loops_refused(tmp_path: Path) -> None:
     assert keys == ["a", "b", "far/c", "far/c/deep"]
     assert dataset.clip_lengths.tolist() == [3, 1, 3, 1]
     assert report.skipped == {"symbolic link to a folder that is already in": 3}
-    assert {file["file"] for file in format.read_report(tmp_path / "out")["files"]} == {"far_again", "same", "far/c/up"}
+    assert {file["file"] for file in layout.read_report(tmp_path / "out")["files"]} == {"far_again", "same", "far/c/up"}

@@ -12,7 +12,7 @@ from cltt import ShardDataset, build_shards
 from cltt.errors import SettingsError
 from cltt.packing import workers as workers_module
 from cltt.packing.builder import MAX_WORKERS
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.folder import FolderDataset
 from tests.helpers import data, hostile
 
@@ -27,7 +27,7 @@ ODD = {
 
 
 def _reasons(out: Path) -> dict[str, str]:
-    return {note["file"]: note["reason"] for note in format.read_report(out)["files"]}
+    return {note["file"]: note["reason"] for note in layout.read_report(out)["files"]}
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -13,7 +13,7 @@ import pytest
 from cltt import ShardDataset, build_shards
 from cltt.errors import CLTTError, SettingsError
 from cltt.files import owned
-from cltt.shards import format
+from cltt.shards import layout
 from tests.helpers import data
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,20 +46,20 @@ def test_a_link_named_build_is_not_followed(
     if there != "nothing":
         build_shards(root, out, workers=1)
     out.mkdir(exist_ok=True)
-    (out / format.BUILD).symlink_to(precious)
+    (out / layout.BUILD).symlink_to(precious)
     if there == "nothing" or "overwrite" in options:
         with pytest.raises(SettingsError, match="is a symbolic link, so it is left alone"):
             build_shards(root, out, workers=1, **options)  # type: ignore[arg-type]
     else:
         assert build_shards(root, out, workers=1).already_complete
-    assert _listing(precious) == before and (out / format.BUILD).is_symlink()
+    assert _listing(precious) == before and (out / layout.BUILD).is_symlink()
 
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"label_from": "regex:nothing"}])
 def test_a_folder_named_build_of_someone_else_stays(root: Path, tmp_path: Path, options: dict[str, object]) -> None:
     out = tmp_path / "out"
-    (out / format.BUILD / "debug").mkdir(parents=True)
-    (out / format.BUILD / "debug" / "release.yaml").write_text("swift")
+    (out / layout.BUILD / "debug").mkdir(parents=True)
+    (out / layout.BUILD / "debug" / "release.yaml").write_text("swift")
     before = _listing(out)
     with pytest.raises(SettingsError, match="not a folder that a build of this version made"):
         build_shards(root, out, workers=1, **options)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_files_of_others_with_our_names_stay(root: Path, tmp_path: Path, name: s
 def test_a_damaged_set_of_ours_can_be_built_anew(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build_shards(root, out, workers=1)
-    (out / format.INDEX).write_text("{cut off")
+    (out / layout.INDEX).write_text("{cut off")
     build_shards(root, out, workers=1, overwrite=True)
     assert ShardDataset(out).num_frames == 8
 
@@ -98,8 +98,8 @@ def test_a_damaged_set_of_ours_can_be_built_anew(root: Path, tmp_path: Path) -> 
 def test_a_set_of_another_version_can_be_built_anew(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build_shards(root, out, workers=1)
-    index = json.loads((out / format.INDEX).read_text())
-    (out / format.INDEX).write_text(json.dumps({**index, "version": 99}))
+    index = json.loads((out / layout.INDEX).read_text())
+    (out / layout.INDEX).write_text(json.dumps({**index, "version": 99}))
     build_shards(root, out, workers=1, overwrite=True)
     assert ShardDataset(out).num_frames == 8
 
@@ -119,7 +119,7 @@ def test_a_link_where_a_file_is_written_first_is_not_written_through(
 def test_a_link_in_the_place_of_a_lock_is_not_written_through(root: Path, tmp_path: Path, precious: Path) -> None:
     out, before = tmp_path / "out", _listing(precious)
     build_shards(root, out, task="0/2", shard_size=5000, workers=1)
-    lock = out / format.BUILD / "plan.lock"
+    lock = out / layout.BUILD / "plan.lock"
     lock.unlink()
     lock.symlink_to(precious / "thesis.tex")
     with pytest.raises(CLTTError):
@@ -162,7 +162,7 @@ def test_what_a_killed_removal_left_is_removed_by_the_next_build(root: Path, tmp
     out = tmp_path / "out"
     if complete:
         build_shards(root, out, workers=1)
-    left, bare, theirs = (out / f"{format.BUILD}.old-{name}.tmp" for name in ("123", "bare", "theirs"))
+    left, bare, theirs = (out / f"{layout.BUILD}.old-{name}.tmp" for name in ("123", "bare", "theirs"))
     for folder in (left, bare, theirs):
         owned.claim(folder)
     (left / "part-000000").write_text("x")
@@ -176,9 +176,9 @@ def test_an_empty_working_folder_beside_a_complete_set_is_removed(root: Path, tm
     """As a build with overwrite=True leaves it that is killed before it marks its working folder."""
     out = tmp_path / "out"
     build_shards(root, out, workers=1)
-    (out / format.BUILD).mkdir()
+    (out / layout.BUILD).mkdir()
     build_shards(root, out, workers=1)
-    assert not (out / format.BUILD).exists()
+    assert not (out / layout.BUILD).exists()
 
 
 @pytest.mark.parametrize("flag", ["--root-dir", "--out"])

@@ -15,7 +15,7 @@ import pytest
 
 from cltt import ShardDataset, build_shards
 from cltt.errors import DataError
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.folder import FolderDataset
 from cltt.shards.verify import verify_shards
 from cltt.source.jpeg import jpeg_info
@@ -85,12 +85,12 @@ def test_frames_have_times_and_names(shards: Path) -> None:
 
 
 def test_the_format_is_the_second_version_and_others_stay_the_first(shards: Path, tmp_path: Path) -> None:
-    index = json.loads((shards / format.INDEX).read_text())
-    assert index["version"] == 2 and format.TIMES in index["files"]
+    index = json.loads((shards / layout.INDEX).read_text())
+    assert index["version"] == 2 and layout.TIMES in index["files"]
     build_shards(data.make_clips(tmp_path / "frames", {"a": 3}), tmp_path / "out")
-    plain = json.loads((tmp_path / "out" / format.INDEX).read_text())
+    plain = json.loads((tmp_path / "out" / layout.INDEX).read_text())
     dataset = ShardDataset(tmp_path / "out")
-    assert plain["version"] == 1 and format.TIMES not in plain["files"]
+    assert plain["version"] == 1 and layout.TIMES not in plain["files"]
     assert dataset.frame_time([0, 1]) is None and dataset.frame_boxes([0]) is None
 
 
@@ -111,7 +111,7 @@ def test_frames_are_made_smaller(shards: Path) -> None:
 
 
 def test_the_report_names_file_place_and_reason(shards: Path) -> None:
-    report = format.read_report(shards)
+    report = layout.read_report(shards)
     notes = {(file["file"], file["what"], file["reason"]) for file in report["files"] if file["what"] != "reencoded"}
     assert ("ada/pause.mkv#t=3.333", "cut", video_times.GAP) in notes
     assert ("ada/._one.mp4", "skipped", "hidden file") in notes and (
@@ -190,7 +190,7 @@ def test_what_is_no_video_is_left_out_with_its_reason(tmp_path: Path) -> None:
     report = build_shards(root, tmp_path / "out")
     dataset = ShardDataset(tmp_path / "out")
     assert [dataset.clip_key(clip) for clip in range(dataset.num_clips)] == [".", "good.mp4", "nameless"]
-    notes = {file["file"]: file["reason"] for file in format.read_report(tmp_path / "out")["files"]}
+    notes = {file["file"]: file["reason"] for file in layout.read_report(tmp_path / "out")["files"]}
     assert "cannot be opened" in notes["text.mp4"] and "cannot be opened" in notes["empty.mov"]
     assert "cannot be opened" in notes["end lost.mp4"] and notes["sound.m4v"] == "no video stream"
     assert sum(report.skipped.values()) == 4
@@ -214,7 +214,7 @@ def test_a_video_cut_off_in_the_middle_gives_its_good_part(tmp_path: Path) -> No
     dataset = ShardDataset(tmp_path / "out")
     shown = numbers(dataset, range(dataset.num_frames))
     assert shown == list(range(len(shown))) and 20 < len(shown) < 50
-    (note,) = [file for file in format.read_report(tmp_path / "out")["files"] if file["what"] == "cut"]
+    (note,) = [file for file in layout.read_report(tmp_path / "out")["files"] if file["what"] == "cut"]
     assert note["file"].startswith("cut.mp4#t=") and note["reason"].startswith(video_times.CUT_OFF)
 
 
@@ -225,11 +225,11 @@ def test_a_matroska_file_that_is_cut_off_is_noted(tag: bytes, tmp_path: Path) ->
     whole = path.read_bytes().replace(b"DURATION", tag)
     path.write_bytes(whole)
     build_shards(path.parent, tmp_path / "whole")
-    assert not [file for file in format.read_report(tmp_path / "whole")["files"] if file["what"] == "cut"]
+    assert not [file for file in layout.read_report(tmp_path / "whole")["files"] if file["what"] == "cut"]
     path.write_bytes(whole[: len(whole) * 4 // 10])
     build_shards(path.parent, tmp_path / "out")
     assert 20 < ShardDataset(tmp_path / "out").num_frames < 90
-    (note,) = [file for file in format.read_report(tmp_path / "out")["files"] if file["what"] == "cut"]
+    (note,) = [file for file in layout.read_report(tmp_path / "out")["files"] if file["what"] == "cut"]
     assert note["reason"] == SHORT
 
 
@@ -251,7 +251,7 @@ def test_a_hole_drops_frames_and_cuts_the_clip_and_no_count_changes(tmp_path: Pa
     assert dataset.frame_name(int(dataset.clip_offsets[1])) == "a.mp4#t=1.000"
     with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
         assert [int(Path(name).stem) for name in tar.getnames()] == [k // 3 for k in shown]
-    skipped = [file for file in format.read_report(tmp_path / "out")["files"] if file["what"] == "skipped"]
+    skipped = [file for file in layout.read_report(tmp_path / "out")["files"] if file["what"] == "skipped"]
     assert [file["file"] for file in skipped] == ["a.mp4#t=0.700", "a.mp4#t=0.800", "a.mp4#t=0.900"]
 
 
@@ -271,7 +271,7 @@ def test_of_two_streams_the_first_is_taken_and_the_other_named(tmp_path: Path) -
             file.mux(stream.encode())
     build_shards(path.parent, tmp_path / "out")
     assert numbers(ShardDataset(tmp_path / "out"), range(10)) == list(range(10))
-    notes = [(note["file"], note["what"]) for note in format.read_report(tmp_path / "out")["files"]]
+    notes = [(note["file"], note["what"]) for note in layout.read_report(tmp_path / "out")["files"]]
     assert notes == [("two.mkv", "skipped"), ("two.mkv", "read")]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cltt import build_shards
-from cltt.shards import format
+from cltt.shards import layout
 from tests.helpers import video
 from tests.helpers.folders import assert_same
 
@@ -50,7 +50,7 @@ def start(root: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
 
 def kill_at_random(process: subprocess.Popen[str], out: Path, rng: random.Random) -> bool:
     """SIGKILL ``process`` at some moment between its first file and its end; whether it was still running."""
-    while not (out / format.BUILD).exists() and process.poll() is None:
+    while not (out / layout.BUILD).exists() and process.poll() is None:
         time.sleep(0.002)
     time.sleep(rng.random() * 2.0)
     killed = process.poll() is None
@@ -73,7 +73,7 @@ def test_killed_builds_end_byte_identical(root: Path, unbroken: Path, tmp_path: 
     while kills < 5:
         attempts += 1
         kills += kill_at_random(start(root, out, "--workers", str(workers)), out, rng)
-        if (out / format.INDEX).exists() and kills < 5:  # it came through, maybe but for what it clears away last
+        if (out / layout.INDEX).exists() and kills < 5:  # it came through, maybe but for what it clears away last
             run(root, out, workers)
             assert_same(out, unbroken)
             out = tmp_path / f"out{attempts}"

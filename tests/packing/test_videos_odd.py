@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cltt import ShardDataset, build_shards
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.source.jpeg import jpeg_info
 from cltt.source.pixels import decode_jpeg
 from cltt.source.video.kinds import is_video
@@ -89,7 +89,7 @@ def test_a_stream_that_is_not_there_is_said(tmp_path: Path) -> None:
     video.write_video(path.with_name("one.mp4"), 8)
     dataset, _ = built(path, stream=1)
     assert dataset.num_clips == 1
-    reasons = {note["file"]: note["reason"] for note in format.read_report(dataset.path)["files"]}
+    reasons = {note["file"]: note["reason"] for note in layout.read_report(dataset.path)["files"]}
     assert reasons["one.mp4"] == "no video stream 1"
 
 
@@ -203,7 +203,7 @@ def test_other_kinds_give_their_frames(tmp_path: Path) -> None:
         assert shown == list(range(30)), dataset.clip_key(clip)
     said = "videos without times, whose frames are taken to come at 25 per second: 3 (as a.h264)"
     assert said in odd
-    counts = format.read_report(dataset.path)["counts"]
+    counts = layout.read_report(dataset.path)["counts"]
     assert counts["skipped"] == {"a video of a kind that is not read": 3}
     assert counts["read"]["by decoding, as a packet of .wmv need not be a frame"] == 1
 

@@ -22,7 +22,7 @@ from cltt.sets import locate
 from cltt.sets.locate import locate_shards, shards_name
 from cltt.sets.prune import list_sets
 from cltt.sets.use import in_use
-from cltt.shards import format
+from cltt.shards import layout
 from tests.helpers import data, video
 from tests.helpers.folders import assert_same
 from tests.helpers.nursery import nursery
@@ -174,7 +174,7 @@ def test_three_at_once_build_once(folder: Path) -> None:
 
 def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
     out = Path("shards") / shards_name(str(folder.resolve() / "frames"), BuildSettings())
-    with locked(out / format.BUILD / "build.lock", make_folder=claim):
+    with locked(out / layout.BUILD / "build.lock", make_folder=claim):
         waiting = start(folder)
         assert waiting.stdout is not None
         assert str(out) in waiting.stdout.readline()
@@ -193,7 +193,7 @@ def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
 def test_no_wait_raises_what_says_who_builds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path("shards") / shards_name(str(folder.resolve() / "frames"), BuildSettings())
     with (
-        locked(out / format.BUILD / "build.lock", make_folder=claim),
+        locked(out / layout.BUILD / "build.lock", make_folder=claim),
         pytest.raises(BusyError, match="is being built by process"),
     ):
         located(capsys, no_wait=True)
@@ -300,6 +300,6 @@ def test_what_is_left_out_and_stored_anew_is_said_with_the_reason(
     for number in range(3):
         Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(folder / f"frames/a/one/frame_10000{number}.png")
     path, said = located(capsys)
-    hidden = ShardDataset(path).num_frames and format.read_json(path / format.INDEX)["counts"]["skipped"]["hidden file"]
+    hidden = ShardDataset(path).num_frames and layout.read_json(path / layout.INDEX)["counts"]["skipped"]["hidden file"]
     assert f"{hidden} x hidden file" in said and "stored anew as JPEG: 3 x PNG" in said
     assert f"({path / 'report.json'} names each)" in said

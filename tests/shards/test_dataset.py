@@ -22,7 +22,7 @@ from cltt.errors import DataError, FrameError
 from cltt.files import threads
 from cltt.shards import dataset as dataset_module
 from cltt.shards import folder as folder_module
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.folder import FolderDataset
 from tests.helpers import data
 
@@ -169,7 +169,7 @@ def test_clips(built: Path, root: Path) -> None:
 def test_a_flipped_byte_is_named_and_leaves_the_others(copy: Path, contents: list[bytes]) -> None:
     dataset = ShardDataset(copy)
     record = dataset.frame_records([20])[0]
-    shard = copy / format.shard_name(int(record["shard"]))
+    shard = copy / layout.shard_name(int(record["shard"]))
     content = bytearray(shard.read_bytes())
     content[int(record["offset"]) + 100] ^= 4
     shard.write_bytes(content)
@@ -201,7 +201,7 @@ def test_a_missing_or_cut_off_shard_is_named(copy: Path, contents: list[bytes], 
         dataset.frame_name(int(np.flatnonzero(lost)[1]))
 
 
-@pytest.mark.parametrize("name", format.INDEX_FILES)
+@pytest.mark.parametrize("name", layout.INDEX_FILES)
 def test_an_index_file_gone_or_cut(copy: Path, name: str) -> None:
     os.truncate(copy / name, 50)
     with pytest.raises(DataError, match=f"{name} has 50 bytes"):
@@ -212,8 +212,8 @@ def test_an_index_file_gone_or_cut(copy: Path, name: str) -> None:
 
 
 def test_an_index_of_another_version(copy: Path) -> None:
-    index = json.loads((copy / format.INDEX).read_text())
-    (copy / format.INDEX).write_text(json.dumps({**index, "version": 7}))
+    index = json.loads((copy / layout.INDEX).read_text())
+    (copy / layout.INDEX).write_text(json.dumps({**index, "version": 7}))
     with pytest.raises(DataError, match=r"index\.json has format version 7.*--overwrite"):
         ShardDataset(copy)
 
@@ -324,5 +324,5 @@ def test_clips_are_cut_as_one_would_by_hand(seed: int) -> None:
         expected += [(run, folder, part) for part, run in enumerate(runs)]
         start += length
     rows = folder_module.cut_clips(lengths, good)
-    found = zip(rows[format.CLIP_LENGTH], rows[format.CLIP_KEY], rows[format.CLIP_PART], strict=True)
+    found = zip(rows[layout.CLIP_LENGTH], rows[layout.CLIP_KEY], rows[layout.CLIP_PART], strict=True)
     assert [tuple(map(int, clip)) for clip in found] == expected

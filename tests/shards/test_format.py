@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cltt.errors import DataError
 from cltt.files import atomic, npy
-from cltt.shards import checks, format
+from cltt.shards import checks, layout
 from cltt.shards import tar as tar_module
 
 # File names made of the pieces that could confuse the escape.
@@ -82,10 +82,10 @@ def test_no_header_is_an_error() -> None:
 
 
 def test_npy_in_pieces_is_what_numpy_saves(tmp_path: Path) -> None:
-    rows = np.zeros(1000, format.FRAME_DTYPE)
+    rows = np.zeros(1000, layout.FRAME_DTYPE)
     rows["offset"] = np.arange(1000) << 34
     with (tmp_path / "a.npy").open("wb") as file:
-        writer = npy.NpyWriter(file, format.FRAME_DTYPE)
+        writer = npy.NpyWriter(file, layout.FRAME_DTYPE)
         for start in range(0, 1000, 300):
             writer.write(rows[start : start + 300])
         writer.close()
@@ -110,20 +110,20 @@ def test_a_file_appears_only_when_whole(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ('{"format": "other"}', "not the index of a set of shards"),
         (
-            json.dumps({"format": format.FORMAT, "version": 99}),
-            f"version 99, this program reads 1 to {format.VERSION}",
+            json.dumps({"format": layout.FORMAT, "version": 99}),
+            f"version 99, this program reads 1 to {layout.VERSION}",
         ),
     ],
 )
 def test_what_is_no_index_says_so(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
-        (tmp_path / format.INDEX).write_text(text)
+        (tmp_path / layout.INDEX).write_text(text)
     with pytest.raises(DataError, match=message):
         checks.read_index(tmp_path)
 
 
 def test_an_unfinished_build_says_so(tmp_path: Path) -> None:
-    (tmp_path / format.BUILD).mkdir()
+    (tmp_path / layout.BUILD).mkdir()
     with pytest.raises(DataError, match="unfinished build"):
         checks.read_index(tmp_path)
     with pytest.raises(DataError, match="no folder"):

@@ -19,7 +19,7 @@ import pytest
 from cltt import ShardDataset, build_shards
 from cltt.distributed.identity import RankInfo
 from cltt.errors import DataError, FrameError
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.stage import stage
 from cltt.shards.verify import verify_shards
 from tests.helpers import data
@@ -44,15 +44,15 @@ def shards(built: Path, tmp_path: Path) -> Path:
 
 def _seal(shards: Path, index: Index) -> None:
     """Write ``index`` with the sizes, hashes and fingerprint of the files there: whoever tampers does that too."""
-    for name in (*format.INDEX_FILES, format.REPORT):
+    for name in (*layout.INDEX_FILES, layout.REPORT):
         content = (shards / name).read_bytes()
         index["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    index["fingerprint"] = format.fingerprint(index["files"])
-    (shards / format.INDEX).write_text(json.dumps(index))
+    index["fingerprint"] = layout.fingerprint(index["files"])
+    (shards / layout.INDEX).write_text(json.dumps(index))
 
 
 def _index(shards: Path) -> Index:
-    return dict(json.loads((shards / format.INDEX).read_text()))
+    return dict(json.loads((shards / layout.INDEX).read_text()))
 
 
 def _set(path: str, value: Any) -> Tamper:
@@ -78,7 +78,7 @@ def _array(name: str, change: Callable[[np.ndarray], Any]) -> Tamper:
 
 
 def _clip(row: int, clip: int, value: int) -> Tamper:
-    return _array(format.CLIPS, lambda clips: clips.__setitem__((row, clip), value))
+    return _array(layout.CLIPS, lambda clips: clips.__setitem__((row, clip), value))
 
 
 NOT_OPENED: dict[str, Tamper] = {
@@ -113,29 +113,29 @@ NOT_OPENED: dict[str, Tamper] = {
     "another format": _set("format", "tar"),
     "another version": _set("version", 99),
     "a version that is true": _set("version", True),
-    "clips of floats": _array(format.CLIPS, lambda clips: clips.astype(float)),
-    "clips of objects": _array(format.CLIPS, lambda clips: clips.astype(object)),
-    "clips in columns": _array(format.CLIPS, lambda clips: np.asfortranarray(clips)),
-    "clips with a row less": _array(format.CLIPS, lambda clips: clips[:-1].copy()),
-    "clips in one row": _array(format.CLIPS, lambda clips: clips.reshape(-1)),
-    "no clips": _array(format.CLIPS, lambda clips: clips[:, :0]),
-    "a first frame before all": _clip(format.CLIP_FIRST, 1, -5),
-    "a clip without frames": _clip(format.CLIP_LENGTH, 0, 0),
-    "a clip of less than nothing": _clip(format.CLIP_LENGTH, 0, -20),
-    "a clip that overlaps": _clip(format.CLIP_LENGTH, 0, 21),
-    "a clip beyond all": _clip(format.CLIP_LENGTH, 2, (1 << 63) - 1),
-    "a key beyond all": _clip(format.CLIP_KEY, 2, 99),
-    "keys counted down": _clip(format.CLIP_KEY, 1, 0),
-    "a part from nowhere": _clip(format.CLIP_PART, 1, 3),
-    "a label without a name": _clip(format.CLIP_LABEL, 0, 5),
-    "a label below none": _clip(format.CLIP_LABEL, 0, -2),
-    "a split without a name": _clip(format.CLIP_SPLIT, 0, 2),
-    "records of another type": _array(format.FRAMES, lambda frames: frames["offset"].copy()),
-    "records with a field less": _array(format.FRAMES, lambda frames: frames[["offset", "size"]].copy()),
-    "a record less": _array(format.FRAMES, lambda frames: frames[:-1]),
-    "key offsets beyond the keys": _array(format.KEY_OFFSETS, lambda offsets: offsets + 1),
-    "key offsets downwards": _array(format.KEY_OFFSETS, lambda offsets: offsets[::-1].copy()),
-    "a key offset less": _array(format.KEY_OFFSETS, lambda offsets: offsets[:-1]),
+    "clips of floats": _array(layout.CLIPS, lambda clips: clips.astype(float)),
+    "clips of objects": _array(layout.CLIPS, lambda clips: clips.astype(object)),
+    "clips in columns": _array(layout.CLIPS, lambda clips: np.asfortranarray(clips)),
+    "clips with a row less": _array(layout.CLIPS, lambda clips: clips[:-1].copy()),
+    "clips in one row": _array(layout.CLIPS, lambda clips: clips.reshape(-1)),
+    "no clips": _array(layout.CLIPS, lambda clips: clips[:, :0]),
+    "a first frame before all": _clip(layout.CLIP_FIRST, 1, -5),
+    "a clip without frames": _clip(layout.CLIP_LENGTH, 0, 0),
+    "a clip of less than nothing": _clip(layout.CLIP_LENGTH, 0, -20),
+    "a clip that overlaps": _clip(layout.CLIP_LENGTH, 0, 21),
+    "a clip beyond all": _clip(layout.CLIP_LENGTH, 2, (1 << 63) - 1),
+    "a key beyond all": _clip(layout.CLIP_KEY, 2, 99),
+    "keys counted down": _clip(layout.CLIP_KEY, 1, 0),
+    "a part from nowhere": _clip(layout.CLIP_PART, 1, 3),
+    "a label without a name": _clip(layout.CLIP_LABEL, 0, 5),
+    "a label below none": _clip(layout.CLIP_LABEL, 0, -2),
+    "a split without a name": _clip(layout.CLIP_SPLIT, 0, 2),
+    "records of another type": _array(layout.FRAMES, lambda frames: frames["offset"].copy()),
+    "records with a field less": _array(layout.FRAMES, lambda frames: frames[["offset", "size"]].copy()),
+    "a record less": _array(layout.FRAMES, lambda frames: frames[:-1]),
+    "key offsets beyond the keys": _array(layout.KEY_OFFSETS, lambda offsets: offsets + 1),
+    "key offsets downwards": _array(layout.KEY_OFFSETS, lambda offsets: offsets[::-1].copy()),
+    "a key offset less": _array(layout.KEY_OFFSETS, lambda offsets: offsets[:-1]),
 }
 
 
@@ -163,12 +163,12 @@ RAW = {
 
 @pytest.mark.parametrize("name", RAW)
 def test_an_index_that_is_none(shards: Path, name: str) -> None:
-    (shards / format.INDEX).write_bytes(RAW[name])
+    (shards / layout.INDEX).write_bytes(RAW[name])
     with pytest.raises(DataError):
         ShardDataset(shards)
 
 
-@pytest.mark.parametrize("name", format.INDEX_FILES)
+@pytest.mark.parametrize("name", layout.INDEX_FILES)
 @pytest.mark.parametrize("fault", ["cut", "longer", "header", "pickle"])
 def test_array_files_that_are_none(shards: Path, name: str, fault: str) -> None:
     file = shards / name
@@ -182,7 +182,7 @@ def test_array_files_that_are_none(shards: Path, name: str, fault: str) -> None:
         )
     index = _index(shards)
     _seal(shards, index)
-    if name == format.KEYS and fault in ("header", "pickle"):
+    if name == layout.KEYS and fault in ("header", "pickle"):
         return  # a blob of any bytes; its length is held to the offsets
     with pytest.raises(DataError):
         ShardDataset(shards)
@@ -198,7 +198,7 @@ RECORDS = {
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in RECORDS.items() for value in values])
 def test_a_record_that_leads_out_of_its_shard_is_a_bad_frame(shards: Path, field: str, value: int) -> None:
     index = _index(shards)
-    _array(format.FRAMES, lambda frames: frames[field].__setitem__(7, value))(shards, index)
+    _array(layout.FRAMES, lambda frames: frames[field].__setitem__(7, value))(shards, index)
     _seal(shards, index)
     whole = ShardDataset(shards)
     found = whole.read_each(range(whole.num_frames))
@@ -206,7 +206,7 @@ def test_a_record_that_leads_out_of_its_shard_is_a_bad_frame(shards: Path, field
     assert "its record leads out of its shard" in str(found[7]) and "in clip 'a'" in str(found[7])
     with pytest.raises(DataError):
         whole.frame_name(7)
-    assert [mismatch.name for mismatch in verify_shards(shards)] == [format.FRAMES]
+    assert [mismatch.name for mismatch in verify_shards(shards)] == [layout.FRAMES]
 
 
 def test_frames_that_overlap_or_go_back_are_found_by_the_verifier(shards: Path) -> None:
@@ -214,18 +214,18 @@ def test_frames_that_overlap_or_go_back_are_found_by_the_verifier(shards: Path) 
         frames[[3, 4]] = frames[[4, 3]]
 
     index = _index(shards)
-    _array(format.FRAMES, swap)(shards, index)
+    _array(layout.FRAMES, swap)(shards, index)
     _seal(shards, index)
     assert "are not those of frames in order" in str(verify_shards(shards)[0])
 
 
 @pytest.mark.parametrize("key", [b"../../x", b"/x", b"a\0b", b"x/./y", b"//x"])
 def test_a_key_or_member_that_leads_out_is_refused(built: Path, shards: Path, tmp_path: Path, key: bytes) -> None:
-    index, keys = _index(shards), (shards / format.KEYS).read_bytes()
-    (shards / format.KEYS).write_bytes(key + keys[1:])
-    offsets = np.load(shards / format.KEY_OFFSETS)
+    index, keys = _index(shards), (shards / layout.KEYS).read_bytes()
+    (shards / layout.KEYS).write_bytes(key + keys[1:])
+    offsets = np.load(shards / layout.KEY_OFFSETS)
     offsets[1:] += len(key) - 1
-    np.save(shards / format.KEY_OFFSETS, offsets)
+    np.save(shards / layout.KEY_OFFSETS, offsets)
     _seal(shards, index)
     with pytest.raises(DataError, match="not a path below the root folder"):
         ShardDataset(shards).clip_key(0)
@@ -258,7 +258,7 @@ SPECIAL: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", ["fifo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*SPECIAL][1:])])
-@pytest.mark.parametrize("name", ["shard-000000.tar", format.FRAMES, format.KEYS, format.REPORT, format.INDEX])
+@pytest.mark.parametrize("name", ["shard-000000.tar", layout.FRAMES, layout.KEYS, layout.REPORT, layout.INDEX])
 def test_what_is_no_regular_file_is_neither_read_nor_waited_for(
     shards: Path, tmp_path: Path, name: str, kind: str
 ) -> None:
@@ -302,7 +302,7 @@ for use in uses:
 def test_staging_writes_nothing_outside_its_folder(shards: Path, tmp_path: Path, path: str, value: Any) -> None:
     index = _index(shards)
     _set(path, value)(shards, index)
-    (shards / format.INDEX).write_text(json.dumps(index))
+    (shards / layout.INDEX).write_text(json.dumps(index))
     before = sorted(tmp_path.rglob("*"))
     target = tmp_path / "node" / "local"
     with pytest.raises(DataError):
@@ -319,7 +319,7 @@ def test_staging_does_not_write_through_what_lies_there(shards: Path, tmp_path: 
         (copy / name).symlink_to(precious)
     assert stage(shards, target, RankInfo()) == copy
     assert precious.read_text() == "dear" and verify_shards(copy) == []
-    assert not any(path.is_symlink() for path in copy.iterdir() if path.name in format.INDEX_FILES)
+    assert not any(path.is_symlink() for path in copy.iterdir() if path.name in layout.INDEX_FILES)
 
 
 @pytest.mark.slow
@@ -348,22 +348,22 @@ print(len(os.listdir("/proc/self/fd")))
 def test_a_hundred_million_frames_open_at_once(shards: Path) -> None:
     """The records lie in a file with holes: opening must not look at them."""
     frames, clips = 100_000_000, 11_000
-    rows = np.zeros((format.CLIP_ROWS, clips), "<i8")
-    rows[format.CLIP_LENGTH] = np.diff(np.linspace(0, frames, clips + 1).astype(np.int64))
-    rows[format.CLIP_FIRST, 1:] = np.cumsum(rows[format.CLIP_LENGTH])[:-1]
-    rows[format.CLIP_KEY] = np.arange(clips)
-    np.save(shards / format.CLIPS, rows)
-    (shards / format.KEYS).write_bytes(b"".join(b"clip_%05d" % k for k in range(clips)))
-    np.save(shards / format.KEY_OFFSETS, np.arange(clips + 1, dtype=np.int64) * 10)
-    with (shards / format.FRAMES).open("wb") as file:
-        header = {"descr": format.FRAME_DTYPE.descr, "fortran_order": False, "shape": (frames,)}
+    rows = np.zeros((layout.CLIP_ROWS, clips), "<i8")
+    rows[layout.CLIP_LENGTH] = np.diff(np.linspace(0, frames, clips + 1).astype(np.int64))
+    rows[layout.CLIP_FIRST, 1:] = np.cumsum(rows[layout.CLIP_LENGTH])[:-1]
+    rows[layout.CLIP_KEY] = np.arange(clips)
+    np.save(shards / layout.CLIPS, rows)
+    (shards / layout.KEYS).write_bytes(b"".join(b"clip_%05d" % k for k in range(clips)))
+    np.save(shards / layout.KEY_OFFSETS, np.arange(clips + 1, dtype=np.int64) * 10)
+    with (shards / layout.FRAMES).open("wb") as file:
+        header = {"descr": layout.FRAME_DTYPE.descr, "fortran_order": False, "shape": (frames,)}
         np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + frames * format.FRAME_DTYPE.itemsize)
+        file.truncate(file.tell() + frames * layout.FRAME_DTYPE.itemsize)
     index = _index(shards)
     index["counts"] |= {"frames": frames, "clips": clips}
-    for name in format.INDEX_FILES:
+    for name in layout.INDEX_FILES:
         index["files"][name]["size"] = (shards / name).stat().st_size
-    (shards / format.INDEX).write_text(json.dumps(index))
+    (shards / layout.INDEX).write_text(json.dumps(index))
     took = []
     for _ in range(5):
         start = time.perf_counter()

@@ -16,7 +16,7 @@ import pytest
 from cltt import ShardDataset, build_shards
 from cltt.errors import DataError
 from cltt.shards import dataset as dataset_module
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.shards.verify import verify_shards
 from tests.helpers import data
 from tests.helpers.quick import shorten_pauses
@@ -65,10 +65,10 @@ def test_a_flipped_byte_in_each_frame_of_a_few(shards: Path) -> None:
     for frame in victims:
         record = dataset.frame_records([frame])[0]
         where = int(record["offset"]) + int(rng.integers(record["size"]))
-        _flip(shards / format.shard_name(int(record["shard"])), where)
+        _flip(shards / layout.shard_name(int(record["shard"])), where)
     found = _names(shards)
     assert [name for name in found if not name.startswith("shard-")] == [dataset.frame_name(k) for k in victims]
-    touched = {format.shard_name(int(shard)) for shard in dataset.frame_records(victims)["shard"]}
+    touched = {layout.shard_name(int(shard)) for shard in dataset.frame_records(victims)["shard"]}
     assert {name for name in found if name.startswith("shard-")} == touched
 
 
@@ -108,7 +108,7 @@ def test_a_missing_shard(shards: Path, root: Path) -> None:
     assert "shard-000001.tar" in _names(shards, source_dir=root)
 
 
-@pytest.mark.parametrize("name", format.INDEX_FILES)
+@pytest.mark.parametrize("name", layout.INDEX_FILES)
 @pytest.mark.parametrize("fault", [Path.unlink, lambda path: _flip(path, -1)])
 def test_a_damaged_index_file(shards: Path, name: str, fault: Callable[[Path], None]) -> None:
     fault(shards / name)
@@ -116,11 +116,11 @@ def test_a_damaged_index_file(shards: Path, name: str, fault: Callable[[Path], N
 
 
 def test_no_index_and_another_version(shards: Path) -> None:
-    index = json.loads((shards / format.INDEX).read_text())
-    (shards / format.INDEX).write_text(json.dumps({**index, "version": 99}))
+    index = json.loads((shards / layout.INDEX).read_text())
+    (shards / layout.INDEX).write_text(json.dumps({**index, "version": 99}))
     with pytest.raises(DataError, match="version 99"):
         verify_shards(shards)
-    (shards / format.INDEX).unlink()
+    (shards / layout.INDEX).unlink()
     with pytest.raises(DataError, match=r"no index\.json"):
         verify_shards(shards)
 

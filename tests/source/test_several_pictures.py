@@ -12,7 +12,7 @@ from PIL import Image
 
 from cltt import build_shards
 from cltt.errors import DataError, InvalidImage
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.source.image import Stored, as_stored, image_kind
 from cltt.source.pixels import SEVERAL
 
@@ -78,5 +78,5 @@ def test_heic_and_avif_are_pictures(tmp_path: Path) -> None:
     (root / "still.avif").write_bytes(saved("AVIF", [picture(200)]))
     report = build_shards(root, tmp_path / "out", workers=1)
     assert report.frames == 1 and sum(report.skipped.values()) == 3
-    reasons = {file["file"]: file["reason"] for file in format.read_report(tmp_path / "out")["files"]}
+    reasons = {file["file"]: file["reason"] for file in layout.read_report(tmp_path / "out")["files"]}
     assert reasons["still.avif"] == "not a JPEG"

@@ -10,7 +10,7 @@ import pytest
 
 from cltt import build_shards
 from cltt.errors import DataError, InvalidImage
-from cltt.shards import format
+from cltt.shards import layout
 from cltt.source import videos
 from cltt.source.video import decoded, frames, times
 from cltt.source.video import file as video_file
@@ -56,7 +56,7 @@ def test_a_video_that_ffmpeg_cannot_parse_does_not_stop_a_build(
         monkeypatch.setattr(module, "packets_of", breaks)
     report = build_shards(root, tmp_path / "out", workers=1, io_patience=20)
     assert report.frames >= 3
-    assert any("film" in note["file"] for note in format.read_report(tmp_path / "out")["files"])
+    assert any("film" in note["file"] for note in layout.read_report(tmp_path / "out")["files"])
 
 
 def test_a_video_of_more_pixels_than_asked_for_gives_no_frames(tmp_path: Path) -> None:
@@ -84,5 +84,5 @@ def test_a_play_list_under_a_videos_name_opens_nothing(tmp_path: Path, text: str
     write_video(tmp_path / "root" / "hidden" / ".precious.mp4", 6).rename(root / "precious.bin")
     (root / "film.mp4").write_text(text.replace("precious.mp4", "precious.bin"))
     report = build_shards(root, tmp_path / "out", workers=1)
-    assert {note["file"] for note in format.read_report(tmp_path / "out")["files"]} >= {"film.mp4"}
+    assert {note["file"] for note in layout.read_report(tmp_path / "out")["files"]} >= {"film.mp4"}
     assert "film.mp4" not in str(report)
