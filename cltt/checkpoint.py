@@ -311,7 +311,7 @@ class CheckpointStore:
         except OSError as error:
             self._why = error.strerror or str(error)
             if self.failed_at is None:
-                self._say(f"warning: cannot save {path}: {self._why}; training goes on, and it is tried again")
+                self._say(f"warning: cannot save {path}: {self._why}; training goes on, and the write is retried")
             self.failed_at = time.monotonic()
             return
         if self.failed_at is not None:

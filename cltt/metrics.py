@@ -83,6 +83,17 @@ class History:
         """The rows of ``evaluation`` that hold any of EVAL_COLUMNS."""
         return [row for row in self.evaluation if len(row.keys() & set(EVAL_COLUMNS)) > 1]
 
+    def metrics(self, chance: float | None) -> RunMetrics:
+        """The rows so far in the form of :func:`read_run`."""
+        abx = [row for row in self.evaluation if row.keys() & set(ABX_COLUMNS)]
+        train, evaluation = _columns(TRAIN_COLUMNS, self.train), _columns(EVAL_COLUMNS, self.accuracies)
+        return RunMetrics(train, evaluation, _columns(("epoch", *ABX_COLUMNS), abx), chance)
+
+
+def _columns(names: Sequence[str], rows: list[dict[str, float]]) -> Columns:
+    """Each column over the rows; NaN where a row lacks it."""
+    return {name: [row.get(name, math.nan) for row in rows] for name in names}
+
 
 def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
     """CSV with a header; a column that a row lacks stays empty, others are left out."""

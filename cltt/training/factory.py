@@ -1,4 +1,4 @@
-"""Builds what a run is made of from its settings: data, loader, model, optimizer, trainer."""
+"""Builds the objects of a training run from its settings: data, loader, model, optimizer, trainer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from cltt.training.progress import show
 from cltt.training.signals import StopRequested, StopSignals
 from cltt.training.trainer import Saver, Trainer
 
-# torch 2.13 has a new name for "broadcast the buffers before every forward pass"
+# The option to broadcast buffers before every forward pass has a new name since torch 2.13.
 _NEW_NAME = "forward_sync_buffers"
 _SYNC_BUFFERS = _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
@@ -60,15 +60,15 @@ def open_dataset(
     fingerprint: str | None = None,
     on_located: Callable[[Path], None] = lambda shards: None,
 ) -> ShardDataset:
-    """Open the shards of ``data``, built first if they come from a folder of frames and are not there yet.
+    """Open the shards of ``data``; for a folder of frames, build them first if they do not exist yet.
 
-    A collective. DataError on every rank if they do not open the same shards.
+    A collective. Raises DataError on every rank if the ranks do not open the same shards.
 
     Args:
-        data: which shards, and whether they are copied to the node's disk first.
-        info: who this process is; None: alone.
-        fingerprint: of the shards that a resumed run began with.
-        on_located: told the folder of the shards, before they are copied.
+        data: which shards, and whether to copy them to the node's disk first.
+        info: rank and world size of this process; None: one process.
+        fingerprint: fingerprint of the shards that a resumed run began with.
+        on_located: called with the folder of the shards, before they are copied.
     """
     shards = locate_shards(data, fingerprint=fingerprint)
     on_located(shards)
@@ -80,7 +80,11 @@ def open_dataset(
 
 
 def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
-    """Windows of the clips to train on: ``split``, or ``train`` where the shards have splits, or all, as listed."""
+    """The windows of the clips to train on.
+
+    These are the clips of ``split``. Without it: of the split ``train``, or all clips if the shards have no splits. A
+    list of clips restricts them further.
+    """
     split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
     return WindowIndex(
         dataset.clip_lengths,
@@ -91,7 +95,7 @@ def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
 
 
 def data_identity(dataset: Any, settings: TrainSettings) -> dict[str, str | None]:
-    """What must be equal of the data when a run is resumed: the shards, and the clips that a list picks of them."""
+    """Hashes that must be equal when a run is resumed: of the shards, and of the clips that a list chooses."""
     clips = None
     if settings.data.clips is not None:
         clips = hashlib.sha256(dataset.listed_clips(settings.data.clips).astype("<i8").tobytes()).hexdigest()[:32]
@@ -101,7 +105,7 @@ def data_identity(dataset: Any, settings: TrainSettings) -> dict[str, str | None
 def build_loader(
     dataset: ShardDataset, index: WindowIndex, settings: TrainSettings, device: torch.device, info: RankInfo
 ) -> WindowLoader:
-    """Batches of this rank, in the type the model computes in."""
+    """The loader of this rank; its batches have the dtype that the model computes in."""
     data = settings.data
     return WindowLoader(
         dataset,
@@ -126,9 +130,10 @@ def build_loader(
 
 
 def start_model(settings: TrainSettings, *, weights: str | None, say: Callable[[str], None]) -> ContrastiveModel:
-    """Encoder and head as a run starts with them: drawn by its seed or, given ``weights``, with those of that file.
+    """The model at the start of a run: with random weights of its seed, or with those of the file ``weights``.
 
-    SettingsError for an encoder that does not exist or does not take the run's images, and for weights that do not fit.
+    ``say`` prints what was loaded. Raises SettingsError for an encoder that does not exist or does not accept the run's
+    images, and for weights that do not fit.
     """
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model, settings.data.image_size)
@@ -147,7 +152,7 @@ def start_model(settings: TrainSettings, *, weights: str | None, say: Callable[[
 
 
 def build_model(settings: ModelSettings, image_size: int = IMAGE_SIZE) -> ContrastiveModel:
-    """Encoder and head with weights drawn from torch's random state."""
+    """Encoder and projection head with random weights, drawn from torch's random state."""
     encoder = build_encoder(settings.backbone, image_size)
     head = ProjectionHead(
         encoder.feature_dim, settings.proj_dim, hidden=settings.proj_hidden, layers=settings.proj_layers
@@ -156,7 +161,7 @@ def build_model(settings: ModelSettings, image_size: int = IMAGE_SIZE) -> Contra
 
 
 def build_loss(settings: TrainSettings) -> TemporalInfoNCE:
-    """The loss; one that remembers windows ignores those that the order keeps out of a batch, too."""
+    """The loss. One with a memory also ignores remembered windows that are too close to share a batch."""
     model = settings.model
     return TemporalInfoNCE(
         temperature=model.temperature,
@@ -167,10 +172,10 @@ def build_loss(settings: TrainSettings) -> TemporalInfoNCE:
 
 
 def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, info: RankInfo) -> nn.Module:
-    """Put the model on its device, compile it if asked to, and tie it to the other ranks.
+    """Move the model to ``device``, compile it if asked to, and wrap it in DistributedDataParallel over ranks.
 
-    BatchNorm takes its statistics from the batch of all ranks: rows of a rank come from few runs of neighbouring
-    windows, so its own would be biased, and a run on several ranks would not be the run on one.
+    BatchNorm takes its statistics over all ranks. The windows of one rank come from few clips, so its own statistics
+    would be biased, and training would depend on the number of ranks.
     """
     if info.world_size > 1:
         synchronise(model)
@@ -181,13 +186,13 @@ def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.devic
         model.compile()
     if info.world_size == 1:
         return model
-    # Buffers are the running statistics: equal on all ranks, and unused in training anyway.
+    # Buffers are the running statistics: equal on all ranks, and not used in training.
     options: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, **options)
 
 
 def autocast_type(run: RunSettings, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where ``--amp`` asks for it or, on ``auto``, on CUDA; else None."""
+    """bfloat16 for ``--amp bf16``, and for ``--amp auto`` on CUDA; else None."""
     return torch.bfloat16 if run.amp == "bf16" or (run.amp == "auto" and device.type == "cuda") else None
 
 
@@ -204,11 +209,15 @@ def build_trainer(
     abx: AbxEvaluator | None = None,
     **listeners: Any,
 ) -> Trainer:
-    """Loss, optimizer and schedule around ``model`` and ``loader``.
+    """A Trainer of ``model`` on ``loader``, with loss, optimizer and schedule of the settings.
 
-    ``store`` and ``evaluator`` are rank 0's, where ``abx`` is called, too. ``listeners``: the trainer's ``history``,
-    ``on_step`` and ``on_epoch``.
+    Only rank 0 has ``store`` and ``evaluator``, and only rank 0 calls ``abx``. ``listeners``: the trainer's
+    ``history``, ``on_step`` and ``on_epoch``.
     """
+
+    def places(window_ids: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(loader.plan.places(window_ids.numpy()))
+
     wrapped = prepare_model(model, settings.run, device, info)
     steps = settings.optim.steps_per_epoch(len(loader))
     optimizer, scheduler = build_optimizer(wrapped, settings.optim, device, steps)
@@ -229,7 +238,7 @@ def build_trainer(
         optim=settings.optim,
         run_dir=settings.run_dir,
         autocast=autocast_type(settings.run, device),
-        places=_places_in(loader) if settings.model.mask_overlaps or settings.model.memory else None,
+        places=places if settings.model.mask_overlaps or settings.model.memory else None,
         evaluate=None
         if settings.log.eval_data is None and abx is None
         else _evaluation(settings, model.encoder, evaluator, listeners.get("history"), stop, abx),
@@ -238,17 +247,11 @@ def build_trainer(
     )
 
 
-def _places_in(loader: WindowLoader) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Window ids [b] -> places of their frames [b, T] in the order that windows are cut from, all int64 on the CPU."""
-    return lambda window_ids: torch.from_numpy(loader.plan.places(window_ids.numpy()))
-
-
 def load_weights(model: ContrastiveModel, path: Path, backbone: str | None = None, **reading: Any) -> str:
-    """Load the weights in ``path`` into ``model``; returns what was loaded.
+    """Load the weights in ``path`` into ``model``; returns a text that says what was loaded.
 
-    The arguments are those of :func:`cltt.models.weights.read_weights`. A checkpoint of a run must fit as
-    a whole. Of other files the encoder must; a head that is not there, or is of another kind, is left as it is in
-    ``model``, and said.
+    The arguments are those of :func:`cltt.models.weights.read_weights`. A checkpoint of a run must fit as a whole. Of
+    other files only the encoder must fit: if their projection head is missing or another one, ``model`` keeps its own.
     Raises SettingsError, naming tensors, for what does not fit.
     """
     weights = read_weights(path, backbone, **reading)
@@ -263,12 +266,12 @@ def load_weights(model: ContrastiveModel, path: Path, backbone: str | None = Non
     if not head_wrong and weights.head is not None:
         load_into(model.head, weights.head, weights.path)
         return str(weights.path)
-    why = f"its head is of another kind ({head_wrong})" if weights.head else "it has no projection head"
-    return f"{weights.path}: its encoder; {why}, so the head starts anew"
+    why = f"its projection head does not fit ({head_wrong})" if weights.head else "it has no projection head"
+    return f"{weights.path}: its encoder; {why}, so the head starts with random weights"
 
 
 def _head_of(weights: Weights) -> str:
-    """The head that a run's weights were saved with, as its settings say."""
+    """Text with the head settings of the run that saved ``weights``; empty if they are unknown."""
     model = weights.saved["settings"]["model"] if weights.saved else {}
     known = [f"{name} {model[name]}" for name in ("proj_dim", "proj_hidden", "proj_layers") if model.get(name)]
     return f" with {', '.join(known)}" if known else ""
@@ -282,21 +285,21 @@ def _evaluation(
     stop: StopSignals,
     abx: AbxEvaluator | None = None,
 ) -> Callable[[], dict[str, float] | None]:
-    """Evaluates ``encoder`` on rank 0, however long that takes, and returns the row for the CSV on every rank.
+    """A function that evaluates ``encoder`` on rank 0 and returns the row for the CSV on every rank.
 
-    What fails there (data that are gone, one broken picture, a full disk) is said, and leaves the row out: {}. A stop
-    that is asked for there ends it: None.
+    The other ranks wait as long as it takes. After a failure (missing data, a broken image, a full disk) it prints a
+    warning and returns {}. A request to stop ends the evaluation: it returns None.
     """
 
     def evaluate() -> dict[str, float] | None:
-        assert history is not None  # rank 0 has one
+        assert history is not None  # this runs on rank 0 alone
         try:
             with stop.interrupting():
                 made = [found(encoder) for found in (evaluator, abx) if found is not None]
             for result in made:
                 show(result.describe())
         except StopRequested:
-            show(f"no evaluation of epoch {history.epoch}, as a stop was asked for; the next start makes it")
+            show(f"no evaluation of epoch {history.epoch}, as a stop was requested; the next start makes it")
             return None
         except Exception as error:
             show(f"warning: no evaluation this time: {error}; training goes on")
@@ -309,7 +312,7 @@ def _evaluation(
             else:
                 flat = {name: value for result in made for name, value in result.columns().items()}
                 results.add_rows(settings.run_dir, [row], [place | flat])
-        except Exception as error:  # the picture may fail, too
+        except Exception as error:  # also of the plot
             show(f"warning: cannot write {settings.run_dir / results.JSON_FILE}: {error}")
         return {name: value for result in made for name, value in result.row().items()}
 

@@ -1,6 +1,6 @@
-"""Optimizer and learning rate from their settings.
+"""Builds the optimizer and its learning rate schedule from the settings.
 
-The learning rate of step s (from 0) is ``lr * rise(s) * fall(s)``; W warm-up steps, n steps an epoch, E epochs:
+The learning rate of step s (from 0) is ``lr * rise(s) * fall(s)``. With W warm-up steps, n steps per epoch, E epochs:
 
     rise(s) = min(1, (s + 1) / W), and 1 without warm-up
     fall(s) = 1                                        constant
@@ -11,7 +11,7 @@ The learning rate of step s (from 0) is ``lr * rise(s) * fall(s)``; W warm-up st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,9 +25,10 @@ from cltt.config.recipe import DEFAULT_MOMENTUM
 def build_optimizer(
     model: nn.Module, optim: OptimSettings, device: torch.device, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """The optimizer of ``model`` and its schedule, to be stepped once an epoch or, if it moves there, at every step.
+    """The optimizer of ``model`` and its schedule.
 
-    SettingsError where the warm-up is longer than the run.
+    The schedule is stepped once per step if ``optim.moves_every_step``, else once per epoch. Raises SettingsError if
+    the warm-up is longer than the run.
     """
     optimizer = _optimizer(model, optim, device)
     if optim.schedule == "epochs" and not optim.moves_every_step:
@@ -47,10 +48,10 @@ def _optimizer(model: nn.Module, optim: OptimSettings, device: torch.device) -> 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load ``state`` into ``optimizer`` as that was built for its device, wherever the state was saved.
+    """Load ``state``, saved on any device, into ``optimizer``, which keeps its own device and memory layout.
 
-    A fused kernel reads moments as the parameter lies in memory, and runs on the device it was chosen for; a state
-    holds the choice and the layout of the machine that saved it (channels-last on a GPU).
+    A state holds the choice of a fused kernel and the memory layout (channels-last on a GPU) of the machine that saved
+    it. A fused kernel runs on one type of device and reads the moments in the memory layout of the parameter.
     """
     chosen = [group["fused"] for group in optimizer.param_groups]
     groups = [{**group, "fused": fused} for group, fused in zip(state["param_groups"], chosen, strict=True)]
@@ -62,28 +63,25 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: what is decayed, matrices and kernels named ``weight``; and all else, with what the encoder's
-    ``no_weight_decay`` names, which is not: norms, biases, learnt places and tokens, scales of layers."""
+    """Two parameter groups: first the parameters with weight decay, then those without.
+
+    Matrices and kernels named ``weight`` are decayed. Norms, biases, learnt positions and tokens, layer scales and the
+    parameters that ``no_weight_decay()`` of a module names (as timm's models do) are not.
+    """
     named = list(model.named_parameters())
-    free = set(_undecayed(model))
-    decayed = [value for name, value in named if name not in free]
-    others = [value for name, value in named if name in free]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _undecayed(model: nn.Module) -> Iterator[str]:
-    for name, value in model.named_parameters():
-        if value.dim() <= 1 or not name.endswith("weight"):
-            yield name
+    undecayed = {name for name, value in named if value.dim() <= 1 or not name.endswith("weight")}
     for prefix, module in model.named_modules():
-        for name in getattr(module, "no_weight_decay", tuple)():  # as timm's models say it
-            yield f"{prefix}.{name}" if prefix else name
+        undecayed |= {f"{prefix}.{name}".removeprefix(".") for name in getattr(module, "no_weight_decay", tuple)()}
+    return [
+        {"params": [value for name, value in named if name not in undecayed], "weight_decay": weight_decay},
+        {"params": [value for name, value in named if name in undecayed], "weight_decay": 0.0},
+    ]
 
 
 def learning_rate(optim: OptimSettings, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step, from 0 -> its learning rate as a share of ``optim.lr``; 0 after the last step of a cosine.
+    """A function from the step (from 0) to its learning rate, as a share of ``optim.lr``.
 
-    SettingsError where the warm-up is longer than the run.
+    A cosine reaches 0 after its last step. Raises SettingsError if the warm-up is longer than the run.
     """
     warmup, total = optim.warmup_steps, steps_per_epoch * optim.epochs
     require(
@@ -103,5 +101,5 @@ def learning_rate(optim: OptimSettings, steps_per_epoch: int) -> Callable[[int],
     return share
 
 
-def _cosine(done: int, whole: int) -> float:
-    return (1 + math.cos(math.pi * done / whole)) / 2
+def _cosine(done: int, total: int) -> float:
+    return (1 + math.cos(math.pi * done / total)) / 2

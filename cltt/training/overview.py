@@ -1,4 +1,4 @@
-"""What a run is made of, said before its first step: data, windows, steps, device, memory."""
+"""Describes a run before its first step: data, windows, steps, device, memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from cltt.loader.memory import free_memory
 from cltt.shards.dataset import ShardDataset
 from cltt.text import byte_size, counted
 
-# Copies of the weights: on the CPU the gradients and Adam's two averages stand beside them; from a GPU, weights and
-# averages come to the host when a checkpoint is saved.
+# Copies of the weights in main memory. CPU: weights, gradients and Adam's two averages. GPU: weights and averages,
+# which are copied to the host when a checkpoint is saved.
 COPIES_CPU, COPIES_GPU = 4, 3
 
 
 def overview(
     dataset: ShardDataset, split: str, model: nn.Module, loader: WindowLoader, steps_per_epoch: int, device: str
 ) -> Iterator[str]:
-    """The lines of the block at the start; ``device`` as :func:`cltt.distributed.described` names it."""
+    """The lines printed at the start; ``device`` is the text of :func:`cltt.distributed.described`."""
     index, windows = loader.index, steps_per_epoch * loader.plan.batch_size
     frames, size = int(index.clip_lengths[index.clips].sum()), int(dataset.shard_sizes.sum())
     clips = f"{counted(index.num_clips, 'clip')} of {dataset.num_clips:,}"
@@ -41,10 +41,10 @@ def overview(
 
 
 def memory_line(model: nn.Module, loader: WindowLoader) -> str:
-    """One line: kept frames, frame cache, batches and model of all ranks of this node against what is left for them.
+    """One line: the main memory that all ranks of this node need, and the memory that is free.
 
-    It begins with "warning" if they do not fit. What the network's layers keep for the backward pass on a CPU is not in
-    it: that depends on the network.
+    Counted are the frame cache, batches, the model and decoded frames that are kept. The line begins with "warning" if
+    they do not fit. The activations that a network keeps for the backward pass on a CPU are not counted.
     """
     cache, batches = loader.host_bytes()
     weights = sum(value.numel() * value.element_size() for value in model.parameters())

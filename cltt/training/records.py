@@ -1,4 +1,4 @@
-"""What rank 0 writes down and shows while a run goes on: CSV files, progress, TensorBoard, the summary and the plot."""
+"""What rank 0 writes and prints during a run: CSV files, progress, TensorBoard, the summary and the plot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,21 +19,22 @@ from cltt.config import TrainSettings
 from cltt.errors import CLTTError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.loader.loader import WindowLoader
-from cltt.metrics import ABX_COLUMNS, EVALUATION_FILE, History, chance_loss, csv_text, is_ours_to_replace
+from cltt.metrics import ABX_COLUMNS, History, chance_loss, is_ours_to_replace
 from cltt.text import say
 from cltt.training.optim import learning_rate
 from cltt.training.outputs import Outputs
-from cltt.training.progress import Progress, waiting_text
-from cltt.visualize.curves import plot_run
+from cltt.training.progress import Progress, show, waiting_text
+from cltt.visualize.curves import draw_curves
+from cltt.visualize.figures import save_figure
 
 COMPLETE_FILE = "complete"
-FIRST_STEP_FILE = "first-step"  # as in slurm/common.sh
+FIRST_STEP_FILE = "first-step"  # slurm/common.sh reads it
 PLOT_FILE = "plots.png"
 TENSORBOARD_STEPS = 10
 
 
 def check_outputs(settings: TrainSettings) -> None:
-    """SettingsError, before anything is built, if the run could not write what it is asked to; leaves no trace."""
+    """Raise SettingsError if the run cannot write the files that ``settings`` ask for; creates nothing."""
     check_writable(settings.run_dir, "give another --checkpoint-dir")
     if settings.log.csv_log:
         for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
@@ -40,35 +42,29 @@ def check_outputs(settings: TrainSettings) -> None:
                 raise SettingsError(f"{path} is a folder; {flag} names a file")
             if not is_ours_to_replace(path):
                 raise SettingsError(
-                    f"{path} is there and no metrics file of a run, so it is left alone; give another {flag}"
+                    f"{path} exists and is not a metrics file of a run, so it is not replaced; give another {flag}"
                 )
             check_writable(path.parent, f"give another {flag}")
     if settings.log.tensorboard:
         summary_writer()
 
 
+@dataclass
 class Records:
-    """Listens to a trainer that fills ``history``.
+    """Writes and prints what a trainer adds to ``history``.
 
-    Writes from ``with`` on, when the history is that of the checkpoint that the run goes on from. ``outputs`` writes
-    the files that the run must leave; the picture and TensorBoard's are a convenience.
+    Writing begins in ``__enter__``, when the history is that of the checkpoint to resume. ``outputs`` writes the files
+    that a run must leave and retries them. The plot and TensorBoard's files are optional: they are not retried.
     """
 
-    progress: Progress
+    settings: TrainSettings
+    history: History
+    loader: WindowLoader
+    device: torch.device
+    outputs: Outputs
+    progress: Progress = field(init=False)
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        history: History,
-        loader: WindowLoader,
-        device: torch.device,
-        outputs: Outputs,
-    ) -> None:
-        self.settings = settings
-        self.history = history
-        self.loader = loader
-        self.device = device
-        self.outputs = outputs
+    def __post_init__(self) -> None:
         self._board: Board | None = None
         self._stepped = False
 
@@ -95,11 +91,11 @@ class Records:
             self._board.close()
 
     def on_step(self, loss: float) -> None:
-        if not self._stepped:  # a batch script asks whether a process that died had got so far
+        if not self._stepped:  # a batch script checks whether a process that died had made a step
             self._stepped = True
             self.outputs.write(self.settings.run_dir / FIRST_STEP_FILE, b"")
         self.progress.step(loss)
-        self.outputs.look()
+        self.outputs.retry_if_due()
         steps = self.history.total_steps
         if self._board is not None and steps % TENSORBOARD_STEPS == 0:
             self._board.add({"loss": loss}, steps)
@@ -113,29 +109,29 @@ class Records:
         line += waiting_text(self.loader.stats()["wait_share"])
         if history.evaluation and history.evaluation[-1]["epoch"] == history.epoch:
             line += _accuracies(history.evaluation[-1])
-        self.progress.write(line)
+        show(line)
         if self._board is not None:
             rows = {**row, **(history.evaluation[-1] if history.evaluation else {})}
             self._board.add({f"epoch/{name}": rows[name] for name in rows.keys() - {"epoch"}}, history.total_steps)
 
     def _learning_rate(self) -> float:
-        """That of the last step; the history's is that of the next."""
+        """The learning rate of the last step; the history holds that of the next."""
         optim = self.settings.optim
         return optim.lr * learning_rate(optim, optim.steps_per_epoch(len(self.loader)))(self.history.total_steps - 1)
 
     def note_end(self, done: bool) -> None:
-        """Leave the file that says that the run is complete: what started it cannot tell by the exit status alone."""
+        """If ``done``, write the file that marks the run as complete; the exit status alone does not tell."""
         if done:
             self.outputs.write(self.settings.run_dir / COMPLETE_FILE, f"epoch {self.history.epoch}\n".encode())
 
     def summarise(self, done: bool) -> None:
-        """Say how the run ended and, at its end, draw its curves into the run's folder."""
-        self.progress.close()  # the lines to come stand below the bar
+        """Print how the run ended and, if ``done``, draw its curves into the run's folder."""
+        self.progress.close()  # the next lines must come below the bar
         history, run_dir = self.history, self.settings.run_dir
         where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:
             again = "the same command" if self.settings.checkpoint.resume else "the same command with --resume"
-            say(f"stopped on request at {where}; {again} goes on from {run_dir}")
+            say(f"stopped on request at {where}; {again} continues from {run_dir}")
             return
         loss = f"{history.train[-1]['loss']:.4f}"
         evaluation = _accuracies(history.evaluation[-1]) if history.evaluation else ""
@@ -152,17 +148,13 @@ class Records:
                 self.outputs.write(self.settings.eval_csv_path, evaluation)
 
     def _plot(self, run_dir: Path) -> None:
-        """Draw the history, whether CSV files were asked for or not; a plot that fails must not fail the run."""
+        """Draw the history, with or without --csv-log; a plot that fails does not fail the run."""
         try:
+            metrics = self.history.metrics(chance_loss(self.settings.to_dict()))
             with tempfile.TemporaryDirectory() as folder:
-                files = Path(folder) / (run_dir.resolve().name or "run")
-                files.mkdir()
-                for name, rows in zip(("metrics.csv", "metrics_eval.csv"), self.history.csv(), strict=True):
-                    (files / name).write_bytes(rows)
-                abx = csv_text(("epoch", *ABX_COLUMNS), self.history.evaluation)
-                (files / EVALUATION_FILE).write_text(abx)
-                plot_run(files, files / PLOT_FILE, chance=chance_loss(self.settings.to_dict()))
-                replace_file(run_dir / PLOT_FILE, (files / PLOT_FILE).read_bytes())
+                plot = Path(folder) / PLOT_FILE
+                save_figure(draw_curves({run_dir.resolve().name or "run": metrics}), plot)
+                replace_file(run_dir / PLOT_FILE, plot.read_bytes())
         except Exception as error:
             say(f"no {PLOT_FILE}: {error}")
         else:
@@ -170,18 +162,18 @@ class Records:
 
 
 class Board:
-    """TensorBoard's files. Trouble with them is said once and never ends a run: the next epoch's rows try again."""
+    """Writes TensorBoard's files. A failure is reported once and never ends a run; the next values are a new try."""
 
     def __init__(self, folder: Path, done_steps: int) -> None:
         self._folder = folder
         self._done_steps = done_steps
         self._writer: Any = None
-        self._said = False
+        self._reported = False
 
     def add(self, values: dict[str, float], steps: int) -> None:
-        """Write scalars by name, with the number of finished steps."""
+        """Write scalars by name at ``steps`` finished steps."""
         with self._never_failing():
-            if self._writer is None:  # what a killed run wrote beyond its last checkpoint is not shown twice
+            if self._writer is None:  # drop what a killed run wrote after its last checkpoint
                 self._writer = summary_writer()(str(self._folder), purge_step=self._done_steps + 1)
             for name, value in values.items():
                 self._writer.add_scalar(name, value, steps)
@@ -198,9 +190,9 @@ class Board:
             yield
         except Exception as error:
             self._writer = None
-            if not self._said:
+            if not self._reported:
                 say(f"warning: TensorBoard's files in {self._folder} cannot be written ({error}); training goes on")
-            self._said = True
+            self._reported = True
 
 
 def _accuracies(row: dict[str, float]) -> str:
@@ -209,7 +201,7 @@ def _accuracies(row: dict[str, float]) -> str:
 
 
 def summary_writer() -> Any:
-    """TensorBoard's class of writers; SettingsError if it is not installed."""
+    """TensorBoard's SummaryWriter class; SettingsError if tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -218,11 +210,11 @@ def summary_writer() -> Any:
 
 
 class NonFiniteLossError(CLTTError):
-    """The loss, or the gradient's norm, is not a finite number."""
+    """The loss or the gradient norm is NaN or infinite."""
 
 
 class StepPlace(NamedTuple):
-    """What is said of a step that went wrong; its frames need not be kept for that."""
+    """A step, as an error message names it."""
 
     run_dir: Path
     epoch: int
@@ -231,7 +223,10 @@ class StepPlace(NamedTuple):
 
 
 def check_finite(what: str, value: float, place: StepPlace) -> None:
-    """Raise NonFiniteLossError, with the batch written out, unless ``value``, equal on all ranks, is finite."""
+    """Raise NonFiniteLossError and write the batch's windows to a file unless ``value`` is finite.
+
+    ``value`` must be equal on all ranks.
+    """
     if math.isfinite(value):
         return
     ids = [i for part in distributed.all_gather_objects(place.window_ids.tolist()) for i in part]
@@ -241,7 +236,7 @@ def check_finite(what: str, value: float, place: StepPlace) -> None:
         replace_file(path, json.dumps(found, indent=1).encode())
     shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
     raise NonFiniteLossError(
-        f"{what} is {value} at epoch {place.epoch}, step {place.step} of it; training stopped before the update. "
+        f"{what} is {value} at epoch {place.epoch}, step {place.step}; training stopped before the update. "
         f"Windows of the batch: {shown} (all in {path}). Start a new run with a lower --lr or --amp off, from scratch "
-        "or, with --checkpoint-path, from a checkpoint from before the loss went wrong"
+        "or, with --checkpoint-path, from an earlier checkpoint"
     )

@@ -1,4 +1,4 @@
-"""Builds the objects of a run from its settings and lets them work; ``train.py`` is a thin face of it."""
+"""Runs a training from its settings; ``train.py`` and ``cltt train`` call :func:`train`."""
 
 from __future__ import annotations
 
@@ -45,21 +45,24 @@ from cltt.training.signals import Request, StopSignals
 from cltt.training.trainer import Trainer
 
 STOP_NOTICE = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
-LOCK_PATIENCE = 120.0  # seconds
+LOCK_SECONDS = 120.0  # how long a resumed run waits for the lock of its folder
 EXIT_STATUS = {Request.NOTHING: 0, Request.STOP: EXIT_REQUEUE, Request.INTERRUPT: cli.EXIT_INTERRUPTED}
 
 
-def train(settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[[float], None] | None = None) -> int:
-    """Train from scratch, from weights or from where the run stopped -> exit status: 0, or 85 or 130 if asked to stop.
+def train(
+    settings: TrainSettings, *, prog: str = "train.py", on_step: Callable[[float], None] = lambda loss: None
+) -> int:
+    """Train from scratch, from weights or from a checkpoint; returns the exit status.
 
-    ``on_step`` is called with the loss after every step. Raises SettingsError and DataError for what the user can mend,
-    and OutOfMemoryError; but a failure on one of several ranks ends the processes of all, saying it once as ``prog``.
+    The status is 0, or 85 or 130 if the run was asked to stop. ``on_step`` is called with the loss after every step.
+    Raises SettingsError, DataError and OutOfMemoryError. Over several ranks a failure on one ends the processes of all,
+    and is printed once, with ``prog`` as the program's name.
     """
     info = distributed.rank_info()
     stop = StopSignals(STOP_NOTICE if info.is_main else "", EXIT_REQUEUE)
     with ExitStack() as stack:
         stack.callback(stop.restore)
-        with distributed.ending_together(partial(cli.explain, prog=prog)), _saying_out_of_memory():
+        with distributed.ending_together(partial(cli.explain, prog=prog)), _explaining_out_of_memory():
             cuda = settings.run.device != "cpu" and torch.cuda.is_available()
             distributed.start(info, cuda=cuda, io_patience=settings.data.io_patience)
             status = EXIT_STATUS[_train(settings, info, stack, stop, on_step)]
@@ -72,13 +75,18 @@ def _train(
     info: RankInfo,
     stack: ExitStack,
     stop: StopSignals,
-    on_step: Callable[[float], None] | None,
+    on_step: Callable[[float], None],
 ) -> Request:
-    """Everything that is opened is closed with ``stack``: not before all ranks know of an error here."""
+    """Build the objects, train, and return the request that ended it.
+
+    ``stack`` closes what is opened here, after all ranks know of an error.
+    """
     set_policy(settings.data.io_patience)
-    device = _take_device(settings, info)
+    device = distributed.pick_device(settings.run.device, info)
+    distributed.agreed(device.type, "the device")
+    _prepare_torch(settings.run, device)
     saved_before = checkpoint.list_checkpoints(settings.run_dir)
-    read: dict[Path, Any] = {}  # by rank 0, which looks whether it is intact
+    read: dict[Path, Any] = {}  # the checkpoint on rank 0, which has read it to check it
     start_from, fingerprint = distributed.from_main(lambda: _find_start(settings, read))
     weights = settings.checkpoint.checkpoint_path if start_from is None else None
     model = start_model(settings, weights=weights, say=say if info.is_main else lambda line: None)
@@ -89,16 +97,18 @@ def _train(
             stack.enter_context(in_use(shards, settings.run_dir))
 
     dataset = open_dataset(settings.data, info, fingerprint=fingerprint, on_located=hold)
-    if evaluator is not None:
-        _warn_of_known_clips(evaluator, dataset, settings)
+    split, clips = dataset.training_clips(settings.data.split, settings.data.clips)
+    if evaluator is not None and (warning := seen_in_training(evaluator.data.parts, dataset, clips)):
+        say(f"warning: {warning}")
     abx = _open_abx(dataset, settings, device)
     loader = build_loader(dataset, build_index(dataset, settings), settings, device, info)
     stack.enter_context(loader)
     if info.is_main and settings.data.region == "boxes":
-        _say_without_box(dataset, settings)
+        say(without_box_line(dataset.frames_without_box(clips), int(dataset.clip_lengths[clips].sum())))
     store, records, listeners = None, None, {}
     if info.is_main:
-        store = _open_store(settings)
+        kept = settings.checkpoint
+        store = CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every, say=show)
         records = Records(settings, History(), loader, device, Outputs(show))
         listeners = _listeners(records, on_step)
     trainer = build_trainer(
@@ -108,34 +118,26 @@ def _train(
         state = read.pop(start_from) if start_from in read else checkpoint.load(start_from)
         _resume(trainer, start_from, state, settings, dataset)
     distributed.from_main(lambda: _hold_run_dir(stack, settings, saved_before))
-    if store is not None and records is not None:  # nothing is refused now: the first to write to the run's folder
+    if store is not None and records is not None:  # all checks have passed, so the run's folder may be written to
         stack.enter_context(store)
-        split, _ = dataset.training_clips(settings.data.split, settings.data.clips)
         named = distributed.described(device, info)
         for line in overview(dataset, split, trainer.model, loader, trainer.steps_per_epoch, named):
             say(line)
-        stack.enter_context(records)  # with the progress bar, which lines to come must not be glued to
+        stack.enter_context(records)  # last, as it starts the progress bar
     ended = trainer.run()
     if store is not None and records is not None:
         records.note_end(done=ended is Request.NOTHING)
         finish_writing([store, records.outputs], settings.data.io_patience)
-    distributed.wait_for_all()  # what rank 0 saves must be on disk before any rank ends the run
+    distributed.wait_for_all()  # rank 0's checkpoint must be on disk before any rank ends
     if trainer.failure is not None:
-        raise StorageError(f"{trainer.failure}; the run is saved, and goes on with --resume")
+        raise StorageError(f"{trainer.failure}; the run is saved: --resume continues it")
     if records is not None:
         records.summarise(done=ended is Request.NOTHING)
     return ended
 
 
-def _take_device(settings: TrainSettings, info: RankInfo) -> torch.device:
-    device = distributed.pick_device(settings.run.device, info)
-    distributed.agreed(device.type, "the device")
-    _prepare_torch(settings.run, device)
-    return device
-
-
 @contextmanager
-def _saying_out_of_memory() -> Iterator[None]:
+def _explaining_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -145,19 +147,23 @@ def _saying_out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def _listeners(records: Records, on_step: Callable[[float], None] | None) -> dict[str, Any]:
-    steps = records.on_step if on_step is None else _both(records.on_step, on_step)
-    return {"history": records.history, "on_step": steps, "on_epoch": records.on_epoch}
+def _listeners(records: Records, on_step: Callable[[float], None]) -> dict[str, Any]:
+    def each_step(loss: float) -> None:
+        records.on_step(loss)
+        on_step(loss)
+
+    return {"history": records.history, "on_step": each_step, "on_epoch": records.on_epoch}
 
 
 def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | None, str | None]:
-    """The checkpoint to go on from (put into ``read``), and the fingerprint of its data; None: a fresh start.
+    """The checkpoint to resume and the fingerprint of its data; None for a run from the beginning.
 
-    Without --resume, a folder that holds a run is refused.
+    The contents of the checkpoint go into ``read``. Raises SettingsError if the folder holds a run and --resume is not
+    given.
     """
     run_dir = settings.run_dir
     if (older := checkpoint.older_run(run_dir)) is not None:
-        raise SettingsError(_left_alone(older))
+        raise SettingsError(_older_run_text(older))
     check_outputs(settings)
     if not settings.checkpoint.resume:
         if checkpoint.list_checkpoints(run_dir):
@@ -175,10 +181,10 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
     return path, state.get("fingerprint")
 
 
-def _left_alone(older: Path) -> str:
+def _older_run_text(older: Path) -> str:
     weights = older if older.suffix == ".pth" else older.with_name("simclr_epoch_NNN.pth")
     return (
-        f"{older.parent} holds a run of another program ({older.name}), which is left alone; to start from its weights "
+        f"{older.parent} holds a run of another program ({older.name}), which is kept; to start from its weights "
         f"give --checkpoint-path {weights} --normalise imagenet (or none, if it began before {PIXELS_CHANGED}) "
         f"--checkpoint-dir {older.parent.with_name(older.parent.name + '_cltt')}"
     )
@@ -187,7 +193,10 @@ def _left_alone(older: Path) -> str:
 def _resume(
     trainer: Trainer, path: Path, state: dict[str, Any], settings: TrainSettings, dataset: ShardDataset
 ) -> None:
-    """Put the trainer where ``path`` was saved. SettingsError, naming each difference, for other data or settings."""
+    """Restore the trainer from checkpoint ``path`` with contents ``state``.
+
+    Raises SettingsError, naming each difference, for other data or settings.
+    """
     parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
     checkpoint.require_parts(path, state, fingerprint=str, **parts)
     saved = checkpoint.settings_of(path, state)
@@ -196,7 +205,7 @@ def _resume(
     if other := changes(state, {"fingerprint": now["fingerprint"]}):
         differ += [f"the shards' {other[0]}"]
     elif state.get("clips") != now["clips"]:
-        differ.append(f"clips picks others ({settings.data.clips} by its contents)")
+        differ.append(f"--clips chooses other clips (the contents of {settings.data.clips})")
     if differ:
         raise SettingsError(
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
@@ -207,23 +216,24 @@ def _resume(
         trainer.load_state_dict(state)
     except CLTTError:
         raise
-    except Exception as error:  # what torch's parts raise for a state that is not theirs
-        words = " ".join(str(error).split())[:200]
-        raise DataError(f"checkpoint {path} cannot be gone on from: {words or type(error).__name__}") from error
+    except Exception as error:  # torch raises errors of many types for a state that does not fit
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"cannot resume from checkpoint {path}: {reason or type(error).__name__}") from error
     if distributed.world().is_main:
         say(f"resuming from {path}")
         _say_changes(saved, settings)
 
 
 def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:
-    """Lock the run's folder until ``stack`` closes: two runs in one folder would go on from each other's checkpoints.
+    """Lock the run's folder until ``stack`` closes; two runs in one folder would mix their checkpoints.
 
-    DataError if another process holds it, or has saved there since this one looked. A run that resumes waits for a
-    while: a job can be started again before the one it follows is gone.
+    A run that resumes waits LOCK_SECONDS for the lock, as a job can be restarted before the one before it has ended.
+    Raises BusyError if another process holds the lock, and DataError if the checkpoints there are no longer
+    ``saved_before``.
     """
     folder = settings.run_dir
-    deadline = time.monotonic() + (LOCK_PATIENCE if settings.checkpoint.resume else 0)
-    said = False
+    deadline = time.monotonic() + (LOCK_SECONDS if settings.checkpoint.resume else 0)
+    reported = False
     while True:
         try:
             lock = locked(folder / ".lock", held=f"{folder} is written to", otherwise="give another --checkpoint-dir")
@@ -232,39 +242,29 @@ def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[
         except BusyError as error:
             if time.monotonic() >= deadline:
                 raise
-            if not said:
-                say(f"waiting for up to {LOCK_PATIENCE:.0f} s: {error}")
-            said = True
+            if not reported:
+                say(f"waiting for up to {LOCK_SECONDS:.0f} s: {error}")
+            reported = True
             time.sleep(1)
     if checkpoint.list_checkpoints(folder) != saved_before:
-        raise DataError(f"another run has saved in {folder} meanwhile; start this one again, or elsewhere")
-
-
-def _open_store(settings: TrainSettings) -> CheckpointStore:
-    kept = settings.checkpoint
-    return CheckpointStore(settings.run_dir, keep_last=kept.keep_last, keep_every=kept.keep_every, say=show)
+        raise DataError(
+            f"another run saved a checkpoint in {folder} while this one started; start again, or give another "
+            "--checkpoint-dir"
+        )
 
 
 def _prepare_torch(run: RunSettings, device: torch.device) -> None:
-    """Kernels: found by trial on CUDA, unless they are to be deterministic."""
+    """Let cuDNN choose its kernels by timing them on CUDA, or make torch deterministic if the run asks for it."""
     torch.backends.cudnn.benchmark = device.type == "cuda" and not run.deterministic
     if run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it
         torch.use_deterministic_algorithms(True)
 
 
-def _both(first: Callable[[float], None], second: Callable[[float], None]) -> Callable[[float], None]:
-    def call(loss: float) -> None:
-        first(loss)
-        second(loss)
-
-    return call
-
-
 def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator | None:
-    """Rank 0's evaluator on --eval-data, None elsewhere or without such data; all ranks hear of data that cannot work.
+    """The evaluator of --eval-data on rank 0; None on other ranks and without such data.
 
-    A collective.
+    A collective: data that cannot be opened raise on all ranks.
     """
     opened: list[Evaluator] = []
     data = settings.log.eval_data
@@ -287,7 +287,7 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
 
 
 def _open_abx(dataset: ShardDataset, settings: TrainSettings, device: torch.device) -> AbxEvaluator | None:
-    """What ``--eval abx`` asks for, on the clips that are not trained on; None: nothing."""
+    """The evaluator of ``--eval abx`` on the clips that are not trained on; None without that flag."""
     if settings.log.eval is None:
         return None
     _, trained = dataset.training_clips(settings.data.split, settings.data.clips)
@@ -301,23 +301,10 @@ def _open_abx(dataset: ShardDataset, settings: TrainSettings, device: torch.devi
     )
 
 
-def _warn_of_known_clips(evaluator: Evaluator, dataset: ShardDataset, settings: TrainSettings) -> None:
-    """A line where --eval-data asks about clips that are trained on."""
-    _, clips = dataset.training_clips(settings.data.split, settings.data.clips)
-    warning = seen_in_training(evaluator.data.parts, dataset, clips)
-    if warning:
-        say(f"warning: {warning}")
-
-
-def _say_without_box(dataset: ShardDataset, settings: TrainSettings) -> None:
-    _, clips = dataset.training_clips(settings.data.split, settings.data.clips)
-    say(without_box_line(dataset.frames_without_box(clips), int(dataset.clip_lengths[clips].sum())))
-
-
 def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
-    """A line for what a resumed run may change, but what its records then are no longer all of."""
+    """Print a note for each evaluation setting that changed; earlier evaluations used the old value."""
     names = ["eval_data", *(rule.name for rule in declared(LabelRules))]
     was, now = before.get("log", {}), settings.to_dict()["log"]
     flags = {name: f"--{name.replace('_', '-')}" for name in names}
     for change in changes({flags[name]: was.get(name, now[name]) for name in names}, {flags[n]: now[n] for n in names}):
-        say(f"note: {change}: earlier evaluations of this run are of that")
+        say(f"note: {change}: earlier evaluations of this run used the old value")

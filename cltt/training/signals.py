@@ -1,4 +1,4 @@
-"""What a batch system or a person asks of a running training."""
+"""Turns signals of the batch system or of Ctrl-C into requests to save and stop."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from types import FrameType
 
 STOPPED_EARLY = "stopped on request before the first step, so there is nothing new to save\n"
 STOPPED_LATE = (
-    "stopped on request behind the last step; the same command with --resume goes on from the newest checkpoint\n"
+    "stopped on request after the last step; the same command with --resume continues from the newest checkpoint\n"
 )
 
 
 class Request(IntEnum):
-    """What is asked of the loop after a step; of several ranks the largest is done."""
+    """What the training loop must do after a step. Over several ranks, the largest request counts."""
 
     NOTHING = 0
-    SAVE = 1  # and go on
-    STOP = 2  # save and stop: the batch system asked
-    INTERRUPT = 3  # save and stop: Ctrl-C
+    SAVE = 1  # save and continue
+    STOP = 2  # save and stop, asked for by the batch system
+    INTERRUPT = 3  # save and stop, asked for by Ctrl-C
 
     @property
     def stops(self) -> bool:
@@ -29,48 +29,52 @@ class Request(IntEnum):
 
 
 class StopRequested(BaseException):
-    """A stop was asked for inside :meth:`StopSignals.interrupting`."""
+    """Raised inside :meth:`StopSignals.interrupting` when a stop is requested."""
 
 
 class StopSignals:
-    """SIGUSR1, SIGTERM and Ctrl-C (SIGINT) ask the run to save and stop.
+    """Handles SIGUSR1, SIGTERM and Ctrl-C (SIGINT) as requests to save and stop.
 
-    Outside :meth:`deferred` nothing is there to save (behind it: nothing that could be), so the process ends at once,
-    by SystemExit (Ctrl-C: KeyboardInterrupt); inside, the signal is remembered and the loop acts on it after the step
-    (several ranks: at the latest after the next one, which is the same for all). Further signals change nothing, but
-    that a second Ctrl-C ends the process at once.
+    Inside :meth:`deferred` a signal sets ``request``, and the training loop stops after the current step (over several
+    ranks: at the latest after the next step, which is the same on all). Outside it nothing can be saved, so the process
+    ends at once by SystemExit, or by KeyboardInterrupt at Ctrl-C. Further signals are ignored, except a second Ctrl-C,
+    which ends the process at once.
 
     Args:
-        notice: said on the terminal at the first Ctrl-C ("": nothing).
-        exit_status: of the SystemExit.
+        notice: printed to stderr at the first Ctrl-C ("": nothing).
+        exit_status: exit status of the SystemExit.
+
+    Attributes:
+        request: the largest request so far.
     """
 
     def __init__(self, notice: str = "", exit_status: int = 1) -> None:
         self.request = Request.NOTHING
         self._deferred = self._interrupting = False
-        self._words = STOPPED_EARLY
+        self._exit_message = STOPPED_EARLY
         self._notice = notice
         self._exit_status = exit_status
         numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)]
         self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
 
     def restore(self) -> None:
-        """Give the signals back to those who had them before."""
+        """Restore the signal handlers that were set before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
+        """Inside, signals set ``request`` instead of ending the process."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
-            self._words = STOPPED_LATE
+            self._exit_message = STOPPED_LATE
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Raise StopRequested inside, once a stop is asked for: around what may be left at any point."""
+        """Inside, a stop raises StopRequested at once; for code that may be abandoned at any point."""
         self._interrupting = True
         try:
             if self.request.stops:
@@ -83,7 +87,7 @@ class StopSignals:
         if number != signal.SIGINT:
             self.request = max(self.request, Request.STOP)
             if not self._deferred:
-                os.write(2, self._words.encode())
+                os.write(2, self._exit_message.encode())
                 raise SystemExit(self._exit_status)
         elif self.request is Request.INTERRUPT or not self._deferred:
             raise KeyboardInterrupt

@@ -1,20 +1,21 @@
-"""The training loop: steps, epochs, checkpoints; it receives built objects and builds none.
+"""The training loop: steps, epochs, checkpoints. It builds no objects: the factory passes them in.
 
-Every step is a function of the state that a checkpoint holds (weights, optimizer, schedule, place in the epoch plan,
-random states, history), so a run that is killed and resumed makes the same steps as an unbroken one.
+Every step depends only on the state that a checkpoint holds (weights, optimizer, schedule, position in the epoch plan,
+random states, history). A run that is killed and resumed therefore makes the same steps as an uninterrupted one.
 
-The loss is checked before it can do harm, without leaving the GPU idle: its copy to the host starts right after the
-forward pass, the backward pass is queued behind it, and only then does the host wait for the copy.
+The loss is checked before the update, without leaving the GPU idle: its copy to the host starts right after the forward
+pass, the backward pass is queued behind it, and only then does the host wait for the copy.
 
-What the ranks must agree on (save now, stop now) is agreed before each step, when each has its batch or knows that it
-gets none: a rank whose data cannot be read must not leave the others waiting in the middle of a step. It goes through
-gloo on the host, while the GPU still works on the step before.
+Before each step, when each rank has its batch or knows that it gets none, the ranks agree whether to save and whether
+to stop. A rank whose data cannot be read would otherwise leave the others waiting in the middle of a step. The exchange
+goes through gloo on the host, while the GPU still works on the step before.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from cltt.errors import StorageError
 from cltt.loader.loader import Batch, WindowLoader
 from cltt.loader.prefetch import GaveUp
 from cltt.metrics import History
-from cltt.training.grad_cache import cached_backward, random_state, set_random_state
+from cltt.training.grad_cache import cached_backward, random_state, set_random_state, without_ddp
 from cltt.training.optim import load_optimizer
 from cltt.training.outputs import RETRY_SECONDS
 from cltt.training.records import StepPlace, check_finite
@@ -36,10 +37,10 @@ from cltt.training.signals import Request, StopSignals
 
 
 class HostCopy:
-    """A device scalar on its way to the host.
+    """A copy of a device scalar to the host.
 
-    On CUDA the copy is queued when this object is made, and :meth:`read` waits for that copy alone, not for the work
-    queued behind it.
+    On CUDA the constructor queues the copy, and :meth:`read` waits for that copy alone, not for the work queued behind
+    it.
     """
 
     def __init__(self, scalar: torch.Tensor) -> None:
@@ -60,28 +61,28 @@ class HostCopy:
         return float(self._value)
 
 
+@dataclass
 class Saver:
-    """Saves the run's state: on rank 0 in ``store``; the other ranks take part and write nothing.
-
-    Args:
-        store: where checkpoints go (None on other ranks than 0).
-        minutes: also save within an epoch after this many minutes (0: at epoch ends only).
-        extra: saved with every checkpoint: settings, fingerprint of the data.
+    """Saves checkpoints on rank 0. The other ranks call it, too, and write nothing.
 
     Attributes:
-        saved_at: (epoch, step) of the last save, or of where the run began: there is nothing to save there.
+        store: writes the checkpoints (None on ranks other than 0).
+        minutes: also save within an epoch after this many minutes (0: only at the end of epochs).
+        extra: saved with every checkpoint: settings, fingerprint of the data.
+        saved_at: (epoch, step) of the last save, or of the start of this process, where nothing needs saving.
     """
 
-    def __init__(self, store: CheckpointStore | None, *, minutes: float, extra: dict[str, Any]) -> None:
-        self.store = store
-        self.minutes = minutes
-        self.extra = extra
+    store: CheckpointStore | None
+    minutes: float = field(kw_only=True)
+    extra: dict[str, Any] = field(kw_only=True)
+
+    def __post_init__(self) -> None:
         self.saved_at = 0, 0
         self._last = time.monotonic()
 
     @property
     def due(self) -> bool:
-        """Rank 0's clock says it is time, or time to try again what could not be saved."""
+        """Whether rank 0 should save now: ``minutes`` are over, or a failed save is to be retried."""
         if self.store is None:
             return False
         now, failed_at = time.monotonic(), self.store.failed_at
@@ -98,88 +99,70 @@ class Saver:
             self.store.wait()
 
 
+@dataclass(kw_only=True, eq=False)
 class Trainer:
-    """Runs the epochs that are left.
-
-    Args:
-        model: ContrastiveModel, in DistributedDataParallel if there are several ranks.
-        loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank; with ``places`` ``(z, clip_ids, places)``. Its
-            ``state_dict()`` is saved and restored, if it holds anything.
-        optimizer, scheduler: the scheduler steps once an epoch or, where ``optim`` says so, after every step.
-        loader: batches of this rank.
-        saver: where checkpoints go.
-        stop: what is asked of the run, looked at before every step and while it waits for a batch.
-        device: where the model is.
-        optim: epochs, batches an epoch, clipping, sub-batches.
-        autocast: type of the model's autocast (None: off).
-        places: ``(window ids [b]) -> [b, T]``, where their frames stand in the order that windows are cut from; given,
-            the loss is told, so that it leaves out pairs of windows that overlap.
-        history: of the run so far; filled as it goes on.
-        evaluate: ``() -> row`` of an evaluation ({}: it failed; None: left, as a stop is asked for), called on every
-            rank after every ``eval_every``-th epoch and the last, once that is saved.
-        on_step: called with the loss after every step.
-        on_epoch: called on every rank after every epoch, when its rows are in the history.
-        run_dir: folder for ``nonfinite.json``.
+    """Runs the remaining epochs.
 
     Attributes:
-        failure: why this rank could get no more data, if the run stopped for that.
+        model: ContrastiveModel, in DistributedDataParallel if there are several ranks.
+        loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank; with ``places`` ``(z, clip_ids, places)``. Its
+            ``state_dict()`` is saved and restored if it is not empty.
+        optimizer: updates the parameters of ``model``.
+        scheduler: stepped once per epoch or, if ``optim.moves_every_step``, after every step.
+        loader: batches of this rank.
+        saver: saves the checkpoints.
+        stop: requests to stop, checked before every step and while the loop waits for a batch.
+        device: device of the model.
+        optim: epochs, batches per epoch, clipping, sub-batches.
+        run_dir: folder for ``nonfinite.json``.
+        autocast: dtype of the model's autocast (None: off).
+        places: ``(window ids [b]) -> [b, T]``, positions of the frames in the order that windows are cut from. If
+            given, the loss ignores pairs of overlapping windows.
+        history: rows of the run so far; the trainer appends to it.
+        evaluate: ``() -> row`` of an evaluation ({}: it failed; None: a stop was requested). Called on every rank
+            after every ``eval_every``-th epoch and the last one, once the epoch is saved.
+        eval_every: epochs between two evaluations.
+        on_step: called with the loss after every step.
+        on_epoch: called on every rank after every epoch, when its rows are in the history.
+        failure: why this rank could read no more data, if the run stopped for that reason.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        loss_fn: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        loader: WindowLoader,
-        saver: Saver,
-        stop: StopSignals,
-        device: torch.device,
-        optim: OptimSettings,
-        run_dir: Path,
-        autocast: torch.dtype | None = None,
-        places: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        history: History | None = None,
-        evaluate: Callable[[], dict[str, float] | None] | None = None,
-        eval_every: int = 1,
-        on_step: Callable[[float], None] = lambda loss: None,
-        on_epoch: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.model = model
-        self.loss_fn = loss_fn
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.loader = loader
-        self.saver = saver
-        self.stop = stop
-        self.device = device
-        self.optim = optim
-        self.run_dir = run_dir
-        self.autocast = autocast
-        self.places = places
-        self.evaluate = evaluate
-        self.eval_every = eval_every
-        self.on_step = on_step
-        self.on_epoch = on_epoch
-        self.history = History() if history is None else history
-        self.failure: StorageError | None = None
+    model: nn.Module
+    loss_fn: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    loader: WindowLoader
+    saver: Saver
+    stop: StopSignals
+    device: torch.device
+    optim: OptimSettings
+    run_dir: Path
+    autocast: torch.dtype | None = None
+    places: Callable[[torch.Tensor], torch.Tensor] | None = None
+    history: History = field(default_factory=History)
+    evaluate: Callable[[], dict[str, float] | None] | None = None
+    eval_every: int = 1
+    on_step: Callable[[float], None] = lambda loss: None
+    on_epoch: Callable[[], None] = lambda: None
+    failure: StorageError | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self._norm: tuple[HostCopy, StepPlace] | None = None
-        loader.give_up = lambda: self.stop.request.stops
+        self.loader.give_up = lambda: self.stop.request.stops
 
     @property
     def steps_per_epoch(self) -> int:
         return self.optim.steps_per_epoch(len(self.loader))
 
     def run(self) -> Request:
-        """Train to the last epoch -> NOTHING, or until a stop was asked for and the state is saved -> that request.
+        """Train to the last epoch and return NOTHING, or save at a request to stop and return that request.
 
-        A rank whose data cannot be read any more asks for a stop, too; its ``failure`` says why.
+        A rank that cannot read its data any more requests a stop, too; its ``failure`` says why.
         """
         self.model.train()
         asked = Request.NOTHING
         with self.stop.deferred():
-            if self._evaluation_due:  # it was stopped in that
+            if self._evaluation_due:  # the run was stopped in this evaluation
                 asked = self._evaluate()
                 self.on_epoch()
             while self.history.epoch < self.optim.epochs and not asked.stops:
@@ -188,14 +171,14 @@ class Trainer:
         return asked
 
     def state_dict(self, place: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Everything the next step depends on; a collective: all ranks call it together.
+        """Everything the next step depends on. A collective: all ranks must call it together.
 
-        ``place``: the loader's state, if it has gone on to a batch that no step was made with yet.
+        ``place``: the loader's state before it returned a batch that no step was made with yet.
         """
         loss = self.loss_fn.state_dict()
         return {
             **({"loss": loss} if loss else {}),
-            "model": self._bare_model().state_dict(),
+            "model": without_ddp(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "loader": place or self.loader.state_dict(),
@@ -204,8 +187,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; a rank that was not there when it was saved takes rank 0's random state."""
-        self._bare_model().load_state_dict(state["model"])
+        """Continue from ``state``. A rank that did not exist when it was saved takes rank 0's random state."""
+        without_ddp(self.model).load_state_dict(state["model"])
         self.loss_fn.load_state_dict(state.get("loss", {}))
         load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -216,7 +199,7 @@ class Trainer:
         set_random_state(state["random"][rank if rank < len(state["random"]) else 0], self.device)
 
     def _run_epoch(self) -> Request:
-        """Make the steps left in this epoch and close it -> NOTHING, or the request to stop that came meanwhile."""
+        """Make the remaining steps of this epoch and end it; returns NOTHING or a request to stop."""
         batches = iter(self.loader)
         for _ in range(self.history.step, self.steps_per_epoch):
             place = self.loader.state_dict()
@@ -234,7 +217,7 @@ class Trainer:
         return self._end_epoch()
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        """The next batch; None if there is no time, or no way, to get it."""
+        """The next batch; None at a request to stop, or if the data cannot be read."""
         if self.stop.request.stops:
             return None
         try:
@@ -246,17 +229,21 @@ class Trainer:
             return None
 
     def _agree(self, batch: Batch | None) -> Request:
-        """What is done before the step with ``batch``: the most that any rank asks for."""
+        """The largest request of all ranks before the step with ``batch``; a rank without a batch requests a stop."""
         asked = max(self.stop.request, Request.SAVE if self.saver.due else Request.NOTHING)
         if batch is None:
             asked = max(asked, Request.STOP)
         return Request(max(asked for (asked,) in distributed.all_gather_integers([asked])))
 
     def _step(self, batch: Batch) -> float:
-        """One update of the weights -> its loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if 0 < self.optim.sub_batch_size < len(batch.frames):
-            copy = HostCopy(self._backward_cached(batch))
+        """Update the weights once; returns the loss."""
+        self.optimizer.zero_grad()
+        sub_batch = self.optim.sub_batch_size
+        if 0 < sub_batch < len(batch.frames):
+            loss = cached_backward(
+                self.model, batch.frames, sub_batch, forward=self._embed, loss_of=lambda z: self._loss(z, batch)
+            )
+            copy = HostCopy(loss)
         else:
             loss = self._loss(self._embed(self.model, batch.frames), batch)
             copy = HostCopy(loss)
@@ -269,13 +256,13 @@ class Trainer:
         return value
 
     def _embed(self, model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
-        """frames [n, T, C, H, W] -> z [n, T, D] float32 (of a model in float64: float64)."""
+        """frames [n, T, C, H, W] -> z [n, T, D], float32 (float64 for a model in float64)."""
         with self._autocast():
             z = model(frames)
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The loss of the batch; autocast tells it in which type its products may be. The ids stay on the CPU."""
+        """The loss of the batch; autocast sets the dtype of its products. The ids stay on the CPU."""
         with self._autocast():
             if self.places is None:
                 return self.loss_fn(z)
@@ -284,26 +271,18 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
-    def _backward_cached(self, batch: Batch) -> torch.Tensor:
-        return cached_backward(
-            self.model,
-            batch.frames,
-            self.optim.sub_batch_size,
-            forward=self._embed,
-            loss_of=lambda z: self._loss(z, batch),
-        )
-
     def _clip(self, batch: Batch) -> None:
-        """Clip the gradient; its norm is checked before the update, or by a fused optimizer in it (read a step later).
+        """Clip the gradient and check its norm before the update.
 
-        (A wait for the norm would leave a GPU idle at every step. No checkpoint is saved before it is read.)
+        A fused optimizer checks the norm itself and skips the update; here it is read one step later, as waiting for it
+        would leave the GPU idle at every step. No checkpoint is saved before it is read.
         """
         if self.optim.max_grad_norm == 0:
             return
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.max_grad_norm)
         self._norm = HostCopy(norm), self._place(batch)
         if self.optimizer.param_groups[0]["fused"]:
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # then it skips the update
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         else:
             self._check_norm()
 
@@ -327,14 +306,14 @@ class Trainer:
 
     @property
     def _evaluation_due(self) -> bool:
-        """The last epoch ends here, and its evaluation has not been made."""
+        """Whether an epoch has just ended that is to be evaluated, and is not evaluated yet."""
         epoch, step, rows = self.history.epoch, self.history.step, self.history.evaluation
         if self.evaluate is None or epoch == 0 or step > 0 or (rows and rows[-1]["epoch"] == epoch):
             return False
         return epoch == self.optim.epochs or epoch % self.eval_every == 0
 
     def _evaluate(self) -> Request:
-        """Evaluate and save that -> NOTHING, or the request to stop that came meanwhile."""
+        """Evaluate and save the result; returns NOTHING or a request to stop."""
         assert self.evaluate is not None
         row = self.evaluate()
         self.model.train()
@@ -346,11 +325,8 @@ class Trainer:
         return Request.NOTHING
 
     def _save(self, place: dict[str, Any] | None = None, *, again: bool = False) -> None:
-        """Save, unless it is saved here already and not to be saved ``again``."""
+        """Save, unless this step is saved already and ``again`` is False."""
         self._check_norm()
         epoch, step = self.history.epoch, self.history.step
         if again or self.saver.saved_at != (epoch, step):
             self.saver.save(self.state_dict(place), epoch=epoch, step=step)
-
-    def _bare_model(self) -> nn.Module:
-        return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model

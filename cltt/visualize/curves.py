@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,13 +129,9 @@ def _colors(count: int) -> list[str]:
     return [to_hex(shades(0.95 * number / (count - 1))) for number in range(count)]
 
 
-def plot_run(run_dir: Path, save_path: Path, *, chance: float | None = None) -> None:
+def plot_run(run_dir: Path, save_path: Path) -> None:
     """Save loss, learning rate and evaluation of one run (``metrics.csv`` and ``metrics_eval.csv`` of its folder).
-
-    ``chance`` is drawn instead of what the run's settings give.
 
     Raises DataError if the metrics are missing or cannot be read.
     """
-    metrics = read_run(run_dir)
-    metrics = metrics if chance is None else replace(metrics, chance=chance)
-    save_figure(draw_curves({run_dir.name or str(run_dir): metrics}), save_path)
+    save_figure(draw_curves({run_dir.name or str(run_dir): read_run(run_dir)}), save_path)

@@ -100,7 +100,7 @@ def test_an_interrupted_demo_names_no_flag_that_it_lacks(
         main(command)
     assert stopped.value.code == EXIT_INTERRUPTED
     said = capsys.readouterr().out
-    assert "step 2; the same command goes on from" in said and "--resume" not in said
+    assert "step 2; the same command continues from" in said and "--resume" not in said
     monkeypatch.setattr(Trainer, "_step", step)
     assert main(command) == 0
     assert "resuming from" in capsys.readouterr().out

@@ -299,7 +299,7 @@ def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> N
     with ExitStack() as stack:
         run_module._hold_run_dir(stack, settings, [])
     (tmp_path / "run" / "epoch-0001.pt").touch()
-    with ExitStack() as stack, pytest.raises(DataError, match="meanwhile"):
+    with ExitStack() as stack, pytest.raises(DataError, match="while this one started"):
         run_module._hold_run_dir(stack, settings, [])
 
 

@@ -113,12 +113,12 @@ def test_small_files_are_written_when_they_can_be_and_the_newest_wins(
     files.write(tmp_path / "b.json", b"x")
     files.write(tmp_path / "a.csv", b"1\n2")
     assert names(tmp_path) == [] and len(lines) == 1 and "a.csv (No space left on device)" in lines[0]
-    files.look()  # not yet
+    files.retry_if_due()  # not yet
     disk.full = False
-    files.look()
+    files.retry_if_due()
     assert names(tmp_path) == []
     monkeypatch.setattr(outputs, "RETRY_SECONDS", 0.0)
-    files.look()
+    files.retry_if_due()
     assert (tmp_path / "a.csv").read_bytes() == b"1\n2" and names(tmp_path) == ["a.csv", "b.json"]
     assert lines[1:] == ["all files of the run can be written again"]
 
@@ -186,7 +186,7 @@ def test_a_run_on_a_full_disk_ends_with_a_sentence_and_goes_on_when_there_is_roo
     (small_disk / "ballast").write_bytes(b"x" * 40_000)
     status, output = training.run_tiny(arguments, tmp_path / "losses")
     assert status == 1 and "Traceback" not in output, output
-    assert "not written after 1 s of trying" in output and "epoch-0002.pt" in output
+    assert "not written after 1 s of retries" in output and "epoch-0002.pt" in output
     assert output.count("cannot save") == 1
     assert len((tmp_path / "losses").read_text().split()) == 24  # training went on
     assert not list(run.glob(".*.tmp"))

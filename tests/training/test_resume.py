@@ -97,7 +97,7 @@ def test_a_signal_saves_within_the_epoch(
     if number != signal.SIGINT:
         process.send_signal(number)  # a second one while it saves changes nothing
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == status and "the same command goes on from" in output, output
+    assert process.returncode == status and "the same command continues from" in output, output
     (saved,) = checkpoint.list_checkpoints(tmp_path / "run")
     assert checkpoint.position(saved)[1] == len(read_losses(tmp_path / "losses")) % (STEPS // EPOCHS)
     status, output = training.run_tiny(arguments, tmp_path / "losses", TINY_NORM="1")

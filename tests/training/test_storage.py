@@ -47,7 +47,7 @@ def test_when_patience_ends_the_run_saves_and_asks_to_be_started_again(shards: P
     status, output = struck_run(tmp_path, arguments, order)
     assert status == 85 and "Traceback" not in output, output
     assert output.count("reading is tried again for up to 1 s") in (1, 2)  # 2: an epoch ended while one thread waited
-    assert "could not be read for 1 s" in output and "the run is saved, and goes on with --resume" in output
+    assert "could not be read for 1 s" in output and "the run is saved: --resume continues it" in output
     (saved,) = checkpoint.list_checkpoints(tmp_path / "run")
     made = len(read_losses(tmp_path / "losses"))
     assert checkpoint.position(saved) == divmod(made, 12)
@@ -60,7 +60,7 @@ def test_one_rank_loses_its_storage_and_rank_0_saves(shards: Path, tmp_path: Pat
     arguments = [*training.flags(shards, tmp_path / "run"), *FINE]
     with start_ranks(tmp_path, arguments, own_environment={1: {"FAULT": "dead_storage"}}) as ranks:
         assert ranks.wait() == [85, 85], ranks.outputs
-        assert ranks.outputs.count("the run is saved, and goes on with --resume (rank 1 of 2") == 1, ranks.outputs
+        assert ranks.outputs.count("the run is saved: --resume continues it (rank 1 of 2") == 1, ranks.outputs
         made = len(read_losses(ranks.losses))
     (saved,) = checkpoint.list_checkpoints(tmp_path / "run")
     assert checkpoint.position(saved) == divmod(made, 12)

@@ -275,7 +275,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     optimizer = kind(model.parameters(), lr=0.1, fused=fused)
     keep = lambda loss: states.append([p.clone() for p in model.parameters()])  # noqa: E731
     trainer = make_trainer(tmp_path, model=model, loss_fn=bad, optimizer=optimizer, on_step=keep)
-    with pytest.raises(NonFiniteLossError, match="norm is nan at epoch 1, step 2 of it; training stopped before"):
+    with pytest.raises(NonFiniteLossError, match="norm is nan at epoch 1, step 2; training stopped before"):
         trainer.run()
     assert not torch.equal(states[0][0], states[1][0])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), states[1], strict=True))
@@ -323,7 +323,7 @@ def test_ctrl_c_asks_first_and_insists_when_repeated(capfd: pytest.CaptureFixtur
 def test_a_request_to_stop_outside_the_loop_says_what_is_left(capfd: pytest.CaptureFixture[str]) -> None:
     stop = StopSignals(exit_status=85)
     try:
-        for words in ("before the first step", "goes on from the newest checkpoint"):
+        for words in ("before the first step", "continues from the newest checkpoint"):
             with pytest.raises(SystemExit) as ended:
                 signal.raise_signal(signal.SIGTERM)
             assert ended.value.code == 85 and words in capfd.readouterr().err

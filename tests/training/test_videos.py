@@ -100,7 +100,7 @@ def test_a_resumed_run_must_have_the_same_clips_whatever_the_file(shards: Path, 
     assert run("b.txt").returncode == 0
     assert run("same.txt", "--resume").returncode == 0
     for refused in (run("other.txt", "--resume"), run(None, "--resume")):
-        assert refused.returncode == 2 and "clips picks others" in refused.stderr
+        assert refused.returncode == 2 and "--clips chooses other clips" in refused.stderr
     (tmp_path / "b.txt").write_text("a\n")
     assert run("b.txt", "--resume").returncode == 2, "the contents count"
 
