@@ -102,6 +102,12 @@ class SourceSettings:
         within=(0, 1000),
         free=True,
     )
+    resize_short: int | None = setting(
+        None,
+        "with --root-dir: store frames with this short side, in pixels (default: as they are)",
+        within=(8, 65_500),
+        free=True,
+    )
     rescan: bool = setting(
         False, "with --root-dir: compare every file with the one built, not only the folders", free=True
     )

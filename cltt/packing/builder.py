@@ -13,14 +13,11 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from cltt.config import require_within
+from cltt.config import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, require_within
 from cltt.errors import CLTTError, DataError, SettingsError
 from cltt.files import atomic, owned
 from cltt.files.locks import locked_in
@@ -28,20 +25,19 @@ from cltt.files.regular import check_path, is_regular
 from cltt.files.retry import IO_PATIENCE, set_policy
 from cltt.packing import labels
 from cltt.packing.merge import merge
-from cltt.packing.pack import Progress, is_done
+from cltt.packing.pack import is_done
 from cltt.packing.plan import PLAN, Plan
 from cltt.packing.plan_writer import make_plan, regroup
-from cltt.packing.report import BuildReport, built_report, planned_report, task_report
+from cltt.packing.report import BuildReport, built_report, planned_report, progress_bar, resize_line, task_report
 from cltt.packing.settings import BuildSettings, with_defaults
 from cltt.packing.workers import Worker, pack_shards, started_workers
 from cltt.shards import checks, layout
 from cltt.source.image import MAX_PIXELS
-from cltt.text import changes, counted, say, shorten
+from cltt.text import changes, say, shorten
 
 PathLike = str | os.PathLike[str]
 LOCK = "build.lock"
 MAX_WORKERS = 1024
-LINE_SECONDS = 60.0
 
 
 def build_shards(
@@ -67,6 +63,7 @@ def build_shards(
     exclude: Sequence[str] | None = None,
     stream: int | None = None,
     boxes_unit: str = "pixel",
+    image_size: int = 224,
     task: str | None = None,
     finalize: bool = False,
     overwrite: bool = False,
@@ -103,6 +100,8 @@ def build_shards(
         stream: number of the video stream to take of each video, from 0; None: the largest that is no thumbnail.
         io_patience: seconds for which all reads of this process that fail with a transient error (EIO, ESTALE ...) are
             tried again, from now on. Whatever sets it last in a process holds.
+        image_size: side of the frames that a network will see: where frames are at least 1.5 times as large, a line
+            says what ``resize_short`` would save. It changes nothing that is built.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
         overwrite: replace what an earlier build left in ``out_dir``.
@@ -137,7 +136,8 @@ def build_shards(
         stream=stream,
         boxes_unit=boxes_unit,
     )
-    mode = _Mode(_parse_task(task), finalize, overwrite, dry_run)
+    mode = _Mode(_parse_task(task), finalize, overwrite, dry_run, image_size)
+    require_within("image_size", image_size, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
     if workers is not None:
         require_within("workers", workers, 1, MAX_WORKERS)
     set_policy(io_patience)
@@ -149,7 +149,7 @@ def build_shards(
 
 def _carry_out(mode: _Mode, root: str, out: Path, settings: dict[str, Any], workers: int) -> BuildReport:
     if mode.dry_run:
-        return _dry_run(root, out, settings)
+        return _dry_run(root, out, settings, mode.image_size)
     if not mode.overwrite and (finished := _finished(root, out, settings)):
         _tidy_up(out)
         return finished
@@ -162,7 +162,7 @@ def _carry_out(mode: _Mode, root: str, out: Path, settings: dict[str, Any], work
             return finished
         if mode.finalize:
             return _publish(_open_plan(root, out, settings, may_make=False), out)
-        return _build(root, out, settings, workers, mode.part)
+        return _build(root, out, settings, workers, mode)
 
 
 # ---- settings
@@ -176,6 +176,7 @@ class _Mode:
     finalize: bool
     overwrite: bool
     dry_run: bool
+    image_size: int
 
     def __post_init__(self) -> None:
         if (self.part is not None) + self.finalize + self.dry_run > 1:
@@ -306,6 +307,7 @@ def _open_plan(
     *,
     may_make: bool = True,
     alone: bool = False,
+    image_size: int = 0,
 ) -> Plan:
     """The plan in ``out``, made if it is not there: by one task, while the others wait for it.
 
@@ -317,6 +319,7 @@ def _open_plan(
             if not may_make:
                 raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
             make_plan(root, folder, settings)
+            _say_what_is_large(Plan(folder), image_size)
     plan = Plan(folder)
     asked = with_defaults(settings)
     theirs = plan.settings | ({name: asked[name] for name in labels.SETTINGS} if alone else {})
@@ -325,13 +328,19 @@ def _open_plan(
     return plan if plan.settings == settings else regroup(plan, settings)
 
 
+def _say_what_is_large(plan: Plan, image_size: int) -> None:
+    if line := resize_line(plan, image_size):
+        say(line)
+
+
 # ---- the steps
 
 
-def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: slice | None) -> BuildReport:
-    """Plan and pack; merge and publish too unless only a ``part`` of the shards is asked for."""
+def _build(root: str, out: Path, settings: dict[str, Any], workers: int, mode: _Mode) -> BuildReport:
+    """Plan and pack; merge and publish too unless only a part of the shards is asked for."""
+    part = mode.part
     with _task_lock(out, part):
-        plan = _open_plan(root, out, settings, alone=part is None)
+        plan = _open_plan(root, out, settings, alone=part is None, image_size=mode.image_size)
         shards = list(range(plan.num_shards)[part or slice(None)])
         missing = sum(not is_done(out, shard) for shard in shards)
         with started_workers(out, min(workers, missing)) as packers:
@@ -339,10 +348,12 @@ def _build(root: str, out: Path, settings: dict[str, Any], workers: int, part: s
     return task_report(plan, out, shards) if part is not None else _publish(plan, out)
 
 
-def _dry_run(root: str, out: Path, settings: dict[str, Any]) -> BuildReport:
+def _dry_run(root: str, out: Path, settings: dict[str, Any], image_size: int) -> BuildReport:
     with tempfile.TemporaryDirectory() as folder:
         make_plan(root, Path(folder) / PLAN, settings)
-        return planned_report(Plan(Path(folder) / PLAN), out)
+        plan = Plan(Path(folder) / PLAN)
+        _say_what_is_large(plan, image_size)
+        return planned_report(plan, out)
 
 
 def _task_lock(out: Path, part: slice | None) -> contextlib.AbstractContextManager[None]:
@@ -358,34 +369,12 @@ def _locked(out: Path, name: str, **options: bool) -> contextlib.AbstractContext
 
 def _pack(plan: Plan, out: Path, shards: list[int], workers: list[Worker]) -> None:
     frames = sum(len(plan.shard_frames(shard)) for shard in shards)
-    with _progress_bar(frames) as progress:
+    with progress_bar(frames) as progress:
         pack_shards(out, shards, workers, progress)
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _progress_bar(frames: int) -> Iterator[Progress]:
-    """frames/s, MB/s or hours of video, and the time left: on a terminal a bar, in a log file a line a minute."""
-    with tqdm(total=frames, desc="pack", unit=" frames", disable=None, smoothing=0.05) as bar:
-        done, packed, watched = 0, 0, 0.0
-        began = told = time.monotonic()
-
-        def progress(count: int, size: int, video: float) -> None:
-            nonlocal done, packed, watched, told
-            done, packed, watched = done + count, packed + size, watched + video
-            seconds = max(1e-3, time.monotonic() - began)
-            rate = f"{watched / 3600:.2f} h of video" if watched else f"{packed / 1e6 / seconds:.0f} MB/s"
-            bar.set_postfix_str(rate, refresh=False)
-            bar.update(count)
-            if bar.disable and time.monotonic() - told >= LINE_SECONDS:
-                told = time.monotonic()
-                left = seconds / max(done, 1) * (frames - done) / 60
-                say(f"packed {done:,} of {counted(frames, 'frame')}, {rate}, {left:.0f} min left")
-
-        yield progress
 
 
 def _publish(plan: Plan, out: Path) -> BuildReport:

@@ -87,6 +87,11 @@ class Plan:
         for name, (size, mark, entry, _, time, clip, _) in zip(names, rows[:-1], strict=True):
             yield Planned(keys[clip - first], videos[clip - first], name, size, mark, entry, time)
 
+    def sample(self, count: int) -> Iterator[Planned]:
+        """At most ``count`` frames, evenly spread."""
+        for frame in np.unique(np.linspace(0, self.num_frames - 1, count, dtype=np.int64)).tolist():
+            yield from self._planned(frame, frame + 1)
+
     def keys(self, start: int, stop: int) -> list[bytes]:
         """Keys of the folders and videos ``start`` to ``stop``-1."""
         return _cut(self.folder / layout.KEYS, self._offsets(layout.KEY_OFFSETS, start, stop + 1))

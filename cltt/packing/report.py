@@ -1,24 +1,35 @@
-"""What a build reports: of a complete set, of a plan, or of the share of one task."""
+"""What a build tells: its progress, what frames too large cost, and a report: of a set, a plan or a task's share."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from cltt.errors import CLTTError
+from cltt.frames.geometry import Framing
 from cltt.packing.labels import NONE, label_clips, odd_tables, split_clips, split_names
-from cltt.packing.pack import PART_DTYPE, read_part
+from cltt.packing.pack import PART_DTYPE, Progress, read_part
 from cltt.packing.plan import Plan
 from cltt.shards import layout
+from cltt.source import image
+from cltt.source.clips import FrameReader
 from cltt.source.odd import odd_lines
 from cltt.source.videos import READ
-from cltt.text import counted
+from cltt.text import byte_size, counted, say
 
 Array = np.ndarray[Any, Any]
+LINE_SECONDS = 60.0
+LARGE = 1.5  # times the size asked for, of a frame's short side: from there on a smaller copy is proposed
+SAMPLE = 8  # frames that tell what it would save
 
 
 @dataclass(frozen=True)
@@ -149,3 +160,81 @@ def task_report(plan: Plan, out: Path, shards: list[int]) -> BuildReport:
         skipped=dict(sorted(notes["skipped"].items())),
         clip_lengths=np.array([frames[clip] for clip in sorted(frames)], np.int64),
     )
+
+
+# ---- what frames too large cost
+
+
+def resize_line(plan: Plan, image_size: int) -> str:
+    """A line that says what ``--resize-short`` would save, by a few frames; "" unless most of them are large.
+
+    A frame is large if its short side is at least LARGE times ``image_size``, pixels. Frames are read, decoded and
+    encoded for it; one that cannot be read now does not count, as packing will tell of it.
+    """
+    if not image_size or plan.settings["resize_short"] is not None:
+        return ""
+    frames = _sample(plan)
+    large = [frame for frame in frames if min(frame.width, frame.height) >= LARGE * image_size]
+    if 2 * len(large) <= len(frames):
+        return ""
+    framing = Framing(image_size=image_size, margin=True)
+    smaller = [image.as_stored(frame.data, verify="header", resize_short=framing.short) for frame in frames]
+    (size, seconds), (less, faster) = (_cost(some, image_size) for some in (frames, smaller))
+    kinds = Counter(f"{frame.width}x{frame.height}" for frame in large)
+    return (
+        f"frames are large for --image-size {image_size} ({kinds.most_common(1)[0][0]}): --resize-short "
+        f"{framing.short} would store {byte_size(less * plan.num_frames)} instead of "
+        f"{byte_size(size * plan.num_frames)} and decode a frame in {faster / seconds:.0%} of the time, by a sample of "
+        f"{counted(len(frames), 'frame')}"
+    )
+
+
+def _sample(plan: Plan) -> list[image.Stored]:
+    """A few frames, evenly spread, as shards would keep them."""
+    options = {name: plan.settings[name] for name in ("resize_short", "quality", "max_pixels")}
+    reader = FrameReader(plan.root, plan.largest, verify="header", **options)
+    found = []
+    try:
+        for frame in plan.sample(SAMPLE):
+            with contextlib.suppress(CLTTError):
+                found += [stored for _, stored in reader.read([frame]) if isinstance(stored, image.Stored)]
+    finally:
+        reader.close()
+    return found
+
+
+def _cost(frames: list[image.Stored], image_size: int) -> tuple[float, float]:
+    """Bytes of a frame, and seconds of CPU time for decoding it at ``image_size``, on average."""
+    from cltt.frames.decode_cpu import FrameDecoder  # OpenCV: most builds need it not
+
+    decoder = FrameDecoder(Framing(image_size=image_size))
+    decoder.frame(frames[0].data)  # what the first one takes is not a frame's
+    start = time.thread_time()
+    for frame in frames:
+        decoder.frame(frame.data)
+    return sum(len(frame.data) for frame in frames) / len(frames), (time.thread_time() - start) / len(frames)
+
+
+# ---- progress
+
+
+@contextlib.contextmanager
+def progress_bar(frames: int) -> Iterator[Progress]:
+    """frames/s, MB/s or hours of video, and the time left: on a terminal a bar, in a log file a line a minute."""
+    with tqdm(total=frames, desc="pack", unit=" frames", disable=None, smoothing=0.05) as bar:
+        done, packed, watched = 0, 0, 0.0
+        began = told = time.monotonic()
+
+        def progress(count: int, size: int, video: float) -> None:
+            nonlocal done, packed, watched, told
+            done, packed, watched = done + count, packed + size, watched + video
+            seconds = max(1e-3, time.monotonic() - began)
+            rate = f"{watched / 3600:.2f} h of video" if watched else f"{packed / 1e6 / seconds:.0f} MB/s"
+            bar.set_postfix_str(rate, refresh=False)
+            bar.update(count)
+            if bar.disable and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                left = seconds / max(done, 1) * (frames - done) / 60
+                say(f"packed {done:,} of {counted(frames, 'frame')}, {rate}, {left:.0f} min left")
+
+        yield progress

@@ -31,7 +31,7 @@ from cltt.sets.record import Source, describe, differences, read_source, same, t
 from cltt.shards import checks, layout
 from cltt.source.scan import check_root
 from cltt.source.video.kinds import has_video_name
-from cltt.source.videos import Sampling, guess_bytes
+from cltt.source.videos import Sampling, guess_bytes, small_bytes
 from cltt.text import byte_size, counted, say
 
 SHARDS_HOME = Path("shards")
@@ -73,7 +73,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     if found is None and now.digest is None:
         now = describe(root, files=True)
         found = _of_source(sets, now)
-    if found is None and _build_settings(data) != BuildSettings() and not _has_videos(now):
+    if found is None and (data.fps, data.stream) != (None, None) and not _has_videos(now):
         say(f"no video is under {root}: --fps and --stream change nothing")
         return _shards_of_root(replace(data, fps=None, stream=None), fingerprint)
     if found is not None:
@@ -87,7 +87,7 @@ def _has_videos(source: Source) -> bool:
 
 
 def _build_settings(data: DataSettings) -> BuildSettings:
-    return BuildSettings(fps=data.fps, stream=data.stream)
+    return BuildSettings(fps=data.fps, stream=data.stream, resize_short=data.resize_short)
 
 
 def shards_name(root: str, settings: BuildSettings) -> str:
@@ -187,7 +187,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     for line in report.odd:
         say(f"odd: {line}")
     if report.odd:
-        given = {"--fps": data.fps, "--stream": data.stream}
+        given = {"--fps": data.fps, "--stream": data.stream, "--resize-short": data.resize_short}
         flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
         again = shlex.join(["cltt", "build", "--root-dir", root, "--out", f"{out}-chosen", *flags])
         say(f"to choose files, or build otherwise: {again} --include GLOB --exclude GLOB; then train with --shards")
@@ -217,7 +217,7 @@ def _sets_of_same_files(root: str, now: Source, data: DataSettings) -> Iterator[
         shards, record = path.with_name(path.name.removesuffix(".source.json")), read_source(path)
         with contextlib.suppress(CLTTError):
             index = checks.read_index(shards)
-            alike = all(index["settings"].get(name) == wanted[name] for name in ("fps", "stream"))
+            alike = all(index["settings"].get(name) == wanted[name] for name in ("fps", "stream", "resize_short"))
             there = _files_of(index["root_dir"], record) if record is not None and index["root_dir"] != root else {}
             if alike and (shared := len(there.items() & files.items())):
                 yield (
@@ -248,7 +248,8 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
                 if waited and holder(out / layout.BUILD / LOCK) is None:
                     say(f"{out}: its builder has gone before it was ready; taking over")
                 _prepare(out, root, now, data)
-            return build_shards(root, out, io_patience=data.io_patience, **asdict(_build_settings(data)))
+            settings = asdict(_build_settings(data))
+            return build_shards(root, out, io_patience=data.io_patience, image_size=data.image_size, **settings)
         except BusyError as error:
             if data.no_wait:
                 raise
@@ -276,8 +277,12 @@ def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
     clips = now.clips or {}
     films = {key: clip.size for key, clip in clips.items() if has_video_name(os.fsencode(key))}
     files = now.files - len(films)
-    needed = now.size - sum(films.values()) + files * MEMBER_BYTES
-    needed += guess_bytes(root, films, Sampling(fps=data.fps, stream=data.stream), MEMBER_BYTES)
+    sampling = Sampling(fps=data.fps, stream=data.stream, resize_short=data.resize_short)
+    needed = now.size - sum(films.values())
+    if data.resize_short is not None:
+        needed = min(needed, files * small_bytes(sampling))
+    needed += files * MEMBER_BYTES
+    needed += guess_bytes(root, films, sampling, MEMBER_BYTES)
     there = sum(path.stat().st_size for path in out.glob("shard-*.tar"))
     free = shutil.disk_usage(SHARDS_HOME).free
     if needed - there > free:

@@ -179,7 +179,11 @@ def _stored_size(
         shown = crop_of(file, container, stream).size(stream.width, stream.height)
     known = max(1, shown[0]), max(1, shown[1])  # a damaged header may say 0
     width, height = shrunk_size(*square_size(*known, stream.sample_aspect_ratio), sampling.resize_short)
-    return 1 + int(width * height * next(share for least, share in _BYTES_A_PIXEL if sampling.quality >= least))
+    return 1 + int(width * height * _bytes_a_pixel(sampling.quality))
+
+
+def _bytes_a_pixel(quality: int) -> float:
+    return next(share for least, share in _BYTES_A_PIXEL if quality >= least)
 
 
 def _check_unchanged(path: bytes, identity: tuple[int, int]) -> None:
@@ -194,6 +198,11 @@ def _check_unchanged(path: bytes, identity: tuple[int, int]) -> None:
 
 
 # ---- how much it will be
+
+
+def small_bytes(sampling: Sampling) -> int:
+    """About how many bytes a picture of 16:9 takes that is made as small as ``resize_short``."""
+    return int((sampling.resize_short or 0) ** 2 * 16 / 9 * _bytes_a_pixel(sampling.quality))
 
 
 def guess_bytes(root: str, sizes: Mapping[str, int], sampling: Sampling, overhead: int) -> int:

@@ -303,3 +303,35 @@ def test_what_is_left_out_and_stored_anew_is_said_with_the_reason(
     hidden = ShardDataset(path).num_frames and layout.read_json(path / layout.INDEX)["counts"]["skipped"]["hidden file"]
     assert f"{hidden} x hidden file" in said and "stored anew as JPEG: 3 x PNG" in said
     assert f"({path / 'report.json'} names each)" in said
+
+
+def test_frames_stored_smaller_are_a_set_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = located(capsys)
+    smaller, said = located(capsys, resize_short=24)
+    assert smaller != first and "note: " not in said
+    assert ShardDataset(smaller).frame_records([0])[["width", "height"]].tolist() == [(32, 24)]
+    assert located(capsys, resize_short=24)[0] == smaller and located(capsys)[0] == first
+    locate_shards(DataSettings(root_dir="frames/a", resize_short=24))
+    assert f"note: {smaller} holds 2 of these 2 clips" in capsys.readouterr().out
+    built = shards_name(str(folder.resolve() / "frames"), BuildSettings(resize_short=24))
+    assert smaller.name == built, "as `cltt build --resize-short` of the same folder would be named"
+
+
+def test_smaller_frames_need_room_for_smaller_frames(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data.make_clips(folder / "frames", {"c": 20}, height=480, width=640)
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(locate.shutil, "disk_usage", lambda path: usage._replace(free=200_000))
+    with pytest.raises(SettingsError, match="make room"):
+        located(capsys)
+    assert located(capsys, resize_short=24)[0].is_dir()
+
+
+def test_what_large_frames_cost_is_said_for_the_size_that_is_trained_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--resize-short" not in located(capsys)[1]
+    (folder / "frames/b.txt").touch()
+    shutil.rmtree(folder / "frames/a/two")
+    assert "frames are large for --image-size 32 (64x48): --resize-short 37 would" in located(capsys, image_size=32)[1]
