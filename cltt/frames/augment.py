@@ -5,9 +5,9 @@ was resumed. The preset ``simclr`` is SimCLR's recipe (Chen et al. 2020, arXiv:2
 crops cover at least 0.2 of the frame, as in MoCo v2 (arXiv:2003.04297), not 0.08.
 
 Crops are drawn by the rule of torchvision's RandomResizedCrop, and each change alone gives its pixels to within 2/255
-(https://docs.pytorch.org/vision/stable/transforms.html), but for hue. Two things differ: the colour changes come in one
-fixed order, as one affine map of RGB whose values are clipped once, at its end, where torchvision clips after each; and
-hue turns the colours of YIQ, as DALI does, not of HSV.
+(https://docs.pytorch.org/vision/stable/transforms.html). One thing differs: the colour changes come in one fixed order,
+and brightness, contrast and saturation are one affine map of RGB whose values are clipped once, at its end, where
+torchvision clips after each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from cltt.config import Augment
-from cltt.frames.filters import gaussian, shrink
+from cltt.frames.filters import gaussian, shrink, turn_hue
 from cltt.sampling.permutation import GOLDEN, mix64
 
 Array = np.ndarray
@@ -28,7 +28,6 @@ COLOUR_SHARE = 0.8
 SIGMA = (0.1, 2.0)  # in pixels
 TRIES = 10  # to draw a crop that fits, before the centre is taken
 LUMA = np.array([0.299, 0.587, 0.114])
-_TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _JITTERED = ("brightness", "contrast", "saturation")
 _AREAS, _ASPECTS = ([f"{name}{k}" for k in range(TRIES)] for name in ("area", "aspect"))
 _DRAWS = (*_AREAS, *_ASPECTS, "top", "left", "flip", "jitter", *_JITTERED, "hue", "grey", "blur", "sigma")
@@ -43,12 +42,16 @@ class Augmentation:
         flip: bool [n], then mirrored left to right.
         colour: float32 [n, 3, 4], then mapped: rgb -> colour[:, :3] @ rgb + colour[:, 3] * m, clipped to 0..255; m is
             the mean of the crop's luma.
+        hue: float32 [n], then turned by this share of a full turn in HSV, as torchvision's adjust_hue; 0: not turned.
+        grey: bool [n], then made grey; False where ``hue`` is 0, for then ``colour`` does so.
         sigma: float32 [n], then blurred by a Gaussian of this deviation in pixels; 0: not blurred.
     """
 
     box: Array
     flip: Array
     colour: Array
+    hue: Array
+    grey: Array
     sigma: Array
 
     @cached_property
@@ -84,12 +87,16 @@ def sample_params(augment: Augment, numbers: dict[str, Array], sizes: Array) -> 
         box = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int64)
     else:
         box = _crop_boxes(augment.crop_area, numbers, sizes)
+    jitter, grey = numbers["jitter"] < COLOUR_SHARE, numbers["grey"] < augment.grey
+    most = augment.jitter[3]
+    hue = np.where(jitter, _between(numbers["hue"], (most, -most)), 0).astype(np.float32)
+    grey_last = grey & (hue != 0)
     if any(augment.jitter) or augment.grey > 0:
-        colour = _colour_maps(augment, numbers)
+        colour = _colour_maps(augment, numbers, jitter, grey & ~grey_last)
     else:
         colour = np.broadcast_to(np.eye(3, 4, dtype=np.float32), (len(sizes), 3, 4))
     sigma = np.where(numbers["blur"] < augment.blur, _between(numbers["sigma"], SIGMA), 0)
-    return Augmentation(box, numbers["flip"] < augment.flip, colour, sigma.astype(np.float32))
+    return Augmentation(box, numbers["flip"] < augment.flip, colour, hue, grey_last, sigma.astype(np.float32))
 
 
 def _between(numbers: Array, limits: tuple[float, float]) -> Array:
@@ -118,31 +125,18 @@ def _central_sides(sizes: Array) -> Array:
     return np.maximum(np.stack([low, narrow], axis=1), 1).astype(np.int64)
 
 
-def _colour_maps(augment: Augment, numbers: dict[str, Array]) -> Array:
-    """float32 [n, 3, 4]: brightness, contrast, saturation, hue, then grey, each where it was drawn."""
-    jitter = numbers["jitter"] < COLOUR_SHARE
-    *most, hue = augment.jitter
+def _colour_maps(augment: Augment, numbers: dict[str, Array], jitter: Array, grey: Array) -> Array:
+    """float32 [n, 3, 4]: brightness, contrast, saturation where ``jitter`` bool [n], then grey where ``grey``."""
     scale = {
         name: np.where(jitter, _between(numbers[name], (1 - by, 1 + by)), 1)
-        for name, by in zip(_JITTERED, most, strict=True)
+        for name, by in zip(_JITTERED, augment.jitter, strict=False)
     }
-    angle = np.where(jitter, _between(numbers["hue"], (-hue, hue)), 0) * 2 * np.pi
-    eye, grey = np.eye(3), np.tile(LUMA, (3, 1))
-    saturation = np.where(numbers["grey"] < augment.grey, 0, scale["saturation"])[:, None, None]
-    matrix = (saturation * eye + (1 - saturation) * grey) @ _hue_turns(angle)
+    saturation = np.where(grey, 0, scale["saturation"])[:, None, None]
+    matrix = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
     gain = scale["brightness"] * scale["contrast"]
     of_mean = scale["brightness"] * (1 - scale["contrast"])
     shift = matrix.sum(axis=2) * of_mean[:, None]
     return np.concatenate([matrix * gain[:, None, None], shift[..., None]], axis=2).astype(np.float32)
-
-
-def _hue_turns(angle: Array) -> Array:
-    """Turn the colour plane of YIQ by ``angle`` [n] -> [n, 3, 3] for RGB; grey stays grey."""
-    turns = np.zeros((len(angle), 3, 3))
-    cos, sin = np.cos(angle), np.sin(angle)
-    turns[:, 0, 0], turns[:, 1, 1], turns[:, 2, 2] = 1, cos, cos
-    turns[:, 1, 2], turns[:, 2, 1] = -sin, sin
-    return np.linalg.inv(_TO_YIQ) @ turns @ _TO_YIQ
 
 
 def augment(frame: Array, augmentation: Augmentation, k: int, out: Array) -> None:
@@ -156,6 +150,10 @@ def augment(frame: Array, augmentation: Augmentation, k: int, out: Array) -> Non
         colour = augmentation.colour[k].copy()
         colour[:, 3] *= np.dot(LUMA, cv2.mean(out)[:3])
         cv2.transform(out, colour, dst=out)
+    if augmentation.hue[k] != 0:
+        turn_hue(out, float(augmentation.hue[k]))
+        if augmentation.grey[k]:
+            cv2.merge([cv2.cvtColor(out, cv2.COLOR_RGB2GRAY)] * 3, out)
     if augmentation.sigma[k] > 0:
         # Beyond three deviations a kernel's weights round to nothing (OpenCV's own rule for bytes has this width).
         taps = min(blur_window(len(out)), round(6 * float(augmentation.sigma[k]) + 1) | 1)

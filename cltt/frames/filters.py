@@ -122,3 +122,30 @@ def blur_outside(frame: Pixels, clear: Rectangle, taps: int, sigma: float) -> No
     kept = inside.copy()
     gaussian(frame, taps, sigma)
     inside[:] = kept
+
+
+def turn_hue(frame: Pixels, turn: float) -> None:
+    """Turn the hue of ``frame`` uint8 [h, w, 3] RGB in place by ``turn``, from -0.5 to 0.5 of a full turn, in HSV.
+
+    Every value is within 1/255 of torchvision's adjust_hue, which converts to HSV and back.
+
+    A sixth of a turn makes channel c ``most + least - channel c + 1``, and two sixths make it channel c + 2. In between
+    it is ``start + end`` less the middle one of three: ``start``, ``end`` and a bound, ``low`` where its value falls and
+    ``high`` where it rises. Sums may overflow a byte: what is left of them at the end fits again.
+    """
+    sixths = 6 * turn % 6
+    first = int(sixths)
+    share = sixths - first
+    channels = np.empty((4, *frame.shape[:2]), np.uint8)  # the last is the first once more
+    cv2.split(frame, [channels[(channel - first) % 3] for channel in range(3)])
+    channels[3] = channels[0]
+    most = np.maximum(np.maximum(channels[0], channels[1]), channels[2])
+    least = np.minimum(np.minimum(channels[0], channels[1]), channels[2])
+    both = most + least
+    low = cv2.addWeighted(least, 1 - share, most, share, 0)
+    start, end = (both - channels[:3], channels[1:]) if first % 2 else (channels[:3], both - channels[1:])
+    middle = np.maximum(end, low)
+    np.minimum(middle, start, out=middle)
+    np.maximum(middle, np.minimum(end, both - low), out=middle)
+    np.subtract(start + end, middle, out=middle)
+    cv2.merge(list(middle), frame)

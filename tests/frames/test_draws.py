@@ -82,14 +82,16 @@ def test_the_rest_of_the_recipe() -> None:
     sigma = done.sigma[done.sigma > 0]
     assert stats.kstest(sigma, "uniform", (0.1, 1.9)).statistic < 1.95 / math.sqrt(len(sigma))
     matrix, of_mean = done.colour[:, :, :3].astype(float), done.colour[:, :, 3].astype(float)
-    grey = np.abs(matrix[:, 0] - matrix[:, 1]).max(axis=1) < 1e-6
+    grey = (np.abs(matrix[:, 0] - matrix[:, 1]).max(axis=1) < 1e-6) | done.grey
     assert abs(grey.mean() - 0.2) < three_sigma
     jittered = flat["jitter"] < 0.8
     assert abs(jittered.mean() - 0.8) < three_sigma
-    # A grey pixel of value x in a crop of mean m becomes b (c x + (1 - c) m): saturation and hue leave it grey.
+    # A grey pixel of value x in a crop of mean m becomes b (c x + (1 - c) m): saturation leaves it grey.
     slope, rest = matrix.sum(axis=2).mean(axis=1), of_mean.mean(axis=1)
     brightness, contrast = slope + rest, slope / (slope + rest)
     assert (np.abs(brightness[~jittered] - 1) < 1e-5).all() and (np.abs(contrast[~jittered] - 1) < 1e-5).all()
+    assert (done.hue[~jittered] == 0).all()
+    assert stats.kstest(done.hue[jittered], "uniform", (-0.2, 0.4)).statistic < 1.95 / math.sqrt(jittered.sum())
     for factor in (brightness[jittered], contrast[jittered]):
         assert stats.kstest(factor, "uniform", (0.2, 1.6)).statistic < 1.95 / math.sqrt(len(factor))
 
@@ -100,8 +102,8 @@ def test_contrast_turns_about_the_mean_grey_of_the_crop(factor: float) -> None:
     frame = np.random.default_rng(0).integers(60, 200, (32, 32, 3), dtype=np.uint8)
     colour = np.zeros((1, 3, 4), np.float32)
     colour[0, :, :3], colour[0, :, 3] = np.eye(3) * factor, 1 - factor
-    whole = np.array([[0, 0, 32, 32]])
-    drawn = augment.Augmentation(whole, np.array([False]), colour, np.zeros(1, np.float32))
+    whole, no, none = np.array([[0, 0, 32, 32]]), np.array([False]), np.zeros(1, np.float32)
+    drawn = augment.Augmentation(whole, no, colour, none, no, none)
     out = np.empty((32, 32, 3), np.uint8)
     augment.augment(frame, drawn, 0, out)
     mean = (frame @ [0.299, 0.587, 0.114]).mean()

@@ -123,12 +123,29 @@ def test_opencv_and_dali_augment_alike(kind: Augment, size: int) -> None:
     augmentation = drawn_for(kind, 24, store.sizes)
     assert augmentation.flip.any() and not augmentation.flip.all()
     frames = [store.frame(k) for k in range(24)]
-    dali = AugmentGraph(size, augment.blur_window(size), 24, 1, None).augment(frames, augmentation).numpy()
+    graph = AugmentGraph(size, augment.blur_window(size), kind.jitter[3] > 0, 24, 1, None)
+    dali = graph.augment(frames, augmentation).numpy()
     ours = np.empty((24, size, size, 3), np.uint8)
     for k, frame in enumerate(frames):
         augment.augment(frame.numpy(), augmentation, k, ours[k])
     difference = np.abs(ours.astype(int) - dali).reshape(24, -1).mean(axis=1)
     assert difference.mean() < 1 and difference.max() < 2 * TOLERANCE, difference
+
+
+@needs_dali
+@pytest.mark.parametrize("grey", [0.0, 0.5])
+def test_opencv_and_dali_turn_hues_alike(grey: float) -> None:
+    """Half a turn either way, in every sixth; values differ by a rounding."""
+    from cltt.frames.gpu.dali_graphs import AugmentGraph
+
+    augmentation = drawn_for(Augment(jitter=(0, 0, 0, 0.5), grey=grey), 40, np.tile((32, 32), (40, 1)))
+    assert set((6 * augmentation.hue[augmentation.hue != 0] % 6).astype(int)) == set(range(6))
+    frames = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dali = AugmentGraph(32, 3, True, 40, 1, None).augment(list(frames), augmentation).numpy()
+    ours = np.empty_like(dali)
+    for k, frame in enumerate(frames.numpy()):
+        augment.augment(frame, augmentation, k, ours[k])
+    assert np.abs(ours.astype(int) - dali).max() <= 1
 
 
 def test_draws_depend_on_window_and_frame_alone() -> None:
@@ -163,11 +180,11 @@ def test_drawn_parameters_keep_to_the_recipe() -> None:
     share = drawn.box[:, 2:].prod(axis=1) / sizes.prod(axis=1)
     assert share.min() > 0.19 and share.max() <= 1 and abs(share.mean() - 0.496) < 0.01
     assert abs(drawn.flip.mean() - 0.5) < 0.02 and abs((drawn.sigma > 0).mean() - 0.5) < 0.02
-    grey = np.abs(drawn.colour[:, 0] - drawn.colour[:, 1]).max(axis=1) < 1e-6
-    assert abs(grey.mean() - 0.2) < 0.02
-    plain = np.abs(drawn.colour - np.eye(3, 4)).max(axis=(1, 2)) < 1e-6
+    grey = (np.abs(drawn.colour[:, 0] - drawn.colour[:, 1]).max(axis=1) < 1e-6) | drawn.grey
+    assert abs(grey.mean() - 0.2) < 0.02 and not (drawn.grey & (drawn.hue == 0)).any()
+    plain = (np.abs(drawn.colour - np.eye(3, 4)).max(axis=(1, 2)) < 1e-6) & (drawn.hue == 0)
     assert abs(plain.mean() - 0.2 * 0.8) < 0.02
-    # Saturation, hue and grey leave grey as it is: its three channels stay equal.
+    # Saturation and grey leave grey as it is: its three channels stay equal.
     mid = drawn.colour[:, :, :3].sum(axis=2) * 90 + drawn.colour[:, :, 3]
     assert np.abs(mid - mid[:, :1]).max() < 1e-2
 

@@ -57,7 +57,9 @@ class GpuBatchMaker:
         if self._graph is None:
             from cltt.frames.gpu.dali_graphs import AugmentGraph
 
-            size = self.framing.image_size
-            self._graph = AugmentGraph(size, blur_window(size), len(slots), self._threads, self.device.index or 0)
+            size, turns_hue = self.framing.image_size, self.augment.jitter[3] > 0
+            self._graph = AugmentGraph(
+                size, blur_window(size), turns_hue, len(slots), self._threads, self.device.index or 0
+            )
         with own_stream(self.device):
             return self._graph.augment([store.frame(slot) for slot in slots.tolist()], params).clone().flatten(1)

@@ -18,7 +18,7 @@ import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types
 import torch
-from nvidia.dali import Pipeline
+from nvidia.dali import Pipeline, math
 from nvidia.dali.tensors import TensorCPU
 
 from cltt.frames.augment import LUMA, Augmentation
@@ -126,10 +126,19 @@ def _blurred_outside(frames: Any, taps: int, sigma: float) -> Any:
 
 
 class AugmentGraph(Graph):
-    """Stored frames and drawn parameters -> uint8 [n, S, S, 3]."""
+    """Stored frames and drawn parameters -> uint8 [n, S, S, 3]; ``turns_hue``: where any parameters turn it."""
 
-    def __init__(self, image_size: int, blur_window: int, batch_size: int, threads: int, device_id: int | None) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        blur_window: int,
+        turns_hue: bool,
+        batch_size: int,
+        threads: int,
+        device_id: int | None,
+    ) -> None:
         super().__init__(batch_size, threads, device_id)
+        self._turns_hue = turns_hue
         device = "gpu" if self.on_gpu else "cpu"
         with self.pipe:
             frames = fn.external_source(name="frames", device=device, dtype=types.UINT8, ndim=3, layout="HWC")
@@ -142,6 +151,8 @@ class AugmentGraph(Graph):
             luma = types.Constant(np.asarray(LUMA, np.float32), device=device)
             mean = fn.reductions.sum(fn.reductions.mean(cropped, axes=[0, 1]) * luma, axes=[0])
             coloured = fn.cast(fn.coord_transform(cropped, M=matrix) + of_mean * mean, dtype=types.UINT8)
+            if turns_hue:
+                coloured = _hue_turned(coloured, device)
             self.pipe.set_outputs(fn.gaussian_blur(coloured, window_size=blur_window, sigma=sigma))
         self.pipe.build()
 
@@ -157,8 +168,44 @@ class AugmentGraph(Graph):
             of_mean=np.ascontiguousarray(drawn.colour[:, :, 3]),
             # A deviation this small leaves one pixel of the kernel: no blur.
             sigma=np.where(drawn.sigma > 0, drawn.sigma, 1e-3).astype(np.float32),
+            **(_turns(drawn) if self._turns_hue else {}),
         )
         return torch.from_dlpack(output.as_tensor())
+
+
+def _hue_turned(frames: Any, device: str) -> Any:
+    """``frames`` uint8 with their hue turned as :func:`cltt.frames.filters.turn_hue` does, by what :func:`_turns` gives.
+
+    All of it is arithmetic, which DALI fuses into few operators.
+    """
+    start, end, to_grey = (fn.external_source(name=n, dtype=types.FLOAT, ndim=2) for n in ("start_of", "end_of", "grey"))
+    odd, share = (fn.external_source(name=n, device=device, dtype=types.FLOAT, ndim=1) for n in ("odd", "share"))
+    most, least = (reduce(frames, axes=[2], keep_dims=True) for reduce in (fn.reductions.max, fn.reductions.min))
+    both, part = fn.cast(most, dtype=types.FLOAT) + least, (most - least) * share
+    begin = fn.coord_transform(frames, M=start) + odd * both
+    target = fn.coord_transform(frames, M=end) + (1 - odd) * both
+    falling = math.min(math.max(target, least + part), begin)
+    middle = math.max(falling, math.min(target, most - part))
+    turned = fn.cast(begin + target - middle, dtype=types.UINT8)
+    return fn.cast(fn.coord_transform(turned, M=to_grey), dtype=types.UINT8)
+
+
+def _turns(drawn: Augmentation) -> dict[str, np.ndarray]:
+    """What :func:`_hue_turned` is fed: matrices to both ends of the sixth of a turn that a hue ends in, and to grey."""
+    sixths = 6 * drawn.hue.astype(np.float64) % 6
+    first = sixths.astype(np.int64)
+    odd = first % 2
+    eye = np.eye(3, dtype=np.float32)
+    channels = np.arange(3)
+    # Channel c goes to c + k; k odd: to its complement.
+    start, end = (eye[(channels + (first + k)[:, None]) % 3] for k in (0, 1))
+    return {
+        "start_of": start * np.where(odd, -1, 1).astype(np.float32)[:, None, None],
+        "end_of": end * np.where(odd, 1, -1).astype(np.float32)[:, None, None],
+        "odd": odd.astype(np.float32)[:, None],
+        "share": (sixths - first).astype(np.float32)[:, None],
+        "grey": np.where(drawn.grey[:, None, None], np.float32(LUMA), eye),
+    }
 
 
 class DecodeGraphs:
