@@ -28,6 +28,7 @@ COLOUR_SHARE = 0.8
 SIGMA = (0.1, 2.0)  # in pixels
 TRIES = 10  # to draw a crop that fits, before the centre is taken
 LUMA = np.array([0.299, 0.587, 0.114])
+TO_GREY = np.tile(LUMA, (3, 1))
 _JITTERED = ("brightness", "contrast", "saturation")
 _AREAS, _ASPECTS = ([f"{name}{k}" for k in range(TRIES)] for name in ("area", "aspect"))
 _DRAWS = (*_AREAS, *_ASPECTS, "top", "left", "flip", "jitter", *_JITTERED, "hue", "grey", "blur", "sigma")
@@ -132,7 +133,7 @@ def _colour_maps(augment: Augment, numbers: dict[str, Array], jitter: Array, gre
         for name, by in zip(_JITTERED, augment.jitter, strict=False)
     }
     saturation = np.where(grey, 0, scale["saturation"])[:, None, None]
-    matrix = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
+    matrix = saturation * np.eye(3) + (1 - saturation) * TO_GREY
     gain = scale["brightness"] * scale["contrast"]
     of_mean = scale["brightness"] * (1 - scale["contrast"])
     shift = matrix.sum(axis=2) * of_mean[:, None]
@@ -153,7 +154,7 @@ def augment(frame: Array, augmentation: Augmentation, k: int, out: Array) -> Non
     if augmentation.hue[k] != 0:
         turn_hue(out, float(augmentation.hue[k]))
         if augmentation.grey[k]:
-            cv2.merge([cv2.cvtColor(out, cv2.COLOR_RGB2GRAY)] * 3, out)
+            cv2.transform(out, TO_GREY, dst=out)
     if augmentation.sigma[k] > 0:
         # Beyond three deviations a kernel's weights round to nothing (OpenCV's own rule for bytes has this width).
         taps = min(blur_window(len(out)), round(6 * float(augmentation.sigma[k]) + 1) | 1)

@@ -124,28 +124,51 @@ def blur_outside(frame: Pixels, clear: Rectangle, taps: int, sigma: float) -> No
     inside[:] = kept
 
 
+class _Scratch(threading.local):
+    """Memory kept from call to call in each thread: new memory costs more than what :func:`turn_hue` does with it."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def planes(self, count: int, height: int, width: int) -> Pixels:
+        """uint8 [count, height, width], of any values."""
+        size = count * height * width
+        if self._memory.size < size:
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size].reshape(count, height, width)
+
+
+_scratch = _Scratch()
+
+
 def turn_hue(frame: Pixels, turn: float) -> None:
     """Turn the hue of ``frame`` uint8 [h, w, 3] RGB in place by ``turn``, from -0.5 to 0.5 of a full turn, in HSV.
 
     Every value is within 1/255 of torchvision's adjust_hue, which converts to HSV and back.
 
     A sixth of a turn makes channel c ``most + least - channel c + 1``, and two sixths make it channel c + 2. In between
-    it is ``start + end`` less the middle one of three: ``start``, ``end`` and a bound, ``low`` where its value falls and
-    ``high`` where it rises. Sums may overflow a byte: what is left of them at the end fits again.
+    it is ``start + end`` less the middle one of three: ``start``, ``end`` and a bound, ``low`` where its value falls
+    and ``high`` where it rises. Sums may overflow a byte: what is left of them at the end fits again.
     """
     sixths = 6 * turn % 6
     first = int(sixths)
     share = sixths - first
-    channels = np.empty((4, *frame.shape[:2]), np.uint8)  # the last is the first once more
+    planes = _scratch.planes(17, *frame.shape[:2])
+    channels, (most, least, both, low) = planes[:4], planes[4:8]
+    other, middle, rising = planes[8:11], planes[11:14], planes[14:]
     cv2.split(frame, [channels[(channel - first) % 3] for channel in range(3)])
     channels[3] = channels[0]
-    most = np.maximum(np.maximum(channels[0], channels[1]), channels[2])
-    least = np.minimum(np.minimum(channels[0], channels[1]), channels[2])
-    both = most + least
-    low = cv2.addWeighted(least, 1 - share, most, share, 0)
-    start, end = (both - channels[:3], channels[1:]) if first % 2 else (channels[:3], both - channels[1:])
-    middle = np.maximum(end, low)
-    np.minimum(middle, start, out=middle)
-    np.maximum(middle, np.minimum(end, both - low), out=middle)
-    np.subtract(start + end, middle, out=middle)
+    np.maximum(np.maximum(channels[0], channels[1], out=most), channels[2], out=most)
+    np.minimum(np.minimum(channels[0], channels[1], out=least), channels[2], out=least)
+    np.add(most, least, out=both)
+    cv2.addWeighted(least, 1 - share, most, share, 0, dst=low)
+    high = np.subtract(both, low, out=most)
+    start, end = channels[:3], channels[1:]
+    if first % 2:
+        start = np.subtract(both, start, out=other)
+    else:
+        end = np.subtract(both, end, out=other)
+    np.minimum(np.maximum(end, low, out=middle), start, out=middle)
+    np.maximum(middle, np.minimum(end, high, out=rising), out=middle)
+    np.subtract(np.add(start, end, out=rising), middle, out=middle)
     cv2.merge(list(middle), frame)

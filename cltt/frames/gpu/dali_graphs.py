@@ -21,7 +21,7 @@ import torch
 from nvidia.dali import Pipeline, math
 from nvidia.dali.tensors import TensorCPU
 
-from cltt.frames.augment import LUMA, Augmentation
+from cltt.frames.augment import LUMA, TO_GREY, Augmentation
 from cltt.frames.geometry import Framing
 
 types: Any = nvidia.dali.types  # its stubs leave the enumerations out
@@ -174,13 +174,15 @@ class AugmentGraph(Graph):
 
 
 def _hue_turned(frames: Any, device: str) -> Any:
-    """``frames`` uint8 with their hue turned as :func:`cltt.frames.filters.turn_hue` does, by what :func:`_turns` gives.
+    """Turn the hue of ``frames`` uint8 as :func:`cltt.frames.filters.turn_hue` does, by the inputs of :func:`_turns`.
 
-    All of it is arithmetic, which DALI fuses into few operators.
+    DALI fuses the arithmetic into few operators.
     """
-    start, end, to_grey = (fn.external_source(name=n, dtype=types.FLOAT, ndim=2) for n in ("start_of", "end_of", "grey"))
+    names = "start_of", "end_of", "to_grey"
+    start, end, to_grey = (fn.external_source(name=name, dtype=types.FLOAT, ndim=2) for name in names)
     odd, share = (fn.external_source(name=n, device=device, dtype=types.FLOAT, ndim=1) for n in ("odd", "share"))
-    most, least = (reduce(frames, axes=[2], keep_dims=True) for reduce in (fn.reductions.max, fn.reductions.min))
+    most = fn.reductions.max(frames, axes=[2], keep_dims=True)
+    least = fn.reductions.min(frames, axes=[2], keep_dims=True)
     both, part = fn.cast(most, dtype=types.FLOAT) + least, (most - least) * share
     begin = fn.coord_transform(frames, M=start) + odd * both
     target = fn.coord_transform(frames, M=end) + (1 - odd) * both
@@ -191,7 +193,7 @@ def _hue_turned(frames: Any, device: str) -> Any:
 
 
 def _turns(drawn: Augmentation) -> dict[str, np.ndarray]:
-    """What :func:`_hue_turned` is fed: matrices to both ends of the sixth of a turn that a hue ends in, and to grey."""
+    """Inputs of :func:`_hue_turned`: matrices to both ends of the sixth of a turn that a hue ends in, and to grey."""
     sixths = 6 * drawn.hue.astype(np.float64) % 6
     first = sixths.astype(np.int64)
     odd = first % 2
@@ -204,7 +206,7 @@ def _turns(drawn: Augmentation) -> dict[str, np.ndarray]:
         "end_of": end * np.where(odd, 1, -1).astype(np.float32)[:, None, None],
         "odd": odd.astype(np.float32)[:, None],
         "share": (sixths - first).astype(np.float32)[:, None],
-        "grey": np.where(drawn.grey[:, None, None], np.float32(LUMA), eye),
+        "to_grey": np.where(drawn.grey[:, None, None], TO_GREY, eye).astype(np.float32),
     }
 
 
