@@ -1,4 +1,4 @@
-"""The network that is trained: an encoder with a projection head, over windows."""
+"""The trained network: an encoder with a projection head, applied to the frames of windows."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ class ProjectionHead(nn.Sequential):
     Two layers are the head of SimCLR (arXiv:2002.05709), three that of SimCLR v2 (arXiv:2006.10029).
 
     Args:
-        in_dim, out_dim: features of the encoder, numbers for the loss.
+        in_dim: features of the encoder.
+        out_dim: length of the embeddings that the loss compares.
         hidden: width between the layers; None: ``in_dim``.
         layers: linear layers, 2 or more.
     """
 
     def __init__(self, in_dim: int, out_dim: int = 128, *, hidden: int | None = None, layers: int = 2) -> None:
         widths = [in_dim] + [hidden or in_dim] * (layers - 1)
-        between = [module for pair in pairwise(widths) for module in _hidden_layer(*pair)]
-        super().__init__(*between, nn.Linear(widths[-1], out_dim))
-
-
-def _hidden_layer(in_dim: int, out_dim: int) -> tuple[nn.Module, ...]:
-    # The bias would be taken out again by BatchNorm.
-    return nn.Linear(in_dim, out_dim, bias=False), nn.BatchNorm1d(out_dim), nn.ReLU(inplace=True)
+        modules: list[nn.Module] = []
+        for before, after in pairwise(widths):  # no bias, as BatchNorm subtracts it again
+            modules += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        super().__init__(*modules, nn.Linear(widths[-1], out_dim))
 
 
 class ContrastiveModel(nn.Module):

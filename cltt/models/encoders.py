@@ -1,6 +1,6 @@
-"""Encoders by name: classification models of torchvision and of timm, with random weights and without a classifier.
+"""Builds encoders by name: classification models of torchvision and timm with random weights and no classifier.
 
-Names and shapes of parameters are theirs, so an encoder trained here loads there.
+Names and shapes of the parameters are those of the library, so a trained encoder loads there.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from cltt.config.recipe import TIMM, require_backbone
 from cltt.errors import SettingsError
 from cltt.text import shorten
 
-IMAGE_SIZE = 224  # pixels, where no size is said
+IMAGE_SIZE = 224  # pixels, if no size is given
 
 
 class Encoder(nn.Module):
-    """What a model of torchvision's or timm's is here: [n, 3, H, W] -> [n, feature_dim].
+    """Type of a torchvision or timm model without its classifier: [n, 3, H, W] -> [n, feature_dim].
 
     Attributes:
         feature_dim: length of the feature vector.
-        code: lines of Python that make the same encoder without this package.
+        code: lines of Python that build the same encoder without this package.
     """
 
     feature_dim: int
@@ -35,38 +35,38 @@ class Encoder(nn.Module):
 
 
 def build_encoder(name: str, image_size: int = IMAGE_SIZE) -> Encoder:
-    """Make an encoder with weights drawn from torch's random state.
+    """Build an encoder with random weights, drawn from torch's random state.
 
     Args:
-        name: a classification model of torchvision's, or ``timm:NAME``, one of timm's.
-        image_size: side of the images in pixels, for a model that asks for it.
+        name: a classification model of torchvision, or ``timm:NAME`` for one of timm.
+        image_size: side of the images in pixels; only some models depend on it.
 
-    Raises SettingsError for a name that they do not have, with the nearest names, for a model that is no encoder or
-    refuses the size, and where timm is missing.
+    Raises SettingsError for an unknown name, with the nearest names, for a model that cannot serve as an encoder or
+    refuses the size, and if timm is not installed.
     """
     require_backbone(name)
     return _of_timm(name) if name.startswith(TIMM) else _of_torchvision(name, image_size)
 
 
 def check_takes(encoder: nn.Module, backbone: str, image_size: int) -> None:
-    """SettingsError unless ``encoder`` makes features of images of ``image_size`` pixels."""
+    """Raise SettingsError unless ``encoder`` gives features for images of ``image_size`` pixels."""
     was_training, any_weight = encoder.training, next(encoder.parameters())
     encoder.eval()
     try:
         with torch.no_grad():
             shape = tuple(encoder(any_weight.new_zeros(1, 3, image_size, image_size)).shape)
-    except Exception as error:  # whatever a model of others raises
-        raise _no_encoder(backbone, image_size, error) from error
+    except Exception as error:  # models raise errors of any type
+        raise _unsuitable(backbone, image_size, error) from error
     finally:
         encoder.train(was_training)
     if shape != (1, encoder.feature_dim):
-        raise _no_encoder(backbone, image_size, f"gives features of shape {shape}")
+        raise _unsuitable(backbone, image_size, f"gives features of shape {shape}")
 
 
-def _no_encoder(backbone: str, image_size: int, why: object) -> SettingsError:
-    words = shorten(" ".join(str(why).split()), 160) or type(why).__name__
+def _unsuitable(backbone: str, image_size: int, why: object) -> SettingsError:
+    reason = shorten(" ".join(str(why).split()), 160) or type(why).__name__
     return SettingsError(
-        f"--backbone {shorten(backbone, 80)} is no encoder of images of {image_size} pixels ({words}); give another "
+        f"--backbone {shorten(backbone, 80)} does not work with images of {image_size} pixels ({reason}); give another "
         "--image-size or --backbone"
     )
 
@@ -83,23 +83,29 @@ def _unknown(backbone: str, name: str, library: Any, names: Iterable[str]) -> Se
 
 
 def _of_torchvision(name: str, image_size: int) -> Encoder:
-    import torchvision  # a second or two: for those who make an encoder
+    import torchvision  # imported here, as it takes a second or two
     from torchvision import models
 
     names = models.list_models(module=models)
     if name not in names:
         raise _unknown(name, name, torchvision, names)
     build = models.get_model_builder(name)
-    asked = inspect.signature(get_type_hints(build)["return"]).parameters
-    require("aux_logits" not in asked, f"--backbone {name} has auxiliary outputs, so it is no encoder; give another")
+    parameters = inspect.signature(get_type_hints(build)["return"]).parameters
+    require(
+        "aux_logits" not in parameters,
+        f"--backbone {name} has auxiliary outputs, so it cannot be an encoder; give another",
+    )
     sizes = {"image_size": image_size, "input_size": (image_size, image_size)}
-    options = {key: value for key, value in sizes.items() if key in asked}
+    options = {key: value for key, value in sizes.items() if key in parameters}
     try:
         model = build(weights=None, **options)
-    except (AssertionError, ValueError) as error:  # a size that does not suit it
-        raise _no_encoder(name, image_size, error) from error
-    classifier = _last_linear(model)
-    require(classifier != "", f"--backbone {name} ends without a linear layer, so it is no encoder; give another")
+    except (AssertionError, ValueError) as error:  # a size that the model refuses
+        raise _unsuitable(name, image_size, error) from error
+    linear = [layer for layer, module in model.named_modules() if isinstance(module, nn.Linear)]
+    require(
+        bool(linear), f"--backbone {name} has no linear layer as classifier, so it cannot be an encoder; give another"
+    )
+    classifier = linear[-1]
     encoder = cast(Encoder, model)
     encoder.feature_dim = model.get_submodule(classifier).in_features
     model.set_submodule(classifier, nn.Identity())
@@ -113,38 +119,26 @@ def _of_torchvision(name: str, image_size: int) -> Encoder:
     return encoder
 
 
-def _last_linear(model: nn.Module) -> str:
-    """Name of the classifier; empty if there is none."""
-    return ([""] + [name for name, module in model.named_modules() if isinstance(module, nn.Linear)])[-1]
-
-
-# ---- timm (PyTorch Image Models, https://github.com/huggingface/pytorch-image-models), where it is installed
+# ---- timm (PyTorch Image Models, https://github.com/huggingface/pytorch-image-models), if it is installed
 
 
 def _of_timm(backbone: str) -> Encoder:
-    timm, name = _timm(backbone), backbone.removeprefix(TIMM)
-    if not timm.is_model(name):
-        raise _unknown(backbone, name, timm, timm.list_models())
-    encoder, options = _created(timm, name)
-    # Not num_features where convolutions follow the pooling.
-    encoder.feature_dim = int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)
-    encoder.code = ["import timm, torch", f'encoder = timm.create_model("{name}", num_classes=0{options})']
-    return cast(Encoder, encoder)
-
-
-def _timm(backbone: str) -> Any:
     try:
         import timm
-    except ImportError as error:  # also where timm is there, and its torchvision is not
+    except ImportError as error:  # also if timm is installed, but its torchvision is not
         raise SettingsError(
             f"--backbone {shorten(backbone, 80)} needs the package timm: pip install 'cltt[timm]' ({error})"
         ) from None
-    return timm
-
-
-def _created(timm: Any, name: str) -> tuple[Any, str]:
-    """Transformers with learnt places take every size where they can: their weights are the same."""
+    name = backbone.removeprefix(TIMM)
+    if not timm.is_model(name):
+        raise _unknown(backbone, name, timm, timm.list_models())
+    option = ", dynamic_img_size=True"  # transformers with learnt positions then take images of any size
+    encoder: Any
     try:
-        return timm.create_model(name, num_classes=0, dynamic_img_size=True), ", dynamic_img_size=True"
+        encoder = timm.create_model(name, num_classes=0, dynamic_img_size=True)
     except TypeError:
-        return timm.create_model(name, num_classes=0), ""
+        encoder, option = timm.create_model(name, num_classes=0), ""
+    # Not num_features if convolutions follow the pooling.
+    encoder.feature_dim = int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)
+    encoder.code = ["import timm, torch", f'encoder = timm.create_model("{name}", num_classes=0{option})']
+    return encoder

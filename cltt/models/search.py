@@ -1,8 +1,8 @@
-"""Finds an encoder's weights among a file's tensors, whatever stands before their names.
+"""Finds an encoder's weights among the tensors of a file, under any prefix of their names.
 
-An encoder lies below each prefix that all of its names follow: ``model.``, ``state_dict.module.encoder_q.``,
-``teacher.backbone.`` and so on. What wrappers insert within names is taken out. Encoders whose layers were put in a
-``Sequential`` (``0.weight``, ``4.0.conv1.weight``) are found, too.
+A file holds an encoder under a prefix (``model.``, ``state_dict.module.encoder_q.``, ``teacher.backbone.`` ...) if all
+of the encoder's names follow that prefix. Parts that wrappers insert into names are removed. Encoders whose layers are
+numbered by a ``Sequential`` (``0.weight``, ``4.0.conv1.weight``) are found, too.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from cltt.models.encoders import IMAGE_SIZE, Encoder, build_encoder
 from cltt.text import counted, shorten
 
 State = dict[str, torch.Tensor]
-BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")  # tried where a file names none
+BACKBONES = ("resnet18", "resnet34", "resnet50", "swin_t", "swin_s", "swin_b")  # tried if a file names none
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # torch.compile, FSDP
-# An encoder ends before these; the last two are SwAV's, which stand in the encoder itself.
-_CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "projection_head.", "prototypes.")
-_COUNTER = "num_batches_tracked"  # which files of before torch 0.4.1 lack
+# Names of classifiers and heads, which are not the encoder's; the last two are SwAV's, inside the encoder module.
+_HEADS = ("fc.", "head.", "heads.", "classifier.", "projection_head.", "prototypes.")
+_COUNTER = "num_batches_tracked"  # missing in files from before torch 0.4.1
 _MAX_NAME = 500  # letters
-_NAMED = 4  # tensors named where many do not fit
+_NAMED = 4  # tensors that an error names at most
 
 
 @dataclass(frozen=True)
 class Found:
-    """An encoder in a file: of ``backbone``, below ``prefix``, its weights by the encoder's own names."""
+    """An encoder of type ``backbone`` in a file, under ``prefix``; its weights have the encoder's own names."""
 
     backbone: str
     prefix: str
@@ -42,15 +42,15 @@ class Found:
 
 @cache
 def empty_encoder(backbone: str, image_size: int = IMAGE_SIZE) -> Encoder:
-    """The encoder without memory for its weights; with it where it cannot be made without."""
-    with contextlib.suppress(RuntimeError), torch.device("meta"):  # NotImplementedError is one, too
+    """The encoder on the meta device, without memory for its weights; on the CPU if that is not possible."""
+    with contextlib.suppress(RuntimeError), torch.device("meta"):  # NotImplementedError is a RuntimeError
         return build_encoder(backbone, image_size)
     with torch.random.fork_rng(devices=[]):
         return build_encoder(backbone, image_size)
 
 
 def tensors_in(state: Mapping[Any, Any]) -> State:
-    """The tensors in nested dictionaries, by their keys joined with dots."""
+    """The tensors in nested dictionaries; their names are the keys joined with dots, without those of wrappers."""
     found: State = {}
     todo: list[tuple[str, Any]] = [("", state)]
     while todo:
@@ -58,42 +58,40 @@ def tensors_in(state: Mapping[Any, Any]) -> State:
         if isinstance(value, torch.Tensor):
             found[path] = value
         elif isinstance(value, Mapping):
-            inside = [(f"{path}.{_bare(key)}".removeprefix("."), value[key]) for key in value if isinstance(key, str)]
-            todo += reversed(inside)
+            for key in reversed([key for key in value if isinstance(key, str)]):
+                parts = (part for part in key.split(".") if part not in _WRAPPERS)
+                todo.append((f"{path}.{'.'.join(parts)}".removeprefix("."), value[key]))
     return {name: value for name, value in found.items() if len(name) <= _MAX_NAME}
-
-
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def find_encoder(
     file: Path, named: State, backbones: Iterable[str], *, image_size: int | None = None, prefix: str | None = None
 ) -> Found:
-    """The encoder among ``named``, tensors by name: of the first of ``backbones`` that fits.
+    """The encoder in ``named``, tensors by name, of the first of ``backbones`` that fits.
 
-    ``prefix`` chooses one of several. SettingsError, naming what does not fit the nearest, if there is none; and, with
-    the prefixes to choose from, if there are several with different weights.
+    ``prefix`` chooses one of several. Raises SettingsError if none fits, naming what is different from the nearest one,
+    and if several with different weights fit, naming their prefixes.
     """
-    misfits: dict[str, tuple[int, str]] = {}
+    mismatches: dict[str, tuple[int, str]] = {}
     for backbone in backbones:
         wanted = empty_encoder(backbone, image_size or IMAGE_SIZE).state_dict()
         fitting = []
         for found in _candidates(backbone, wanted, named):
-            wrong = misfit(wanted, found.weights)
-            if wrong:
-                away = len(wanted.keys() ^ found.weights.keys())
-                misfits[backbone] = min(misfits.get(backbone, (away, wrong)), (away, wrong))
+            if wrong := mismatch(wanted, found.weights):
+                distance = len(wanted.keys() ^ found.weights.keys())
+                mismatches[backbone] = min(mismatches.get(backbone, (distance, wrong)), (distance, wrong))
             else:
                 fitting.append(found)
         if fitting:
             return _chosen(file, fitting, prefix)
-    nearest = min(misfits, key=lambda name: misfits[name][0])
-    raise SettingsError(f"{file} holds no {' or '.join(misfits)} that fits; as {nearest}, {misfits[nearest][1]}")
+    nearest = min(mismatches, key=lambda name: mismatches[name][0])
+    raise SettingsError(
+        f"{file} holds no weights that fit {' or '.join(mismatches)}; compared with {nearest}, {mismatches[nearest][1]}"
+    )
 
 
 def _candidates(backbone: str, wanted: Mapping[str, torch.Tensor], named: State) -> Iterator[Found]:
-    """What lies below each prefix that all names of the encoder follow; if there is none, that most of them follow."""
+    """The tensors under each prefix with all names of the encoder; without one, under that with the most of them."""
     numbers = {child: str(number) for number, (child, _) in enumerate(empty_encoder(backbone).named_children())}
     numbered = {
         ".".join([numbers.get(head, head), *rest]): name for name in wanted for head, *rest in [name.split(".")]
@@ -101,94 +99,85 @@ def _candidates(backbone: str, wanted: Mapping[str, torch.Tensor], named: State)
     needed = sum(not name.endswith(_COUNTER) for name in wanted)
     for own in ({name: name for name in wanted}, numbered):
         counts = Counter(prefix for name in named if not name.endswith(_COUNTER) for prefix in _prefixes(name, own))
-        whole = [prefix for prefix, count in counts.items() if count == needed]
-        for prefix in whole or [prefix for prefix, _ in counts.most_common(1)] or [""]:
-            inner = tuple(other for other in whole if other != prefix and other.startswith(prefix))
+        complete = [prefix for prefix, count in counts.items() if count == needed]
+        for prefix in complete or [prefix for prefix, _ in counts.most_common(1)] or [""]:
+            inner = tuple(other for other in complete if other != prefix and other.startswith(prefix))
             outside = {name: value for name, value in named.items() if not name.startswith(inner)}
-            yield Found(backbone, prefix, _below(prefix, outside, own, wanted))
+            yield Found(backbone, prefix, _under(prefix, outside, own, wanted))
 
 
 def _prefixes(name: str, own: Mapping[str, str]) -> Iterator[str]:
-    """What may stand before one of the names ``own``, for it to be ``name``."""
+    """The prefixes of ``name`` that one of the names ``own`` follows."""
     starts = [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
     return (name[:start] for start in starts if name[start:] in own)
 
 
-def _below(prefix: str, named: State, own: Mapping[str, str], wanted: Mapping[str, torch.Tensor]) -> State:
-    """The tensors below ``prefix`` by the encoder's names: without a classifier, with counters that are missing."""
+def _under(prefix: str, named: State, own: Mapping[str, str], wanted: Mapping[str, torch.Tensor]) -> State:
+    """The tensors under ``prefix`` by the encoder's names, without heads, with zeros for missing counters."""
     found = {name: torch.zeros((), dtype=torch.int64) for name in wanted if name.endswith(_COUNTER)}
     for name, value in named.items():
         rest = name.removeprefix(prefix)
-        if name.startswith(prefix) and (rest in own or not rest.startswith(_CLASSIFIERS)):
+        if name.startswith(prefix) and (rest in own or not rest.startswith(_HEADS)):
             found[own.get(rest, rest)] = value
     return {name: found[name] for name in (*wanted, *found) if name in found}
 
 
 def _chosen(file: Path, fitting: list[Found], prefix: str | None) -> Found:
-    places = [found.prefix.rstrip(".").split(".") for found in fitting]
-    asked = [found for found, place in zip(fitting, places, strict=True) if prefix is None or _names(prefix, place)]
+    asked = [
+        found for found in fitting if prefix is None or f".{prefix.strip('.')}." in f".{found.prefix.rstrip('.')}."
+    ]
     exact = [found for found in asked if found.prefix.rstrip(".") == prefix]
     chosen = _different(exact or asked)
     if len(chosen) == 1:
         return chosen[0]
-    places = [found.prefix.rstrip(".").split(".") for found in _different(fitting)]
-    names = [_telling(place, places) for place in places]
+    prefixes = [found.prefix.rstrip(".").split(".") for found in _different(fitting)]
+    names = [_unique_part(parts, prefixes) for parts in prefixes]
     if prefix is None:
         choice = " or ".join(name or repr(name) for name in names)
         raise SettingsError(f"{file} holds {len(names)} encoders; give --weights-prefix {choice}")
     number = "several encoders" if chosen else "no encoder"
     raise SettingsError(
-        f"--weights-prefix is {shorten(prefix, 80)!r}, and {file} holds {number} below that; it must be "
+        f"--weights-prefix is {shorten(prefix, 80)!r}, but {file} holds {number} under that prefix; give "
         f"{' or '.join(map(repr, names))}"
     )
 
 
 def _different(fitting: list[Found]) -> list[Found]:
-    """``fitting`` without those whose weights are another's under a second name."""
+    """``fitting`` without encoders whose weights equal those of an earlier one."""
     different: list[Found] = []
     for found in fitting:
-        if not any(_equal(found.weights, other.weights) for other in different):
+        a = found.weights
+        if not any(
+            all(a[name].dtype == value.dtype and torch.equal(a[name], value) for name, value in other.weights.items())
+            for other in different
+        ):
             different.append(found)
     return different
 
 
-def _names(prefix: str, place: list[str]) -> bool:
-    """Whether ``prefix`` is a part of ``place``, from dot to dot."""
-    return f".{prefix.strip('.')}." in f".{'.'.join(place)}."
-
-
-def _telling(place: list[str], places: list[list[str]]) -> str:
-    """The first part of ``place`` that no other of ``places`` has; all of it if there is none."""
-    alone = [part for part in place if sum(part in other for other in places) == 1]
-    return alone[0] if alone else ".".join(place)
-
-
-def _equal(a: State, b: State) -> bool:
-    return all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+def _unique_part(parts: list[str], prefixes: list[list[str]]) -> str:
+    """The first of ``parts`` that no other of ``prefixes`` has; all of them, joined, if there is none."""
+    return next((part for part in parts if sum(part in other for other in prefixes) == 1), ".".join(parts))
 
 
 def not_finite(state: Mapping[str, Any]) -> str:
-    """The tensors of ``state`` with values that are no finite numbers, by name; empty if there are none."""
-    values = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) and _is_dense(value)}
-    return _listed([name for name, value in values.items() if not value.isfinite().all()])
+    """Names of the dense tensors of ``state`` that hold NaN or infinity, as text; "" if none does."""
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    dense = {name: value for name, value in state.items() if getattr(value, "layout", None) == torch.strided}
+    return _listed([name for name, value in dense.items() if value.dtype in floats and not value.isfinite().all()])
 
 
-def _is_dense(value: torch.Tensor) -> bool:
-    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return value.layout == torch.strided and value.dtype in plain
-
-
-def misfit(wanted: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> str:
-    """What of ``found`` does not fit ``wanted``, by name; empty if all does."""
+def mismatch(wanted: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> str:
+    """Names of the tensors of ``found`` that do not fit ``wanted``, and why, as text; "" if all fit."""
     shapes = {name: list(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)}
     missing = [name for name in wanted if name not in found]
     unknown = [str(name) for name in found if name not in wanted]
     odd = [
-        f"{name} is {shapes.get(name, 'no tensor')} and should be {list(value.shape)}"
+        f"{name} has shape {shapes.get(name, '(not a tensor)')}, expected {list(value.shape)}"
         for name, value in wanted.items()
         if name in found and shapes.get(name) != list(value.shape)
     ]
-    parts = (("missing", missing), ("not known", unknown), ("of another shape", odd))
+    parts = (("missing", missing), ("unknown", unknown), ("of another shape", odd))
     return "; ".join(f"{what}: {_listed(names)}" for what, names in parts if names)
 
 

@@ -1,23 +1,23 @@
-"""BatchNorm whose statistics are those of the batch on all ranks together.
+"""BatchNorm with the statistics of the whole batch over all ranks.
 
-One process's ``nn.BatchNorm`` on the joined batch, by one collective in the forward pass and one in the backward pass.
-As torch's ``SyncBatchNorm``, but on any device, without a wait of the host for the device, and opaque to
-``torch.compile``, so that no graph breaks at a norm. The collectives are those of the default process group; without
-one a rank is alone.
+It gives the results of one process's ``nn.BatchNorm`` on the joined batch, with one collective in the forward pass and
+one in the backward pass. It differs from torch's ``SyncBatchNorm``: it runs on any device, the host never waits for the
+device, and ``torch.compile`` treats it as one operator, so a norm never breaks a graph. The collectives use the default
+process group; without one there is a single rank.
 
-How it is computed: each rank takes mean and variance of its own rows; these, and the number of rows, are gathered and
-combined (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979),
-which does not cancel as sums of squares do. The gradient needs the sums of dy and of dy * (x - mean) over all ranks
-(Ioffe and Szegedy, arXiv:1502.03167). On CUDA torch's own kernels do both passes.
+Each rank computes mean and variance of its own rows. These and the number of rows are gathered and combined (Chan,
+Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979), which loses no
+digits as sums of squares would. The gradient needs the sums of dy and of dy * (x - mean) over all ranks (Ioffe and
+Szegedy, arXiv:1502.03167). On CUDA torch's own kernels compute both passes.
 
-Letters: n rows, C channels, M values a channel on this rank, W ranks.
+Letters: n rows, C channels, W ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ Backward = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # dx, dweight, dbias
 
 
 class _SyncMixin(_BatchNorm):
-    """The forward pass in training; in evaluation that of the parent class."""
+    """Computes the forward pass in training; in evaluation the parent class does."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -45,7 +45,7 @@ class _SyncMixin(_BatchNorm):
         return y
 
     def update_running(self, mean: torch.Tensor, unbiased_var: torch.Tensor) -> None:
-        """As torch's: an exponential average or, where momentum is None, the mean over all batches."""
+        """Update the running statistics as torch does: exponentially or, if momentum is None, as the mean."""
         if not self.track_running_stats or self.running_mean is None:
             return
         count, *running = self.num_batches_tracked, self.running_mean, self.running_var
@@ -57,15 +57,15 @@ class _SyncMixin(_BatchNorm):
 
 
 class SyncBatchNorm1d(_SyncMixin, nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` over all ranks: [n, C] or [n, C, L] of any n >= 1 a rank; same parameters and buffers."""
+    """``nn.BatchNorm1d`` over all ranks: [n, C] or [n, C, L] with n >= 1 on each; same parameters and buffers."""
 
 
 class SyncBatchNorm2d(_SyncMixin, nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` over all ranks: [n, C, H, W] of any n >= 1 a rank; same parameters and buffers."""
+    """``nn.BatchNorm2d`` over all ranks: [n, C, H, W] with n >= 1 on each; same parameters and buffers."""
 
 
 class _SyncActMixin(_SyncMixin):
-    """For timm's ``BatchNormAct2d``, whose forward pass is that of a norm, ``drop`` and ``act``."""
+    """For timm's ``BatchNormAct2d``: a norm followed by ``drop`` and ``act``."""
 
     drop: nn.Module
     act: nn.Module
@@ -76,9 +76,9 @@ class _SyncActMixin(_SyncMixin):
 
 
 def synchronise(model: nn.Module) -> nn.Module:
-    """Make every BatchNorm of ``model`` one over all ranks, in place; parameters and buffers stay.
+    """Replace every BatchNorm of ``model`` in place by one over all ranks; parameters and buffers stay.
 
-    SettingsError for a kind of BatchNorm that is not known here: its statistics would differ from rank to rank.
+    Raises SettingsError for an unknown class of BatchNorm, as its statistics would differ between ranks.
     """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, _SyncMixin):
@@ -91,7 +91,7 @@ def _synchronised(name: str, kind: type[_BatchNorm]) -> type[_BatchNorm]:
         return SyncBatchNorm1d if kind is nn.BatchNorm1d else SyncBatchNorm2d
     require(
         kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm."),
-        f"{name} of the model is a {kind.__name__}, whose statistics cannot be taken over ranks; "
+        f"{name} of the model is a {kind.__name__}, whose statistics cannot be computed over ranks; "
         "train this backbone with one process, or choose another",
     )
     return type("SyncBatchNormAct2d", (_SyncActMixin, kind), {})
@@ -100,13 +100,16 @@ def _synchronised(name: str, kind: type[_BatchNorm]) -> type[_BatchNorm]:
 def _forward(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x [n, C, ...] -> y like x; mean, 1/std and unbiased variance [C] and values a channel [W], over all ranks.
+    """x [n, C, ...] -> y like x; mean, 1/std and unbiased variance [C]; values per channel of each rank [W].
 
-    Statistics are float32, of float64 input float64. Raises ValueError for no rows, or for one value a channel in all.
+    Statistics are float32, or float64 for float64 input. Raises ValueError for no rows on this rank, or for a single
+    value per channel over all ranks.
     """
     own = x.numel() // max(1, x.shape[1])
     if own == 0 or (own == 1 and distributed.world().world_size == 1):
-        raise ValueError(f"BatchNorm in training needs rows on every rank and 2 values a channel; got {tuple(x.shape)}")
+        raise ValueError(
+            f"BatchNorm in training needs rows on every rank and 2 values per channel; got {tuple(x.shape)}"
+        )
     forward = _forward_cuda if x.is_cuda else _forward_cpu
     return forward(x.contiguous(memory_format=_layout(x)), weight, bias, eps)
 
@@ -131,26 +134,29 @@ def _forward_cpu(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tenso
 
 
 def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
-    """By torch's kernels; the one that combines moves running statistics: at momentum 1 it leaves the batch's there."""
+    """The forward pass by torch's kernels.
+
+    The kernel that combines the statistics updates running ones. With momentum 1 it writes the batch's own there.
+    """
     means, invstds, counts = _gathered(*torch.batch_norm_stats(x, eps), x)
-    moved_mean, unbiased_var = torch.zeros_like(means[0]), torch.zeros_like(means[0])
+    batch_mean, unbiased_var = torch.zeros_like(means[0]), torch.zeros_like(means[0])
     mean, invstd = torch.batch_norm_gather_stats_with_counts(
-        x, means, invstds, moved_mean, unbiased_var, 1.0, eps, counts
+        x, means, invstds, batch_mean, unbiased_var, 1.0, eps, counts
     )
     return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps), mean, invstd, unbiased_var, counts
 
 
 def _gathered(mean: torch.Tensor, spread: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Two vectors [C] and the values a channel of each rank -> [W, C], [W, C], [W]: the forward pass's collective."""
+    """Gather two vectors [C] and the values per channel of each rank -> [W, C], [W, C], [W]."""
     count = _count(x.numel() // x.shape[1], mean.dtype, mean.device)
     rows = distributed.all_gather_rows(torch.cat([mean, spread, count]).unsqueeze(0))
     means, spreads, counts = torch.split_with_sizes(rows, [len(mean), len(mean), 1], 1)
-    return means, spreads, counts.flatten().clone()  # an output of an operator may not be a view
+    return means, spreads, counts.flatten().clone()  # outputs of a custom operator must not be views
 
 
 @lru_cache(maxsize=64)
 def _count(values: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """``values`` as a tensor [1]; read only."""
+    """``values`` as a tensor [1]. It is shared, so it must not be changed."""
     return torch.full((1,), values, dtype=dtype, device=device)
 
 
@@ -162,11 +168,11 @@ def _gradients(
     invstd: torch.Tensor,
     counts: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> dx like x; this rank's share of d weight [C] and of d bias [C] (summed over the ranks, the gradients)."""
+    """dx like x, and this rank's part of dweight [C] and dbias [C]; their sums over ranks are the gradients."""
     x = x.contiguous(memory_format=_layout(x))
     dy = dy.contiguous(memory_format=_layout(x))
     weight = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
-    return (_backward_cuda if x.is_cuda else _backward_cpu)(dy, Given(x, weight, mean, invstd, counts))
+    return (_backward_cuda if x.is_cuda else _backward_cpu)(dy, x, weight, mean, invstd, counts)
 
 
 def _fake_gradients(
@@ -175,40 +181,26 @@ def _fake_gradients(
     return torch.empty_like(x, memory_format=_layout(x)), torch.empty_like(mean), torch.empty_like(mean)
 
 
-class Given(NamedTuple):
-    """What the backward pass has of the forward one."""
-
-    x: torch.Tensor
-    weight: torch.Tensor
-    mean: torch.Tensor
-    invstd: torch.Tensor
-    counts: torch.Tensor
-
-
-def _backward_cpu(dy: torch.Tensor, given: Given) -> Backward:
+def _backward_cpu(dy: torch.Tensor, *saved: torch.Tensor) -> Backward:
     """dx = weight/std * (dy - mean of dy - (x - mean)/var * mean of dy*(x - mean)), means over all ranks."""
-    x, weight, mean, invstd, counts = given
+    x, weight, mean, invstd, counts = saved
     wide, var = x.to(mean.dtype), invstd**-2
-    # As in evaluation, where the statistics are constants: dx is weight/std * dy.
+    # In evaluation the statistics are constants, so this operator gives dx = weight/std * dy.
     dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
         dy.to(mean.dtype), wide, weight, mean, var, None, None, False, 0.0, [True, True, True]
     )
-    means = _all_summed(dweight, dbias).view(2, -1).div_(counts.sum())  # of dy * (x - mean) / std, and of dy
+    # Means of dy * (x - mean) / std, and of dy.
+    means = distributed.all_sum(torch.cat([dweight, dbias])).view(2, -1).div_(counts.sum())
     slope, offset = means.mul_(weight * invstd).unbind()
     return dx.sub_(_normalised(wide, mean, var, slope, offset, 0.0)).to(x.dtype), dweight, dbias
 
 
-def _backward_cuda(dy: torch.Tensor, given: Given) -> Backward:
-    x, weight, mean, invstd, counts = given
+def _backward_cuda(dy: torch.Tensor, *saved: torch.Tensor) -> Backward:
+    x, weight, mean, invstd, counts = saved
     sum_dy, sum_dyx, dweight, dbias = torch.batch_norm_backward_reduce(dy, x, mean, invstd, weight, True, True, True)
-    sum_dy, sum_dyx = _all_summed(sum_dy, sum_dyx).chunk(2)
+    sum_dy, sum_dyx = distributed.all_sum(torch.cat([sum_dy, sum_dyx])).chunk(2)
     dx = torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dyx, counts.to(torch.int32))
     return dx, dweight, dbias
-
-
-def _all_summed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Two vectors [C] summed over the ranks, joined: the collective of the backward pass."""
-    return distributed.all_sum(torch.cat([first, second]))
 
 
 def _normalised(
@@ -234,7 +226,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 def _backward(gradients: Callable[..., Backward], ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     x, weight, mean, invstd, counts = ctx.saved_tensors
-    if dy is None:  # y is unused here, but the other ranks wait for this one's sums
+    if dy is None:  # y is not used on this rank, but the other ranks wait for its sums
         dy = torch.zeros_like(x)
     dx, dweight, dbias = gradients(dy, x, weight, mean, invstd, counts)
     return (
@@ -246,7 +238,7 @@ def _backward(gradients: Callable[..., Backward], ctx: Any, dy: torch.Tensor | N
 
 
 class _Eager(torch.autograd.Function):
-    """Both passes as they are: the dispatch of a custom operator takes several times as long as their kernels."""
+    """Calls both passes directly; the dispatch of a custom operator takes several times as long as their kernels."""
 
     @staticmethod
     def forward(
@@ -259,7 +251,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        if torch.is_grad_enabled():  # once_differentiable takes longer than the kernels
+        if torch.is_grad_enabled():  # torch's once_differentiable takes longer than the kernels
             raise RuntimeError("BatchNorm over ranks has no second derivative")
         return _backward(_gradients, ctx, dy)
 
@@ -276,6 +268,6 @@ def _statistics_type(x: torch.Tensor) -> torch.dtype:
 
 
 def _layout(x: torch.Tensor) -> torch.memory_format:
-    """Channels-last where ``x`` is, else contiguous."""
+    """The memory format of ``x``: channels-last, or else contiguous."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format

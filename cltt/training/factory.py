@@ -36,7 +36,7 @@ from cltt.loss.infonce import TemporalInfoNCE
 from cltt.metrics import History
 from cltt.models.contrastive import ContrastiveModel, ProjectionHead
 from cltt.models.encoders import IMAGE_SIZE, build_encoder, check_takes
-from cltt.models.search import misfit
+from cltt.models.search import mismatch
 from cltt.models.sync_batchnorm import synchronise
 from cltt.models.weights import Weights, load_into, read_weights
 from cltt.sampling.windows import WindowIndex
@@ -255,8 +255,8 @@ def load_weights(model: ContrastiveModel, path: Path, backbone: str | None = Non
     Raises SettingsError, naming tensors, for what does not fit.
     """
     weights = read_weights(path, backbone, **reading)
-    wrong = misfit(model.encoder.state_dict(), weights.encoder)
-    head_wrong = misfit(model.head.state_dict(), weights.head or {})
+    wrong = mismatch(model.encoder.state_dict(), weights.encoder)
+    head_wrong = mismatch(model.head.state_dict(), weights.head or {})
     if wrong or (head_wrong and weights.origin == "run"):
         raise SettingsError(
             f"the weights in {path} are of backbone {weights.backbone}{_head_of(weights)}; give the same --backbone, "

@@ -1,4 +1,4 @@
-"""Encoders: today's six as they always were, every other model of torchvision's by name, and what is no encoder."""
+"""Encoders by name: the six of 0.1.0 unchanged, all others of torchvision, and models that are refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_classification_model_gives_features_of_the_length_it_says(name: s
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_is_no_encoder_is_one_sentence(name: str) -> None:
     with pytest.raises(
-        SettingsError, match=rf"{name} (has auxiliary outputs|ends without a linear layer), so it is no"
+        SettingsError, match=rf"{name} (has auxiliary outputs|has no linear layer as classifier), so it cannot be"
     ):
         build_encoder(name)
 
@@ -100,11 +100,13 @@ def test_a_model_that_asks_for_the_size_of_images_gets_it() -> None:
     encoder = build_encoder("vit_b_32", 64)
     assert encoder.state_dict()["encoder.pos_embedding"].shape == (1, 5, 768)
     check_takes(encoder, "vit_b_32", 64)
-    with pytest.raises(SettingsError, match=r"vit_b_32 is no encoder of images of 96 pixels \(.*64.*\); give another"):
+    with pytest.raises(
+        SettingsError, match=r"vit_b_32 does not work with images of 96 pixels \(.*64.*\); give another"
+    ):
         check_takes(encoder, "vit_b_32", 96)
-    with pytest.raises(SettingsError, match="vit_b_32 is no encoder of images of 50 pixels"):
+    with pytest.raises(SettingsError, match="vit_b_32 does not work with images of 50 pixels"):
         build_encoder("vit_b_32", 50)
-    with pytest.raises(SettingsError, match="alexnet is no encoder of images of 32 pixels"):
+    with pytest.raises(SettingsError, match="alexnet does not work with images of 32 pixels"):
         check_takes(build_encoder("alexnet"), "alexnet", 32)
 
 

@@ -172,7 +172,7 @@ def test_autocast_keeps_statistics_in_float32() -> None:
 
 @pytest.mark.parametrize(("rows", "channels"), [(0, 3), (1, 3)])
 def test_too_few_values_are_refused(rows: int, channels: int) -> None:
-    with pytest.raises(ValueError, match="rows on every rank and 2 values a channel"):
+    with pytest.raises(ValueError, match="rows on every rank and 2 values per channel"):
         SyncBatchNorm1d(channels)(torch.zeros(rows, channels))
 
 

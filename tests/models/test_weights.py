@@ -149,7 +149,7 @@ def test_a_head_of_another_kind_is_named_and_starts_anew(tmp_path: Path) -> None
     said = load_weights(model, tmp_path / "old.pth", normalise="none")
     assert "head does not fit" in said and "1.running_mean" in said and "starts with random weights" in said
     assert same(model.encoder.state_dict(), encoder) and same(model.head.state_dict(), before)
-    with pytest.raises(DataError, match="of another kind"):
+    with pytest.raises(DataError, match="does not fit a head"):
         read_weights(tmp_path / "old.pth", normalise="none").build_head()
 
 
@@ -161,8 +161,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
         read_weights(tmp_path / "x.pth")
     says = str(error.value)
-    assert "missing: layer4.0.conv1.weight" in says and "others" in says and "not known: extra" in says
-    assert "conv1.weight is [64, 3, 3, 3] and should be [64, 3, 7, 7]" in says
+    assert "missing: layer4.0.conv1.weight" in says and "others" in says and "unknown: extra" in says
+    assert "conv1.weight has shape [64, 3, 3, 3], expected [64, 3, 7, 7]" in says
 
 
 class Malicious:
@@ -325,7 +325,7 @@ def test_a_checkpoint_of_other_weights_than_it_says_is_not_exported(tmp_path: Pa
     state = torch.load(file, weights_only=True)
     del state["model"]["encoder.conv1.weight"]
     write(file, {name: value for name, value in state.items() if name != "version"})
-    with pytest.raises(DataError, match=r"not those of a resnet18: missing: conv1\.weight"):
+    with pytest.raises(DataError, match=r"do not fit a resnet18: missing: conv1\.weight"):
         export([str(file), str(tmp_path / "x.pth")])
 
 

@@ -116,7 +116,7 @@ def test_of_several_encoders_one_is_chosen_by_name(content: Any, first: str, sec
         read_weights(tmp_path / "w.pth")
     for name, wanted in ((first, FIRST), (second, SECOND)):
         assert same(read_weights(tmp_path / "w.pth", prefix=name).encoder, wanted)
-    with pytest.raises(SettingsError, match=f"'query', and .* holds no encoder below that; it must be '{first}' or"):
+    with pytest.raises(SettingsError, match=f"'query', but .* holds no encoder under that prefix; give '{first}' or"):
         read_weights(tmp_path / "w.pth", prefix="query")
 
 
