@@ -64,7 +64,7 @@ WINDOWS = WindowSettings(window_size=5, frame_step=3, window_stride=2)
 
 STAMP = "rendered.json"  # in --out: what the clips were rendered with
 MADE = ("clips", "shards", "run")  # folders in --out
-# CPU time of the settings below: benchmarks/results/demo.csv, 84 to 86 s on two cores of an AMD EPYC
+# CPU time of the settings below: benchmarks/results/demo.csv, 124 to 132 s on two cores of an AMD EPYC
 TIME = "this takes one to three minutes on two CPU cores; Ctrl-C stops it, and the same command goes on"
 Accuracy = dict[str, float]
 
