@@ -1,4 +1,4 @@
-"""The faces of the build: ``cltt build`` and ``cltt verify``, or ``tools/build_shards.py [verify]``."""
+"""The commands ``cltt build`` and ``cltt verify``, which are also ``tools/build_shards.py [verify]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from cltt.source.videos import BY_PACKETS
 from cltt.text import counted, printable
 
 CORRUPT = 1
-VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verify"}  # the other face of each
+VERIFY = {
+    "build_shards.py": "build_shards.py verify",
+    "cltt build": "cltt verify",
+}  # how each program calls the verifier
 
 
 def build_parser(prog: str) -> Parser:
@@ -31,13 +34,15 @@ def build_parser(prog: str) -> Parser:
     parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")
     add_settings(parser, BuildSettings)
     parser.add_argument(
-        "--io-patience", type=float, default=IO_PATIENCE, help="seconds to try again what cannot be read for a while"
+        "--io-patience", type=float, default=IO_PATIENCE, help="seconds to retry reads that fail for a while"
     )
     parser.add_argument("--task", metavar="I/N", help="build part I (from 0) of N only, as a task of a job array")
-    parser.add_argument("--finalize", action="store_true", help="merge and publish what the tasks have built")
-    parser.add_argument("--overwrite", action="store_true", help="replace what lies in OUT from an earlier build")
+    parser.add_argument("--finalize", action="store_true", help="merge and publish the parts that the tasks have built")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier build in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the window counts; write nothing")
-    windows = parser.add_argument_group("windows", "for the counts of --dry-run alone: shards hold for any window")
+    windows = parser.add_argument_group(
+        "windows", "only for the counts of --dry-run: shards serve windows of any size and step"
+    )
     add_settings(windows, WindowSettings)
     return parser
 
@@ -51,12 +56,12 @@ def verify_parser(prog: str) -> Parser:
     return parser
 
 
-def summary(report: BuildReport, what: str, seconds: float) -> str:
+def _summary(report: BuildReport, what: str, seconds: float) -> str:
     lines = [f"{what} {report.path}: {report} ({seconds:.1f} s)"]
     if report.already_complete:
         lines = [
-            f"{report.path}: already complete ({report}); the source was not compared: "
-            f"`cltt verify {report.path} --source DIR` compares, --overwrite builds anew"
+            f"{report.path}: already complete ({report}), and the source was not compared: "
+            f"`cltt verify {report.path} --source DIR` compares it, --overwrite builds again"
         ]
     lines += [f"  skipped {count:,}: {reason}" for reason, count in report.skipped.items()]
     lines += [f"  read {counted(n, 'video')} {way}" for way, n in report.read.items() if way != BY_PACKETS]
@@ -67,12 +72,12 @@ def summary(report: BuildReport, what: str, seconds: float) -> str:
     if report.boxes is not None:
         fit = f"; {counted(report.boxes[1], 'row')} of the table fit no frame" if report.boxes[1] else ""
         lines.append(f"  boxes for {counted(report.boxes[0], 'frame')}{fit}")
-    lines += group_counts(report)
+    lines += _group_counts(report)
     return "\n".join(lines + [f"  odd: {line}" for line in report.odd])
 
 
-def group_counts(report: BuildReport) -> list[str]:
-    """Clips by split and by label, and a warning for a split that has none."""
+def _group_counts(report: BuildReport) -> list[str]:
+    """Lines with the number of clips per split and per label, and a warning for each split without clips."""
     lines = []
     if report.splits:
         lines.append("  splits: " + ", ".join(f"{name} {counted(n, 'clip')}" for name, n in report.splits.items()))
@@ -86,18 +91,18 @@ def group_counts(report: BuildReport) -> list[str]:
     return lines
 
 
-def window_counts(report: BuildReport, settings: WindowSettings) -> str:
+def _window_counts(report: BuildReport, settings: WindowSettings) -> str:
     index = WindowIndex(report.clip_lengths, **dataclasses.asdict(settings))
     short = int((report.clip_lengths < settings.span).sum())
     return (
         f"  {counted(len(index), 'window')} (span {settings.span} frames); "
         f"too short for one: {counted(short, 'clip')}\n"
-        "  frames found invalid when they are packed will lower these counts, and cut their clips"
+        "  invalid frames, which are found when they are packed, lower these counts and cut their clips"
     )
 
 
 def build(argv: list[str], prog: str = "cltt build") -> int:
-    """Build shards, or a part of them, and say what was built and what was left out."""
+    """Build shards, or a part of them, and print what was built and what was left out; returns the exit status."""
     args = build_parser(prog).parse_args(argv)
     start = time.perf_counter()
     report = build_shards(
@@ -112,21 +117,21 @@ def build(argv: list[str], prog: str = "cltt build") -> int:
         **dataclasses.asdict(settings_from(args, BuildSettings)),
     )
     what = "plan of" if args.dry_run else f"task {args.task} of" if args.task else "built"
-    print(summary(report, what, time.perf_counter() - start))
+    print(_summary(report, what, time.perf_counter() - start))
     if args.dry_run:
-        print(window_counts(report, settings_from(args, WindowSettings)))
+        print(_window_counts(report, settings_from(args, WindowSettings)))
     return 0
 
 
 def check(argv: list[str], prog: str = "build_shards.py") -> None:
-    """Raise, or exit with a sentence, for flags that :func:`build` would refuse before it looks at a frame."""
+    """Raise an error, or exit with one, for flags that :func:`build` would refuse before it reads a frame."""
     args = build_parser(prog).parse_args(argv)
     settings = settings_from(args, BuildSettings)
     check_rules(dataclasses.asdict(settings))
 
 
 def verify(argv: list[str], prog: str = "cltt verify") -> int:
-    """Name everything that is not as it was written; exit status 1 if anything is."""
+    """Print all damage in a set of shards; returns the exit status, 1 if there is any."""
     args: argparse.Namespace = verify_parser(prog).parse_args(argv)
     if args.workers is not None:
         require_within("workers", args.workers, 1, MAX_WORKERS)

@@ -1,4 +1,4 @@
-"""The face of :mod:`cltt.sets.prune`: ``cltt prune``."""
+"""The command ``cltt prune``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cltt.text import byte_size
 
 
 def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
-    """List sets of shards that were built on first use, and decoded frames that a killed run left on this machine.
+    """List sets of shards that were built on first use, and frames that a killed run left on this machine.
 
-    With ``--remove``, remove those that nothing needs.
+    With ``--remove``, remove those that no run needs. Returns the exit status.
     """
     parser = Parser(prog=prog, description="Remove sets of shards that a newer one has replaced and no run needs.")
     parser.add_argument(
-        "names", nargs="*", default=(), metavar="NAME", help="sets to remove, needed by unfinished runs or not"
+        "names", nargs="*", default=(), metavar="NAME", help="sets to remove, also if unfinished runs need them"
     )
-    parser.add_argument("--remove", action="store_true", help="remove; without it the sets are only listed")
+    parser.add_argument("--remove", action="store_true", help="remove the sets; without it they are only listed")
     parser.add_argument("--home", type=Path, default=SHARDS_HOME, help="folder of the sets")
     parser.add_argument(
         "--keep-dir", type=Path, default=node_files.MEMORY, help="folder of decoded frames that runs keep"
@@ -36,6 +36,6 @@ def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
         print(f"removed {len(removed)} of {len(sets)}, {byte_size(sum(kept.bytes for kept in removed))}")
     for path in node_files.unused(args.keep_dir):
         size = path.stat().st_blocks * 512
-        removed_it = args.remove and not args.names and node_files.remove_unused(path)
+        removed_it = args.remove and not args.names and node_files.is_unused(path, remove=True)
         print(f"{path}  decoded frames  {byte_size(size)}  {'is removed' if removed_it else 'can go: --remove'}")
     return 0

@@ -1,4 +1,4 @@
-"""The face of training: ``cltt train``, or ``train.py``."""
+"""The command ``cltt train``, which is also ``train.py``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DESCRIPTION = "Train an encoder by contrastive learning through time on a folder
 
 
 def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSettings:
-    """Settings from flags."""
+    """The settings that flags give; exits with a sentence if they cannot work."""
     parser = cli.Parser(prog=prog, description=DESCRIPTION)
     groups = TrainSettings.groups()
     for name, group in groups.items():
@@ -33,14 +33,14 @@ def parse(argv: list[str] | None = None, prog: str = "train.py") -> TrainSetting
 
 
 def _normalise_of(settings: TrainSettings) -> str:
-    """How pixels entered the network whose weights a run starts from or, if it goes on with its own, the run's."""
-    from cltt.checkpoint import SETTINGS_FILE, list_checkpoints  # imports torch, see main
+    """The pixel normalisation of the weights that a run starts from, or of the run itself if it is resumed."""
+    from cltt.checkpoint import SETTINGS_FILE, list_checkpoints  # these import torch: see main
     from cltt.models.weights import read_weights
 
     start = settings.checkpoint
     assert start.checkpoint_path is not None
     if start.resume and list_checkpoints(settings.run_dir):
-        with suppress(OSError, ValueError, LookupError, TypeError):  # the run itself says if it cannot go on
+        with suppress(OSError, ValueError, LookupError, TypeError):  # training gives the error
             return str(json.loads((settings.run_dir / SETTINGS_FILE).read_bytes())["data"]["normalise"])
         return settings.data.normalise
     return read_weights(
@@ -52,7 +52,7 @@ def _normalise_of(settings: TrainSettings) -> str:
 
 
 def leave_when_asked() -> None:
-    """Until the trainer minds SIGUSR1 and SIGTERM, there is nothing to save: exit at once, asking to be run again."""
+    """Exit at once on SIGUSR1 or SIGTERM and ask to be started again; once it trains, the trainer saves first."""
     for name in ("SIGUSR1", "SIGTERM"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _leave)
@@ -64,9 +64,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: list[str] | None = None, prog: str = "train.py") -> int:
-    """Train, or go on with a run; the exit status says how it ended (see ``train.py``)."""
+    """Train, or resume a run; returns the exit status (see ``train.py``)."""
     leave_when_asked()
     settings = parse(argv, prog)
-    from cltt.training.run import train  # torch takes seconds to import: --help and refused flags should not wait
+    from cltt.training.run import train  # torch takes seconds to import: --help and errors in flags need not wait
 
     return train(settings, prog=prog)

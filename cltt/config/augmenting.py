@@ -1,4 +1,4 @@
-"""Settings of augmentation: a preset, and what differs from it."""
+"""Settings of augmentation: a preset, and values that differ from it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cltt.config.fields import check_fields, require, setting
 
 
 class Augment(NamedTuple):
-    """How frames are augmented, in this order. The default changes nothing.
+    """How frames are augmented, in the order of the attributes. The default changes nothing.
 
     Attributes:
-        crop_area: least and most share of a frame's area that a crop covers, resized to the batch's size; None: none.
-        flip: share of frames mirrored left to right.
-        jitter: brightness, contrast and saturation are changed by up to these factors, hue by up to this share of a
-            full turn, in 0.8 of the frames.
-        grey, blur: shares of frames that lose their colour, that are blurred.
+        crop_area: smallest and largest fraction of a frame's area that a crop covers; None: no crop.
+        flip: probability that a frame is mirrored left to right.
+        jitter: largest relative change of brightness, contrast and saturation, and largest turn of the hue as a
+            fraction of the circle; applied with probability 0.8.
+        grey, blur: probability that a frame loses its colour, and that it is blurred.
     """
 
     crop_area: tuple[float, float] | None = None
@@ -35,7 +35,7 @@ PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """A preset of :class:`Augment` and the values that differ from it; None: as the preset has it.
+    """A preset of :class:`Augment`, and values that replace the preset's (None: the preset's).
 
     Raises SettingsError for a value out of its range.
     """
@@ -45,35 +45,37 @@ class AugmentSettings:
     )
     crop_area: tuple[float, float] | None = setting(
         None,
-        "crops cover from A to B of a frame's area (crop, simclr: 0.2 1)",
+        "crops cover a fraction from A to B of a frame's area (crop, simclr: 0.2 1)",
         within=(1e-3, 1),
         metavar=("A", "B"),
     )
-    flip: float | None = setting(None, "share of frames that are mirrored (crop, simclr: 0.5)", within=(0, 1))
+    flip: float | None = setting(None, "probability that a frame is mirrored (crop, simclr: 0.5)", within=(0, 1))
     jitter: tuple[float, float, float, float] | None = setting(
         None,
-        "in 0.8 of the frames brightness, contrast and saturation change by a factor of 1 +- this, hue by up to this "
-        "share of a turn (simclr: 0.8 0.8 0.8 0.2)",
+        "with probability 0.8, brightness, contrast and saturation change by a factor of 1 +- this, and hue by up to "
+        "this fraction of the circle (simclr: 0.8 0.8 0.8 0.2)",
         within=(0, 1),
         metavar=("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"),
     )
-    grey: float | None = setting(None, "share of frames without colour (simclr: 0.2)", within=(0, 1))
-    blur: float | None = setting(None, "share of frames blurred, by 0.1 to 2 pixels (simclr: 0.5)", within=(0, 1))
+    grey: float | None = setting(None, "probability that a frame loses its colour (simclr: 0.2)", within=(0, 1))
+    blur: float | None = setting(
+        None, "probability that a frame is blurred, by 0.1 to 2 pixels (simclr: 0.5)", within=(0, 1)
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.crop_area is not None:
             low, high = self.crop_area
-            require(low <= high, f"crop_area is {low} {high}; give the smaller share first")
+            require(low <= high, f"crop_area is {low} {high}; give the smaller fraction first")
         if self.jitter is not None:
             hue = self.jitter[3]
-            require(hue <= 0.5, f"jitter turns hue by up to {hue}; it must be from 0 to 0.5, half a turn either way")
+            require(hue <= 0.5, f"jitter turns hue by up to {hue}; it must be from 0 to 0.5, half the circle")
         for name, value in PRESETS[self.augment]._asdict().items():
-            if getattr(self, name) == value:  # what is the same is saved the same
+            if getattr(self, name) == value:  # so equal augmentations are saved alike
                 object.__setattr__(self, name, None)
 
     @property
     def augmentation(self) -> Augment:
-        """The preset with the values that were given."""
+        """The augmentation: the preset with the given values."""
         given = {field.name: getattr(self, field.name) for field in fields(AugmentSettings) if field.name != "augment"}
         return PRESETS[self.augment]._replace(**{name: value for name, value in given.items() if value is not None})

@@ -1,9 +1,10 @@
-"""Settings: one declaration gives a flag, its help and default, the range allowed and the value saved with a run."""
+"""Declaring settings: one declaration gives the flag, its help, default and range, and the value saved with a run."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
@@ -19,7 +20,7 @@ MAX_SEED = (1 << 63) - 1
 
 
 class OldFlags(Protocol):
-    """Flags of the older script; :mod:`cltt.config.old_flags` has them."""
+    """Flags of the older script (:mod:`cltt.config.old_flags`)."""
 
     @property
     def says(self) -> Mapping[str, str]: ...
@@ -42,16 +43,15 @@ def setting(
     old: OldFlags | None = None,
     **argparse_options: Any,
 ) -> Any:
-    """Declare a setting: a dataclass field that is also a flag, ``--field-name``, and a value saved with each run.
+    """A dataclass field that is also a flag, ``--field-name``, and a value saved with each run.
 
-    The flag takes the type that the field is annotated with; ``bool`` makes a switch. :func:`check_fields` checks the
-    value, and :func:`cltt.config.differences` whether a resumed run has the same.
+    The flag has the type of the field's annotation; ``bool`` makes a switch. :func:`check_fields` checks the value.
 
     Args:
-        default: also what an older run that did not save this setting is taken to have had.
-        help: for ``--help``, without the default.
-        within: the smallest and the largest number allowed; every number has them.
-        free: a resumed run may have another value.
+        default: the default, also for an older run that did not save this setting.
+        help: the text of ``--help``, without the default.
+        within: the smallest and the largest number allowed; every number needs them.
+        free: a resumed run may have another value (see :func:`cltt.config.differences`).
         old: flags of the older script that this setting replaces.
         argparse_options: ``choices``, ``metavar``, ``nargs`` ... of the flag.
     """
@@ -60,18 +60,18 @@ def setting(
 
 
 def declared(settings: type) -> list[dataclasses.Field[Any]]:
-    """The fields of ``settings`` that were declared with :func:`setting`."""
+    """The fields of the class ``settings`` that :func:`setting` declares."""
     return [field for field in fields(settings) if "within" in field.metadata]
 
 
 def value_types(settings: type) -> dict[str, Any]:
-    """The type of each setting's value where there is one: ``int`` for ``int | None``."""
+    """The type of each setting by name, without None: ``int`` for ``int | None``."""
     hints = get_type_hints(settings).items()
     return {name: get_args(hint)[0] if isinstance(hint, UnionType) else hint for name, hint in hints}
 
 
 def items_of(kind: Any) -> tuple[Any, int | str | None]:
-    """(type of an item, how many there are) of a tuple, "+" for any number; None of them for another type."""
+    """(type of the items, their number or "+") of a tuple type; (the type, None) for any other type."""
     if get_origin(kind) is not tuple:
         return kind, None
     first, *others = get_args(kind)
@@ -79,33 +79,30 @@ def items_of(kind: Any) -> tuple[Any, int | str | None]:
 
 
 def values_of(settings: Any, part: type) -> dict[str, Any]:
-    """What ``settings`` has of the fields of ``part``, as keyword arguments."""
+    """The values in ``settings`` of the fields of the class ``part``, by name."""
     return {field.name: getattr(settings, field.name) for field in fields(part)}
 
 
 def saved(settings: Any) -> dict[str, Any]:
-    """Plain values of ``settings``, as they are compared with those of an earlier run."""
-    return dataclasses.asdict(settings, dict_factory=lambda items: {k: _plain(value) for k, value in items})
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """The values of ``settings`` as JSON has them, in nested dictionaries."""
+    value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return value
 
 
 def check_fields(settings: Any) -> None:
-    """SettingsError for a number outside its range, a choice that is none, or text that is empty or holds a NUL.
+    """Raise SettingsError for a number out of range, an unknown choice, or text that is empty or holds a NUL.
 
-    Call it first in ``__post_init__`` of a settings class. Where several values are wanted, a list becomes a tuple.
+    ``__post_init__`` of a settings class calls it first. A list becomes a tuple where the field is a tuple.
     """
-    types = value_types(type(settings))
+    kinds = value_types(type(settings))
     for field in declared(type(settings)):
         value = getattr(settings, field.name)
         if value is None:
             continue
         if isinstance(value, str):
             require(value != "", f"{field.name} is empty; leave it out, or give a value (the current folder is .)")
-            require("\0" not in value, f"{field.name} is {value!r}; no path or name can hold a NUL")
-        _, count = items_of(types[field.name])
+            require("\0" not in value, f"{field.name} is {value!r}; paths and names cannot hold a NUL")
+        _, count = items_of(kinds[field.name])
         if count is not None:
             there = isinstance(value, list | tuple) and count in ("+", len(value))
             wanted = "a list" if count == "+" else f"{count} numbers"

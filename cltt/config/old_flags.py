@@ -1,6 +1,6 @@
-"""Flags of the older script ``train_simclr.py``, as they stand in people's batch files: they work, or say what does.
+"""Flags of the older script ``train_simclr.py``: they work, or the error says which flag to give.
 
-Each setting names those that it replaces. All are shown in docs/older_script.md; the help leaves them out.
+Each setting names the flags that it replaces. docs/older_script.md lists them; ``--help`` does not.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from cltt.config.fields import MANY, require, require_within
 
 @dataclass(frozen=True)
 class Refused:
-    """Flags whose values mean something else here; ``says``: by name, what does the work of each.
+    """Flags that are refused, since their values mean something else here.
 
-    A name that ends in ``*`` stands for all flags that begin so. All that are given are refused at once.
+    Attributes:
+        says: what to do instead, by flag. A flag that ends in ``*`` stands for all flags that begin with it.
     """
 
     says: Mapping[str, str]
@@ -27,12 +28,12 @@ class Refused:
             parser.add_argument(f"--{name}", action=_Refuse, dest="old_refused", const=says, nargs="?", **_HIDDEN)
 
     def take(self, args: argparse.Namespace) -> None:
-        """SettingsError for those given."""
+        """Raise SettingsError, which names all of these flags that were given."""
         flags: dict[str, list[str]] = {}
         for flag, says in getattr(args, "old_refused", {}).items():
             flags.setdefault(says, []).append(flag)
         answers = "; ".join(f"{', '.join(names)}: {says}" for says, names in flags.items())
-        require(not flags, f"flags of the older script, and what does their work here: {answers}")
+        require(not flags, f"flags of the older script, and what to do here: {answers}")
 
 
 class _Refuse(argparse.Action):
@@ -41,11 +42,11 @@ class _Refuse(argparse.Action):
 
 
 class ShortClipRule:
-    """Two switches and a number that together are ``--short-clip-windows``."""
+    """Two switches and a number that ``--short-clip-windows`` replaces."""
 
     says: Mapping[str, str] = {
-        "single-window-short-clips": "--short-clip-windows 2, or what --short-clip-window-threshold says; there it was "
-        "the default, here none is",
+        "single-window-short-clips": "--short-clip-windows 2, or the number of --short-clip-window-threshold; "
+        "it was the default there and is not here",
         "allow-multiple-short-windows": "--short-clip-windows 0, the default",
         "short-clip-window-threshold": "--short-clip-windows N",
     }
@@ -58,13 +59,13 @@ class ShortClipRule:
         parser.add_argument(threshold, dest="old_threshold", type=int, **_HIDDEN)
 
     def take(self, args: argparse.Namespace) -> None:
-        """Put what they say into ``args``; SettingsError where the new name is given, too."""
+        """Set ``short_clip_windows`` in ``args``; SettingsError if the new flag is given too."""
         single, threshold = (vars(args).pop(name, None) for name in ("old_single", "old_threshold"))
         if single is None and threshold is None:
             return
         require(
             not hasattr(args, "short_clip_windows"),
-            "--short-clip-windows is given, and flags of the older script that say the same; give one of them",
+            "--short-clip-windows is given together with flags of the older script that it replaces; leave those out",
         )
         if threshold is not None:
             require_within("--short-clip-window-threshold", threshold, 1, MANY)
@@ -77,19 +78,19 @@ SHORT_CLIPS = ShortClipRule()
 OBJECT_FOCUS = Refused({"use-object-focus": "give --region center --region-effect blur"})
 TWO_VIEWS = Refused(
     {
-        "two-view-offset": "give --window-size 2 --frame-step N: the two views of --two-view-offset K lie N = "
-        "(window_size - 1) * frame_step + K frames apart, by the window size and step given there"
+        "two-view-offset": "give --window-size 2 --frame-step N with N = (window_size - 1) * frame_step + K, the "
+        "distance of the two views of --two-view-offset K, with the window size and step given there"
     }
 )
 LINEAR_EVALUATION = Refused(
     {
-        "linear-eval-every": "give --eval-data FOLDER and --eval-every N; 0 is no --eval-data",
+        "linear-eval-every": "give --eval-data FOLDER and --eval-every N; instead of 0 leave out --eval-data",
         "linear-eval-epochs": "the classifier is fitted to the end; for N epochs of SGD, cltt evaluate --probe sgd "
         "--probe-epochs N",
         "linear-eval-batch-size": "give cltt evaluate --probe sgd --probe-batch-size N",
-        "linear-eval-lr": "give cltt evaluate --probe sgd --probe-lr RATE, the rate for 256 images a step",
+        "linear-eval-lr": "give cltt evaluate --probe sgd --probe-lr RATE, the rate for 256 images per step",
         "linear-eval-weight-decay": "leave it out: the penalty is chosen on the val part",
-        "linear-eval-max-batches": "give cltt evaluate --max-images N, images of a part",
+        "linear-eval-max-batches": "give cltt evaluate --max-images N, images per part",
         "linear-eval-train-fraction": "leave it out: a tenth of train is the val part, and folders train, val and test "
         "are kept",
         "linear-eval-split-seed": "leave it out: the split is the same in every run",
@@ -105,6 +106,6 @@ LINEAR_EVALUATION = Refused(
 WANDB = Refused(
     dict.fromkeys(
         ("wandb", "wandb-project", "wandb-entity", "wandb-name", "wandb-tags", "wandb-mode"),
-        "nothing is sent anywhere: give --csv-log or --tensorboard, whose files lie in the run's folder",
+        "nothing is sent to a server: give --csv-log or --tensorboard, which write files to the run's folder",
     )
 )

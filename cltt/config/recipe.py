@@ -1,4 +1,4 @@
-"""What is trained, and how: encoder, head and loss; optimizer and schedule."""
+"""Settings of the model, the loss, the optimizer and the schedule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cltt.config.fields import MANY, check_fields, require, setting
 from cltt.text import shorten
 
-TIMM = "timm:"  # before a name that timm knows
+TIMM = "timm:"  # prefix of the names of timm's models
 _BACKBONE = re.compile(r"[a-z][a-z0-9_]*|timm:\S+")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("epochs", "cosine", "constant")
@@ -16,14 +16,14 @@ DEFAULT_MOMENTUM = 0.9
 
 
 def is_backbone(name: object) -> bool:
-    """Whether ``name`` has the form of an encoder's; torchvision or timm is asked when the encoder is made."""
+    """Whether ``name`` has the form of an encoder's name; torchvision or timm checks it when the encoder is made."""
     return isinstance(name, str) and _BACKBONE.fullmatch(name) is not None
 
 
 def require_backbone(name: str) -> None:
     require(
         is_backbone(name),
-        f"--backbone is {shorten(name, 80)!r}; it must be a classification model of torchvision's (resnet18, swin_t, "
+        f"--backbone is {shorten(name, 80)!r}; it must be a classification model of torchvision (resnet18, swin_t, "
         f"vit_b_16 ...), or {TIMM}NAME",
     )
 
@@ -34,11 +34,11 @@ class ModelSettings:
 
     backbone: str = setting(
         "resnet18",
-        "encoder: a classification model of torchvision's by its name there (resnet18, swin_t, convnext_tiny, "
-        f"vit_b_16 ...), or {TIMM}NAME, one of timm's (extra: timm)",
+        "encoder: the name of a classification model of torchvision (resnet18, swin_t, convnext_tiny, vit_b_16 ...), "
+        f"or {TIMM}NAME, a model of timm (extra: timm)",
         metavar="NAME",
     )
-    proj_dim: int = setting(128, "numbers a frame is projected to for the loss (D)", within=(1, 65_536))
+    proj_dim: int = setting(128, "dimensions of the projection that the loss compares (D)", within=(1, 65_536))
     proj_hidden: int | None = setting(
         None,
         "width of the projection head's hidden layers (default: the encoder's features)",
@@ -46,15 +46,15 @@ class ModelSettings:
     )
     proj_layers: int = setting(2, "linear layers of the projection head, 2 or 3", within=(2, 3))
     temperature: float = setting(0.5, "temperature of the loss", within=(1e-4, 1e4))
-    mask_overlaps: bool = setting(False, "leave pairs of one clip whose windows overlap out of the negatives")
+    mask_overlaps: bool = setting(False, "do not use pairs of one clip whose windows overlap as negatives")
     hard_negatives: float = setting(
         0.0,
-        "beta: how much more a negative counts the more similar it is (0: all alike; 0.5 to 2 is usual)",
+        "beta: how much more weight similar negatives get (0: all equal; 0.5 to 2 is usual)",
         within=(0, 100),
     )
     memory: int = setting(
         0,
-        "windows of earlier batches that are further negatives, those that overlap in time left out",
+        "windows of earlier batches that are added as negatives, except those that overlap in time",
         within=(0, 10_000_000),
     )
 
@@ -65,7 +65,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
-    """Optimizer and schedule, how long the run is, and how a step is made."""
+    """Optimizer, schedule, length of the run, and sub-batches."""
 
     epochs: int = setting(
         25,
@@ -76,33 +76,34 @@ class OptimSettings:
     max_batches_per_epoch: int = setting(0, "end an epoch after this many batches (0: all)", within=(0, MANY))
     lr: float = setting(
         1e-3,
-        "learning rate at its highest, in the first epoch; progress lines and CSV give that of the next step, at each "
-        "epoch's end",
+        "highest learning rate; progress lines and CSV show, at each epoch's end, the rate of the next step",
         within=(1e-12, 1e3),
     )
-    optimizer: str = setting("adam", "what updates the weights, as torch has it", choices=OPTIMIZERS)
+    optimizer: str = setting("adam", "optimizer of torch", choices=OPTIMIZERS)
     momentum: float | None = setting(
         None, f"momentum of --optimizer sgd (default: {DEFAULT_MOMENTUM})", within=(0, 0.99999)
     )
     weight_decay: float = setting(
         1e-4,
-        "L2 penalty added to the gradient (adam, sgd), or decay apart from it (adamw); with adamw and sgd norms and "
-        "biases are left out",
+        "L2 penalty added to the gradient (adam, sgd), or decoupled decay (adamw); adamw and sgd leave out norms and "
+        "biases",
         within=(0, 1e3),
     )
     schedule: str = setting(
         "epochs",
-        "learning rate: a half cosine to 0 that moves once an epoch, a cosine that moves at every step, or constant",
+        "learning rate: a half cosine to 0 that changes per epoch (epochs) or per step (cosine), or constant",
         choices=SCHEDULES,
     )
     warmup_steps: int = setting(
-        0, "steps over which the learning rate rises, in a line, to --lr (0: none)", within=(0, MANY)
+        0, "steps over which the learning rate rises linearly to --lr (0: none)", within=(0, MANY)
     )
-    max_grad_norm: float = setting(1.0, "clip the gradient to this norm (0: never)", within=(0, 1e9))
+    max_grad_norm: float = setting(
+        1.0, "largest norm of the gradient, which is clipped to it (0: never)", within=(0, 1e9)
+    )
     sub_batch_size: int = setting(
         0,
-        "windows a rank embeds at a time (0: all); the loss and its gradient are still those of the whole batch, but "
-        "BatchNorm in training takes its statistics from each sub-batch",
+        "windows that a rank embeds at a time (0: all); loss and gradient are still those of the whole batch, but "
+        "BatchNorm takes its statistics from each sub-batch",
         within=(0, 1_000_000),
     )
 
@@ -110,14 +111,14 @@ class OptimSettings:
         check_fields(self)
         require(
             self.momentum is None or self.optimizer == "sgd",
-            f"--momentum is of --optimizer sgd, and the optimizer is {self.optimizer}; leave it out, or give sgd",
+            f"--momentum needs --optimizer sgd, and the optimizer is {self.optimizer}; leave it out, or give sgd",
         )
 
     @property
     def moves_every_step(self) -> bool:
-        """Whether the learning rate changes within epochs."""
+        """Whether the learning rate changes within an epoch."""
         return self.schedule == "cosine" or self.warmup_steps > 0
 
     def steps_per_epoch(self, batches: int) -> int:
-        """Steps of an epoch in which there are ``batches``."""
+        """The number of steps in an epoch of ``batches`` batches."""
         return min(batches, self.max_batches_per_epoch or batches)

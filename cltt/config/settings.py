@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses, checked when made, saved in full with each run."""
+"""All settings of a training run, as frozen dataclasses that check their values and are saved with the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AMP_MODES = ("auto", "bf16", "off")
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What the run is computed with."""
+    """Seed, device and precision of a run."""
 
     seed: int = setting(0, "seed of the weights, the order and the augmentation", within=(0, MAX_SEED))
     device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES, free=True)
@@ -30,8 +30,8 @@ class RunSettings:
     compile: bool = setting(False, "compile the model with torch.compile", free=True)
     deterministic: bool = setting(
         False,
-        "the same bits from the same command, and after a resume, on GPUs of one kind, as many of them, and the same "
-        "versions of the libraries (slower; on the CPU it is always so)",
+        "make the same command, and a resumed run, give bit-identical results, on the same kind and number of GPUs and "
+        "the same versions of the libraries (slower; results on the CPU always are)",
         free=True,
     )
 
@@ -41,13 +41,13 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
-    """Where the run is saved, how often, and what it starts from."""
+    """Where and how often the run is saved, and what it starts from."""
 
     checkpoint_dir: str | None = setting(
         None, "folder of this run (default: checkpoints/ws<T>_fs<step>_wstr<stride>)", free=True
     )
     resume: bool = setting(
-        False, "go on from the latest checkpoint in --checkpoint-dir; start fresh if there is none", free=True
+        False, "go on from the latest checkpoint in --checkpoint-dir; start a new run if there is none", free=True
     )
     checkpoint_path: str | None = setting(
         None,
@@ -56,12 +56,12 @@ class CheckpointSettings:
         free=True,
     )
     weights_prefix: str | None = setting(
-        None, "with --checkpoint-path: what stands before the names of one of several encoders in the file", free=True
+        None, "with --checkpoint-path: prefix of the names of one encoder, if the file holds several", free=True
     )
     checkpoint_minutes: float = setting(
-        30.0, "save within an epoch after this many minutes (0: at epoch ends only)", within=(0, 1e6), free=True
+        30.0, "save within an epoch after this many minutes (0: only at the end of epochs)", within=(0, 1e6), free=True
     )
-    keep_last: int = setting(3, "checkpoints kept, the newest first", within=(1, 1_000_000), free=True)
+    keep_last: int = setting(3, "number of newest checkpoints to keep", within=(1, 1_000_000), free=True)
     keep_every: int = setting(
         10, "also keep the checkpoint of every n-th epoch (0: none)", within=(0, 1_000_000), free=True
     )
@@ -72,7 +72,7 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LogSettings(LabelRules):
-    """What is written down while training, and what the run is evaluated on."""
+    """Logs of the training, and evaluation during it."""
 
     csv_log: bool = setting(False, "write metrics.csv and metrics_eval.csv", free=True, old=WANDB)
     csv_log_path: str | None = setting(
@@ -83,22 +83,20 @@ class LogSettings(LabelRules):
     )
     eval_data: str | None = setting(
         None,
-        "labelled images to evaluate on: a folder a class, flat COIL files, CIFAR archives, or shards; images without "
-        "train and test parts of their own are split at random, which flatters the result where they are neighbouring "
-        "frames of a video",
+        "labelled images to evaluate on: one folder per class, flat COIL files, CIFAR archives, or shards; images "
+        "without train and test parts are split at random, which gives too high accuracies for neighbouring frames of "
+        "a video",
         free=True,
         old=LINEAR_EVALUATION,
     )
     eval: str | None = setting(
         None,
-        "abx: whether a frame is nearer to one of its window than to one of another moment, or another clip, in clips "
-        "that are not trained on; needs no labels",
+        "abx: test, without labels and on clips that are not trained on, whether a frame is closer to a frame of its "
+        "window than to one of another moment or clip",
         choices=("abx",),
         free=True,
     )
-    eval_every: int = setting(
-        1, "evaluate after every n-th epoch, and after the last", within=(1, 1_000_000), free=True
-    )
+    eval_every: int = setting(1, "evaluate after every n-th epoch and after the last", within=(1, 1_000_000), free=True)
     tensorboard: bool = setting(
         False, "also write TensorBoard files to the checkpoint folder (extra: tensorboard)", free=True
     )
@@ -108,16 +106,19 @@ class LogSettings(LabelRules):
         ruled = [rule.name for rule in declared(LabelRules) if getattr(self, rule.name) != rule.default]
         require(
             self.eval_data is not None or not ruled,
-            f"{' and '.join(ruled)} say how --eval-data is labelled; give --eval-data too, or leave them out",
+            f"{' and '.join(ruled)} need --eval-data, which they label; give --eval-data too, or leave them out",
         )
         for name in ("csv_log_path", "eval_csv_log_path"):
             path = getattr(self, name)
-            require(self.csv_log or path is None, f"{name} is {path!r}, but nothing is written to it without --csv-log")
+            require(
+                self.csv_log or path is None,
+                f"{name} is {path!r}, but it is only written with --csv-log; give --csv-log too, or leave it out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """Everything ``train.py`` can be told; one group a topic."""
+    """All settings of ``cltt train``, in groups."""
 
     windows: WindowSettings
     data: DataSettings
@@ -131,27 +132,27 @@ class TrainSettings:
         size = self.windows.window_size
         require(
             self.windows.frame_steps[1] > 0 or self.data.augmentation != Augment(),
-            "--frame-step 0 makes windows of one frame, repeated: with --augment none all its views are equal and "
-            "there is nothing to learn; give --augment crop or simclr",
+            "--frame-step 0 repeats one frame in a window: with --augment none all its views are equal and there is "
+            "nothing to learn; give --augment crop or simclr",
         )
         require(size >= 2, f"--window-size is {size}; the loss compares the frames of a window: give 2 or more")
         batch = self.data.batch_size
-        require(batch >= 2, f"--batch-size is {batch}; one window has no other to be told from: give 2 or more")
+        require(batch >= 2, f"--batch-size is {batch}; the loss needs windows to compare: give 2 or more")
         one_file = self.log.csv_log and self.csv_path.absolute() == self.eval_csv_path.absolute()
         require(not one_file, f"--csv-log-path and --eval-csv-log-path both name {self.csv_path}; give two files")
 
     @staticmethod
     def groups() -> dict[str, type]:
-        """Settings class of every group, by field name."""
+        """The settings class of every group, by field name."""
         return get_type_hints(TrainSettings)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain dictionaries, one a group: what settings.json and every checkpoint hold."""
+        """The values, one dictionary per group, as settings.json and every checkpoint hold them."""
         return saved(self)
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the run's checkpoints and records."""
+        """The folder of the run's checkpoints and logs."""
         if self.checkpoint.checkpoint_dir is not None:
             return Path(self.checkpoint.checkpoint_dir)
         w = self.windows
@@ -159,21 +160,21 @@ class TrainSettings:
 
     @property
     def csv_path(self) -> Path:
-        """File of the training metrics."""
+        """The file of the training metrics."""
         return Path(self.log.csv_log_path) if self.log.csv_log_path else self.run_dir / "metrics.csv"
 
     @property
     def eval_csv_path(self) -> Path:
-        """File of the evaluation metrics."""
+        """The file of the evaluation metrics."""
         if self.log.eval_csv_log_path:
             return Path(self.log.eval_csv_log_path)
         return self.csv_path.with_name(f"{self.csv_path.stem}_eval{self.csv_path.suffix}")
 
 
 def differences(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """Settings that forbid resuming: ``["batch_size is 16 and was 32", ...]``; those free to change are left out.
+    """Changed settings with which a run cannot be resumed: ``["batch_size is 16 and was 32", ...]``.
 
-    A setting that did not exist when ``before`` was saved was what its default is.
+    A setting that ``before`` does not have was its default.
     """
     found = []
     for group, settings in TrainSettings.groups().items():

@@ -1,4 +1,4 @@
-"""Collectives of the default process group; without one a rank is alone."""
+"""Collectives of the default process group; without a process group they return the value of this rank alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def all_gather_rows(x: torch.Tensor) -> torch.Tensor:
-    """Concatenate ``x`` [n, ...] of all ranks in rank order -> [world_size * n, ...]; no gradient; n equal on all."""
+    """``x`` [n, ...] of all ranks in rank order, [world_size * n, ...]; n equal on all ranks; no gradient."""
     import torch
     import torch.distributed as dist
 
@@ -22,18 +22,18 @@ def all_gather_rows(x: torch.Tensor) -> torch.Tensor:
     x = x.contiguous()
     if x.is_cuda:
         rows = x.new_empty(size * len(x), *x.shape[1:])
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name until torch 2.13
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
         gather(rows, x)
         return rows
-    parts = [torch.empty_like(x) for _ in range(size)]  # gloo knows lists alone
+    parts = [torch.empty_like(x) for _ in range(size)]  # gloo only has the form with lists
     dist.all_gather(parts, x)
     return torch.cat(parts)
 
 
 def all_gather_integers(values: Sequence[int]) -> list[tuple[int, ...]]:
-    """The integers of every rank, in rank order; the same number of them on all ranks.
+    """The integers of every rank, in rank order; every rank gives the same number of them.
 
-    They go through gloo where it runs beside nccl, so that the device need not be waited for.
+    Gloo carries them where it runs beside nccl, so that no rank waits for its GPU.
     """
     import torch
     import torch.distributed as dist

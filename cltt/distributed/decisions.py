@@ -1,7 +1,7 @@
-"""What is decided once and heard by all ranks.
+"""Decisions that rank 0 makes for all ranks, and checks that all ranks have the same value.
 
-Waiting here has no limit, and Ctrl-C gets through to it: shards may be built or copied for hours. All ranks must come
-to each of these calls, in the same order.
+These calls wait without a timeout, since building or copying shards may take hours; Ctrl-C ends the wait. All ranks
+must make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from cltt.distributed.identity import world
 from cltt.errors import CLTTError, DataError
 
 T = TypeVar("T")
-_turns = itertools.count()  # numbers the calls
+_turns = itertools.count()  # numbers the calls, as keys in the store
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What ``make`` returns on rank 0 (picklable), on every rank; its CLTTError, too, is raised on every rank."""
+    """The result of ``make()`` on rank 0, on every rank; if it raises a CLTTError, every rank raises it.
+
+    The result must be picklable.
+    """
     if world().world_size == 1:
         return make()
     store, key = _store(), f"from_main/{next(_turns)}"
+    value: Any = None
+    error: CLTTError | None = None
     if world().is_main:
-        outcome = _outcome(make)
-        store.set(key, pickle.dumps(outcome))
+        try:
+            value = make()
+        except CLTTError as raised:
+            error = raised
+        store.set(key, pickle.dumps((value, error)))
     else:
         poll(store, [key])
-        outcome = pickle.loads(store.get(key))
-    value, error = outcome
+        value, error = pickle.loads(store.get(key))
     if error is not None:
         raise error
     return value
 
 
-def _outcome(make: Callable[[], Any]) -> tuple[Any, CLTTError | None]:
-    try:
-        return make(), None
-    except CLTTError as error:
-        return None, error
-
-
 def wait_for_all() -> None:
-    """Return when every rank has come here, however long that takes."""
+    """Return when every rank has called this; there is no timeout."""
     me = world()
     if me.world_size == 1:
         return
@@ -55,7 +55,10 @@ def wait_for_all() -> None:
 
 
 def agreed(value: T, what: str) -> T:
-    """``value`` (picklable) if it is the same on every rank; else DataError on all, with what each has of ``what``."""
+    """``value``, if it is equal on every rank; otherwise DataError, which says what ``what`` is on each rank.
+
+    The value must be picklable.
+    """
     values = all_gather_objects(value)
     if any(other != values[0] for other in values):
         each = ", ".join(f"rank {rank} {other}" for rank, other in enumerate(values))

@@ -1,8 +1,8 @@
-"""Who this process is among the ranks, and which device it takes.
+"""The rank of this process, and the device that it uses.
 
-From torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``) or, under plain ``srun``, from those of Slurm's
-step (``SLURM_PROCID``, ``SLURM_STEP_NUM_TASKS``, ``SLURM_LOCALID``). ``SLURM_NTASKS`` is the job's number of tasks: a
-batch script and the shell of ``salloc`` have it, too, and are one process.
+The rank is read from torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``) or, under plain ``srun``, from
+those of Slurm's step (``SLURM_PROCID``, ``SLURM_STEP_NUM_TASKS``, ``SLURM_LOCALID``). ``SLURM_NTASKS`` does not tell: a
+batch script and the shell of ``salloc`` have it too, and are one process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SOURCES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_N
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Who this process is: ``0 <= rank < world_size``; ``local_rank`` counts within the node."""
+    """A process among the ranks: ``0 <= rank < world_size``; ``local_rank`` counts within the node."""
 
     rank: int = 0
     world_size: int = 1
@@ -32,11 +32,12 @@ class RankInfo:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
 
 def rank_info(environ: Mapping[str, str] | None = None) -> RankInfo:
-    """Who this process is, from the environment; a lone process is rank 0 of 1."""
+    """The rank of this process, from the environment; without variables of a launcher it is rank 0 of 1."""
     environ = os.environ if environ is None else environ
     names = _source(environ)
     if names is None:
@@ -44,14 +45,14 @@ def rank_info(environ: Mapping[str, str] | None = None) -> RankInfo:
     rank, world_size, local_rank = (int(environ[name]) for name in names)
     if not 0 <= rank < world_size:
         raise SettingsError(
-            f"{names[0]}={rank} does not lie in 0..{names[1]}-1 = {world_size - 1}; these are of other processes: "
-            f"`unset {names[0]}` for one process alone"
+            f"{names[0]}={rank} is not from 0 to {names[1]}-1 = {world_size - 1}; these variables belong to other "
+            f"processes: `unset {names[0]}` to start one process"
         )
     return RankInfo(rank, world_size, local_rank)
 
 
 def said_by() -> str:
-    """The variables that say which of how many ranks this process is."""
+    """The variables that give this process its rank, with their values, for a message."""
     names = _source(os.environ) or ()
     return " and ".join(f"{name}={os.environ[name]}" for name in names[:2])
 
@@ -59,14 +60,14 @@ def said_by() -> str:
 def _source(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
     for names in _SOURCES:
         if all(name in environ for name in names):
-            # Of `srun --pty` the first task has a terminal, and what is started from that is one process.
+            # The first task of `srun --pty` is a shell in a terminal: a program started there is one process.
             pty = names[0].startswith("SLURM") and "SLURM_PTY_PORT" in environ and _has_terminal()
             return None if pty else names
     return None
 
 
 def _has_terminal() -> bool:
-    """Whether this process can be reached from a keyboard: a task of ``srun`` that inherits SLURM_PTY_PORT cannot."""
+    """Whether this process has a terminal; other tasks of ``srun`` that inherit SLURM_PTY_PORT have none."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -75,29 +76,26 @@ def _has_terminal() -> bool:
 
 
 def world() -> RankInfo:
-    """Rank and size of the process group that runs now (rank 0 of 1 without one)."""
+    """This rank in the process group; rank 0 of 1 without a process group."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return _ALONE
+        return RankInfo()
     return _member(dist.get_rank(), dist.get_world_size())
-
-
-_ALONE = RankInfo()
 
 
 @lru_cache(maxsize=8)
 def _member(rank: int, world_size: int) -> RankInfo:
-    """A rank of the process group; the environment is parsed once, as each norm of a model asks at every step."""
+    """A rank of the process group; cached, since each BatchNorm of a model asks at every step."""
     return RankInfo(rank, world_size, rank_info().local_rank)
 
 
 def pick_device(name: str, info: RankInfo) -> torch.device:
-    """The device of a rank: ``auto`` takes CUDA, else Apple's MPS, else the CPU; on CUDA one GPU a local rank.
+    """The device of a rank: ``auto`` is CUDA, else Apple's MPS, else the CPU; on CUDA each local rank has a GPU.
 
-    Raises SettingsError if the device asked for is not there, if a node has fewer GPUs than ranks, or if ``auto`` would
-    take another device although the process was given GPUs: a job must not train on the CPU in silence. DeviceError if
-    GPUs were given that do not work although their driver fits: on another node the same job may run.
+    Raises SettingsError if the device does not exist, if a node has fewer GPUs than ranks, or if ``auto`` would choose
+    another device although the process was given GPUs: a job must not train on the CPU unnoticed. Raises DeviceError if
+    GPUs do not work although their driver fits: the same job may work on another node.
     """
     import torch
 
@@ -122,15 +120,15 @@ def pick_device(name: str, info: RankInfo) -> torch.device:
         kind_of_error = DeviceError if info.local_rank < number_given() else SettingsError
         raise kind_of_error(
             f"local rank {info.local_rank} has no GPU of its own: torch finds {found_gpus}"
-            f"{f' ({given})' if given else ''}; start one process per GPU, each of which sees all of its node "
-            "(--gpus-per-node, not --gpus-per-task), or see nvidia-smi for a broken one"
+            f"{f' ({given})' if given else ''}; start one process per GPU, each of which can see all GPUs of its node "
+            "(--gpus-per-node, not --gpus-per-task), or look for a broken GPU with nvidia-smi"
         )
     torch.cuda.set_device(info.local_rank)
     return torch.device("cuda", info.local_rank)
 
 
 def described(device: torch.device, info: RankInfo) -> str:
-    """What a run computes on, to be printed: the device's kind and name, and the number of ranks."""
+    """The device's kind and name, and the number of ranks, for a line of output."""
     import torch
 
     if device.type == "cuda":

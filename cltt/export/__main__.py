@@ -1,8 +1,8 @@
-"""``cltt export CHECKPOINT OUT``: a trained encoder for other programs, with a card that says what it is.
+"""``cltt export CHECKPOINT OUT``: writes a trained encoder for other programs, and a model card.
 
-OUT ends in .pth (a state dict for ``torch.load``) or .safetensors. Its names are torchvision's, so that it loads with
-``strict=True`` into ``torchvision.models.resnet18()``, say, once that model's ``fc`` (of a Swin: ``head``) is an
-``Identity``.
+OUT ends in .pth (a state dict for ``torch.load``) or .safetensors. The names of the weights are torchvision's: they
+load with ``strict=True`` into ``torchvision.models.resnet18()``, for example, after its ``fc`` (of a Swin: ``head``) is
+replaced by an ``Identity``.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ SUFFIXES = (".pth", SAFETENSORS)
 def export(
     checkpoint: Path, out: Path, backbone: str | None = None, *, head: bool = False, **reading: Any
 ) -> list[Path]:
-    """Write the encoder in ``checkpoint`` (or the newest of a run's folder) to ``out``, and a card beside it.
+    """Write the encoder in ``checkpoint`` to ``out`` and a model card beside it; returns the files written.
 
-    With ``head`` the projection head goes to a file of its own, NAME.head.pth beside NAME.pth, under the names of its
-    layers (``0.weight`` ...). ``backbone`` and ``reading`` are those of :func:`cltt.models.weights.read_weights`.
-    Returns the files written.
+    Args:
+        checkpoint: a file, or a run's folder: its newest checkpoint.
+        out: the file to write, NAME.pth or NAME.safetensors.
+        backbone, reading: arguments of :func:`cltt.models.weights.read_weights`.
+        head: also write the projection head, to NAME.head.pth, under the names of its layers (``0.weight`` ...).
 
-    Raises SettingsError for an ``out`` of another ending or that cannot be written, and what :func:`read_weights` does.
+    Raises SettingsError for an ``out`` with another ending or that cannot be written, and the errors of
+    :func:`read_weights`.
     """
     if out.suffix not in SUFFIXES:
         raise SettingsError(f"cannot export to {out.name!r}; its ending must be {' or '.join(SUFFIXES)}")
@@ -50,7 +53,7 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         replace_file(path, content)
-    # A .pth keeps the card's name of earlier versions; a .safetensors of the same name has a card of its own.
+    # NAME.pth has the card NAME.md, as in earlier versions; NAME.safetensors has one of its own.
     card = out.with_suffix(".md") if out.suffix == ".pth" else out.with_name(f"{out.name}.md")
     described = [out, head_file] if head or _is_head_of(weights, head_file) else [out]
     replace_file(card, model_card(weights, described).encode())
@@ -58,7 +61,7 @@ def export(
 
 
 def _is_head_of(weights: Weights, file: Path) -> bool:
-    """Whether an earlier export wrote the head of these weights to ``file``."""
+    """Whether ``file`` holds the projection head of these weights, from an earlier export."""
     return (
         weights.head is not None
         and file.is_file()
@@ -86,12 +89,12 @@ def _serialised(state: Mapping[str, torch.Tensor], weights: Weights, suffix: str
 
 
 def model_card(weights: Weights, files: list[Path]) -> str:
-    """Markdown: what the encoder is, how to load it, how it was trained, on what, and how far."""
+    """The model card in Markdown: what the encoder is, how to load it, its training, data and settings."""
     lines = [f"# {weights.backbone}, from {printable(weights.path.name)}", ""]
     lines += [f"- `{printable(path.name)}`: SHA-256 `{file_sha256(path)}`" for path in files]
     features = weights.empty_encoder().feature_dim
     size = f" [n, 3, {weights.image_size}, {weights.image_size}]" if weights.image_size else " [n, 3, S, S]"
-    lines += [f"- takes RGB{size}, {_PIXELS[weights.normalise]}; gives {features} features a frame"]
+    lines += [f"- takes RGB{size}, {_PIXELS[weights.normalise]}; gives {features} features per frame"]
     lines += [
         f"- from a checkpoint of SHA-256 `{file_sha256(weights.path)}`",
         "",
@@ -101,7 +104,7 @@ def model_card(weights: Weights, files: list[Path]) -> str:
     lines += ["```", ""]
     saved = weights.saved
     if not saved:
-        return "\n".join([*lines, "Not trained here: its settings are not known.", ""])
+        return "\n".join([*lines, "Another program trained it, so its settings are unknown.", ""])
     lines += _training(saved["history"], weights) if isinstance(saved.get("history"), dict) else []
     lines += [f"Data: shards of the fingerprint `{printable(str(saved.get('fingerprint')))}`.", ""]
     lines += ["| setting | |", "|---|---|"]
@@ -127,7 +130,7 @@ def _loading(weights: Weights, file: Path) -> list[str]:
 
 
 def _training(history: Mapping[str, Any], weights: Weights) -> list[str]:
-    """Where the curves ended."""
+    """Lines on how long the encoder was trained, and its last metrics."""
     epochs, step, steps = (history.get(name) for name in ("epoch", "step", "total_steps"))
     next_epoch = f" and {_counted(step, 'step')} of the next" if step else ""
     lines = [f"Trained for {_counted(epochs, 'epoch')}{next_epoch}, {_counted(steps, 'step')} in all."]
@@ -152,15 +155,19 @@ def _cell(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m cltt.export") -> int:
-    """``python -m cltt.export`` and ``cltt export``."""
+    """The command ``cltt export``, which is also ``python -m cltt.export``; returns the exit status."""
     parser = cli.Parser(prog=prog, description="Write a trained encoder for other programs, and a card beside it.")
     parser.add_argument("checkpoint", help="a checkpoint, or a run's folder: its newest", metavar="CHECKPOINT")
     parser.add_argument("out", help="file to write: NAME.pth or NAME.safetensors (extra: safetensors)", metavar="OUT")
     parser.add_argument("--head", action="store_true", help="also write the projection head, to NAME.head.pth")
-    parser.add_argument("--backbone", help="the encoder, where the file does not name it, as `cltt train` takes it")
-    parser.add_argument("--image-size", type=int, help="side of the images it is made for, where the file lacks it")
-    parser.add_argument("--normalise", choices=NORMALISATIONS, help="how pixels entered it, where the file lacks it")
-    parser.add_argument("--weights-prefix", help="what stands before the names of one of several encoders in the file")
+    parser.add_argument("--backbone", help="the encoder, as in `cltt train`, if the file does not name it")
+    parser.add_argument(
+        "--image-size", type=int, help="side of the images that it is made for, in pixels, if the file does not have it"
+    )
+    parser.add_argument(
+        "--normalise", choices=NORMALISATIONS, help="how pixels are normalised for it, if the file does not have it"
+    )
+    parser.add_argument("--weights-prefix", help="prefix of the names of one encoder, if the file holds several")
     args = parser.parse_args(argv)
     for name in ("checkpoint", "out"):
         check_path(getattr(args, name), name.upper())

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when whole and on disk, and what to say when they can't be written."""
+"""Atomic writes: a file appears under its name only when it is complete and on disk; errors say what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import pwd
 import stat
 import tempfile
 import zlib
@@ -22,6 +21,7 @@ from cltt.files.retry import read_pieces
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's contents, in hexadecimal digits."""
     digest = hashlib.sha256()
     for piece in read_pieces(path):
         digest.update(piece)
@@ -29,6 +29,7 @@ def file_sha256(path: Path) -> str:
 
 
 def file_crc32(path: Path) -> int:
+    """CRC-32 of a file's contents."""
     crc = 0
     for piece in read_pieces(path):
         crc = zlib.crc32(piece, crc)
@@ -36,7 +37,7 @@ def file_crc32(path: Path) -> int:
 
 
 def flush(path: Path) -> None:
-    """Make a file's contents last, or the names in a folder (a file's own fsync does not)."""
+    """Write a file's contents, or a folder's list of names, to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -60,29 +61,26 @@ def _remedy(error: OSError, path: Path) -> str:
 
 
 def _denied(path: Path) -> str:
-    """What stands in the way of writing ``path``, itself or a folder above it, whose it is, and what is missing."""
-    for thing in (path, *path.absolute().parents):
+    """Which of ``path`` and the folders above it may not be written, its owner, and the right to ask for; or ""."""
+    for place in (path, *path.absolute().parents):
         with suppress(OSError):
-            status = thing.stat()
+            status = place.stat()
             right, letters = (os.W_OK | os.X_OK, "wx") if stat.S_ISDIR(status.st_mode) else (os.W_OK, "w")
-            if not os.access(thing, right):
-                whose = f"{_user(status.st_uid)} ({stat.filemode(status.st_mode)})"
-                return f"{thing} belongs to {whose}: ask for the right to write it (chmod g+{letters})"
+            if not os.access(place, right):
+                try:
+                    owner = place.owner()
+                except KeyError:
+                    owner = f"user {status.st_uid}"
+                mode = stat.filemode(status.st_mode)
+                return f"{place} belongs to {owner} ({mode}): ask for the right to write it (chmod g+{letters})"
     return ""
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 @contextlib.contextmanager
 def writing(path: Path, remedy: str = "") -> Iterator[None]:
-    """Turn the system's refusal to write into a DataError that names ``path`` and what helps against it.
+    """Turn an OSError into a DataError that names ``path`` and says what to do.
 
-    With ``remedy`` (that another path is to be given, as a person chose this one) into a SettingsError that says so.
+    With ``remedy``, what to do about a path that a flag gave, it is a SettingsError that says ``remedy``.
     """
     try:
         yield
@@ -93,10 +91,12 @@ def writing(path: Path, remedy: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def published(path: Path, temporary: Path | None = None, *, sync: bool = True) -> Iterator[Any]:
-    """A file to write (binary) that appears under ``path`` only when whole and on disk.
+    """A binary file to write, which appears under ``path`` when the block ends without an error.
 
-    A reader, or a kill at any moment, finds the old file or the new one. ``sync=False`` leaves the folder's entry to a
-    later :func:`flush`, before anything speaks of this file. Raises DataError if it cannot be written.
+    A reader finds the old file or the new one, also after a kill. Only one process at a time may write ``path``. With
+    ``sync=False`` the caller calls :func:`flush` on the folder, before it writes a file that names this one.
+
+    Raises DataError if the file cannot be written.
     """
     with writing(path):
         with replacing(path, temporary or temporary_path(path)) as file:
@@ -106,13 +106,13 @@ def published(path: Path, temporary: Path | None = None, *, sync: bool = True) -
 
 
 def temporary_path(path: Path) -> Path:
-    """Where :func:`published` writes what is to appear under ``path``; one process at a time does so."""
+    """The temporary file of :func:`published` for ``path``."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextlib.contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[Any]:
-    """As :func:`published`, with the system's own errors; any number of processes may do so at a time."""
+    """As :func:`published`, for any number of processes at a time; raises OSError instead of DataError."""
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with create(temporary) as file:
@@ -126,29 +126,30 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Any]:
 
 
 def create(path: Path) -> IO[bytes]:
-    """A new file to write; what has this name is removed, not written through, as it may be a link to anywhere."""
+    """A new binary file to write. An old file of this name is removed first: it may be a link to another file."""
     with suppress(FileNotFoundError):
         path.unlink()
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb")
 
 
-def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
-    with published(path, sync=sync) as file:
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, as :func:`published` does."""
+    with published(path) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path``, as :func:`replacing` does."""
+    """Write ``data`` to ``path``, as :func:`replacing` does."""
     with replacing(path) as file:
         file.write(data)
 
 
 def check_writable(folder: Path, remedy: str) -> None:
-    """Raise SettingsError, with ``remedy``, unless files can be written to ``folder``; leaves nothing there.
+    """Raise SettingsError, which ends with ``remedy``, unless files can be written to ``folder``; leaves no files.
 
-    One that only a shell could have meant is refused (see :func:`cltt.files.regular.unexpanded`).
-    A folder that is missing is made and removed again: only the attempt tells (think of /proc, quotas, network disks).
-    A full disk is none of the reasons: it may have room again when there is something to write.
+    Only an attempt can tell (/proc, quotas, network disks), so a missing folder is made and removed again. A full disk
+    is no error here: it may have room when there is something to write. A path with a ``$NAME`` or ``~`` that no shell
+    has replaced is an error (see :func:`cltt.files.regular.unexpanded`).
     """
     if mark := unexpanded(folder):
         raise SettingsError(f"cannot write to {folder}: no shell has replaced the {mark}; {remedy}")

@@ -1,4 +1,4 @@
-"""Locks of a build and of a run's folder: held by ``flock``, so that the kernel frees them however a process dies."""
+"""Lock files of builds and runs. They are held by ``flock``: the kernel frees them when a process dies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _lock(handle: int, flags: int, path: Path) -> bool:
-    """Whether the lock was taken; a file system without locks is used without, with a warning."""
+    """Whether the lock was taken; True, with a warning, on a file system without locks."""
     try:
         fcntl.flock(handle, flags)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno == errno.EBADF:  # NFS gives an exclusive lock to those alone who may write
+        if error.errno == errno.EBADF:  # on NFS an exclusive lock needs the right to write
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
         if error.errno not in _NO_LOCKS:
             raise
@@ -37,10 +37,10 @@ def _lock(handle: int, flags: int, path: Path) -> bool:
 
 
 def open_lock(path: Path, flags: int = 0) -> int:
-    """Descriptor of the lock file ``path``, made by the umask unless it is there.
+    """Descriptor of the lock file ``path``, which is made if it does not exist. OSError if it cannot be opened.
 
-    To write, with the further ``flags`` of ``os.open``; or only to read, where another's file allows no more: a shared
-    lock needs no more, an exclusive one only on NFS. OSError if it may not be read.
+    It is open for writing, with the further ``flags`` of ``os.open``. Another user's file may be open for reading only:
+    that is enough for a lock, except for an exclusive one on NFS.
     """
     always = os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -53,21 +53,17 @@ def open_lock(path: Path, flags: int = 0) -> int:
 
 
 def is_still_there(handle: int, path: Path) -> bool:
-    """Whether ``path`` is the file that was locked, not one that a finished build has removed meanwhile."""
+    """Whether ``path`` is still the open file ``handle``: a finished build may have removed it before it was locked."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _make_folder(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 def holder(path: Path) -> str | None:
-    """Who holds the lock file ``path``; None if nobody does, or there is no such file.
+    """The process that holds the lock file ``path``; None if none does, or if the file does not exist.
 
-    A lock that may not be looked at counts as held.
+    A lock file that may not be read counts as held.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -98,26 +94,35 @@ def locked(
     wait: bool = False,
     held: str = "",
     otherwise: str = "build elsewhere",
-    make_folder: Callable[[Path], None] = _make_folder,
+    in_owned_folder: bool = False,
 ) -> Iterator[None]:
-    """Hold the lock file ``path``; BusyError naming the holder if another process has it and ``wait`` is false.
+    """Hold the lock file ``path``; its folder is made if it does not exist.
 
-    ``held`` says what the holder does (default: that the folder above is being built), ``otherwise`` what helps.
-    ``make_folder`` makes the lock's folder unless it is there. A lock that is a symbolic link is not followed.
+    Args:
+        path: a symbolic link is not followed.
+        shared: others may hold it too, if they share it.
+        wait: wait until the lock is free.
+        held: what the holder does, for the error.
+        otherwise: what else the user can do, for the error.
+        in_owned_folder: the folder is a working folder that may be deleted (:mod:`cltt.files.owned`).
+
+    Raises BusyError, which names the holder, if another process has the lock and ``wait`` is false.
     """
-    held = held or f"{path.parent.parent} is being built"
     flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         with writing(path):
-            make_folder(path.parent)
+            if in_owned_folder:
+                owned.claim(path.parent)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
             handle = open_lock(path)
         try:
             with writing(path):
                 taken = _lock(handle, flags, path)
             if not taken:
-                raise BusyError(f"{held} by {_name(handle)}; wait for it or {otherwise}")
+                raise BusyError(f"{held or f'{path} is held'} by {_name(handle)}; wait for it or {otherwise}")
             if is_still_there(handle, path):
-                with contextlib.suppress(OSError):  # a full disk, another's file: it holds without a name
+                with contextlib.suppress(OSError):  # on a full disk, or in another user's file, the name is left out
                     os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode().ljust(120), 0)
                 yield
                 return
@@ -126,5 +131,5 @@ def locked(
 
 
 def locked_in(folder: Path, name: str, **options: Any) -> contextlib.AbstractContextManager[None]:
-    """As :func:`locked` for a lock in a working folder of ours, which is made, and marked as ours, if need be."""
-    return locked(folder / name, make_folder=owned.claim, **options)
+    """As :func:`locked`, for the lock ``name`` in a working folder (:mod:`cltt.files.owned`)."""
+    return locked(folder / name, in_owned_folder=True, **options)

@@ -1,6 +1,6 @@
-"""Files that hold decoded frames for the processes of a node: named, locked while in use, found when left over.
+"""Files of decoded frames that the processes of a node share, and how to find those that no process uses.
 
-Every process that has such a file open holds a shared lock on it, so the kernel tells which files nobody uses.
+A process that has such a file open holds a shared lock on it. The kernel frees the lock when the process dies.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from cltt.files.locks import is_still_there
@@ -20,49 +19,37 @@ _PREFIX = "cltt-kept-"
 
 
 def path_of(folder: Path, key: str) -> Path:
-    """Where this user's file of ``key`` lies in ``folder``."""
+    """Path in ``folder`` of this user's file of ``key``."""
     return folder / f"{_PREFIX}{os.getuid()}-{key}"
 
 
 def unused(folder: Path) -> list[Path]:
     """Files of kept frames in ``folder`` that are this user's and that no process has open."""
-    return [path for path in sorted(folder.glob(f"{_PREFIX}{os.getuid()}-*")) if _is_unused(path)]
+    return [path for path in sorted(folder.glob(f"{_PREFIX}{os.getuid()}-*")) if is_unused(path)]
 
 
-def remove_unused(path: Path) -> bool:
-    """Remove a file of kept frames unless a process has it open; whether it is gone."""
-    with _alone(path) as alone:
-        if alone:
-            path.unlink()
-        return alone
-
-
-def _is_unused(path: Path) -> bool:
-    with _alone(path) as alone:
-        return alone
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Hold ``path`` against all other processes, if it is there and none of them has it open: whether that is so."""
+def is_unused(path: Path, *, remove: bool = False) -> bool:
+    """Whether the file ``path`` exists and no process has it open; with ``remove`` such a file is removed."""
     try:
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        yield False
-        return
-    try:
+        return False
+    with os.fdopen(file, "rb+", buffering=0):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = is_still_there(file, path)
+            free = is_still_there(file, path)
         except OSError:
-            alone = False
-        yield alone
-    finally:
-        os.close(file)
+            return False
+        if free and remove:
+            path.unlink()
+        return free
 
 
 def open_shared(path: Path) -> int:
-    """Descriptor of ``path``, made if need be, with a shared lock for as long as it or a mapping of it is open."""
+    """Descriptor of ``path``, with a shared lock. The file is made if it does not exist.
+
+    The lock lasts until the descriptor and all mappings of the file are closed. PermissionError for another's file.
+    """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
@@ -75,11 +62,11 @@ def open_shared(path: Path) -> int:
         except BaseException:
             os.close(file)
             raise
-        os.close(file)  # its last user has just removed it
+        os.close(file)  # the last process that used it has just removed it
 
 
 def anonymous() -> int:
-    """Descriptor of a file in memory that has no name."""
+    """Descriptor of a new file in memory, without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(_PREFIX)
     with tempfile.TemporaryFile() as file:  # macOS
@@ -87,7 +74,7 @@ def anonymous() -> int:
 
 
 def release(file: int, path: Path | None) -> None:
-    """Close the file; the last process that has it open removes it."""
+    """Close the descriptor ``file``; the last process that has ``path`` open also removes it (None: no name)."""
     if path is not None:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Arrays written and read piece by piece, in numpy's own file format."""
+"""Arrays in numpy's .npy files, written and read in pieces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cltt.files.retry import SharedFile, read_bytes, retry
 
 
 class NpyWriter:
-    """Writes a one-dimensional .npy file in pieces; the length is put into its header at the end."""
+    """Writes a one-dimensional .npy file in pieces; :meth:`close` writes the length into its header."""
 
     def __init__(self, file: Any, dtype: np.dtype[Any]) -> None:
         self._file = file
@@ -27,7 +27,7 @@ class NpyWriter:
     def _write_header(self) -> None:
         descr = np.lib.format.dtype_to_descr(self._dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self.rows,)}
-        np.lib.format.write_array_header_1_0(self._file, header)  # numpy leaves room for the length to grow
+        np.lib.format.write_array_header_1_0(self._file, header)  # numpy leaves room for a longer length
 
     def write(self, rows: np.ndarray[Any, Any]) -> None:
         self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
@@ -37,7 +37,7 @@ class NpyWriter:
         self._file.seek(0)
         self._write_header()
         if self._file.tell() != self._data_start:
-            raise DataError("the .npy header outgrew its room")
+            raise DataError("the header of a .npy file has outgrown its space; report this as a defect")
         self._file.seek(0, os.SEEK_END)
 
 
@@ -48,11 +48,16 @@ NEAR_ROWS = 512  # rows that are read and dropped rather than read apart
 
 
 class NpyRows:
-    """Rows of a one-dimensional .npy file, read as they are asked for by any number of threads.
+    """Rows of a one-dimensional .npy file, read on demand by any number of threads.
 
-    DataError unless the file holds ``rows`` (None: any number of) entries of ``dtype``, and nothing else.
+    The file is not memory-mapped: a page that cannot be read would kill the process, while a read is retried.
 
-    Not memory-mapped: where a page cannot be read, a mapping kills the process, and this retries.
+    Args:
+        path: the file.
+        dtype: type of its entries.
+        rows: number of its entries; None: any number.
+
+    Raises DataError unless the file holds exactly that.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], rows: int | None = None) -> None:
@@ -66,7 +71,7 @@ class NpyRows:
         return self._rows
 
     def __getitem__(self, rows: Any) -> np.ndarray[Any, Any]:
-        """The rows of the given numbers (each 0..len-1; an integer, or int64 [n], cheapest when sorted)."""
+        """The rows with the numbers ``rows`` (each 0..len-1): an integer, or int64 [n], fastest when sorted."""
         numbers = np.asarray(rows, np.int64)
         if numbers.ndim == 0:
             return self.read(int(numbers), int(numbers) + 1)[0]
@@ -81,7 +86,7 @@ class NpyRows:
         return found
 
     def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Rows ``start`` to ``stop`` - 1. DataError if the file ends before."""
+        """Rows ``start`` to ``stop`` - 1. DataError if the file ends too early."""
         size, offset = (stop - start) * self.dtype.itemsize, self._start + start * self.dtype.itemsize
         data = retry(self.path, lambda: self._file.read(size, offset))
         if len(data) != size:
@@ -90,7 +95,7 @@ class NpyRows:
 
 
 def read_array(path: Path, dtype: np.dtype[Any], shape: Shape) -> np.ndarray[Any, Any]:
-    """The whole of a .npy file; None in ``shape``: any length. DataError unless it holds just that, in C order."""
+    """The array in a .npy file; DataError unless it has this type and shape (None: any length), in C order."""
     data = read_bytes(path, follow=False)
     found, start = _check_header(path, data[:HEADER_BYTES], len(data), dtype, shape)
     return np.frombuffer(data, dtype, offset=start).reshape(found)
@@ -99,23 +104,23 @@ def read_array(path: Path, dtype: np.dtype[Any], shape: Shape) -> np.ndarray[Any
 def _check_header(
     path: Path, head: bytes, size: int, dtype: np.dtype[Any], shape: Shape
 ) -> tuple[tuple[int, ...], int]:
-    """(shape, where the data starts) of a .npy file with these first bytes and this size; nothing is unpickled."""
+    """(shape, offset of the data) of a .npy file, from its first bytes ``head`` and its size; nothing is unpickled."""
     found, is_fortran, found_dtype, start = _read_header(path, head)
     fits = len(found) == len(shape) and all(b is None or a == b for a, b in zip(found, shape, strict=True))
     if not fits or found_dtype != dtype or (is_fortran and len(shape) > 1):
         wanted = " x ".join("any" if length is None else str(length) for length in shape)
         raise DataError(f"{path} does not hold {wanted} entries of {dtype}; {_REPAIR}")
     if min(found) < 1 or size != start + math.prod(found) * dtype.itemsize:
-        raise DataError(f"{path} has {size} bytes, which are not those of an array of shape {found}; {_REPAIR}")
+        raise DataError(f"{path} has {size} bytes, which do not fit an array of shape {found}; {_REPAIR}")
     return found, start
 
 
 def _read_header(path: Path, head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """(shape, whether in Fortran's order, type, where the data starts) from the first bytes of a .npy file."""
+    """(shape, whether in Fortran order, dtype, offset of the data), from the first bytes of a .npy file."""
     file = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         return (*read(file, max_header_size=HEADER_BYTES), file.tell())
     except Exception as error:  # what numpy's and Python's own parsers raise
-        raise DataError(f"{path} is not an array that can be read; {_REPAIR}") from error
+        raise DataError(f"{path} is not a readable .npy file; {_REPAIR}") from error

@@ -1,4 +1,4 @@
-"""Files from other people: opened only if they are regular files, so that no FIFO or device is waited for or read."""
+"""Reading files that other people made. Only regular files are opened: a FIFO or a device could block the program."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LONGEST_NAME = os.pathconf("/", "PC_NAME_MAX")  # bytes
 
 
 def open_regular(path: AnyPath, *, follow: bool = True) -> int:
-    """Descriptor to read ``path``; OSError unless it is a regular file, and no link where ``follow`` is false.
+    """Descriptor for reading ``path``; OSError unless it is a regular file (``follow``: or a link to one).
 
-    It is looked at before it is opened, as opening alone can move a device or wait for a FIFO, and again after.
+    The type is checked before the file is opened, since opening alone can block, and again after.
     """
     _require_regular(os.stat(path, follow_symlinks=follow), path)
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
@@ -37,7 +37,7 @@ def _require_regular(status: os.stat_result, path: AnyPath) -> None:
 
 
 def read_regular(path: AnyPath, limit: int, *, follow: bool = True) -> bytes:
-    """All of a small file; OSError as :func:`open_regular` raises it, or if it has more than ``limit`` bytes."""
+    """The contents of a file; OSError as in :func:`open_regular`, or if it has more than ``limit`` bytes."""
     with os.fdopen(open_regular(path, follow=follow), "rb") as file:
         if os.fstat(file.fileno()).st_size > limit:
             raise OSError(errno.EFBIG, f"more than {limit:,} bytes", os.fsdecode(path))
@@ -45,10 +45,10 @@ def read_regular(path: AnyPath, limit: int, *, follow: bool = True) -> bytes:
 
 
 def read_text(path: AnyPath, limit: int) -> str:
-    """The text of a file that another program wrote, in UTF-8, or in UTF-16 with a byte order mark.
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
 
-    Bytes that are not UTF-8 become surrogates, as in names of files. OSError as :func:`read_regular` raises it, or if
-    it holds NUL bytes, as UTF-16 does.
+    Bytes that are not UTF-8 become surrogates, as in names of files. OSError as in :func:`read_regular`, or if the text
+    holds NUL characters, as UTF-16 without a byte order mark does.
     """
     data = read_regular(path, limit)
     is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -59,7 +59,7 @@ def read_text(path: AnyPath, limit: int) -> str:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether ``path`` is a regular file itself, not a link to one."""
+    """Whether ``path`` is a regular file, not a link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -67,12 +67,12 @@ def is_regular(path: Path) -> bool:
 
 
 def unexpanded(path: AnyPath) -> str:
-    """The ``$`` or leading ``~`` that a shell was meant to replace, where no folder has such a name; "" if none.
+    """The ``$`` or leading ``~`` that a shell should have replaced; "" if there is none, or if the path exists.
 
-    No shell replaces ``$TMPDIR`` in single quotes, nor the ``~`` of ``--checkpoint-dir=~/run``.
+    A shell does not replace ``$TMPDIR`` in single quotes, nor the ``~`` of ``--checkpoint-dir=~/run``.
     """
-    whole = Path(os.fsdecode(path))
-    for part in (*reversed(whole.parents), whole):
+    full = Path(os.fsdecode(path))
+    for part in (*reversed(full.parents), full):
         mark = "$" if "$" in part.name else "~" if str(part).startswith("~") else ""
         if mark and not os.path.lexists(part):
             return mark
@@ -80,18 +80,18 @@ def unexpanded(path: AnyPath) -> str:
 
 
 def check_path(path: AnyPath, what: str) -> None:
-    """SettingsError, naming ``what``, for a path that is empty or that the system cannot look at; it need not exist."""
+    """Raise SettingsError, naming ``what``, for a path that cannot be used; it need not exist."""
     shown = shorten(os.fsdecode(path), 80)
     if not os.fspath(path):
         raise SettingsError(f"{what} is empty; give a path (the current folder is .)")
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        if any(len(part) > _LONGEST_NAME for part in os.fsencode(path).split(b"/")):  # of a folder that is to be made
+        if any(len(part) > _LONGEST_NAME for part in os.fsencode(path).split(b"/")):  # for a folder still to be made
             raise SettingsError(f"{what} {shown!r} cannot be used: File name too long") from None
         if mark := unexpanded(path):
             raise SettingsError(f"{what} {shown!r} cannot be used: no shell has replaced the {mark}") from None
     except OSError as error:
         raise SettingsError(f"{what} {shown!r} cannot be used: {error.strerror}") from error
-    except ValueError as error:  # a NUL within
+    except ValueError as error:  # it holds a NUL
         raise SettingsError(f"{what} {shown!r} cannot be used: {error}") from error

@@ -1,10 +1,9 @@
-"""Retries of reads that fail because storage is away for a while: one policy for the whole process.
+"""Retries of reads after transient errors of the storage, with one policy for the whole process.
 
-A parallel file system that fails over, a server that restarts, a stalled mount: reads fail for seconds or minutes, with
-the errors of TRANSIENT or fewer bytes than the file has, and then work again. NVIDIA's catalogue of failed jobs
-(nvidia-resiliency-ext, pull request 411) has Lustre's among them: errno 5 (EIO) and 121 (EREMOTEIO). These reads are
-tried again, on a fresh handle and after growing pauses. All other errors (a missing file, a refused permission, a full
-disk) are raised at once. Writes are not retried here: cltt.training.outputs does so for what training writes.
+When a parallel file system fails over or a server restarts, reads fail for seconds or minutes: with an error of
+TRANSIENT, or with fewer bytes than the file has. NVIDIA's catalogue of failed jobs (nvidia-resiliency-ext, pull request
+411) lists EIO and EREMOTEIO on Lustre. Such a read is retried on a new handle, after pauses that grow. All other errors
+(a missing file, no permission, a full disk) are raised at once. Writes are not retried here: see cltt.training.outputs.
 """
 
 from __future__ import annotations
@@ -32,27 +31,27 @@ T = TypeVar("T")
 
 
 class ShortRead(OSError):
-    """Fewer bytes came than the file has."""
+    """A read that returned fewer bytes than the file has."""
 
     def __init__(self, path: AnyPath) -> None:
         super().__init__(errno.EIO, "Short read", os.fsdecode(path))
 
 
 class _Policy:
-    """How long this process retries, and which of its threads do so now."""
+    """How long this process retries reads, and how many of its threads retry now."""
 
     def __init__(self) -> None:
         self.seconds = IO_PATIENCE
         self.lock = threading.Lock()
-        self.threads = 0  # that wait
-        self.since = 0.0
+        self.threads = 0  # threads that retry now
+        self.since = 0.0  # when the first of them began
 
 
 _policy = _Policy()
 
 
 def set_policy(io_patience: float) -> None:
-    """Have all threads of this process retry reads for ``io_patience`` seconds; the last call holds.
+    """Set for how many seconds all threads of this process retry reads; the last call counts.
 
     Raises SettingsError unless ``io_patience`` is from 0 to MAX_PATIENCE.
     """
@@ -62,20 +61,22 @@ def set_policy(io_patience: float) -> None:
 
 
 def io_patience() -> float:
-    """Seconds for which this process retries reads."""
+    """The number of seconds for which this process retries reads."""
     return _policy.seconds
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether ``error`` is one that a later read may not meet."""
+    """Whether ``error`` is transient: the same read may work later."""
     return error.errno in TRANSIENT
 
 
 def retry(path: AnyPath, attempt: Callable[[], T]) -> T:
-    """What ``attempt`` returns, called again while it raises a transient error.
+    """The result of ``attempt()``, which is called again while it raises a transient error.
 
-    ``attempt`` opens its file anew each time. One warning is logged when the first thread begins to wait, and one when
-    none waits any longer. Raises StorageError, naming ``path``, after io_patience seconds; any other error at once.
+    ``attempt`` must open its file again each time. A warning is logged when the first thread begins to retry, and
+    another when the last thread has succeeded.
+
+    Raises StorageError, which names ``path``, after io_patience seconds; any other error at once.
     """
     try:
         return attempt()
@@ -86,7 +87,7 @@ def retry(path: AnyPath, attempt: Callable[[], T]) -> T:
 
 
 def read_bytes(path: AnyPath, *, follow: bool = True) -> bytes:
-    """The whole contents of a file; ``follow`` as in :func:`open_regular`."""
+    """The contents of a file; ``follow`` as in :func:`open_regular`."""
     return retry(path, lambda: _read_whole(path, follow))
 
 
@@ -111,7 +112,7 @@ def _retry(path: str, attempt: Callable[[], T], error: OSError) -> T:
             except OSError as again:
                 if not is_transient(again):
                     raise
-                error = again.with_traceback(None)  # which holds this frame, and with it what the read had open
+                error = again.with_traceback(None)  # the traceback would keep the file open
         raise StorageError(
             f"{path} could not be read for {seconds:g} s ({error.strerror}; --io-patience); start again when the "
             "storage answers"
@@ -137,36 +138,41 @@ def _waiting(path: str, error: OSError) -> Iterator[None]:
 
 
 class Descriptor:
-    """An open file, closed when nobody holds this object any more."""
+    """An open file, which is closed when this object is deleted."""
 
     def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
         self.number = -1
         self.number = open_regular(path, follow=follow)
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):  # what failed to read may fail to close, too
+        with contextlib.suppress(OSError):  # a file that failed to read may fail to close, too
             os.close(self.number)
 
 
 class SharedFile:
-    """A file that any number of threads read by ``pread``; opened by the first read, and by the next after an error."""
+    """A file that any number of threads may read. The first read opens it, and so does the next read after an error."""
 
     def __init__(self, path: AnyPath, *, follow: bool = True) -> None:
         self.path, self._follow = path, follow
         self._open: Descriptor | None = None
 
     def read(self, size: int, offset: int) -> bytes:
-        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file; ShortRead where there is more."""
-        opened = self._opened()  # held here: another thread may let go of it
+        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file; ShortRead if a read stops earlier."""
+        opened = self._opened()  # a reference of its own: another thread may drop self._open
         try:
-            return pread_all(opened.number, size, offset, self.path)
+            data = os.pread(opened.number, size, offset)
+            while len(data) < size and (more := os.pread(opened.number, size - len(data), offset + len(data))):
+                data += more
+            if len(data) < size and offset + len(data) < os.fstat(opened.number).st_size:
+                raise ShortRead(self.path)
+            return data
         except OSError:
             self._open = None
-            del opened  # the error keeps this frame
+            del opened  # or the traceback would keep the file open
             raise
 
     def read_uncached(self, size: int, offset: int) -> bytes:
-        """As :meth:`read`, but not what the system remembers of an earlier read, where it can be told to forget."""
+        """As :meth:`read`, from the storage: the system is asked to drop its cached copy first."""
         opened = self._opened()
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
@@ -178,19 +184,9 @@ class SharedFile:
         return opened
 
 
-def pread_all(handle: int, size: int, offset: int, path: AnyPath) -> bytes:
-    """``size`` bytes at ``offset``, fewer only where the file ends; ShortRead where it has more."""
-    data = os.pread(handle, size, offset)
-    while len(data) < size and (more := os.pread(handle, size - len(data), offset + len(data))):
-        data += more
-    if len(data) < size and offset + len(data) < os.fstat(handle).st_size:
-        raise ShortRead(path)
-    return data
-
-
 def _read_whole(path: AnyPath, follow: bool) -> bytes:
     file, size = SharedFile(path, follow=follow), os.stat(path).st_size
-    data = file.read(size + 1, 0)  # a byte more: also files that have no size, such as those of /proc
+    data = file.read(size + 1, 0)  # one byte more than the size: files of /proc have size 0
     while size < len(data) and (more := file.read(PIECE, len(data))):
         data += more
     return data

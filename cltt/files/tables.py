@@ -1,4 +1,4 @@
-"""Tables and lists as people and other programs write them: their text, their rows, and the paths in them."""
+"""Tables (CSV) that people and other programs write: their rows, and values looked up by path."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from cltt.text import shorten
 
 V = TypeVar("V")
 MAX_TABLE = 1 << 30  # bytes
-_UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8
+_UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8
 
 
 def table_rows(
     path: str, rule: str, headers: list[list[str]], *, tabs: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells without blanks at their ends) of a table's rows, without a header and empty lines.
+    """(line number, cells) of each row of a table, without empty rows and a first row that is one of ``headers``.
 
-    Cells are parted by commas; by semicolons or tabs where the first line has no comma, or a tab and ``tabs``.
+    Cells are stripped. Commas separate them; if the first line has none, semicolons or tabs do. With ``tabs``, a tab in
+    the first line makes tabs the separator. Raises SettingsError, which begins with ``rule``, for a table that cannot
+    be read.
     """
     try:
         text = read_text(path, MAX_TABLE)
@@ -42,29 +44,29 @@ def table_rows(
 
 
 def plain_path(path: str) -> str:
-    """``path`` as it is compared: ``/`` for ``\\``, nothing of ``./``, blanks at the ends gone, accents composed."""
+    """``path`` in the form that is compared: ``/`` for ``\\``, no ``./``, no blanks at the ends, accents composed."""
     parts = unicodedata.normalize("NFC", path.strip("\ufeff \t\r\n\xa0")).replace("\\", "/").split("/")
     return "/".join(part for part in parts if part not in ("", ".")) or "."
 
 
 class PathTable(Generic[V]):
-    """Values by paths; a path is found as it is written, or else as another way to write it.
+    """Values by path. A path is looked up as it is written, then in the form of :func:`plain_path`.
 
     Attributes:
         values: as given.
-        used: paths of the table that were found.
+        used: the paths of the table that were looked up.
     """
 
     def __init__(self, values: Mapping[str, V]) -> None:
         self.values = values
         self.used: set[str] = set()
-        self._written: dict[str, str | None] = {}  # None: several ways of one path
+        self._written: dict[str, str | None] = {}  # by plain path; None: several paths of the table have this form
         for path in values:
             plain = plain_path(path)
             self._written[plain] = None if plain in self._written else path
 
     def find(self, path: str) -> V | None:
-        """The value of ``path``; None if the table has none."""
+        """The value of ``path``; None if the table does not have it."""
         written = path if path in self.values else self._written.get(plain_path(path))
         if written is None:
             return None
@@ -72,11 +74,11 @@ class PathTable(Generic[V]):
         return self.values[written]
 
     def unused(self, where: str) -> list[str]:
-        """The paths that were not found, sorted. SettingsError, naming the table, if one of them is no UTF-8."""
+        """The paths that were never looked up, sorted. SettingsError, naming ``where``, if one is not UTF-8."""
         left = sorted(self.values.keys() - self.used)
         wrong = next(filter(_UNDECODED.search, left), None)
         if wrong is not None:
             raise SettingsError(
-                f"{where} names {shorten(repr(wrong), 60)}, which fits nothing: save the table as UTF-8"
+                f"{where} names {shorten(repr(wrong), 60)}, which matches no path: save the table as UTF-8"
             )
         return left

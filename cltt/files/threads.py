@@ -1,4 +1,4 @@
-"""Work on many files in threads, in order: most of it waits for the file system."""
+"""Maps over many files in threads, with results in order. Threads help because reads wait for the file system."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-WAIT_SECONDS = 500e-6  # a call that waits so long for the file system is better made in a thread ...
-WAITS = 2  # ... when so many in a row do
+WAIT_SECONDS = 500e-6  # a call that waits longer than this for the file system counts as slow
+WAITS = 2  # slow calls in a row after which threads are worth their cost
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 def ordered_map(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterator[T], ahead: int) -> Iterator[U]:
-    """Results of ``function`` in order, with at most ``ahead`` items in flight (``pool.map`` would queue them all)."""
+    """Results of ``function`` in order, with at most ``ahead`` items queued (``pool.map`` would queue them all)."""
     queue: deque[Future[U]] = deque()
     for item in items:
         queue.append(pool.submit(function, item))
@@ -29,21 +29,23 @@ def ordered_map(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Ite
 
 
 class WaitGauge:
-    """Whether calls wait for the file system: once ``in_a_row`` of them have, until one does not.
+    """Tells whether calls wait for the file system: after ``in_a_row`` slow calls, until the next fast one.
 
-    With a warm cache, handing work to a thread takes longer than doing it. Any thread may call it.
+    When the files are in the system's cache, handing work to a thread takes longer than doing it. Any number of threads
+    may use a gauge.
     """
 
     def __init__(self, in_a_row: int = WAITS) -> None:
         self._in_a_row = in_a_row
-        self._waits = 0  # a single one may have been interrupted by another process, or waited for the interpreter
+        self._waits = 0  # slow calls in a row; a single one may only have waited for the CPU or the interpreter
 
     @property
     def slow(self) -> bool:
+        """Whether the last calls waited for the file system."""
         return self._waits >= self._in_a_row
 
     def timed(self, function: Callable[[], T]) -> T:
-        """What ``function`` returns; how long it waited is noted."""
+        """The result of ``function()``; the time that it waited is measured."""
         start = time.perf_counter() - time.thread_time()
         result = function()
         waited = time.perf_counter() - time.thread_time() - start > WAIT_SECONDS
@@ -52,7 +54,7 @@ class WaitGauge:
 
 
 class AdaptiveMap:
-    """Maps in order: here while the file system answers at once, ahead by the threads of a pool once it does not."""
+    """A map with results in order, which uses the threads of ``pool`` only once the file system is slow."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool, self._gauge = pool, WaitGauge()
@@ -66,10 +68,10 @@ class AdaptiveMap:
 
 
 def map_together(function: Callable[[T], U], items: Sequence[T], helpers: int) -> list[U]:
-    """``function`` of each item, in order, by the caller and up to ``helpers`` threads that end with the call.
+    """Results of ``function`` in order, computed by the caller and up to ``helpers`` threads that end with the call.
 
-    Raises what a call raised; items that were not begun by then are left. The threads are daemons: one that hangs in a
-    read does not keep the process alive.
+    After a call has raised an error no further item is begun, and the error is raised here. The threads are daemons: a
+    thread that hangs in a read does not keep the process alive.
     """
     todo = deque(enumerate(items))
     results: dict[int, U] = {}

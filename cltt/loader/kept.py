@@ -72,7 +72,7 @@ class KeptFrames:
         self.pixels = rows[:, _HEADER : _HEADER + frame_bytes]
         if folder is not None:
             for other in node_files.unused(folder):  # of other data or settings, or from before a reboot
-                node_files.remove_unused(other)
+                node_files.is_unused(other, remove=True)
 
     @property
     def held_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""What this machine has for GPUs, asked without torch: the driver's CUDA version, GPUs given, JPEG engines."""
+"""The GPUs of this machine, found without torch: the driver's CUDA version, the GPUs given, JPEG engines."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 NVJPEG_BACKEND_HARDWARE = 3  # nvjpegBackend_t in nvjpeg.h
-# CUDA of the two sets of pinned packages. A driver runs what its CUDA version and older ones of the same major version
-# ask for (https://docs.nvidia.com/deploy/cuda-compatibility/, minor version compatibility): 580 is the first with 13.
+# CUDA versions of the two sets of pinned packages. A driver runs programs for its own CUDA version and for older ones
+# (https://docs.nvidia.com/deploy/cuda-compatibility/, minor version compatibility). CUDA 13 needs driver 580.
 DEFAULT_CUDA = (13, 0)
 OLDER_CUDA = (12, 0)
 OLDER_SET = "make setup CUDA=12 (constraints-cuda12.txt)"
 
 
 def driver_cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA (major, minor) that the installed driver speaks; None without a driver."""
+    """The newest CUDA version (major, minor) that the installed driver supports; None without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -31,28 +31,28 @@ def driver_cuda_version() -> tuple[int, int] | None:
 
 
 def fitting_set(driver: tuple[int, int]) -> str:
-    """Which set of pinned packages runs on a driver that speaks CUDA ``driver``, and how it is installed."""
+    """The set of pinned packages for a driver that supports CUDA ``driver``, as the command that installs it."""
     if driver >= DEFAULT_CUDA:
         return "make setup (constraints.txt)"
     if driver >= OLDER_CUDA:
         return OLDER_SET
-    return "none of ours: CUDA 12 asks for driver 525 or newer"
+    return "none: CUDA 12 needs driver 525 or newer"
 
 
 def driver_fits(torch_cuda: str | None) -> bool:
-    """Whether there is a driver for a torch built for CUDA ``torch_cuda`` (None: without CUDA)."""
+    """Whether the installed driver fits a torch built for CUDA ``torch_cuda`` (None: without CUDA)."""
     driver = driver_cuda_version()
     return driver is not None and torch_cuda is not None and driver[0] >= int(torch_cuda.split(".")[0])
 
 
 def gpus_given(environ: Mapping[str, str] | None = None, devices: Path = Path("/dev")) -> str:
-    """What shows that this process was given GPUs; empty if nothing does.
+    """The variable or device file that shows that this process was given GPUs; "" if there is none.
 
-    A Slurm job has those it was given, whatever the node has; elsewhere all that are not hidden.
+    A Slurm job has the GPUs that it was given; any other process has all GPUs that are not hidden.
     """
     environ = os.environ if environ is None else environ
     visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:  # Slurm sets it, too; empty, or a name that is no device: hidden
+    if visible is not None:  # Slurm sets it too; empty, or without a device's name, it hides all GPUs
         return f"CUDA_VISIBLE_DEVICES={visible}" if visible not in ("", "-1", "NoDevFiles") else ""
     if "SLURM_JOB_ID" in environ:
         count = environ.get("SLURM_GPUS_ON_NODE", "0")
@@ -61,28 +61,28 @@ def gpus_given(environ: Mapping[str, str] | None = None, devices: Path = Path("/
 
 
 def number_given() -> int:
-    """How many GPUs a batch system gave this process, and so must work; 0 if it did not say."""
+    """The number of GPUs that Slurm gave this process; 0 if it gave none, or without Slurm."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "") if gpus_given() and "SLURM_JOB_ID" in os.environ else ""
     return len(names.split(",")) if names else 0
 
 
 def why_no_cuda(torch_version: str, torch_cuda: str | None) -> str:
-    """Why torch finds no GPU here, as the rest of a sentence, and what to install."""
+    """Why torch finds no GPU here and what to do, as the end of a sentence."""
     driver = driver_cuda_version()
     if torch_cuda is None:
         build = f"torch {torch_version} is a build without CUDA"
-        return f"{build}: install {fitting_set(driver)}" if driver else build
+        return f"{build}; the packages that fit the driver: {fitting_set(driver)}" if driver else build
     build = f"torch {torch_version} is a build for CUDA {torch_cuda}"
     if driver is None:
-        return f"{build}, and no driver (libcuda.so.1) is found: is it installed, and passed on to this container?"
-    speaks = f"{build}, and the driver speaks CUDA {driver[0]}.{driver[1]}"
+        return f"{build}, and no driver (libcuda.so.1) is found: install it, or pass it on to this container"
+    supports = f"{build}, and the driver supports CUDA {driver[0]}.{driver[1]}"
     if not driver_fits(torch_cuda):
-        return f"{speaks}: install what fits it, {fitting_set(driver)}"
-    return f"{speaks}: see nvidia-smi for what is wrong with the device"
+        return f"{supports}; the packages that fit it: {fitting_set(driver)}"
+    return f"{supports}: see nvidia-smi for what is wrong with the device"
 
 
 def nvjpeg_library() -> str | None:
-    """The nvJPEG shared library: as pip lays it (for CUDA 12 and 13), or that of conda or the system."""
+    """The nvJPEG shared library of pip's packages (for CUDA 12 or 13), of conda, or of the system."""
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or []) if spec else []
     found = (path for root in roots for path in sorted(Path(root).glob("*/lib/libnvjpeg.so*")))
@@ -91,9 +91,9 @@ def nvjpeg_library() -> str | None:
 
 
 def hardware_jpeg_engines() -> int | None:
-    """Number of hardware JPEG engines of the current GPU (0: none); None if nvJPEG cannot be asked here.
+    """The number of hardware JPEG engines of the current GPU (0: none); None if nvJPEG cannot be loaded.
 
-    Asks nvJPEG itself: creating a handle on the hardware backend fails where the chip has no such engine
+    Creating an nvJPEG handle on the hardware backend fails if the GPU has no engine
     (https://docs.nvidia.com/cuda/nvjpeg/index.html, ``nvjpegGetHardwareDecoderInfo``).
     """
     library = nvjpeg_library()

@@ -1,7 +1,7 @@
-"""Which set of shards a run reads: built on first use, by one process while others wait, and kept while runs need it.
+"""The set of shards that a run reads. It is built on first use, by one process while the others wait.
 
-shards/NAME             of a folder of clips, built when it was first used
-shards/NAME@1a2b3c4d    of the same folder, since it has changed: eight digits of the digest of its files
+shards/NAME             a folder of clips, as it was when it was first used
+shards/NAME@1a2b3c4d    the same folder after a change; the digits begin the digest of its files
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from cltt.source.videos import Sampling, guess_bytes, small_bytes
 from cltt.text import byte_size, counted, say
 
 SHARDS_HOME = Path("shards")
-# What makes the name beside the folder's path; a setting that came after 0.1.0 does only if it is not at its default.
+# Settings of 0.1.0, which are always hashed into a set's name; a later setting is only if it is not at its default.
 _NAMING = {"verify", "resize_short", "quality", "shard_size", "splits", "split_by", "split_seed", "label_from"}
 _NAMING |= {"split_gaps"}
-MEMBER_BYTES = 1024 + 24  # a frame's header, padding and record, about
+MEMBER_BYTES = 1024 + 24  # roughly a frame's tar header, padding and record
 POLL_SECONDS = 1.0
-TELL_SECONDS = 60.0
+TELL_SECONDS = 60.0  # between two lines that say how long a run has waited
 
 
 def locate_shards(data: DataSettings, *, fingerprint: str | None = None) -> Path:
-    """The folder of shards that ``data`` asks for, built if need be; says what it does. A collective.
+    """The folder of shards that ``data`` asks for; built if there is none yet. All ranks must call it.
 
-    Rank 0 looks and builds, and all take what it found: to one node alone a folder may look changed.
+    Rank 0 finds or builds the shards, and all ranks use the folder that it names. It prints what it does.
 
     Args:
-        data: with ``root_dir``, shards under ``shards/`` are looked for, or built.
-        fingerprint: of the shards that a run began with, which it goes on with as long as they are there.
+        data: with ``root_dir``, the shards are looked for, and built, under ``shards/``.
+        fingerprint: fingerprint of the shards that the run began with; they are used if they still exist.
 
-    Raises SettingsError if the folder of frames cannot be used, or the disk lacks the room; with ``no_wait`` BusyError
-    if another process is building them.
+    Raises SettingsError if ``root_dir`` cannot be used, or if the disk has too little space; with ``no_wait``,
+    BusyError if another process is building the shards.
     """
     if data.shards is not None:
         return Path(data.shards)
@@ -91,7 +91,7 @@ def _build_settings(data: DataSettings) -> BuildSettings:
 
 
 def shards_name(root: str, settings: BuildSettings) -> str:
-    """Folder name for the shards of ``root``: readable, and another one for another path or other build settings."""
+    """The name of the set of ``root``: readable, and different for each path and for other build settings."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(root).name).strip("-").lower()[:40] or "root"
     defaults = asdict(BuildSettings())
     named = {name: value for name, value in asdict(settings).items() if name in _NAMING or value != defaults[name]}
@@ -100,12 +100,13 @@ def shards_name(root: str, settings: BuildSettings) -> str:
 
 
 def complete_sets(first: Path) -> list[Path]:
-    """The complete sets of one folder, the newest last: ``first`` and those named after it."""
+    """The complete sets of one source folder, the newest last: ``first``, and those that begin with its name."""
     found = [path for path in (first, *first.parent.glob(f"{first.name}@????????")) if (path / layout.INDEX).is_file()]
     return sorted(found, key=lambda path: (path / layout.INDEX).stat().st_mtime_ns)
 
 
 def record_path(shards: Path) -> Path:
+    """The record of the source folder (:mod:`cltt.sets.record`) of the set ``shards``."""
     return shards.with_name(f"{shards.name}.source.json")
 
 
@@ -114,16 +115,16 @@ def _building_path(shards: Path) -> Path:
 
 
 def _record_of(shards: Path) -> Source | None:
-    """The record of a complete set; that of a build that was killed in its last moment is put in its place."""
+    """The record of a complete set. If the build was killed before it renamed the record, it is renamed here."""
     if not record_path(shards).is_file() and _building_path(shards).is_file():
         os.replace(_building_path(shards), record_path(shards))
     return read_source(record_path(shards))
 
 
 def _of_source(sets: list[Path], now: Source) -> Path | None:
-    """The newest set that was built of the folder as it is ``now``, as far as that was looked at.
+    """The newest of ``sets`` that was built from the folder's present state, as far as ``now`` tells; None: none was.
 
-    Shards built by hand have no record: the folder as it is now becomes theirs, if that can be written.
+    Shards that `cltt build` made have no record. They count as built from the present state, which is then recorded.
     """
     for shards in reversed(sets):
         before = _record_of(shards)
@@ -131,7 +132,8 @@ def _of_source(sets: list[Path], now: Source) -> Path | None:
             continue
         if before is not None and before.rules != now.rules and before.digest != now.digest:
             say(
-                f"{shards} was built when fewer files were left out by name; `cltt build` makes shards by today's rules"
+                f"note: an earlier version, which left out fewer files by name, built {shards}; `cltt build` makes new "
+                "shards by today's rules"
             )
         elif before is None or before.folders != now.folders:
             _remember(shards, now)
@@ -140,12 +142,12 @@ def _of_source(sets: list[Path], now: Source) -> Path | None:
 
 
 def _remember(shards: Path, now: Source) -> None:
-    with contextlib.suppress(OSError):  # a folder that may only be read: all is looked at again the next time
+    with contextlib.suppress(OSError):  # in a read-only folder every file is compared again the next time
         replace_file(record_path(shards), to_json(now))
 
 
 def _kept(shards: Path, root: str, now: Source) -> Path:
-    """The set that a run began with, whatever has become of the folder."""
+    """The set that a run began with; says if the source folder has changed since."""
     before = _record_of(shards)
     changed = differences(shards, root, before, now) if before is not None else ""
     if changed:
@@ -159,9 +161,11 @@ def _kept(shards: Path, root: str, now: Source) -> Path:
 
 
 def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSettings) -> Path:
-    """Build the set of the folder as it is ``now``: beside those that runs may be reading, or as the first."""
+    """Build the first set of the folder, or a further one for its present state: runs may be reading the others."""
     assert now.digest is not None
-    out = first if first not in sets and not _is_built_otherwise(first, now) else _named_by(first, now.digest)
+    out = first
+    if first in sets or _is_built_otherwise(first, now):
+        out = first.with_name(f"{first.name}@{now.digest[:8]}")
     check_writable(
         SHARDS_HOME,
         "build the shards elsewhere (`cltt build`) and give --shards, or start in another working folder",
@@ -178,7 +182,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     try:
         report = _build_or_wait(out, root, now, data)
     except BaseException:
-        if not (out / layout.BUILD).exists():  # nothing to go on with, and nobody is at it
+        if not (out / layout.BUILD).exists():  # nothing was built yet, and no process is building
             _building_path(out).unlink(missing_ok=True)
         raise
     if _building_path(out).is_file():
@@ -195,9 +199,9 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
 
 
 def _left_out(shards: Path) -> str:
-    """``; skipped: 11 x hidden file; stored anew as JPEG: 45 x PNG (in report.json)``; "" where nothing was."""
+    """``; skipped: 11 x hidden file; re-encoded as JPEG: 45 x PNG (PATH names each)``; "" if there was neither."""
     counts = checks.read_index(shards)["counts"]
-    kinds = {"skipped": counts["skipped"], "stored anew as JPEG": counts["reencoded"]}
+    kinds = {"skipped": counts["skipped"], "re-encoded as JPEG": counts["reencoded"]}
     parts = [
         f"; {what}: " + ", ".join(f"{number:,} x {reason}" for reason, number in sorted(reasons.items()))
         for what, reasons in kinds.items()
@@ -206,12 +210,8 @@ def _left_out(shards: Path) -> str:
     return "".join(parts) + (f" ({shards / layout.REPORT} names each)" if parts else "")
 
 
-def _named_by(first: Path, digest: str) -> Path:
-    return first.with_name(f"{first.name}@{digest[:8]}")
-
-
 def _sets_of_same_files(root: str, now: Source, data: DataSettings) -> Iterator[str]:
-    """A line for each set, built in the same way, that holds clips of these files by way of another folder."""
+    """One line per set with the same build settings that holds clips of these files under another root folder."""
     wanted, files = asdict(_build_settings(data)), _files_of(root, now)
     for path in sorted(SHARDS_HOME.glob("*.source.json")):
         shards, record = path.with_name(path.name.removesuffix(".source.json")), read_source(path)
@@ -227,26 +227,26 @@ def _sets_of_same_files(root: str, now: Source, data: DataSettings) -> Iterator[
 
 
 def _files_of(root: str, source: Source) -> dict[str, tuple[int, int]]:
-    """Files and bytes of each clip, by its path."""
+    """(files, bytes) of each clip, by its full path."""
     clips = (source.clips or {}).items()
     return {os.path.normpath(os.path.join(root, key)): (clip.files, clip.size) for key, clip in clips}
 
 
 def _is_built_otherwise(out: Path, now: Source) -> bool:
-    """Whether another process is building ``out`` now, of the folder as it was before it changed."""
+    """Whether another process is building ``out`` now from an earlier state of the folder."""
     building = read_source(_building_path(out))
     return building is not None and building.digest != now.digest and holder(out / layout.BUILD / LOCK) is not None
 
 
 def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> BuildReport:
-    """Build, or wait while another process does, and take over if it ends before its work is done."""
+    """Build ``out``, or wait while another process builds it; finish the build if that process dies."""
     began = last_told = time.monotonic()
     waited = False
     while True:
         try:
             if not (out / layout.INDEX).is_file():
                 if waited and holder(out / layout.BUILD / LOCK) is None:
-                    say(f"{out}: its builder has gone before it was ready; taking over")
+                    say(f"{out}: the process that built it has ended before it was complete; going on with its build")
                 _prepare(out, root, now, data)
             settings = asdict(_build_settings(data))
             return build_shards(root, out, io_patience=data.io_patience, image_size=data.image_size, **settings)
@@ -263,38 +263,36 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
 
 
 def _prepare(out: Path, root: str, now: Source, data: DataSettings) -> None:
-    """Make ``out`` ready to be built of the folder as it is ``now``. BusyError if another process is at it."""
+    """Prepare ``out`` for a build from the folder's present state. BusyError if another process is building it."""
     before = read_source(_building_path(out))
     if before is None or before.digest != now.digest:
         if out.exists():
-            discard_unfinished(out)  # its plan may be of other files
+            discard_unfinished(out)  # its plan may list other files
         replace_file(_building_path(out), to_json(now))
     _check_room(out, root, now, data)
 
 
 def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
-    """SettingsError if the disk lacks the bytes that are still to be written; says how many that is."""
-    clips = now.clips or {}
-    films = {key: clip.size for key, clip in clips.items() if has_video_name(os.fsencode(key))}
-    files = now.files - len(films)
+    """Print how many bytes the build still needs. SettingsError if the disk has fewer."""
+    videos = {key: clip.size for key, clip in (now.clips or {}).items() if has_video_name(os.fsencode(key))}
+    images = now.files - len(videos)
     sampling = Sampling(fps=data.fps, stream=data.stream, resize_short=data.resize_short)
-    needed = now.size - sum(films.values())
+    needed = now.size - sum(videos.values())
     if data.resize_short is not None:
-        needed = min(needed, files * small_bytes(sampling))
-    needed += files * MEMBER_BYTES
-    needed += guess_bytes(root, films, sampling, MEMBER_BYTES)
-    there = sum(path.stat().st_size for path in out.glob("shard-*.tar"))
+        needed = min(needed, images * small_bytes(sampling))
+    needed += images * MEMBER_BYTES + guess_bytes(root, videos, sampling, MEMBER_BYTES)
+    needed -= sum(path.stat().st_size for path in out.glob("shard-*.tar"))
     free = shutil.disk_usage(SHARDS_HOME).free
-    if needed - there > free:
+    if needed > free:
         raise SettingsError(
-            f"{out} needs about {byte_size(needed - there)}, and {SHARDS_HOME.resolve()} has {byte_size(free)} free: "
-            "make room (`cltt prune` removes old shards), or build them elsewhere (`cltt build`) and give --shards"
+            f"{out} needs about {byte_size(needed)}, and {SHARDS_HOME.resolve()} has {byte_size(free)} free: make "
+            "room (`cltt prune` removes old shards), or build them elsewhere (`cltt build`) and give --shards"
         )
-    say(f"building {counted(now.files, 'file')}, about {byte_size(needed - there)} ({byte_size(free)} are free)")
+    say(f"building {counted(now.files, 'file')}, about {byte_size(needed)} ({byte_size(free)} are free)")
 
 
 def _state(out: Path) -> str:
-    """How far a build has come."""
+    """The progress of a build, in words."""
     building = out / layout.BUILD
     try:
         done = len(list(building.glob("part-*")))

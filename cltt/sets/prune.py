@@ -1,4 +1,4 @@
-"""Removing the sets of shards that nothing needs: superseded by a newer set, in use by no run, awaited by none."""
+"""Removing sets of shards that a newer set has replaced and that no running or unfinished run needs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cltt.shards import checks, layout
 
 @dataclass(frozen=True)
 class KeptSet:
-    """A complete set under the folder of shards.
+    """A complete set of shards that was built on first use.
 
     Attributes:
-        needed: why it stays ("": it may go).
+        needed: why it must stay; "" if it may be removed.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class KeptSet:
 
 
 def list_sets(home: Path) -> list[KeptSet]:
-    """The sets in ``home`` that were built on first use, those of one folder together, the newest of each last."""
+    """The sets in ``home`` that were built on first use, grouped by their source folder, the newest of each last."""
     names = {record.name.removesuffix(".source.json").partition("@")[0] for record in home.glob("*.source.json")}
     groups = [complete_sets(home / name) for name in sorted(names)]
     return [_describe(path, newest=path == sets[-1]) for sets in groups for path in sets]
@@ -40,8 +40,8 @@ def list_sets(home: Path) -> list[KeptSet]:
 
 def _describe(path: Path, *, newest: bool) -> KeptSet:
     index = checks.read_index(path)
-    files = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-    return KeptSet(path, files, index["counts"]["frames"], _why_needed(path, newest))
+    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return KeptSet(path, size, index["counts"]["frames"], _why_needed(path, newest))
 
 
 def _why_needed(path: Path, newest: bool) -> str:
@@ -53,11 +53,11 @@ def _why_needed(path: Path, newest: bool) -> str:
     waiting = [str(run) for run in runs_of(path) if _is_unfinished(run)]
     if waiting:
         return f"unfinished: {', '.join(waiting)}"
-    return "other users may read it, and their runs cannot be noted: name it" if others_may_use(path) else ""
+    return "other users may read it, and their runs are not listed: name it" if others_may_use(path) else ""
 
 
 def _is_unfinished(run_dir: Path) -> bool:
-    """Whether the run in ``run_dir`` is there, not at its last epoch; one that may not be looked at is."""
+    """Whether ``run_dir`` holds a run before its last epoch; True also if it may not be read."""
     try:
         epochs = int(json.loads((run_dir / SETTINGS_FILE).read_bytes())["optim"]["epochs"])
     except PermissionError:
@@ -68,7 +68,7 @@ def _is_unfinished(run_dir: Path) -> bool:
 
 
 def remove_sets(sets: list[KeptSet]) -> Iterator[KeptSet]:
-    """Remove each of ``sets`` that no run uses at that moment; yields those that are gone."""
+    """Remove each of ``sets`` that no run uses now; yields those that were removed."""
     for kept in sets:
         with unused(kept.path) as free:
             if free:
@@ -77,7 +77,7 @@ def remove_sets(sets: list[KeptSet]) -> Iterator[KeptSet]:
 
 
 def _remove(path: Path) -> None:
-    """The index first: what is half removed is no set. What no build wrote stays, and its folder with it."""
+    """Remove the files that a build wrote, the index first: without it the folder is no set. Other files stay."""
     (path / layout.INDEX).unlink(missing_ok=True)
     for file in list(path.iterdir()):
         if layout.is_our_file(file.name) and is_regular(file):
@@ -88,16 +88,15 @@ def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.rmdir()
     for beside in (record_path(path), runs_path(path)):
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
+        beside.unlink(missing_ok=True)
 
 
 def chosen(sets: list[KeptSet], names: list[str]) -> list[KeptSet]:
-    """Those of ``sets`` that have one of ``names``. SettingsError for a name that is not there, or is needed."""
+    """Those of ``sets`` that have one of ``names``. SettingsError for an unknown name, or a set that a run uses."""
     by_name = {kept.path.name: kept for kept in sets}
     for name in names:
         if name not in by_name:
             raise SettingsError(f"there is no set {name!r}; there are: {', '.join(by_name) or 'none'}")
         if by_name[name].needed == "a run uses it":
-            raise SettingsError(f"{by_name[name].path} stays: a run uses it now")
+            raise SettingsError(f"{by_name[name].path} cannot be removed: a run uses it now; wait for the run to end")
     return [by_name[name] for name in names]

@@ -1,7 +1,7 @@
-"""What a folder of clips looked like when its shards were built, and what has changed since.
+"""The record of a source folder: its state when its shards were built, and what has changed since.
 
-Beside the set ``shards/NAME`` lie ``NAME.source.json``, the record (``NAME.building.json`` until the set is complete),
-and ``NAME.runs``, the folders of the runs that used it (:mod:`cltt.sets.use`).
+Beside the set ``shards/NAME`` lie the record ``NAME.source.json`` (``NAME.building.json`` until the set is complete),
+and ``NAME.runs``, the folders of the runs that have used it (:mod:`cltt.sets.use`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from cltt.shards.dataset import ShardDataset
 from cltt.source.scan import DANGLING, ROOT_KEY, SourceClip, scan_clips, scan_folders
 from cltt.text import counted
 
-RULES = 2  # 0: hidden files alone are left out by name; 1: more; 2: snapshots and found files too (``source.names``)
+# Which files are left out by name (``source.names``). 0: hidden files; 1: more; 2: snapshots and recovered files too.
+RULES = 2
 _THREADS = 16
-_NAMED = 3  # clips and files that a sentence names
+_NAMED = 3  # clips or files that a sentence names
 
 
 class ClipFiles(NamedTuple):
-    """A clip's files: how many, their bytes, and a digest of their names, sizes and times."""
+    """A clip's files: their number, their bytes, and a digest of their names, sizes and times."""
 
     files: int
     size: int
@@ -36,13 +37,13 @@ class ClipFiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of clips at one time.
+    """The state of a source folder at one time.
 
     Attributes:
         folders: every folder under the root, with its modification time in nanoseconds.
-        clips: what each clip holds; None: only the folders were looked at (or 0.1.0 wrote the record).
-        digest: of all names, sizes and times; None: only the folders were looked at.
-        rules: RULES of the program that looked; files are left out and put into order by them.
+        clips: the files of each clip; None: only the folders were read (or 0.1.0 wrote the record).
+        digest: hash of all names, sizes and times; None: only the folders were read.
+        rules: RULES of the program that wrote the record.
     """
 
     folders: dict[str, int]
@@ -52,16 +53,17 @@ class Source:
 
     @property
     def files(self) -> int:
+        """The number of files."""
         return sum(clip.files for clip in (self.clips or {}).values())
 
     @property
     def size(self) -> int:
-        """Bytes of the frames' files."""
+        """Bytes of all files."""
         return sum(clip.size for clip in (self.clips or {}).values())
 
 
 def describe(root: str, *, files: bool) -> Source:
-    """The folder as it is now; with ``files`` every file is looked at, not only the folders."""
+    """The present state of the folder ``root``; ``files``: of every file, not only of the folders."""
     with ThreadPoolExecutor(_THREADS) as pool:
         scan = scan_folders(os.fsencode(root), pool)
         paths = [os.fsdecode(key) for key in scan.keys]
@@ -86,11 +88,12 @@ def _clip_files(clip: SourceClip, text: bytes) -> ClipFiles:
 
 
 def to_json(source: Source) -> bytes:
+    """The contents of a record's file."""
     return json.dumps({name: value for name, value in asdict(source).items() if value is not None}).encode()
 
 
 def read_source(path: Path) -> Source | None:
-    """The record at ``path``, None if there is none that can be read."""
+    """The record in the file ``path``; None if it is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
         clips = found.get("clips")
@@ -104,7 +107,7 @@ def read_source(path: Path) -> Source | None:
 
 
 def same(before: Source, now: Source) -> bool:
-    """Whether the folder is as it was, as far as it was looked at both times."""
+    """Whether the folder is unchanged, as far as both states tell."""
     if now.digest is not None and before.digest is not None:
         return before.digest == now.digest or (before.rules != now.rules and not _known_folders_differ(before, now))
     if before.rules != now.rules:
@@ -113,13 +116,13 @@ def same(before: Source, now: Source) -> bool:
 
 
 def _known_folders_differ(before: Source, now: Source) -> str:
-    """What differs in the folders that both know: records by other rules know of other folders and files."""
+    """What differs in the folders that both list: records made by other rules list other folders and files."""
     known = before.folders.keys() & now.folders.keys()
     return _folder_differences(*({path: side.folders[path] for path in known} for side in (before, now)))
 
 
 def differences(shards: Path, root: str, before: Source, now: Source) -> str:
-    """What came, went or changed since ``shards`` were built, in words; "" if nothing did that was looked at."""
+    """What came, went or changed since ``shards`` were built, in words; "" if nothing did that both states tell."""
     if before.digest is not None and before.digest == now.digest:
         return ""
     if before.rules != now.rules:
@@ -136,7 +139,7 @@ def differences(shards: Path, root: str, before: Source, now: Source) -> str:
 
 def _folder_differences(before: dict[str, int], now: dict[str, int]) -> str:
     came, went = now.keys() - before.keys(), before.keys() - now.keys()
-    around = {str(Path(path).parent) for path in (*came, *went)}  # they came, went or changed for that
+    around = {str(Path(path).parent) for path in (*came, *went)}  # folders that changed only because of these
     changed = {path for path in before.keys() & now.keys() if before[path] != now[path]}
     sides = (("came", came), ("went", went), ("changed", changed))
     return "; ".join(part for what, paths in sides if (part := _counted(sorted(paths - around), what, "folder")))
@@ -151,7 +154,7 @@ def _some(names: list[str]) -> str:
 
 
 def _file_differences(shards: Path, root: str, key: str) -> str:
-    """The files of one clip that came or went, by what its shards and their report name."""
+    """Which files of one clip came or went, compared with the names in the shards and their report, in words."""
     try:
         dataset = ShardDataset(shards)
         clips = [clip for clip in range(dataset.num_clips) if dataset.clip_key(clip) == key]
@@ -159,12 +162,9 @@ def _file_differences(shards: Path, root: str, key: str) -> str:
         before = {dataset.frame_name(i) for i in ids} | {file["file"] for file in layout.read_report(shards)["files"]}
         folder = root if key == os.fsdecode(ROOT_KEY) else os.path.join(root, key)
         now = {os.path.relpath(entry.path, root) for entry in os.scandir(folder) if entry.is_file()}
-    except (CLTTError, OSError):  # the words are not worth a failure
+    except (CLTTError, OSError):  # the run goes on without these words
         return ""
     in_clip = {name for name in before if os.path.dirname(name) == ("" if folder == root else key)}
-    came, went = (
-        sorted(os.path.basename(name) for name in now - in_clip),
-        sorted(os.path.basename(name) for name in in_clip - now),
-    )
-    words = [f"{_some(names)} {what}" for names, what in ((came, "came"), (went, "went")) if names]
+    sides = (now - in_clip, "came"), (in_clip - now, "went")
+    words = [f"{_some(sorted(map(os.path.basename, names)))} {what}" for names, what in sides if names]
     return f": in {key} " + (", ".join(words) if words else "files have other sizes or times")

@@ -1,4 +1,4 @@
-"""Which runs use a set of shards: written beside it, and locked while they run, so that none loses it."""
+"""Which runs use a set of shards. They are listed beside it, and lock it while they run, so that it is not removed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from cltt.text import say
 
 
 def runs_path(shards: Path) -> Path:
+    """The file that lists the runs that have used ``shards``, and that they lock."""
     return shards.with_name(f"{shards.name}.runs")
 
 
 @contextlib.contextmanager
 def in_use(shards: Path, run_dir: Path) -> Iterator[None]:
-    """Hold ``shards`` for the run in ``run_dir``; nothing happens for a set that was not built on first use.
+    """Keep ``shards`` from being removed while the run in ``run_dir`` works, if they were built on first use.
 
-    Says it where the use cannot be noted. DataError if the set was removed since it was looked at.
+    Prints a note if the file of runs cannot be written. DataError if the set has been removed.
     """
     with contextlib.ExitStack() as stack:
         if shards.with_name(f"{shards.name}.source.json").is_file():
@@ -32,20 +33,20 @@ def in_use(shards: Path, run_dir: Path) -> Iterator[None]:
                 stack.callback(os.close, handle)
                 fcntl.flock(handle, fcntl.LOCK_SH)
                 _note(handle, run_dir)
-            except OSError:  # another's set, a read-only disk, a file system without locks
+            except OSError:  # another user's set, a read-only disk, a file system without locks
                 say(
-                    f"note: {runs_path(shards)} cannot be written, so nobody can tell that this run needs {shards}: "
-                    "its owner may remove it before the run is complete"
+                    f"note: {runs_path(shards)} cannot be written, so `cltt prune` does not know that this run needs "
+                    f"{shards}: its owner may remove it before the run is complete"
                 )
             if not (shards / layout.INDEX).is_file():
-                raise DataError(f"{shards} was removed meanwhile; start again")
+                raise DataError(f"{shards} has just been removed; start the same command again, which builds it")
         yield
 
 
 def _note(handle: int, run_dir: Path) -> None:
     line = f"{run_dir.resolve()}\n".encode(errors="surrogateescape")
     if line not in os.pread(handle, os.fstat(handle).st_size, 0).splitlines(keepends=True):
-        os.write(handle, line)  # EBADF where it may only be read
+        os.write(handle, line)  # EBADF if the file is open for reading only
 
 
 def runs_of(shards: Path) -> list[Path]:
@@ -57,35 +58,33 @@ def runs_of(shards: Path) -> list[Path]:
 
 
 def others_may_use(shards: Path) -> bool:
-    """Whether users may read ``shards`` who may not note that they do, as far as owners and modes tell."""
+    """Whether other users may read ``shards`` but not write the file of its runs, by owners and modes."""
     index, runs = shards / layout.INDEX, runs_path(shards)
-    noted_in = runs if runs.is_file() else runs.parent
+    written = runs if runs.is_file() else runs.parent
     group = index.stat().st_gid
     return any(
         _allows(index, group, stat.S_IRGRP, stat.S_IROTH)
         and all(_allows(folder, group, stat.S_IXGRP, stat.S_IXOTH) for folder in index.absolute().parents)
-        and not _allows(noted_in, group, stat.S_IWGRP, stat.S_IWOTH)
+        and not _allows(written, group, stat.S_IWGRP, stat.S_IWOTH)
         for group in (group, None)
     )
 
 
 def _allows(path: Path, group: int | None, as_group: int, as_other: int) -> bool:
-    """Whether ``path`` has the right for members of ``group``, None: for everybody."""
+    """Whether the mode of ``path`` has this right for members of ``group``; None: for everybody."""
     status = path.stat()
     return bool(status.st_mode & (as_group if status.st_gid == group else as_other))
 
 
 @contextlib.contextmanager
 def unused(shards: Path) -> Iterator[bool]:
-    """Whether no run uses ``shards`` now; if so, none can begin to within the block."""
+    """Whether no run uses ``shards``; if so, no run can begin to use it within the block."""
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(runs_path(shards), "rb"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            free = True
-        except OSError:  # held, or a file system that cannot tell
-            free = False
+        except OSError as error:  # held by a run, or a file system without locks
+            free = isinstance(error, FileNotFoundError)
         else:
             free = True
         yield free

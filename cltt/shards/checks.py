@@ -1,54 +1,47 @@
-"""What must hold of a set of shards before it is used: shards pass from hand to hand, so nothing is taken on trust.
+"""Checks of a set of shards before it is used: people pass shards on, so nothing in them is trusted.
 
-All of it is checked when a set is opened, as far as that costs no pass over the frames: the index, the type, shape and
-size of each array, the clips. A frame's record is checked when it is read (:func:`records_within`), and all of them by
-the verifier (:func:`records_in_order`). Names in the index must be the ones that a build writes, so no path is ever
-made from what a stranger wrote.
+Opening a set checks the index, the type, shape and size of each array, and the clips. A frame's record is checked when
+it is read (:func:`records_within`); the verifier checks all of them (:func:`records_in_order`). The index may only name
+files that a build writes, so no path is made from text in it.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from cltt.errors import DataError
-from cltt.files.atomic import file_crc32, file_sha256
-from cltt.files.regular import is_regular
-from cltt.files.retry import retry
-from cltt.text import shorten
-
-if TYPE_CHECKING:
-    import numpy as np
-import stat
+from typing import Any
 
 import numpy as np
 
+from cltt.errors import DataError
+from cltt.files.atomic import file_crc32, file_sha256
 from cltt.files.npy import NpyRows, read_array
+from cltt.files.regular import is_regular
+from cltt.files.retry import retry
 from cltt.shards import layout, tar
 from cltt.shards.layout import BUILD, FORMAT, INDEX, VERSION, read_json
+from cltt.text import shorten
 
 Array = np.ndarray[Any, Any]
 MAX_INT = (1 << 63) - 1
-MAX_SECONDS = 1e9  # of a video: thirty years
-MAX_CLIPS = 1 << 25  # clips.npy is read whole, and has 48 bytes for each
+MAX_SECONDS = 1e9  # longest time in a video: thirty years
+MAX_CLIPS = 1 << 25  # clips.npy has 48 bytes per clip and is read into memory
 _HEX = {"fingerprint": re.compile(r"[0-9a-f]{32}"), "sha256": re.compile(r"[0-9a-f]{64}")}
 
 
-class Untrue(Exception):
-    """Something that no build writes; the message is a phrase."""
+class Invalid(Exception):
+    """A value that no build writes; the message is a phrase."""
 
 
 def check_index(path: Path, index: Mapping[str, Any]) -> None:
-    """DataError if ``index`` (``index.json`` of the set at ``path``) is not as a build writes it."""
+    """Raise DataError unless ``index``, read from ``index.json`` of the set at ``path``, is as a build writes it."""
     try:
         _check_index(index)
-    except Untrue as error:
-        raise DataError(
-            f"{path / layout.INDEX}: {error}; copy it again or build the shards again in a new folder"
-        ) from None
+    except Invalid as error:
+        raise DataError(f"{path / INDEX}: {error}; copy it again or build the shards again in a new folder") from None
 
 
 def _check_index(index: Mapping[str, Any]) -> None:
@@ -58,10 +51,10 @@ def _check_index(index: Mapping[str, Any]) -> None:
     for name in ("label_names", "split_names"):
         names = _list(index, name)
         if not all(isinstance(item, str) for item in names) or len(set(names)) != len(names):
-            raise Untrue(f"{name} are not names, each once")
+            raise Invalid(f"{name} are not names, each once")
     counts, shards, files = _mapping(index, "counts"), _list(index, "shards"), _mapping(index, "files")
     if not shards:
-        raise Untrue("it names no shards")
+        raise Invalid("it names no shards")
     for number, shard in enumerate(shards):
         _check_shard(number, shard)
     parts = layout.parts_of(files) if index["version"] >= 2 else []
@@ -69,64 +62,64 @@ def _check_index(index: Mapping[str, Any]) -> None:
         _number(_mapping(files, name), "size")
         _hex(files[name], "sha256")
     if strange := sorted(set(files) - {*layout.INDEX_FILES, *parts, layout.REPORT}):
-        raise Untrue(f"files names {strange[0]!r} too, which no build of this version writes")
+        raise Invalid(f"files names {strange[0]!r} too, which no build of this version writes")
     _number(counts, "frames", 1)
     _number(counts, "clips", 1, MAX_CLIPS)
     if _number(counts, "bytes") != sum(shard["size"] for shard in shards):
-        raise Untrue("bytes is not the sum of the shards' sizes")
+        raise Invalid("bytes is not the sum of the shards' sizes")
     for what in ("skipped", "reencoded", *({"cut", "read"} & set(counts))):
         for reason in _mapping(counts, what):
             _number(counts[what], reason)
     if not all(isinstance(line, str) for line in _list({"odd": [], **index}, "odd")):
-        raise Untrue("odd is not lines of text")
+        raise Invalid("odd is not lines of text")
     if index["fingerprint"] != layout.fingerprint(files):
-        raise Untrue("the fingerprint is not that of its files")
+        raise Invalid("the fingerprint is not that of its files")
 
 
 def _check_shard(number: int, shard: Any) -> None:
     if not isinstance(shard, Mapping) or shard.get("name") != layout.shard_name(number):
-        raise Untrue(f"shard {number} is not named {layout.shard_name(number)}")
+        raise Invalid(f"shard {number} is not named {layout.shard_name(number)}")
     _number(shard, "size", len(tar.END_OF_ARCHIVE))
     _number(shard, "crc", 0, (1 << 32) - 1)
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    """What is used of them: the verifier makes frames from their source again."""
+    """Check the settings that the verifier uses when it makes frames from their source again."""
     if settings.get("resize_short") is not None:
         _number(settings, "resize_short", 1, 1 << 16)
     _number(settings, "quality", 1, 100)
     for name in ("fps", "max_gap"):
         if (value := settings.get(name)) is not None and not (type(value) in (int, float) and 0 < value < 1e9):
-            raise Untrue(f"{name} is no number above 0")
+            raise Invalid(f"{name} is no number above 0")
 
 
 def _number(values: Mapping[str, Any], name: str, low: int = 0, high: int = MAX_INT) -> int:
     value = values.get(name)
     if type(value) is not int or not low <= value <= high:
-        raise Untrue(f"{name} is not a whole number from {low} to {high}")
+        raise Invalid(f"{name} is not a whole number from {low} to {high}")
     return value
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
     if not isinstance(value := values.get(name), str):
-        raise Untrue(f"{name} is not text")
+        raise Invalid(f"{name} is not text")
     return value
 
 
 def _hex(values: Mapping[str, Any], name: str) -> None:
     if not _HEX[name].fullmatch(_text(values, name)):
-        raise Untrue(f"{name} is not of hexadecimal digits")
+        raise Invalid(f"{name} is not of hexadecimal digits")
 
 
 def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(value := values.get(name), Mapping):
-        raise Untrue(f"{name} is not a table")
+        raise Invalid(f"{name} is not a table")
     return value
 
 
 def _list(values: Mapping[str, Any], name: str) -> list[Any]:
     if not isinstance(value := values.get(name), list):
-        raise Untrue(f"{name} is not a list")
+        raise Invalid(f"{name} is not a list")
     return value
 
 
@@ -134,18 +127,19 @@ def _list(values: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def open_parts(path: Path, index: Mapping[str, Any]) -> dict[str, NpyRows]:
-    """The optional parts of the set at ``path`` by their file names; DataError as :func:`open_arrays`."""
-    types = {layout.TIMES: np.dtype("<f8"), layout.BOXES: np.dtype(layout.BOX_FIELDS)}
+    """The optional parts of the set at ``path``, by file name; raises DataError as :func:`open_arrays`."""
+    dtypes = {layout.TIMES: np.dtype("<f8"), layout.BOXES: np.dtype(layout.BOX_FIELDS)}
     parts = layout.parts_of(index["files"])
     for name in parts:
         _check_file(path / name, index["files"][name]["size"])
-    return {name: NpyRows(path / name, types[name], index["counts"]["frames"]) for name in parts}
+    return {name: NpyRows(path / name, dtypes[name], index["counts"]["frames"]) for name in parts}
 
 
 def open_arrays(path: Path, index: Mapping[str, Any]) -> tuple[NpyRows, Array, NpyRows]:
-    """(frames, clips, key offsets) of the set at ``path``, held to ``index`` and to each other.
+    """(frames, clips, key offsets) of the set at ``path``, checked against ``index`` and each other.
 
-    DataError if a file is missing, of another type, shape or size, or if the clips are not a partition of the frames.
+    Raises DataError if a file is missing, if its type, shape or size is wrong, or if the clips do not divide the frames
+    among them.
     """
     counts, sizes = index["counts"], {name: index["files"][name]["size"] for name in layout.INDEX_FILES}
     for name, size in sizes.items():
@@ -157,13 +151,13 @@ def open_arrays(path: Path, index: Mapping[str, Any]) -> tuple[NpyRows, Array, N
     try:
         _check_clips(clips, counts["frames"], len(index["label_names"]), len(index["split_names"]))
         _check_keys(clips, key_offsets, sizes[layout.KEYS])
-    except Untrue as error:
+    except Invalid as error:
         raise DataError(f"{path / layout.CLIPS}: {error}; copy the set again, or build it again") from None
     return frames, clips, key_offsets
 
 
 def file_problem(path: Path, written: Mapping[str, Any]) -> str:
-    """Why a file is not the one with the size and checksum that were ``written`` of it; empty if it is."""
+    """Why the file at ``path`` does not have the size and checksum in ``written``; "" if it has."""
     if not os.path.lexists(path):
         return "missing"
     if not is_regular(path):
@@ -183,7 +177,7 @@ def _check_file(file: Path, size: int) -> None:
     except FileNotFoundError:
         raise DataError(f"{file} is missing; build the shards again with --overwrite") from None
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{file} is not a regular file; a set of shards has no links")
+        raise DataError(f"{file} is not a regular file; a set of shards has no links: copy the file itself")
     if status.st_size != size:
         raise DataError(
             f"{file} has {status.st_size} bytes, {size} were written; "
@@ -192,36 +186,28 @@ def _check_file(file: Path, size: int) -> None:
 
 
 def _check_clips(clips: Array, frames: int, labels: int, splits: int) -> None:
-    """Untrue unless the clips lie end to end over all frames, with keys and parts counted up, and names that exist."""
+    """Raise Invalid unless clips cover all frames in order, keys and parts count up, and labels and splits exist."""
     first, length = clips[layout.CLIP_FIRST], clips[layout.CLIP_LENGTH]
     if first[0] != 0 or length.min() < 1 or length.max() > frames or first.min() < 0 or first.max() >= frames:
-        raise Untrue("a clip lies outside the frames")
+        raise Invalid("a clip lies outside the frames")
     if (np.diff(first) != length[:-1]).any() or first[-1] + length[-1] != frames:
-        raise Untrue("the clips are not the frames cut in pieces")
+        raise Invalid("the clips do not cover all frames, one after the other")
     key, part = clips[layout.CLIP_KEY], clips[layout.CLIP_PART]
     if key[0] != 0 or key.min() < 0 or key.max() >= len(key) or not np.isin(steps := np.diff(key), (0, 1)).all():
-        raise Untrue("the keys are not counted up")
-    if part[0] != 0 or part.min() < 0 or part.max() >= len(part):
-        raise Untrue("the parts are not counted up")
-    if (part[1:] != np.where(steps == 1, 0, part[:-1] + 1)).any():
-        raise Untrue("the parts are not counted up")
+        raise Invalid("the keys do not count up")
+    if part[0] != 0 or (part[1:] != np.where(steps == 1, 0, part[:-1] + 1)).any():
+        raise Invalid("the parts do not count up")
     for name, row, count in (("label", layout.CLIP_LABEL, labels), ("split", layout.CLIP_SPLIT, splits)):
         if clips[row].min() < -1 or clips[row].max() >= count:
-            raise Untrue(f"a clip has a {name} that has no name")
+            raise Invalid(f"a clip has the number of a {name} that does not exist")
 
 
 def _check_keys(clips: Array, key_offsets: NpyRows, size: int) -> None:
     if len(key_offsets) != int(clips[layout.CLIP_KEY, -1]) + 2:
-        raise Untrue("the keys are not those of the clips")
+        raise Invalid("there are not as many keys as the clips have")
     offsets = key_offsets.read(0, len(key_offsets))
-    if (
-        offsets[0] != 0
-        or offsets[-1] != size
-        or offsets.min() < 0
-        or offsets.max() > size
-        or (np.diff(offsets) < 1).any()
-    ):
-        raise Untrue("the keys do not lie one behind the other")
+    if offsets[0] != 0 or offsets[-1] != size or (offsets[1:] <= offsets[:-1]).any():
+        raise Invalid("the keys do not follow each other")
 
 
 # ---- frames
@@ -237,7 +223,7 @@ def records_within(records: Array, shard_sizes: Array) -> Array:
 
 
 def records_in_order(records: Array, shard_sizes: Array) -> bool:
-    """Whether ``records`` are those of frames that lie one behind the other, each with a header before it."""
+    """Whether the frames of ``records`` follow each other in their shards, each with space for a header before it."""
     if not records_within(records, shard_sizes).all():
         return False
     shard, offset = records["shard"].astype(np.int64), records["offset"]
@@ -247,34 +233,34 @@ def records_in_order(records: Array, shard_sizes: Array) -> bool:
 
 
 def times_fit(times: Array) -> bool:
-    """Whether ``times`` float64 [n] are seconds from a first frame, or NaN."""
+    """Whether ``times``, float64 [n], are valid: seconds from a clip's first frame, or NaN."""
     return bool((np.isnan(times) | ((times >= 0) & (times < MAX_SECONDS))).all())
 
 
 def boxes_fit(boxes: Array) -> bool:
-    """Whether ``boxes`` float32 [n, 4] are x1, y1, x2, y2 within their frames, or NaN all four."""
+    """Whether ``boxes``, float32 [n, 4], are valid: x1, y1, x2, y2 within the frame, or four NaN."""
     low, high = boxes[:, :2], boxes[:, 2:]
     within = (low >= 0) & (low <= high) & (high <= 1)
     return bool((within.all(1) | np.isnan(boxes).all(1)).all())
 
 
 def check_member(member: bytes) -> None:
-    """DataError if a member's name, or a clip's key, is not a plain path below the folder it is relative to."""
+    """Raise DataError unless a member's name, or a clip's key, is a path that stays below its root folder."""
     if b"\0" in member or any(part in (b"", b".", b"..") for part in member.split(b"/")):
         raise DataError(f"{member[:80]!r} is not a path below the root folder")
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The contents of ``index.json``, checked; DataError if the shards are not there, not complete, of another version.
+    """The contents of ``index.json`` of the set at ``path``, checked.
 
-    Whoever reads the rest of the set takes its names, sizes and counts from here: see :mod:`cltt.shards.checks`.
+    Raises DataError if the shards are missing, incomplete, damaged, or of another version.
     """
     try:
         index = read_json(path / INDEX)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(_why_no_index(path)) from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{path / INDEX} is not the index of a set of shards")
+        raise DataError(f"{path / INDEX} is not the index of a set of shards; build them with `cltt build`")
     version = index.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise DataError(
@@ -295,12 +281,12 @@ def _why_no_index(path: Path) -> str:
 
 
 def _sets_beside(path: Path) -> str:
-    """The sets that lie where ``path`` was looked for, that of the nearest name first, in words."""
+    """A phrase that names the sets beside ``path``, that with the most similar name first; "" if there are none."""
     try:
         names = [name for name in os.listdir(path.parent) if (path.parent / name / INDEX).is_file()]
     except OSError:
         return ""
-    import difflib  # for a name that is not there
+    import difflib  # imported only after a mistake
 
     nearest = difflib.get_close_matches(path.name, names, 1, 0.5)
     meant = f"; did you mean {path.parent / nearest[0]}?" if nearest else ""

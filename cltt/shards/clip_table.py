@@ -1,4 +1,4 @@
-"""What every data set knows of its clips, lengths, keys, labels and splits; and how folders are cut into clips."""
+"""The clips of a data set: lengths, keys, labels and splits; and how the files of a folder are cut into clips."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 _COMMENT = re.compile(r"(^|\s)#.*")
 MAX_LIST = 1 << 28  # bytes of a list of clips
-FRAMES_AT_ONCE = 1 << 20  # whose boxes are read
+FRAMES_AT_ONCE = 1 << 20  # frames whose boxes are read together
 
 
 class _ClipTable:
-    """What both datasets know of clips: lengths, keys, labels and splits.
+    """Base of both data sets: the clips, their lengths, keys, labels and splits.
 
     Attributes:
         num_frames, num_clips: counts.
-        clip_lengths: int64 [clips], frames of each clip.
+        clip_lengths: int64 [clips], frames per clip.
         clip_offsets: int64 [clips + 1]; clip c holds the frame ids ``clip_offsets[c]`` to ``clip_offsets[c + 1] - 1``.
-        label_names: names of the labels; split_names: names of the splits ([]: there are none).
+        label_names, split_names: names of the labels and of the splits; [] if there are none.
         fingerprint: equal for equal frames in equal clips.
-        has_boxes: whether it has boxes of its frames.
-        odd: what looked odd in the source, a line each.
+        has_boxes: whether frames have boxes.
+        odd: one line for each thing in the source that looks odd.
     """
 
     num_frames: int
@@ -58,11 +58,11 @@ class _ClipTable:
 
     @cached_property
     def labels(self) -> Array:
-        """Number of each clip's label in ``label_names``, int64 [clips]; -1: none."""
+        """Index of each clip's label in ``label_names``, int64 [clips]; -1: no label."""
         return np.array(self._clips[layout.CLIP_LABEL])
 
     def split_clips(self, name: str) -> Array:
-        """Ids of the clips of one split, int64; SettingsError for a split that is not there."""
+        """Ids of the clips of one split, int64. SettingsError if there is no such split."""
         if name not in self.split_names:
             known = ", ".join(self.split_names) or "none; build the shards with --splits"
             raise SettingsError(f"there is no split {name!r}; the splits are: {known}")
@@ -73,10 +73,10 @@ class _ClipTable:
         raise NotImplementedError
 
     def listed_clips(self, path: str | None) -> Array:
-        """Ids of the clips that the text file ``path`` picks, int64; all for None.
+        """Ids of the clips that the text file ``path`` names, int64; None: all clips.
 
-        A line is a clip's key or a folder of clips; what follows a ``#`` at its start or behind a blank is a comment.
-        SettingsError for a file that cannot be read, or a line that fits no clip.
+        A line is a clip's key or a folder of clips. A ``#`` at the start of a line or after a blank begins a comment.
+        Raises SettingsError for a file that cannot be read, or a line that matches no clip.
         """
         if path is None:
             return np.arange(self.num_clips)
@@ -90,16 +90,19 @@ class _ClipTable:
         for line, number in lines.items():
             if line not in used:
                 raise SettingsError(
-                    f"line {number} of {path!r} is {shorten(line, 60)!r}, no clip and no folder of clips here; "
-                    f"clips are named such as {self.clip_key(0)!r}"
+                    f"line {number} of {path!r} is {shorten(line, 60)!r}, which is no clip or folder of clips here; "
+                    f"give names such as {self.clip_key(0)!r}"
                 )
         return np.flatnonzero(chosen).astype(np.int64)
 
     def training_clips(self, split: str | None, listed: str | None = None) -> tuple[str, Array]:
-        """What a run trains on: ``split``, or ``train`` where there are splits, or all -> its name, int64 clip ids.
+        """(name of the split, clip ids int64) that a run trains on.
 
-        Of these only the clips that the file ``listed`` picks. Raises SettingsError for a split that is not there, and
-        where no clips are left.
+        Args:
+            split: None: "train" if the data set has splits, else "all".
+            listed: a file that picks clips of the split (see :meth:`listed_clips`).
+
+        Raises SettingsError if there is no such split, or if no clips are left.
         """
         name, clips = self._split_or_all(split)
         if listed is not None:
@@ -117,11 +120,11 @@ class _ClipTable:
         clips = self.split_clips(name)
         if not len(clips):
             there = ", ".join(f"{other} {len(self.split_clips(other)):,}" for other in self.split_names)
-            raise SettingsError(f"the split {name!r} has no clips (clips a split: {there}); give another --split")
+            raise SettingsError(f"the split {name!r} has no clips (clips per split: {there}); give another --split")
         return name, clips
 
     def clip_part(self, clip: int) -> int:
-        """0 for a whole folder or its first part, 1 for what follows its first hole, and so on."""
+        """Number of the clip among the parts of its folder, counted from 0; a folder without gaps is one part."""
         return int(self._clips[layout.CLIP_PART, clip])
 
     def clip_of(self, frame_ids: Any) -> Array:
@@ -129,28 +132,28 @@ class _ClipTable:
         return np.searchsorted(self.clip_offsets, np.asarray(frame_ids), side="right").astype(np.int64) - 1
 
     def frame_time(self, frame_ids: Any) -> Array | None:
-        """Seconds of frames from their clip's first frame, float64 of the same shape; None if the source has no times.
+        """Seconds since the clip's first frame, float64, shaped like ``frame_ids``; NaN for frames without a time.
 
-        NaN for a frame of a folder where others are of videos.
+        None if no frame of the data set has a time, as in folders of frames.
         """
         return None
 
     def frame_boxes(self, frame_ids: Any) -> Array | None:
-        """Where to look in frames: x1, y1, x2, y2 from 0 to 1 of width and height, float32 [..., 4]; None: no boxes.
+        """Boxes x1, y1, x2, y2 as fractions of width and height, float32 [..., 4]; NaN for frames without a box.
 
-        NaN for a frame without a box; a point is a box without extent.
+        A box without extent is a point. None if the data set has no boxes.
         """
         return None
 
     def frames_without_box(self, clips: Array) -> int:
-        """How many frames of ``clips``, int64 ids, have no box."""
+        """The number of frames of ``clips``, int64 ids, that have no box."""
         ends = np.cumsum(self.clip_lengths[clips])
         parts = np.split(clips, np.flatnonzero(np.diff(ends // FRAMES_AT_ONCE)) + 1)
         return sum(self._without_box(part) for part in parts)
 
     def _without_box(self, clips: Array) -> int:
         lengths = self.clip_lengths[clips]
-        skipped = self.clip_offsets[clips] - (np.cumsum(lengths) - lengths)  # ids before a clip's that are not in clips
+        skipped = self.clip_offsets[clips] - (np.cumsum(lengths) - lengths)  # frames before each clip not in clips
         boxes = self.frame_boxes(np.arange(lengths.sum()) + np.repeat(skipped, lengths))
         return int(lengths.sum() if boxes is None else np.isnan(boxes[:, 0]).sum())
 
@@ -161,7 +164,7 @@ class _ClipTable:
         return ids
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
-        """Bytes of each frame, or the error in its place; each kind of data set reads in its own way."""
+        """As :meth:`read`, with a FrameError in the place of each frame that is corrupt or missing."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -169,14 +172,14 @@ class _ClipTable:
         return self.num_frames
 
     def __getitem__(self, frame_id: int) -> Image:
-        """The frame as a PIL image, RGB; raises as :meth:`read`. Made for looking: a loader decodes faster."""
+        """The frame as a PIL image, RGB; raises as :meth:`read`. For looking at single frames: a loader is faster."""
         from PIL.Image import open as open_image
 
         (data,) = self.read([frame_id])
         return open_image(io.BytesIO(data)).convert("RGB")
 
     def read(self, frame_ids: Any) -> list[bytes]:
-        """The JPEG bytes of each frame, in the order asked; repeats are allowed, and so are many threads.
+        """The JPEG bytes of each frame, in the order of ``frame_ids``. Ids may repeat; any thread may call it.
 
         Raises FrameError for the first frame that is corrupt or missing, IndexError for an id that does not exist.
         """
@@ -188,7 +191,7 @@ class _ClipTable:
 
 
 def read_clip_list(path: str) -> dict[str, int]:
-    """The entries of a list of clips and the line of each; SettingsError if it cannot be read or holds none."""
+    """The entries of a list of clips, with their line numbers. SettingsError if it cannot be read or is empty."""
     try:
         text = read_text(path, MAX_LIST)
         rows = [_COMMENT.sub("", line.rstrip("\r")).strip() for line in text.replace("\r\n", "\n").split("\n")]
@@ -196,21 +199,21 @@ def read_clip_list(path: str) -> dict[str, int]:
         raise SettingsError(f"cannot read the list of clips {path!r}: {error.strerror}") from error
     entries = {plain_path(row): number for number, row in enumerate(rows, 1) if row}
     if not entries:
-        raise SettingsError(f"the list of clips {path!r} is empty; give a clip's key or a folder of clips a line")
+        raise SettingsError(f"the list of clips {path!r} is empty; give one clip or folder of clips per line")
     return entries
 
 
 def heads(key: str) -> Iterator[str]:
-    """The key, and the folders that it lies in."""
+    """``key`` and the folders above it, from the innermost to the outermost."""
     parts = key.split("/")
     return ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
 
 
 class ClipCutter:
-    """Clips as they are found while files go by in order: one a folder, or several parts of it with gaps between.
+    """Cuts files, given in order, into clips: one clip per folder, or several parts of a folder with gaps between.
 
-    Attributes (one entry a clip): ``first``, the number of its first frame; ``folder``; ``part``, counted from 0 in
-    each folder. Frames are counted over the valid files alone.
+    Attributes, with one entry per clip: ``first``, the number of its first frame; ``folder``; ``part``, counted from 0
+    in each folder. Only valid files count as frames.
     """
 
     def __init__(self) -> None:
@@ -220,12 +223,12 @@ class ClipCutter:
         self._is_cut = False
 
     def add(self, folders: Array, valid: Array, gap_before: Array | None = None) -> None:
-        """The next files: the folder of each, int64 [n] in order; bool [n]: which are frames, which follow a gap."""
+        """Add the next files: the folder of each, int64 [n]; which are frames, and which follow a gap, bool [n]."""
         if not len(folders):
             return
         kept = np.flatnonzero(valid)
         cuts = np.cumsum(~valid if gap_before is None else ~valid | gap_before)
-        at = cuts[kept]  # a clip begins where this grew since the last frame, and in each folder
+        at = cuts[kept]  # a clip begins where this has grown since the last frame, and where the folder changes
         starts = np.diff(at, prepend=0) > 0
         starts |= np.diff(folders[kept], prepend=self._last_folder) != 0
         if len(kept):
@@ -243,11 +246,11 @@ class ClipCutter:
         self.folder.append(folder)
 
     def columns(self) -> tuple[Array, Array, Array]:
-        """(first frame, length, part) of the clips, int64 [clips] each."""
+        """(first frame, length, part) of all clips, each int64 [clips]."""
         first = np.frombuffer(self.first, np.int64)
         return first, np.diff(first, append=self.frames), np.frombuffer(self.part, np.int64)
 
     def keys(self) -> tuple[Array, Array]:
-        """(folders that have a clip, in order; the number of each clip's folder among them)."""
+        """(sorted folders that have a clip; for each clip the index of its folder among them)."""
         folders, numbers = np.unique(np.frombuffer(self.folder, np.int64), return_inverse=True)
         return folders, numbers.astype(np.int64)

@@ -1,8 +1,8 @@
-"""Bytes of given frames, out of shards (:class:`ShardDataset`) or straight from clip folders (:class:`FolderDataset`).
+"""Reading frames from shards (:class:`ShardDataset`).
 
-Reads are ``pread`` calls, not memory-mapped pages: on a network file system a page fault costs a round trip each, and
-neighbouring frames come in one read. Where reads wait for the storage, those of one request are made together. Every
-frame's CRC-32 is checked before the frame goes on.
+Neighbouring frames are read by one ``pread``. Shards are not memory-mapped: on a network file system each page fault
+costs a round trip. Where reads wait for the storage, threads make the reads of one request together. The CRC-32 of
+every frame is checked.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from cltt.source import scan, videos
 
 log = logging.getLogger(__name__)
 
-MAX_GAP = 64 << 10  # bytes between two frames that are read and dropped rather than skipped
+MAX_GAP = 64 << 10  # two frames with at most this many bytes between them are read by one read
 MAX_READ = 8 << 20  # bytes of one read
-FEWEST, MOST, SHARE = 4, 1024, 4  # open shards; one in so many of the files that the process may open
-HELPERS = 8  # threads that read, beside the one that asks, once reads wait for the storage ...
-READS_IN_A_ROW = 8  # ... so many, one after the other: where the cores are busy, some wait for these
+FEWEST, MOST, SHARE = 4, 1024, 4  # limits of open shards, and 1 / their share of the process's limit of open files
+HELPERS = 8  # threads that read beside the caller, once reads wait for the storage
+READS_IN_A_ROW = 8  # slow reads in a row before threads help: on busy cores a few reads only wait for the CPU
 
 
 class ShardDataset(_ClipTable):
-    """A complete set of shards, opened for reading by any number of threads.
+    """A complete set of shards, read by any number of threads.
 
-    Reads that fail with a transient error are retried (:mod:`cltt.files.retry`); StorageError if that does not help.
+    Reads that fail with a transient error are retried (:mod:`cltt.files.retry`), then StorageError is raised.
 
-    Raises DataError if the shards are not there, not complete, of another version, or their index is cut off.
+    Raises DataError if the shards are missing, incomplete, damaged, or of another version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -65,7 +65,7 @@ class ShardDataset(_ClipTable):
         self._gauge = WaitGauge(READS_IN_A_ROW)
 
     def clip_key(self, clip: int) -> str:
-        """The clip folder's path relative to the root folder the shards were built from."""
+        """The path of the clip's folder or video, relative to the root folder the shards were built from."""
         key = int(self._clips[layout.CLIP_KEY, clip])
         start, stop = self._key_offsets.read(key, key + 2).tolist()
         found = retry(self.path / layout.KEYS, lambda: self._keys.read(stop - start, start))
@@ -73,17 +73,17 @@ class ShardDataset(_ClipTable):
         return os.fsdecode(found)
 
     def frame_records(self, frame_ids: Any) -> Array:
-        """Records (``layout.FRAME_DTYPE``: offset, size, crc, shard, width, height) of the frames."""
+        """Records of the frames, ``layout.FRAME_DTYPE``: offset, size, crc, shard, width, height."""
         return np.asarray(self._frames[self._check_ids(frame_ids)])
 
     def frame_name(self, frame_id: int) -> str:
-        """The source file's path relative to the root folder, from the member's header in the tar.
+        """The source file's path relative to the root folder; for a video its path and the time: ``a.mp4#t=12.400``.
 
-        Of a frame of a video the video's path and the time: ``talk.mp4#t=12.400``.
+        It is read from the member's header in the shard.
         """
         records = self.frame_records([frame_id])
         if not checks.records_within(records, self.shard_sizes).all():
-            raise self._astray(frame_id)
+            raise self._out_of_bounds(frame_id)
         member = self.read_member(records[0]).name
         times = self.frame_time([frame_id])
         if times is None or np.isnan(times[0]):
@@ -91,7 +91,7 @@ class ShardDataset(_ClipTable):
         return os.fsdecode(videos.moment(member.rpartition(b"/")[0], float(times[0])))
 
     def read_member(self, record: Any) -> tar.Member:
-        """The tar header before the frame of ``record``, which lies within its shard; DataError if it is no frame's."""
+        """The tar header of the frame of ``record``, which must lie within its shard. DataError if there is none."""
         shard = int(record["shard"])
         try:
             member = tar.read_member(lambda size, at: bytes(self._view(shard, size, at)), int(record["offset"]))
@@ -101,22 +101,16 @@ class ShardDataset(_ClipTable):
             raise DataError(f"{self._files.path(shard)}: {error}; {_REPAIR}") from error
 
     def frame_time(self, frame_ids: Any) -> Array | None:
-        """Seconds since the clip's first frame, float64, shaped like ``frame_ids``; NaN for frames that had no time.
-
-        None where no frame of the set has a time: folders of frames.
-        """
+        """As :meth:`_ClipTable.frame_time`; DataError if the times are damaged."""
         rows = self._part(layout.TIMES, frame_ids)
         if rows is None:
             return None
         if not checks.times_fit(rows):
-            raise DataError(f"{self.path / layout.TIMES} holds no times; {_REPAIR}")
+            raise DataError(f"{self.path / layout.TIMES} holds values that are no times; {_REPAIR}")
         return rows.reshape(np.shape(frame_ids))
 
     def frame_boxes(self, frame_ids: Any) -> Array | None:
-        """Boxes x1, y1, x2, y2, float32 [..., 4], as shares of the frame's size; NaN for frames without one.
-
-        None where the set was built without boxes.
-        """
+        """As :meth:`_ClipTable.frame_boxes`; DataError if the boxes are damaged."""
         rows = self._part(layout.BOXES, frame_ids)
         if rows is None:
             return None
@@ -130,7 +124,6 @@ class ShardDataset(_ClipTable):
         return self._parts[name][ids] if name in self._parts else None
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
-        """As :meth:`read`, with a FrameError in the place of each frame that is corrupt or missing."""
         ids = self._check_ids(frame_ids)
         unique, places = np.unique(ids, return_inverse=True)
         records = np.asarray(self._frames[unique])
@@ -148,9 +141,12 @@ class ShardDataset(_ClipTable):
         return [found[place] for place in places.tolist()]
 
     def _read_those_within(self, ids: Array, within: Array, places: Array) -> list[bytes | FrameError]:
-        """As :meth:`read_each` for ``ids[places]``, some of whose records lead out of their shard."""
+        """As :meth:`read_each` for ``ids[places]``; ``within``: whose records lie within their shards."""
         found = iter(self.read_each(ids[within]))
-        each = [next(found) if good else self._astray(frame) for frame, good in zip(ids.tolist(), within, strict=True)]
+        each = [
+            next(found) if good else self._out_of_bounds(frame)
+            for frame, good in zip(ids.tolist(), within, strict=True)
+        ]
         return [each[place] for place in places.tolist()]
 
     def _clip_text(self, frame_id: int) -> str:
@@ -160,14 +156,14 @@ class ShardDataset(_ClipTable):
         except DataError:
             return f"in clip {clip}"
 
-    def _astray(self, frame_id: int) -> FrameError:
-        name = self._clip_text(frame_id)
-        return FrameError(frame_id, name, f"{self.path / layout.FRAMES}: its record leads out of its shard; {_REPAIR}")
+    def _out_of_bounds(self, frame_id: int) -> FrameError:
+        reason = f"{self.path / layout.FRAMES}: its record lies outside its shard; {_REPAIR}"
+        return FrameError(frame_id, self._clip_text(frame_id), reason)
 
     def _read_range(
         self, ids: Array, shards: list[int], offsets: list[int], sizes: list[int], crcs: list[int]
     ) -> Iterator[bytes | FrameError]:
-        """Frames that lie close together in one shard, in one read."""
+        """Read neighbouring frames of one shard by one read; yields each frame, or its error."""
         first = offsets[0]
         try:
             data, problem = self._view(shards[0], offsets[-1] + sizes[-1] - first, first), ""
@@ -187,13 +183,13 @@ class ShardDataset(_ClipTable):
         return self._gauge.timed(lambda: retry(path, lambda: self._files.view(shard, size, offset)))
 
     def _read_once_more(self, frame_id: int) -> bytes | FrameError:
-        """A frame that came wrong: memory or the network may have turned a bit, so record and file are asked anew."""
+        """Read a frame with a wrong CRC again, with its record: a bit may have flipped in memory or on the network."""
         record = self._frames[frame_id]
         shard, offset, size, crc = (int(record[name]) for name in ("shard", "offset", "size", "crc"))
         path = self.path / layout.shard_name(shard)
         frame = retry(path, lambda: SharedFile(path, follow=False).read_uncached(size, offset))
         if len(frame) == size and zlib.crc32(frame) == crc:
-            log.warning("%s: frame %d came with a wrong CRC, and right when it was read again", path, frame_id)
+            log.warning("%s: frame %d had a wrong CRC, and the right one when it was read again", path, frame_id)
             return frame
         return self._corrupt(frame_id, shard, "cut off" if len(frame) < size else "CRC mismatch")
 
@@ -209,7 +205,7 @@ _REPAIR = "copy this shard again, or build it again with `cltt build --overwrite
 
 
 def _neighbours(records: Array) -> Iterator[tuple[int, int]]:
-    """Ranges of ``records`` (in the order of the shards) that one read should cover."""
+    """Ranges of ``records``, sorted by shard and offset, that are read by one read each."""
     if not len(records):
         return
     offsets = records["offset"]
@@ -227,13 +223,13 @@ def _neighbours(records: Array) -> Iterator[tuple[int, int]]:
 
 
 def most_open() -> int:
-    """How many shards to keep open: a set may have more than a process may have open files."""
+    """The number of shards to keep open: a set may have more shards than a process may open files."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if limit == resource.RLIM_INFINITY else min(MOST, max(FEWEST, limit // SHARE))
 
 
 class _Files:
-    """The shards of a set, read by any number of threads."""
+    """The files of a set's shards, read by any number of threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -242,28 +238,31 @@ class _Files:
         self._threads = threading.local()
 
     def path(self, shard: int) -> Path:
-        """Of a shard, made once: this takes as long as a read from memory."""
+        """The path of a shard. Paths are kept: making one takes as long as reading a cached frame."""
         return self._paths.get(shard) or self._paths.setdefault(shard, self._path / layout.shard_name(shard))
 
     def view(self, shard: int, size: int, offset: int) -> memoryview:
-        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file, in memory that this thread's next view
-        overwrites: fresh memory costs more than reading. Shards are opened anew by the next calls after an OSError.
+        """Up to ``size`` bytes at ``offset``, fewer only at the end of the file.
+
+        The next view of the same thread overwrites them: new memory would cost more than the read. After an OSError
+        the next call opens the shards again.
         """
-        opened = self._open(shard)  # held here, it stays open when others push it out of the cache
+        opened = self._open(shard)  # a reference of its own: the file stays open when the cache drops it
         try:
             memory = getattr(self._threads, "memory", memoryview(b""))
-            if len(memory) < size:  # memory is taken for what is there alone
+            if len(memory) < size:  # a damaged size may be huge: take no more memory than the file has bytes
                 size = max(0, min(size, os.fstat(opened.number).st_size - offset))
             if len(memory) < size:
                 memory = self._threads.memory = memoryview(bytearray(size))
             return _read_into(memory[:size], opened.number, offset, self.path(shard))
         except OSError:
             self._open.cache_clear()
-            del opened  # the error keeps this frame
+            del opened  # or the traceback would keep the file open
             raise
 
 
 def _read_into(memory: memoryview, handle: int, offset: int, path: AnyPath) -> memoryview:
+    """Fill ``memory`` from ``offset``; returns the part that was filled. ShortRead if the file has more."""
     filled = 0
     while filled < len(memory) and (count := _pread_into(handle, memory[filled:], offset + filled)):
         filled += count

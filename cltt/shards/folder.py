@@ -1,4 +1,4 @@
-"""A plain folder of clip folders and videos, read like shards."""
+"""A folder of clip folders and videos, read with the interface of shards (:class:`FolderDataset`)."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ from cltt.source.odd import odd_lines
 
 
 class FolderDataset(_ClipTable):
-    """The same interface over a plain folder of clips: nothing is built, the index is held in memory.
+    """A folder of clips, read like a :class:`ShardDataset` without building shards; its index is in memory.
 
-    Frames that shards would hold re-encoded are re-encoded on each read, so both give the same pixels. Those of videos
-    are sought and decoded on each read.
+    A frame that shards would hold re-encoded is re-encoded on each read, so both give the same pixels. A frame of a
+    video is decoded on each read.
 
     Args:
         root_dir: the folder of clip folders and videos.
-        fps: frames a second taken of videos; None: every frame. stream: the number of their stream, None: the main one.
-        check: read every file first, leave out those that are no whole picture and cut their clips there: the clips are
-            then those of shards built with the default settings. Without it a scan of the names is enough, and a
-            invalid file is a FrameError when it is read. Videos are never decoded for this, only their packets read.
+        check: read every file first, leave out invalid ones and cut their clips there. The clips are then those of
+            shards built with the default settings. Without ``check`` only names are listed, and an invalid file is a
+            FrameError when it is read. Of videos only the packets are read, in both cases.
+        fps: frames per second taken from videos; None: every frame.
+        stream: number of the video stream; None: the main one.
 
     Attributes:
-        invalid: with ``check``, why each file was left out, by its path relative to the root folder; of videos, what
-            their packets do not give, and why.
+        invalid: why files were left out, by path relative to the root folder: with ``check`` invalid images; always
+            what the packets of videos do not give.
 
-    Raises SettingsError if there are no frames; with ``check``, DataError if no file is a whole picture or one cannot
-    be read.
+    Raises SettingsError if there are no frames. With ``check``, DataError if all files are invalid or one cannot be
+    read.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class FolderDataset(_ClipTable):
         self.odd = odd_lines([*folders.odd, *(odd for _, _, some in listed for odd in some)])
         if not any(clip.frames for clip, _, _ in listed):
             raise SettingsError(
-                f"no frames under {os.fsdecode(self._root)!r}; it must hold videos, or folders with one image a frame"
+                f"no frames under {os.fsdecode(self._root)!r}; it must hold videos, or folders with one image per frame"
             )
         return listed
 
@@ -110,13 +111,13 @@ class FolderDataset(_ClipTable):
         return os.fsdecode(self._keys[int(self._clips[layout.CLIP_KEY, clip])])
 
     def _planned(self, frame_id: int) -> clips.Planned:
-        """The frame with all that reading it takes."""
+        """The frame as :func:`cltt.source.videos.read_frames` and :func:`cltt.source.image.read_source` need it."""
         source = int(self._clips[layout.CLIP_KEY, int(self.clip_of(frame_id))])
         name, size, mark, entry, time, _ = self._frames[frame_id]
         return clips.Planned(self._keys[source], self._videos[source], name, size, mark, entry, time)
 
     def frame_name(self, frame_id: int) -> str:
-        """The file's path relative to the root folder; of a frame of a video the video's and the time."""
+        """The file's path relative to the root folder; for a video its path and the time."""
         self._check_ids([frame_id])
         return os.fsdecode(self._planned(frame_id).path)
 
@@ -127,7 +128,7 @@ class FolderDataset(_ClipTable):
         return np.array(times, np.float64).reshape(np.shape(frame_ids))
 
     def frame_records(self, frame_ids: Any) -> Array:
-        """As :meth:`ShardDataset.frame_records`; width and height from the files, zeros for the rest."""
+        """As :meth:`ShardDataset.frame_records`, with offset and shard 0; all zeros for a frame that is invalid."""
         ids = self._check_ids(frame_ids)
         records = np.zeros(len(ids), layout.FRAME_DTYPE) if self._records is None else np.array(self._records[ids])
         unknown = np.flatnonzero(records["width"] == 0).tolist()
@@ -137,7 +138,7 @@ class FolderDataset(_ClipTable):
         return records
 
     def _stored(self, frame_ids: Array) -> list[image.Stored | FrameError]:
-        """Each frame as a shard would keep it; those of a video in one pass over it."""
+        """Each frame as a shard would store it, or its error. Each video is read in one pass."""
         unique, places = np.unique(frame_ids, return_inverse=True)
         found: list[image.Stored | FrameError] = []
         frames = [(frame, self._planned(frame)) for frame in unique.tolist()]
@@ -166,25 +167,24 @@ class FolderDataset(_ClipTable):
         ]
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
-        """As :meth:`read`, with a FrameError in the place of each file that is gone or no picture."""
         stored = self._stored(self._check_ids(frame_ids))
         return [frame.data if isinstance(frame, image.Stored) else frame for frame in stored]
 
 
-CHECK_THREADS = 32  # they wait for the file system, and decode
-CHECK_FILES = 32  # files checked by one thread at a time
+CHECK_THREADS = 32  # more than cores: they wait for the file system
+CHECK_FILES = 32  # files per task of a thread
 
 
 def fill_record(record: Any, stored: image.Stored) -> None:
-    """Write what is known of a frame that lies in no shard into its ``layout.FRAME_DTYPE`` record."""
+    """Set size, CRC, width and height of a frame's ``layout.FRAME_DTYPE`` record."""
     record["size"], record["crc"] = len(stored.data), zlib.crc32(stored.data)
     record["width"], record["height"] = stored.width, stored.height
 
 
 def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[str, str]]:
-    """(records of all frames in order, zeros for files that are no whole picture; why they are none, by path).
+    """(records of all frames in order; why files are invalid, by path).
 
-    Frames of videos are not looked at: zeros too.
+    The records of invalid files, and of frames of videos, which are not read, are zeros.
     """
     files = [
         (b"" if clip.video else scan.join_key(clip.key, frame.name), frame.size)
@@ -205,7 +205,7 @@ def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[
             done += len(some)
             bar.update(len(some))
     if len(invalid) == len(files):
-        raise DataError(f"not one of the {len(files)} files under {os.fsdecode(root)!r} is a whole picture")
+        raise DataError(f"none of the {len(files)} files under {os.fsdecode(root)!r} is a complete image")
     return records, invalid
 
 
@@ -216,7 +216,7 @@ def _pieces(files: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, in
 
 
 def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, dict[str, str]]:
-    """As :func:`check_files` for some files, by path and size."""
+    """As :func:`check_files`, for files given as (path, size)."""
     records = np.zeros(len(files), layout.FRAME_DTYPE)
     invalid = {}
     for record, (path, size) in zip(records, files, strict=True):
@@ -235,11 +235,10 @@ def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, di
 
 
 def cut_clips(lengths: list[int], valid: Array, begins: Array | None = None) -> Array:
-    """Clip rows [layout.CLIP_ROWS, clips] of folders with ``lengths`` files, cut at those not ``valid`` [files].
+    """The columns of ``clips.npy``, int64 [layout.CLIP_ROWS, clips], for folders with ``lengths`` files.
 
-    They are cut before those that begin a part, too (bool [files]).
-
-    CLIP_KEY is the number of the clip's folder.
+    A folder is cut at files that are not ``valid``, bool [files], and before those that ``begins`` a part, bool
+    [files]. CLIP_KEY is the number of the clip's folder.
     """
     cutter = ClipCutter()
     cutter.add(np.repeat(np.arange(len(lengths)), lengths), valid, begins)

@@ -1,4 +1,4 @@
-"""Shards copied to a node's own disk before a run reads them."""
+"""Staging: shards are copied to a node's own disk before a run reads them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ COPY_BYTES = 8 << 20  # read and written at a time
 
 
 def stage(shards: Path, target: Path, info: RankInfo) -> Path:
-    """Copy ``shards`` to ``target/NAME-FINGERPRINT``, once a node, each file held to its size and checksum.
+    """Copy ``shards`` to ``target/NAME-FINGERPRINT`` and return that folder. Each file's checksum is compared.
 
-    Local rank 0 copies; the other ranks wait for it, however long it takes. Jobs that share a node wait for each
-    other's copy behind a lock. What is there already is used if it is whole. Returns the copy's folder.
+    Local rank 0 of each node copies, and the other ranks wait without a timeout. A lock keeps several jobs on a node
+    from copying at a time. A complete copy is used again.
 
-    Reads are retried after transient errors, writes never. Raises SettingsError if ``target`` cannot be written,
-    DataError if a file cannot be copied whole.
+    Reads are retried after transient errors, writes are not. Raises SettingsError if ``target`` cannot be written,
+    DataError if a file cannot be copied.
     """
     index = checks.read_index(shards)
     copy = target / f"{shards.resolve().name}-{index['fingerprint'][:12]}"
@@ -45,7 +45,7 @@ def stage(shards: Path, target: Path, info: RankInfo) -> Path:
 
 
 def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
-    """Copy each file that is missing or of another size, compare its checksum, and publish ``index.json`` last."""
+    """Copy each file that is missing or differs, compare its checksum, and write ``index.json`` last."""
     if copy.is_symlink():
         raise SettingsError(f"{copy} is a symbolic link; remove it or give another --stage-to")
     if is_regular(copy / layout.INDEX):
@@ -58,18 +58,18 @@ def _copy_missing(shards: Path, copy: Path, index: dict[str, Any]) -> None:
             temporary = atomic.temporary_path(target)
             _copy(shards / name, temporary, expected["size"])
             if checks.file_problem(temporary, expected):
-                raise DataError(f"{shards / name} does not have the size and hash in its index; run the shard verifier")
+                raise DataError(f"{shards / name} does not have the size and hash in its index; run `cltt verify`")
             os.replace(temporary, target)
     replace_file(copy / layout.INDEX, read_bytes(shards / layout.INDEX))
 
 
 def _copy(source: Path, target: Path, size: int) -> None:
-    """Copy a regular file that should have ``size`` bytes: no link, FIFO or device, and not a byte more."""
+    """Copy the regular file ``source`` (no link, FIFO or device) if it has ``size`` bytes."""
     try:
         if not is_regular(source):
             raise OSError(errno.EINVAL, "not a regular file")
         with atomic.create(target) as file:
-            if retry(source, source.stat).st_size == size:  # else it is not whole
+            if retry(source, source.stat).st_size == size:  # otherwise the checksum will not fit, and the caller raises
                 for piece in read_pieces(source, COPY_BYTES, follow=False):
                     file.write(piece)
     except OSError as error:

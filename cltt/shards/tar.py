@@ -1,4 +1,4 @@
-"""Members of a shard: their names, tar headers and padding, as GNU tar and webdataset read them."""
+"""Names, tar headers and padding of a shard's members, which GNU tar and webdataset can read."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from cltt.errors import DataError
 from cltt.source.image import IMAGE_EXTENSIONS
 
 BLOCK = 512
-_NO_EXTENSION = b"%00"  # NUL cannot be in a file name, so no other name gives this
+_NO_EXTENSION = b"%00"  # a file name cannot hold NUL, so no other name gives this
 
 
-def _looks_whole(stem: bytes) -> bool:
-    return b"." in stem and stem.lower().endswith(IMAGE_EXTENSIONS)
+def _has_image_extension(name: bytes) -> bool:
+    return b"." in name and name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def member_stem(name: bytes) -> bytes:
-    """The stem under which the source file ``name`` lies in the tar; no two names give the same.
+    """The stem of the member that holds the source file ``name``; each name has a stem of its own.
 
-    ``%`` becomes ``%25`` and ``.`` becomes ``%2E``: to webdataset everything behind the first dot is the extension. A
-    file that does not end in exactly ``.jpg`` keeps its whole name (``UP.JPG`` is ``UP%2EJPG``). So that this stays
-    exact, ``UP.JPG.jpg`` keeps its whole name too, and a name without a picture's extension gets ``%00`` at its end.
+    ``%`` becomes ``%25`` and ``.`` becomes ``%2E``, since webdataset takes everything after the first dot for the
+    extension. ``.jpg`` at the end is left out; other extensions stay (``UP.JPG`` gives ``UP%2EJPG``). Two exceptions
+    keep stems different: ``UP.JPG.jpg`` keeps its ``.jpg``, and a name without an image's extension gets ``%00``.
     """
-    stem, suffix = (name[:-4], b"") if name.endswith(b".jpg") else (name, b"")
-    if _looks_whole(stem) and name.endswith(b".jpg"):
-        stem = name
-    elif not name.endswith(b".jpg") and not _looks_whole(name):
+    stem, suffix = name, b""
+    if name.endswith(b".jpg") and not _has_image_extension(name[:-4]):
+        stem = name[:-4]
+    elif not _has_image_extension(name):
         suffix = _NO_EXTENSION
     return stem.replace(b"%", b"%25").replace(b".", b"%2E") + suffix
 
 
 def source_name(stem: bytes) -> bytes:
-    """The source file's name, given its stem in the tar: the inverse of :func:`member_stem`."""
+    """The name of the source file whose member has this stem: the inverse of :func:`member_stem`."""
     marked = stem.endswith(_NO_EXTENSION)
     name = stem.removesuffix(_NO_EXTENSION).replace(b"%2E", b".").replace(b"%25", b"%")
-    return name if marked or _looks_whole(name) else name + b".jpg"
+    return name if marked or _has_image_extension(name) else name + b".jpg"
 
 
 def member_name(key: bytes, name: bytes) -> bytes:
-    """Path in the tar of the source file ``name`` of the clip ``key``."""
+    """The member's path in the shard, for the source file ``name`` of the clip ``key``."""
     member = member_stem(name) + b".jpg"
     return member if key == b"." else key + b"/" + member
 
 
 def source_path(member: bytes) -> bytes:
-    """The source file's path relative to the root folder, given its path in the tar."""
+    """The source file's path relative to the root folder, for a member's path in the shard."""
     folder, slash, file = member.rpartition(b"/")
     return folder + slash + source_name(file.removesuffix(b".jpg"))
 
@@ -60,20 +60,20 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 
 def padding(size: int) -> int:
-    """Zero bytes behind ``size`` bytes of content."""
+    """The number of zero bytes that follow ``size`` bytes of content."""
     return -size % BLOCK
 
 
 def _header(name: bytes, size: int, kind: bytes) -> bytes:
     name = name[:100]
     digits = b"%011o" % size
-    # The sum of all header bytes, the checksum field itself counting as eight spaces.
+    # The sum of all bytes of the header, in which the checksum itself counts as eight spaces.
     checksum = sum(name) + sum(digits) + kind[0] + _FIXED_SUM
     return b"%b%b%b\0%b%06o\0 %b%b" % (name.ljust(100, b"\0"), _MODE_UID_GID, digits, _MTIME, checksum, kind, _TAIL)
 
 
 def tar_header(name: bytes, size: int) -> bytes:
-    """What precedes ``size`` bytes of content under ``name``; owner, mode and time are fixed, so equal bytes result."""
+    """The tar header of a member with ``size`` bytes. Owner, mode and time are fixed: equal input gives equal bytes."""
     if len(name) <= _MAX_SHORT:
         return _header(name, size, b"0")
     long_name = name + b"\0"
@@ -86,16 +86,18 @@ def tar_header(name: bytes, size: int) -> bytes:
 
 
 class Member(NamedTuple):
-    """What a header says: the member's path, and the bytes of its content."""
+    """A member's path, and the number of bytes of its content, from its header."""
 
     name: bytes
     size: int
 
 
 def read_member(pread: Callable[[int, int], bytes], offset: int) -> Member:
-    """The member whose content starts at ``offset``; ``pread(size, offset)`` reads the tar. DataError if there is none.
+    """The member whose content starts at ``offset`` of a shard that ``pread(size, offset)`` reads.
 
-    A name field without a closing NUL means that the name is long and lies in the blocks before the header.
+    A name field without a closing NUL is the start of a long name, which is stored in the blocks before the header.
+
+    Raises DataError if there is no header before ``offset``.
     """
     header = pread(BLOCK, offset - BLOCK) if offset >= BLOCK else b""
     if len(header) != BLOCK or header[257:262] != b"ustar":
@@ -116,6 +118,6 @@ def read_member(pread: Callable[[int, int], bytes], offset: int) -> Member:
 
 
 def _octal(header: bytes) -> int:
-    """A header's size field; -1, which no size is, for one that is not as we write it."""
+    """The value of a header's size field; -1 if it is not written as :func:`tar_header` does."""
     digits = header[124:135]
     return int(digits, 8) if digits.isdigit() and not digits.translate(None, b"01234567") else -1

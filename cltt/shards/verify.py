@@ -1,4 +1,4 @@
-"""Checking a set of shards: sizes, hashes and CRCs; on demand every bit of every frame, and the source folder."""
+"""Verifying a set of shards: sizes, hashes and CRCs; optionally every frame's pixels, and the source folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 import zlib
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,18 +28,18 @@ from cltt.shards.folder import Dataset
 from cltt.source import image, jpeg, pixels, scan, videos
 from cltt.text import counted
 
-CHUNK = 64  # frames checked by one thread at a time ...
-VIDEO_CHUNK = 1024  # ... where they may be of videos, which are decoded from some way before the first
-PIECE = 1 << 20  # records looked at together
-THREADS = 4  # that read the frames of some clips
+CHUNK = 64  # frames per task of a thread
+VIDEO_CHUNK = 1024  # the same for frames of videos: decoding starts some frames before the first
+PIECE = 1 << 20  # records checked together
+THREADS = 4  # threads of corrupt_frames
 NO_SOURCE = "no source file"
-OTHER_NOW = "not what the source file gives"
+OTHER_NOW = "differs from what the source file gives"
 REMEDY = "copy it again, or build the shards again with --overwrite"
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One thing that is not as it was written: a file of the set, or a frame, named by its path under the root."""
+    """A file of the set, or a frame, that differs from what the build wrote; frames are named by their source path."""
 
     name: str
     problem: str
@@ -49,7 +50,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class _Job:
-    """What to do to every frame."""
+    """What is checked of each frame: see :func:`verify_shards`."""
 
     decode: bool
     settings: dict[str, Any]
@@ -64,22 +65,28 @@ def verify_shards(
     source_dir: str | os.PathLike[str] | None = None,
     workers: int | None = None,
 ) -> list[Mismatch]:
-    """Everything that is not as it was written in the shards at ``path``; an empty list if nothing is.
+    """All damage in the shards at ``path``; an empty list if they are as the build wrote them.
 
-    Holds all of it to what :mod:`cltt.shards.checks` asks: sizes and hashes, the index, each frame's record, member
-    name and CRC. ``decode`` reads every bit of each frame; ``source_dir`` compares each frame with the file it was made
-    from, and looks for files that are in neither the shards nor the report; a clip folder that only one side has is
-    named once, not file by file. Nothing outside both folders is read. Raises DataError if there is no readable index.
+    It checks the sizes and hashes of all files, the index, and each frame's record, member name and CRC.
+
+    Args:
+        path: folder of the shards. Only this folder and ``source_dir`` are read.
+        decode: also decode every frame.
+        source_dir: also compare every frame with its source file, and report source files that are neither in the
+            shards nor in their report. A clip folder that only one side has is reported once.
+        workers: number of threads; None: one per core.
+
+    Raises DataError if there is no readable index.
     """
     folder = Path(path)
     root = None if source_dir is None else scan.check_root(source_dir)
     index = checks.read_index(folder)
     mismatches = [found for name, written in index["files"].items() for found in _file_mismatch(folder, name, written)]
-    if any(mismatch.name in layout.INDEX_FILES for mismatch in mismatches):
-        return mismatches  # without the index there is no telling what a frame should be
+    if any(found.name in layout.INDEX_FILES for found in mismatches):
+        return mismatches  # frames cannot be checked without the index
     dataset = ShardDataset(folder)
-    if astray := _records_mismatch(dataset):
-        return [*mismatches, astray]
+    if mismatch := _records_mismatch(dataset):
+        return [*mismatches, mismatch]
     sources = None if root is None else _Videos(root, dataset.settings)
     job = _Job(decode, dataset.settings, root, sources)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -96,21 +103,13 @@ def _file_mismatch(folder: Path, name: str, written: Mapping[str, Any]) -> list[
 
 
 def corrupt_frames(dataset: Dataset, clips: NDArray[np.int64], *, decode: bool) -> list[FrameError]:
-    """The frames of ``clips``, in data order, that cannot be read with their CRC, or with ``decode`` be decoded."""
-    whole = (range(*dataset.clip_offsets[clip : clip + 2].tolist()) for clip in clips.tolist())
-    chunks = (ids[start : start + CHUNK] for ids in whole for start in range(0, len(ids), CHUNK))
+    """Errors of the frames of ``clips`` that cannot be read or have a wrong CRC; with ``decode`` also be decoded."""
+    clip_ids = (range(*dataset.clip_offsets[clip : clip + 2].tolist()) for clip in clips.tolist())
+    chunks = (ids[start : start + CHUNK] for ids in clip_ids for start in range(0, len(ids), CHUNK))
     corrupt: list[FrameError] = []
-    with (
-        ThreadPoolExecutor(THREADS) as pool,
-        tqdm(
-            total=int(dataset.clip_lengths[clips].sum()),
-            desc="verify",
-            unit="frame",
-            delay=2,
-            leave=False,
-            disable=None,
-        ) as bar,
-    ):
+    total = int(dataset.clip_lengths[clips].sum())
+    bar = tqdm(total=total, desc="verify", unit="frame", delay=2, leave=False, disable=None)
+    with ThreadPoolExecutor(THREADS) as pool, bar:
         checked = threads.ordered_map(
             pool, lambda ids: (len(ids), _corrupt_among(dataset, ids, decode)), chunks, 4 * THREADS
         )
@@ -121,6 +120,7 @@ def corrupt_frames(dataset: Dataset, clips: NDArray[np.int64], *, decode: bool) 
 
 
 def _corrupt_among(dataset: Dataset, ids: range, decode: bool) -> list[FrameError]:
+    """As :func:`corrupt_frames`, for frame ids."""
     corrupt = []
     for frame, data in zip(ids, dataset.read_each(ids), strict=True):
         if isinstance(data, FrameError):
@@ -131,7 +131,7 @@ def _corrupt_among(dataset: Dataset, ids: range, decode: bool) -> list[FrameErro
 
 
 def _decode_problem(data: bytes) -> str:
-    """Why a stored frame cannot be decoded, every bit of it; empty if it can."""
+    """Why a stored frame cannot be decoded completely; "" if it can."""
     try:
         info = jpeg.jpeg_info(data)
         image.check_pixels(info.width, info.height, image.MAX_PIXELS)
@@ -143,28 +143,25 @@ def _decode_problem(data: bytes) -> str:
 
 
 def _records_mismatch(dataset: ShardDataset) -> Mismatch | None:
-    """The one thing to say if the records are not those of frames one behind the other, each within its shard."""
+    """The first records that are not in order or not within their shards; None if all are."""
     last = None
     for start in range(0, dataset.num_frames, PIECE):
         records = dataset.frame_records(np.arange(start, min(start + PIECE, dataset.num_frames)))
         joined = records if last is None else np.concatenate([last, records])
         if not checks.records_in_order(joined, dataset.shard_sizes):
             where = f"records {start} to {start + len(records) - 1}"
-            return Mismatch(layout.FRAMES, f"{where} are not those of frames in order, each within its shard")
+            return Mismatch(layout.FRAMES, f"{where} are not in order, or lie outside their shards; {REMEDY}")
         last = records[-1:]
     return None
 
 
 def _shard_ids(dataset: ShardDataset) -> Iterator[range]:
-    """The frame ids of each shard; the records are in order."""
-    bounds = [0]
+    """The frame ids of each shard, found by bisection, as the records are in order."""
+    ids, first = range(dataset.num_frames), 0
     for shard in range(len(dataset.shards)):
-        low, high = bounds[-1], dataset.num_frames
-        while low < high:  # the first frame of a later shard
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if dataset.frame_records([middle])["shard"][0] <= shard else (low, middle)
-        bounds.append(low)
-        yield range(bounds[-2], low)
+        stop = bisect_right(ids, shard, key=lambda frame: dataset.frame_records([frame])["shard"][0])
+        yield range(first, stop)
+        first = stop
 
 
 def _shard_mismatches(
@@ -181,9 +178,9 @@ def _shard_mismatches(
 
 
 def _frame_mismatches(job: _Job, dataset: ShardDataset, ids: range) -> list[Mismatch]:
-    """What is wrong with neighbouring frames of one shard."""
+    """The damage in neighbouring frames of one shard."""
     mismatches = []
-    whole: list[tuple[bytes, str, int]] = []  # of videos: member, name, CRC
+    of_videos: list[tuple[bytes, str, int]] = []  # undamaged frames of videos: path, name, CRC
     times = dataset.frame_time(ids)
     corrupt = {error.frame_id: error.reason for error in _corrupt_among(dataset, ids, job.decode)}
     for at, (frame, record) in enumerate(zip(ids, dataset.frame_records(ids), strict=True)):
@@ -195,7 +192,7 @@ def _frame_mismatches(job: _Job, dataset: ShardDataset, ids: range) -> list[Mism
             problem = corrupt.get(frame) or _member_problem(dataset, frame, member, int(record["size"]))
             if not problem and job.root is not None:
                 if of_video:
-                    whole.append((path, name, crc))
+                    of_videos.append((path, name, crc))
                 else:
                     problem = _source_problem(job, path, crc)
         except DataError as error:
@@ -203,7 +200,7 @@ def _frame_mismatches(job: _Job, dataset: ShardDataset, ids: range) -> list[Mism
         if problem:
             mismatches.append(Mismatch(name, problem))
     if job.sources is not None:
-        mismatches += job.sources.mismatches(whole)
+        mismatches += job.sources.mismatches(of_videos)
     return mismatches
 
 
@@ -212,7 +209,7 @@ def _file_name(path: bytes) -> bytes:
 
 
 class _Videos:
-    """Compares frames with those that the videos give now; for many threads."""
+    """Compares frames of shards with those that the source videos give now. Any number of threads may use it."""
 
     def __init__(self, root: bytes, settings: dict[str, Any]) -> None:
         self._root = root
@@ -221,7 +218,7 @@ class _Videos:
         self._lock = threading.Lock()
 
     def mismatches(self, frames: list[tuple[bytes, str, int]]) -> list[Mismatch]:
-        """Of neighbouring frames (path of the member, name, CRC), those that their videos do not give."""
+        """The frames (path, name, CRC), which must be neighbours, that their videos give otherwise or not at all."""
         found: list[Mismatch] = []
         for key, group in itertools.groupby(frames, lambda frame: frame[0].rpartition(b"/")[0]):
             try:
@@ -268,12 +265,12 @@ def _source_problem(job: _Job, path: bytes, crc: int) -> str:
     except OSError as error:
         return f"{NO_SOURCE}: {error.strerror}"
     except InvalidImage as error:
-        return f"the source file is no picture now: {error}"
+        return f"the source file is no valid image now: {error}"
     return "" if zlib.crc32(stored.data) == crc else OTHER_NOW
 
 
 def _missing_clips_once(root: bytes, mismatches: list[Mismatch]) -> list[Mismatch]:
-    """``mismatches`` with the frames of a folder that the source lacks as one line, where the first of them stood."""
+    """``mismatches``, with one line in the place of all frames of a folder that the source does not have."""
     lost: dict[str, int] = {}
     grouped: list[Mismatch | str] = []
     for mismatch in mismatches:
@@ -294,7 +291,7 @@ def _missing_clips_once(root: bytes, mismatches: list[Mismatch]) -> list[Mismatc
 
 
 def _forgotten(root: bytes, dataset: ShardDataset) -> Iterator[Mismatch]:
-    """Source files that are neither in the shards nor in the report."""
+    """Source files that are neither in the shards nor in their report."""
     known: dict[bytes, set[bytes]] = defaultdict(set)
     for path in _known_paths(dataset):
         folder, _, name = path.rpartition(b"/")
@@ -318,7 +315,7 @@ def _forgotten(root: bytes, dataset: ShardDataset) -> Iterator[Mismatch]:
 def _known_paths(dataset: ShardDataset) -> Iterator[bytes]:
     for file in layout.read_report(dataset.path)["files"]:
         yield os.fsencode(file["file"])
-        yield os.fsencode(file["file"].partition("#t=")[0])  # the video of a moment
+        yield os.fsencode(file["file"].partition("#t=")[0])  # the video of a frame
     for clip in range(dataset.num_clips):
         with contextlib.suppress(DataError):
             yield os.fsencode(dataset.clip_key(clip)) + b"/"
@@ -326,4 +323,4 @@ def _known_paths(dataset: ShardDataset) -> Iterator[bytes]:
         try:
             yield os.fsencode(dataset.frame_name(frame))
         except DataError:
-            continue  # already named
+            continue  # reported already

@@ -167,11 +167,11 @@ def test_a_rank_says_for_whom_it_waits_and_names_who_never_came(rank: int) -> No
     done = subprocess.run(command, cwd=training.ROOT, env={**os.environ, **own}, capture_output=True, text=True)
     place = f"MASTER_ADDR=127.0.0.1, MASTER_PORT={port}"
     awaited, sentence = (
-        (f"rank 0 ({place})", f"nobody answers at {place}, for 2 s")
+        (f"rank 0 ({place})", f"rank 0 did not answer at {place} for 2 s")
         if rank
         else ("rank 1, rank 2", "ranks [1, 2] did not connect to rank 0 within 2 s")
     )
-    assert f"waiting for {awaited}: RANK={rank} and WORLD_SIZE=3 ask for it" in done.stderr
+    assert f"waiting for {awaited}, because of RANK={rank} and WORLD_SIZE=3" in done.stderr
     assert f"DataError: {sentence}" in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""The failure watch over real processes, without a training."""
+"""The failure monitor over real processes, without a training."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_failure_ends_all_with_its_status_and_is_said_once(scenario: str, tmp_
 def test_without_the_store_all_end(tmp_path: Path) -> None:
     ends = play(tmp_path, "rank_0_is_killed")
     assert [status for status, _, _ in ends] == [-9, 1, 1], ends
-    assert ["rank 0 ended without a word" in error for _, _, error in ends] == [False, True, False], ends
+    assert ["rank 0 ended without a message" in error for _, _, error in ends] == [False, True, False], ends
 
 
 def test_a_silent_rank_is_found(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_a_silent_rank_is_found(tmp_path: Path) -> None:
     assert sorted(error for _, _, error in ends) == ["", "", "silent: [2]\n"], ends
 
 
-@pytest.mark.parametrize("scenario", ["no_way_to_the_store", "the_watch_breaks"])
-def test_a_rank_whose_watch_sees_nothing_ends(scenario: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["no_way_to_the_store", "the_monitor_breaks"])
+def test_a_rank_whose_monitor_cannot_read_the_store_ends(scenario: str, tmp_path: Path) -> None:
     assert [status for status, _, _ in play(tmp_path, scenario)] == [1, 1, 1]
 
 

@@ -177,13 +177,13 @@ def test_a_set_is_not_removed_under_another_members_run(shared: Path, umask: int
         assert "a run uses it" in act(ANN, PRUNE, shared, modules="cltt.commands.prune")
         bob.communicate("", timeout=30)
     noted = umask == 0o002
-    assert any("so nobody can tell that this run needs" in line for line in lines) != noted
+    assert any("does not know that this run needs" in line for line in lines) != noted
     run = shared / "bob's run"
     run.mkdir()
     (run / "settings.json").write_text('{"optim": {"epochs": 2}}')
     os.chown(run, BOB, BOB)
     run.chmod(0o700)  # Ann may not look whether it is complete
-    why = f"unfinished: {run}" if noted else "other users may read it, and their runs cannot be noted"
+    why = f"unfinished: {run}" if noted else "other users may read it, and their runs are not listed"
     assert why in act(ANN, PRUNE, shared, modules="cltt.commands.prune") and old.is_dir()
     if noted:
         shutil.rmtree(run)

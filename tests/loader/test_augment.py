@@ -82,7 +82,7 @@ def test_the_flags_reach_the_loader_and_forbid_another_resume(shards: Path) -> N
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"crop_area": (0.5, 0.2)}, "crop_area is 0.5 0.2; give the smaller share first"),
+        ({"crop_area": (0.5, 0.2)}, "crop_area is 0.5 0.2; give the smaller fraction first"),
         ({"crop_area": (0.5,)}, r"crop_area is \(0\.5,\); it must be 2 numbers"),
         ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "jitter turns hue by up to 0.6; it must be from 0 to 0.5"),
         ({"flip": 1.5}, "flip is 1.5; it must be from 0 to 1"),

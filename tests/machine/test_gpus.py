@@ -50,7 +50,7 @@ def test_the_drivers_version_is_read(driver: None, version: tuple[int, int] | No
 
 
 @pytest.mark.parametrize(
-    ("version", "words"), [((13, 2), "constraints.txt"), ((12, 0), "CUDA=12"), ((11, 8), "none of ours")]
+    ("version", "words"), [((13, 2), "constraints.txt"), ((12, 0), "CUDA=12"), ((11, 8), "driver 525 or newer")]
 )
 def test_the_set_that_fits_a_driver(version: tuple[int, int], words: str) -> None:
     assert words in gpus.fitting_set(version)
@@ -81,7 +81,7 @@ def test_gpus_given(environ: dict[str, str], nodes: list[str], given: str, tmp_p
 @pytest.mark.parametrize(
     ("torch_cuda", "words", "status"),
     [
-        ("13.0", ["CUDA 13.0", "driver speaks CUDA 12.4", "make setup CUDA=12"], 2),
+        ("13.0", ["CUDA 13.0", "driver supports CUDA 12.4", "make setup CUDA=12"], 2),
         ("12.8", ["CUDA 12.8", "nvidia-smi"], 1),  # the device is broken: another node's may work
         (None, ["without CUDA", "make setup CUDA=12"], 2),
     ],

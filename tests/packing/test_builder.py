@@ -272,7 +272,7 @@ def test_command_line(root: Path, tmp_path: Path) -> None:
     assert plan.returncode == 0, plan.stderr
     assert "60 clips, 120 frames, 0.1 MB in 1 shard (" in plan.stdout
     assert "60 windows (span 2 frames); too short for one: 20 clips" in plan.stdout
-    assert "found invalid when they are packed will lower these counts" in plan.stdout
+    assert "invalid frames, which are found when they are packed, lower these counts" in plan.stdout
     built = _cli("--root-dir", str(root), "--out", out, "--splits", "train=0.8,val=0.2", "--label-from", "parent")
     assert built.returncode == 0 and f"built {out}: 60 clips, 120 frames" in built.stdout, built.stderr
     assert "labels: 5, the smallest of 12 clips, the largest of 12\n" in built.stdout

@@ -230,7 +230,7 @@ def test_a_table_in_another_encoding_is_refused_if_it_does_not_fit(accents: Path
     """After https://github.com/t-markmann/nc-userimporter/issues/21 and https://github.com/muchdogesec/file2txt/issues/54."""
     (tmp_path / "t.csv").write_bytes("ada,1\nzoë/day 1,2\n".encode("cp1252"))
     for rule in ("splits", "label_from"):
-        with pytest.raises(SettingsError, match=r"t.csv' names .* which fits nothing: save the table as UTF-8"):
+        with pytest.raises(SettingsError, match=r"t.csv' names .* which matches no path: save the table as UTF-8"):
             build_shards(accents, tmp_path / "out", **{rule: f"csv:{tmp_path / 't.csv'}"})
 
 

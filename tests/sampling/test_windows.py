@@ -268,8 +268,8 @@ def test_a_range_of_steps_counts_windows_by_the_longest() -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ("5-2", "frame_step is 5-2; a range A-B must begin with 1 or more and end with more"),
-        ((0, 3), "must begin with 1 or more"),
+        ("5-2", "frame_step is 5-2; in a range A-B, A must be 1 or more and B greater than A"),
+        ((0, 3), "A must be 1 or more"),
         ("1-2-3", "it must be a number of frames, or a range such as 1-15"),
         ("1-", "it must be a number"),
         ("ten", "it must be a number"),

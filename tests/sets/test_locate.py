@@ -15,8 +15,7 @@ import pytest
 from cltt import ShardDataset, build_shards
 from cltt.config import DataSettings
 from cltt.errors import BusyError, CLTTError, SettingsError
-from cltt.files.locks import locked
-from cltt.files.owned import claim
+from cltt.files.locks import locked_in
 from cltt.packing.settings import BuildSettings
 from cltt.sets import locate
 from cltt.sets.locate import locate_shards, shards_name
@@ -174,7 +173,7 @@ def test_three_at_once_build_once(folder: Path) -> None:
 
 def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
     out = Path("shards") / shards_name(str(folder.resolve() / "frames"), BuildSettings())
-    with locked(out / layout.BUILD / "build.lock", make_folder=claim):
+    with locked_in(out / layout.BUILD, "build.lock"):
         waiting = start(folder)
         assert waiting.stdout is not None
         assert str(out) in waiting.stdout.readline()
@@ -186,14 +185,14 @@ def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
         time.sleep(1.5)
         assert waiting.poll() is None
     output, _ = waiting.communicate(timeout=60)
-    assert waiting.returncode == 0 and "taking over" in output, output
+    assert waiting.returncode == 0 and "going on with its build" in output, output
     assert ShardDataset(out).num_frames == 55
 
 
 def test_no_wait_raises_what_says_who_builds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path("shards") / shards_name(str(folder.resolve() / "frames"), BuildSettings())
     with (
-        locked(out / layout.BUILD / "build.lock", make_folder=claim),
+        locked_in(out / layout.BUILD, "build.lock"),
         pytest.raises(BusyError, match="is being built by process"),
     ):
         located(capsys, no_wait=True)
@@ -225,7 +224,7 @@ def test_pruning_takes_only_what_nothing_needs(folder: Path, capsys: pytest.Capt
     with in_use(old, run):
         listed = prune(folder, "--remove")
         assert "a run uses it" in listed and "the newest of its folder" in listed and "removed 1 of 3" in listed, listed
-        assert "stays: a run uses it now" in prune(folder, "--remove", old.name)
+        assert "cannot be removed: a run uses it now" in prune(folder, "--remove", old.name)
         assert [path.is_dir() for path in (old, middle, newest)] == [True, False, True]
     assert [kept.needed for kept in list_sets(Path("shards"))] == [f"unfinished: {run}", "the newest of its folder"]
     assert "removed 0 of 2" in prune(folder, "--remove")
@@ -253,7 +252,7 @@ def test_a_record_by_other_rules_is_compared_by_the_folders_that_both_know(
     record.write_text(json.dumps(old))
     for rescan in (False, True):
         same, said = located(capsys, rescan=rescan)
-        assert same == shards and said.count("fewer files were left out by name") == 1
+        assert same == shards and said.count("which left out fewer files by name") == 1
         assert json.loads(record.read_text()) == old
     (folder / "frames/a/one/frame_000003.jpg").unlink()
     assert located(capsys)[0] != shards
@@ -301,7 +300,7 @@ def test_what_is_left_out_and_stored_anew_is_said_with_the_reason(
         Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(folder / f"frames/a/one/frame_10000{number}.png")
     path, said = located(capsys)
     hidden = ShardDataset(path).num_frames and layout.read_json(path / layout.INDEX)["counts"]["skipped"]["hidden file"]
-    assert f"{hidden} x hidden file" in said and "stored anew as JPEG: 3 x PNG" in said
+    assert f"{hidden} x hidden file" in said and "re-encoded as JPEG: 3 x PNG" in said
     assert f"({path / 'report.json'} names each)" in said
 
 

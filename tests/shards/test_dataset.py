@@ -308,7 +308,7 @@ def test_a_checked_folder_without_a_picture_is_refused(tmp_path: Path) -> None:
     root = data.make_clips(tmp_path / "frames", {"a": 2})
     for path in root.rglob("*.jpg"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"not one of the 2 files under .* is a whole picture"):
+    with pytest.raises(DataError, match=r"none of the 2 files under .* is a complete image"):
         FolderDataset(root, check=True)
 
 

@@ -53,7 +53,7 @@ def test_a_box_outside_its_frame_is_refused_when_it_is_read(shards: Path, box: t
 def test_a_time_that_is_none_is_refused_when_it_is_read(shards: Path, time: float) -> None:
     _replace(shards, layout.TIMES, np.array([0, time, np.nan]))
     dataset = ShardDataset(shards)
-    with pytest.raises(DataError, match="holds no times"):
+    with pytest.raises(DataError, match="values that are no times"):
         dataset.frame_time([1])
 
 

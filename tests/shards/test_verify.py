@@ -134,8 +134,8 @@ def test_the_source_is_compared(shards: Path, root: Path, tmp_path: Path) -> Non
     problems = {mismatch.name: mismatch.problem for mismatch in verify_shards(shards, source_dir=source)}
     assert problems == {
         "a/frame_000001.jpg": "no source file: No such file or directory",
-        "a/frame_000002.jpg": "not what the source file gives",
-        "b/z.png": "the source file is no picture now: not an image",
+        "a/frame_000002.jpg": "differs from what the source file gives",
+        "b/z.png": "the source file is no valid image now: not an image",
         "b/new.jpg": "in the source, not in the shards",
     }
 

@@ -250,7 +250,7 @@ def test_a_killed_rank_ends_all_and_the_run_ends_as_if_nothing_had_happened(
     while "slurm: requeueing job" not in cluster.logs():
         assert time.monotonic() < deadline, cluster.logs()
         time.sleep(0.2)
-    assert cluster.logs().count(f"rank {rank} ended without a word") == 1, cluster.logs()
+    assert cluster.logs().count(f"rank {rank} ended without a message") == 1, cluster.logs()
     info = cluster.wait(job)
     assert (info["JobState"], info["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
     assert metrics(cluster.folder / "a run") == unbroken

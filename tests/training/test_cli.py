@@ -100,7 +100,7 @@ def test_the_command_people_use_is_understood() -> None:
         (["--shards", "x", "--batch-size", "0"], ["batch_size is 0"]),
         (["--shards", "x", "--no-such-flag"], ["there is no flag --no-such-flag (see"]),
         (["--shards", "x", "--frame-stp=3"], ["--frame-stp; did you mean --frame-step?"]),
-        (["--shards", "x", "--momentum", "0.9"], ["--momentum is of --optimizer sgd", "the optimizer is adam"]),
+        (["--shards", "x", "--momentum", "0.9"], ["--momentum needs --optimizer sgd", "the optimizer is adam"]),
         (["--shards", "x", "--optimizer", "lars"], ["--optimizer", "lars", "adamw"]),
         (["--shards", "x", "--schedule", "steps"], ["--schedule", "steps", "cosine"]),
         (["--shards", "x", "--proj-layers", "4"], ["proj_layers is 4; it must be from 2 to 3"]),
@@ -312,7 +312,7 @@ def test_a_folder_that_others_saved_in_meanwhile_is_refused(tmp_path: Path) -> N
         (["--stage-to", "/proc/nowhere"], "give another --stage-to"),
         (["--stage-to", "$SLURM_TMPDIR/cltt"], "no shell has replaced the $; give another --stage-to"),
         # https://github.com/OPM/opm-simulators/issues/5063: a folder of the name ~
-        (["--batch-size", "1"], "--batch-size is 1; one window has no other to be told from"),
+        (["--batch-size", "1"], "--batch-size is 1; the loss needs windows to compare"),
         (["--shards", "shard"], "there is no folder shard; did you mean shards? (. holds shards); build"),
         (["--checkpoint-dir=~/run"], "no shell has replaced the ~; give another --checkpoint-dir"),
     ],

@@ -62,7 +62,7 @@ def test_none_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_flag_whose_work_has_another_name_says_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     says, name = SUCCESSORS[name], name.replace("*", "anything")
     for arguments in ([f"--{name}"], [f"--{name}", "5"], [f"--{name}=5"]):
-        assert f"what does their work here: --{name}: {says}" in refusal(arguments, capsys)
+        assert f"what to do here: --{name}: {says}" in refusal(arguments, capsys)
 
 
 def test_all_that_are_given_are_answered_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,7 @@ def test_the_rule_for_short_clips_works_as_it_did(arguments: list[str], windows:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--short-clip-windows", "0", "--allow-multiple-short-windows"], "give one of them"),
+        (["--short-clip-windows", "0", "--allow-multiple-short-windows"], "leave those out"),
         (["--short-clip-window-threshold", "0"], "--short-clip-window-threshold is 0; it must be from 1"),
         (["--short-clip-window-threshold", "many"], "invalid int value"),
     ],

@@ -216,7 +216,7 @@ def test_the_default_is_adam_of_one_group_and_torchs_cosine() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"momentum": 0.9}, "--momentum is of --optimizer sgd, and the optimizer is adam"),
+        ({"momentum": 0.9}, "--momentum needs --optimizer sgd, and the optimizer is adam"),
         ({"optimizer": "adamw", "momentum": 0.9}, "the optimizer is adamw"),
         ({"optimizer": "lars"}, "it must be one of adam, adamw, sgd"),
         ({"schedule": "steps"}, "it must be one of epochs, cosine, constant"),

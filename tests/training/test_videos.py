@@ -111,7 +111,7 @@ def test_inspecting_a_list_of_clips(shards: Path, tmp_path: Path, capsys: pytest
     found = info(capsys, *flags, "--sample-idx", "0", "--save-path", tmp_path / "w.png")
     assert (found["clips"], found["windows"], found["clips_shown"]) == (1, 29, ["a/two"])
     (tmp_path / "list.txt").write_text("c\n")
-    assert "no clip and no folder of clips" in refusal(capsys, *flags, "--sample-idx", "0", "--save-path", "w.png")
+    assert "no clip or folder of clips" in refusal(capsys, *flags, "--sample-idx", "0", "--save-path", "w.png")
 
 
 def test_evaluation_takes_the_clips_of_a_list(shards: Path, tmp_path: Path) -> None:

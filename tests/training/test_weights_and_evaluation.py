@@ -56,7 +56,7 @@ def test_training_takes_the_label_rules_of_the_evaluation(tmp_path: Path) -> Non
     assert sorted(paths) == sorted(path.name for path in images.glob("s3_*"))
     saved = json.loads(json.dumps(settings.to_dict()))
     assert differences(saved, parse(["--shards", "x", *rules, "--test-groups", "s2"]).to_dict()) == []
-    with pytest.raises(SettingsError, match="label_from say how --eval-data is labelled; give --eval-data too"):
+    with pytest.raises(SettingsError, match="label_from need --eval-data, which they label; give --eval-data too"):
         parse(["--shards", "x", "--label-from", "parent"])
 
 

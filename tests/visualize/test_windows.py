@@ -229,4 +229,4 @@ def test_pictures_are_of_the_training_split_as_in_training(
 def test_an_empty_split_is_named(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, mode: str) -> None:
     build_shards(folder, tmp_path / "s", workers=1, splits="train=1,val=0")
     argv = ["--shards", tmp_path / "s", *SMALL, "--json", "--mode", mode, "--split", "val"]
-    assert "the split 'val' has no clips (clips a split: train 5, val 0)" in refusal(capsys, *argv)
+    assert "the split 'val' has no clips (clips per split: train 5, val 0)" in refusal(capsys, *argv)
