@@ -1,4 +1,4 @@
-"""Refuse flags that tools/build_shards.py would refuse, before a job array is submitted that would find out.
+"""Check the flags of tools/build_shards.py before a job array is submitted.
 
 python slurm/check_build.py --root-dir ROOT --out OUT [FLAG...]
 """

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
 # Functions that the batch scripts of this folder share. Sourced, never run.
 
-EXIT_USAGE=2 # the settings were refused: starting again would change nothing
-FIRST_STEP=first-step # in CHECKPOINT_DIR: train.py has made a step since this start
+EXIT_USAGE=2 # exit status for settings that cannot work: the job is not requeued
+FIRST_STEP=first-step # a file in CHECKPOINT_DIR: train.py has made a step since this start
 
 say() { printf '%s slurm: %s\n' "$(date '+%F %T')" "$*"; }
 die() { say "$@" >&2; exit "$EXIT_USAGE"; }
 
-# Modules named in MODULES, without `set -eu`: module systems read unset variables and return what they like.
+# Load the modules named in MODULES, without `set -eu`: module systems read unset variables and return any status.
 load_modules() {
     [ -n "${MODULES:-}" ] || return 0
     local -a names
@@ -19,7 +19,7 @@ load_modules() {
     set -eu
 }
 
-# Replace this shell by the training "$@" (a Python and its arguments) in $1 processes on this machine.
+# Replace this shell by the training ("$2" is Python, then its arguments) in $1 processes on this machine.
 run_here() {
     local processes=$1
     shift
@@ -28,19 +28,20 @@ run_here() {
     exec "$1" -m torch.distributed.run --standalone --nproc-per-node "$processes" "${@:2}"
 }
 
-# One process drives one GPU: a wrong pair of sbatch options would leave GPUs idle, or make processes share them.
+# Check that there is one process per GPU: otherwise GPUs are idle, or processes share them.
 check_gpus() {
     local gpus=${SLURM_GPUS_ON_NODE:-} processes=${SLURM_NTASKS_PER_NODE:-1} asked=${SLURM_GPUS_PER_NODE:-}
     if [ -z "$gpus" ] || [ "$gpus" = "$processes" ]; then return 0; fi
     [ "${asked##*:}" != "$processes" ] || # asked for as "a100:1", too
-        die "--gpus-per-node=$asked was asked for, but Slurm gave the whole node with its $gpus GPUs: leave --exclusive" \
-            "away, or use them all by --gpus-per-node=$gpus --ntasks-per-node=$gpus"
-    die "$gpus GPUs but $processes processes a node: give --gpus-per-node and --ntasks-per-node the same number"
+        die "--gpus-per-node=$asked was asked for, but Slurm gave the whole node with its $gpus GPUs: leave out" \
+            "--exclusive, or use them all with --gpus-per-node=$gpus --ntasks-per-node=$gpus"
+    die "$gpus GPUs but $processes processes per node: give --gpus-per-node and --ntasks-per-node the same number"
 }
 
 # --- variables of another job -----------------------------------------------------------------
-# sbatch hands on what the submitting shell has, and a shell of an interactive job or of JupyterHub has the variables of
-# that job, which srun takes for its options; the same for ranks of another torchrun. What a step needs is said in full.
+# sbatch passes on the variables of the submitting shell. In an interactive job or under JupyterHub these include the
+# variables of that job, which srun would take for its options, or the rank in another torchrun. They are unset here;
+# plan_step gives srun all options that a step needs.
 forget_other_jobs() {
     local name
     for name in "${!SLURM_@}"; do
@@ -56,9 +57,9 @@ forget_other_jobs() {
     unset RANK WORLD_SIZE LOCAL_RANK
 }
 
-# srun's options for a step of the whole job, into the array `step`. Slurm gives every batch script SLURM_TASKS_PER_NODE,
-# as in "4(x2)". srun does not take --cpus-per-task over from sbatch (since Slurm 22.05). A process that ends first must
-# not take the others with it while they write a checkpoint: no --kill-on-bad-exit.
+# Set the array `step` to the srun command for a step of the whole job. SLURM_TASKS_PER_NODE has the form "4(x2)". Since
+# Slurm 22.05 srun does not inherit --cpus-per-task from sbatch. --kill-on-bad-exit=0: a process that ends first must not
+# end the others while they write a checkpoint.
 plan_step() {
     local tasks=${SLURM_TASKS_PER_NODE:-1}
     step=(srun --export=ALL --kill-on-bad-exit=0 --wait="$STRAGGLER_WAIT" --nodes="$SLURM_JOB_NUM_NODES")
@@ -69,7 +70,7 @@ plan_step() {
     if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then step+=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
 }
 
-# What srun says if it refuses our step for what is asked for; nothing where that is not known, as when Slurm does not
+# Print srun's message if it refuses the step because of its options; nothing in other cases, as when Slurm does not
 # answer, a node is down or the job is ending.
 step_refusal() {
     [ ! -f "$CHECKPOINT_DIR/$FIRST_STEP" ] || return 0
@@ -79,7 +80,7 @@ step_refusal() {
 }
 
 # --- paths on the node ------------------------------------------------------------------------
-# The path with its $NAME and ${NAME} replaced by the variables of this node; refused where there is no such variable.
+# Print the path with $NAME and ${NAME} replaced by this node's variables; an error if a variable is not set.
 on_this_node() { # path, the variable it comes from
     local path=$1 done="" name value TMPDIR=${TMPDIR:-/tmp}
     while [[ $path =~ ^([^$]*)\$(([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})(.*)$ ]]; do
@@ -89,25 +90,25 @@ on_this_node() { # path, the variable it comes from
         done+=${BASH_REMATCH[1]}$value
         path=${BASH_REMATCH[5]}
     done
-    case $done$path in *'$'*) die "$2 is '$1': only variables can stand for a part of a path" ;; esac
+    case $done$path in *'$'*) die "$2 is '$1': only \$NAME and \${NAME} can be replaced in a path" ;; esac
     echo "$done$path"
 }
 
 # --- submitting -------------------------------------------------------------------------------
-# sbatch's own options come as --name=value, for they are told from ours by that; one whose value stands apart is refused.
+# Refuse an sbatch option that is not written as --name=value: only that form can be told from the other arguments.
 check_sbatch_option() {
     case $1 in
-        --mem=*) die "$1: the script has --mem-per-cpu, and Slurm takes one of the two: give --mem-per-cpu" ;;
+        --mem=*) die "$1: the script sets --mem-per-cpu, and Slurm accepts only one of the two: give --mem-per-cpu" ;;
         --*=*) ;;
         --exclusive | --hold | --requeue | --no-requeue | --parsable | --quiet | --verbose | --wait | --test-only | \
             --overcommit | --contiguous | --spread-job | --use-min-nodes | --ignore-pbs) ;;
-        *) die "write options of sbatch as --name=value, in one word: $1 stands alone${2:+ before \"$2\"}" ;;
+        *) die "write options of sbatch as --name=value, in one word: $1 has no value${2:+, and \"$2\" follows}" ;;
     esac
 }
 
 # --- questions to Slurm -----------------------------------------------------------------------
-# What Slurm answers, asked again for about a minute: a busy controller lets questions time out, and squeue may end with
-# status 0 then. Nothing is printed for a job that Slurm does not know; status 1 if no answer came.
+# Print the output of a Slurm command, which is retried for about a minute: with a busy controller commands time out, and
+# squeue may end with status 0 then. Prints nothing for a job that Slurm does not know; status 1 without an answer.
 ask_slurm() { # command...
     local said="" try
     for try in {1..12}; do
@@ -122,8 +123,8 @@ ask_slurm() { # command...
 # --- rendezvous -------------------------------------------------------------------------------
 is_address() { [[ $1 =~ ^[0-9]+(\.[0-9]+){3}$ || $1 == *:*:* ]]; }
 
-# An address at which every node reaches this one, the first of the job. A number and not a name, since names of nodes
-# may not resolve inside a job; and not what /etc/hosts says of this node alone (127.0.1.1 on Debian).
+# Print an address at which every node reaches this one, the first of the job. It is a number, since names of nodes may
+# not resolve inside a job, and not this node's entry in its own /etc/hosts (127.0.1.1 on Debian).
 master_address() {
     local node_address
     if [ "${SLURM_JOB_NUM_NODES:-1}" = 1 ]; then echo 127.0.0.1; return; fi
@@ -137,7 +138,7 @@ master_address() {
     echo "$node_address"
 }
 
-# Between the ports of the system and those handed out to clients; two jobs on one node seldom share it.
+# Print a port above the system's and below those given to clients; two jobs on one node seldom have the same.
 master_port() { echo $((10000 + SLURM_JOB_ID % 20000)); }
 
 # --- signals ----------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ hand_on() { # the signal's name
     if [ -n "$step_pid" ]; then kill -USR1 "$step_pid" 2>/dev/null || true; fi
 }
 
-# Exit status of process $1. A trap ends `wait` early with a status of its own, so wait again until none interfered.
+# Return the exit status of process $1. A trap ends `wait` early with its own status, so wait again after a signal.
 wait_through_signals() {
     local status
     while :; do
@@ -162,16 +163,16 @@ wait_through_signals() {
 }
 
 # --- requeue ----------------------------------------------------------------------------------
-# CHECKPOINT_DIR/requeues holds "COUNT PROGRESS": restarts in a row without a newer checkpoint, and the newest one then.
+# CHECKPOINT_DIR/requeues holds "COUNT PROGRESS": restarts in a row without a newer checkpoint, and the newest checkpoint.
 progress() { cat "$CHECKPOINT_DIR/latest" 2>/dev/null || echo none; }
 
-restarts_without_progress() { # what the file should say if the job started again now
+restarts_without_progress() { # the count if the job started again now
     local count=0 before=""
     if [ -f "$CHECKPOINT_DIR/requeues" ]; then read -r count before <"$CHECKPOINT_DIR/requeues" || true; fi
     if [ "$(progress)" = "$before" ]; then echo $((count + 1)); else echo 0; fi
 }
 
-# Count this start, and stop here if Slurm has restarted the job (node failures, preemption) again and again in vain.
+# Count this start; end the job if Slurm has restarted it (node failures, preemption) too often without a new checkpoint.
 count_start() {
     local count=0
     if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then count=$(restarts_without_progress); else rm -f "$CHECKPOINT_DIR/died"; fi
@@ -179,20 +180,20 @@ count_start() {
         say "restarted $count times without a newer checkpoint (MAX_REQUEUES=$MAX_REQUEUES): giving up" >&2
         exit 1
     fi
-    # A full disk must not end the run here: it may have room again when there is something to save.
+    # A full disk does not end the job here: it may have space when there is something to save.
     local file=$CHECKPOINT_DIR/requeues
     if { printf '%s %s\n' "$count" "$(progress)" >"$file.tmp" && mv "$file.tmp" "$file"; } 2>/dev/null; then return 0; fi
     rm -f "$file.tmp" 2>/dev/null || true
     say "cannot write to $CHECKPOINT_DIR: this start is not counted" >&2
 }
 
-# A refused start leaves no trace: not the count, nor a folder that holds nothing else.
+# Remove the count of a refused start, and the folder if it is empty.
 forget_start() {
     if [ "$(progress)" = none ]; then rm -f "$CHECKPOINT_DIR/requeues"; fi
     rmdir "$CHECKPOINT_DIR" 2>/dev/null || true
 }
 
-# Nodes of this job that Slurm has given up, by name; nothing if there are none.
+# Print the names of this job's nodes that have failed.
 failed_nodes() {
     sinfo --noheader --nodes="$SLURM_JOB_NODELIST" --states=down,fail,no_respond --format=%N 2>/dev/null | paste -sd, -
 }
@@ -203,8 +204,8 @@ say_failed_nodes() {
     [ -z "$nodes" ] || say "node failure: $nodes" >&2
 }
 
-# Ends the job if Python died before the first step, and the time before as well: its packages, or Python itself, were
-# built for other CPUs than this node's (status 8: the system cannot execute it at all). CHECKPOINT_DIR/died is the first.
+# End the job if Python was killed before the first step twice in a row: Python or its packages were built for other CPUs
+# than this node's (status 8: the system cannot execute Python). CHECKPOINT_DIR/died describes the first time.
 end_if_python_dies() { # exit status
     local how="" file=$CHECKPOINT_DIR/died
     case $1 in 132) how=SIGILL ;; 135) how=SIGBUS ;; 139) how=SIGSEGV ;; 8) how="Exec format error" ;; esac
@@ -217,7 +218,7 @@ end_if_python_dies() { # exit status
     exit "$1"
 }
 
-# The id of this job for scontrol. In an array SLURM_JOB_ID of the last task is the id of the whole array.
+# Print the id of this job for scontrol. In an array, SLURM_JOB_ID of the last task is the id of the whole array.
 job_id() {
     if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
         echo "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
@@ -226,7 +227,7 @@ job_id() {
     fi
 }
 
-# The job's state, "gone" if Slurm has forgotten it, "unknown" if it does not answer.
+# Print the job's state; "gone" if Slurm no longer knows it, "unknown" if Slurm does not answer.
 job_state() { # id
     local answer
     if answer=$(ask_slurm squeue --noheader --jobs="$1" --format=%T); then
@@ -237,15 +238,16 @@ job_state() { # id
     fi
 }
 
-# Requeue this job unless it is cancelled, requeued by Slurm already, or got nowhere too often. Exits with status $1.
+# Requeue this job and exit with status $1. Not requeued: a job that is cancelled, that Slurm requeues, or that has
+# restarted too often without a newer checkpoint.
 requeue_and_exit() {
     local status=$1 id state count
     id=$(job_id)
-    trap '' USR1 TERM # Slurm stops the rest of this script once the job is requeued
+    trap '' USR1 TERM # Slurm signals this script when the job is requeued
     state=$(job_state "$id")
     case $state in
         RUNNING) ;;
-        unknown) say "whether job $id goes on is unknown: it is requeued" >&2 ;;
+        unknown) say "Slurm does not say the state of job $id: it is requeued" >&2 ;;
         *)
             say "job $id is $state, so it was cancelled or Slurm requeues it: nothing to do"
             exit "$status" ;;

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The training of train.sbatch on a machine without Slurm: the same variables, and further train.py flags at the end.
-# Stopped and started again, it goes on from its last checkpoint.
+# The training of train.sbatch on a machine without Slurm: the same variables, then flags of train.py. Started again, it
+# goes on from its last checkpoint.
 #
 #   WINDOW_STRIDE=10 slurm/local.sh --amp
-#   PROCESSES=2 slurm/local.sh              one process a GPU; default: as many as there are GPUs, else one
+#   PROCESSES=2 slurm/local.sh              one process per GPU; default: the number of GPUs, or one
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Build shards with a job array of N tasks (default 8), and a job after them that merges and publishes.
+# Build shards with a job array of N tasks (default 8), and a job after it that merges and publishes the parts.
 #
 #   slurm/submit_build.sh [SBATCH_OPTION...] ROOT OUT [N] [FLAG...]
 #   slurm/submit_build.sh --partition=cpu /data/clips shards/main 16 --resize-short 256
-#   TASKS=3,7 slurm/submit_build.sh ROOT OUT 16     only tasks 3 and 7 again (they failed), then merge and publish
+#   TASKS=3,7 slurm/submit_build.sh ROOT OUT 16     tasks 3 and 7 again, which failed; then merge and publish
 #
 # sbatch options come first, written --name=value; flags of tools/build_shards.py come last.
 set -euo pipefail
@@ -28,7 +28,7 @@ if [ "$parts" -lt 1 ]; then echo "$0: N is $parts; at least one task is needed" 
 mkdir -p logs
 script=$CLTT_HOME/slurm/build_shards.sbatch
 array=$(sbatch --parsable --array="${TASKS:-0-$((parts - 1))}" "${options[@]}" "$script" "$root" "$out" "$parts" "$@")
-array=${array%%;*} # on a federation, the id is followed by the cluster's name
+array=${array%%;*} # on a federation, the cluster's name follows the id
 merge=$(sbatch --parsable --dependency="afterok:$array" --kill-on-invalid-dep=yes --job-name=cltt-merge \
     --output=logs/%x-%j.out \
     "${options[@]}" "$script" "$root" "$out" "$parts" "$@")

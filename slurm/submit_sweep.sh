@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Submit one training a line of a table; a table with a bad line is refused before anything is submitted.
+# Submit one training per line of a table. The whole table is checked before anything is submitted.
 #
 #   slurm/submit_sweep.sh [SBATCH_OPTION...] TABLE [FLAG...]
 #   slurm/submit_sweep.sh --partition=gpu --time=4:00:00 slurm/sweep.txt --amp bf16
 #
-# sbatch options come before the table, written --name=value; train.py flags for all lines come after it. The variables of
-# slurm/train.sbatch are taken from the environment. Runs lie in SWEEP_DIR (default checkpoints/TABLE), named by their
-# settings, so the same table submitted again goes on where it stopped.
+# Options of sbatch come before the table, written as --name=value; flags of train.py for all lines come after it. The
+# variables of slurm/train.sbatch are read from the environment. The runs' folders are in SWEEP_DIR (default
+# checkpoints/TABLE) and are named by their settings, so the same table submitted again resumes the runs.
 set -euo pipefail
 
 CLTT_HOME=${CLTT_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}

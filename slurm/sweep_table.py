@@ -1,9 +1,9 @@
-"""Read a sweep table: a header with flag names of train.py, then one run a line.
+"""Read a sweep table: a header with flag names of train.py, then one run per line.
 
     python slurm/sweep_table.py check TABLE [FLAG...]   check every line with train.py's own parser; print their number
     python slurm/sweep_table.py line TABLE I            name and flags of run I (from 0), each ended by a NUL byte
 
-Blank lines and `#` comments are skipped; values are separated by blanks and quoted as in a shell. `-` leaves a flag at
+Empty lines and `#` comments are skipped. Blanks separate values, which are quoted as in a shell. `-` leaves a flag at
 its default, `yes` gives a flag without a value, `no` leaves it out.
 """
 
@@ -26,9 +26,9 @@ Row = dict[str, str]  # flag name without dashes -> value as written
 
 
 def read_table(path: Path) -> list[tuple[int, Row]]:
-    """Line number and values of every run in the table.
+    """(line number, values) of every run in the table.
 
-    Raises SettingsError, naming the line, for a table that is missing, has no run, or has a line that doesn't fit.
+    Raises SettingsError for a table that cannot be read, has no run, or has a wrong line, which is named.
     """
     try:
         text = read_text(path, MAX_TABLE)
@@ -55,12 +55,12 @@ def check_header(path: Path, number: int, names: list[str]) -> list[str]:
     names = [name.removeprefix("--") for name in names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise SettingsError(f"{path} line {number}: column {repeated[0]} is there twice")
+        raise SettingsError(f"{path} line {number}: column {repeated[0]} occurs twice; remove one")
     return names
 
 
 def make_row(path: Path, number: int, header: list[str], values: list[str]) -> Row:
-    """One run's values under the header's names."""
+    """The values of one run by the header's names."""
     if len(values) != len(header):
         raise SettingsError(
             f"{path} line {number}: {len(values)} values for {len(header)} columns ({' '.join(header)})"
@@ -69,7 +69,7 @@ def make_row(path: Path, number: int, header: list[str], values: list[str]) -> R
 
 
 def row_flags(row: Row) -> list[str]:
-    """The row as arguments of train.py."""
+    """The arguments of train.py for a row."""
     flags = []
     for name, value in row.items():
         if value == "yes":
@@ -80,13 +80,13 @@ def row_flags(row: Row) -> list[str]:
 
 
 def row_name(row: Row) -> str:
-    """The run's folder name: its settings, e.g. ``window-size=5,frame-step=2``."""
+    """The name of a run's folder, made of its settings: ``window-size=5,frame-step=2``."""
     settings = [f"{name}={value}" for name, value in row.items() if value != "-"]
     return re.sub(r"[^\w.,=+-]", "_", ",".join(settings)) or "default"
 
 
 def check_table(path: Path, extra: list[str]) -> int:
-    """Number of runs in the table; SettingsError, naming the line, for one that train.py refuses or a repeated one."""
+    """The number of runs in the table. SettingsError, which names the line, for a wrong or repeated run."""
     seen: dict[str, int] = {}
     for number, row in read_table(path):
         name = row_name(row)
@@ -101,7 +101,7 @@ def check_table(path: Path, extra: list[str]) -> int:
 
 
 def parse_flags(argv: list[str]) -> None:
-    """Raise SettingsError for arguments that train.py would refuse."""
+    """Raise SettingsError for arguments that train.py refuses."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -124,6 +124,7 @@ class ShardDataset(_ClipTable):
         return self._parts[name][ids] if name in self._parts else None
 
     def read_each(self, frame_ids: Any) -> list[bytes | FrameError]:
+        """As :meth:`read`, with a FrameError in the place of each frame that is corrupt or missing."""
         ids = self._check_ids(frame_ids)
         unique, places = np.unique(ids, return_inverse=True)
         records = np.asarray(self._frames[unique])

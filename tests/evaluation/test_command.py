@@ -328,4 +328,4 @@ def test_help_shows_no_empty_default_and_says_what_rules_are_asked_about(capsys:
         main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "(default: )" not in shown and "(default: auto)" in shown and "at random" in shown
-    assert "the file's path relative to the data (of shards: the clip's key)" in shown and "--no-baseline" in shown
+    assert "the file's path relative to the data (for shards: the clip's key)" in shown and "--no-baseline" in shown

@@ -275,7 +275,7 @@ def test_a_list_and_a_split_pick_what_both_have(dataset: ShardDataset, tmp_path:
 
 
 def test_lists_that_pick_nothing_are_refused(dataset: ShardDataset, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"line 2 of .* is 'adam', no clip and no folder"):
+    with pytest.raises(SettingsError, match=r"line 2 of .* is 'adam', which is no clip or folder"):
         dataset.listed_clips(write(tmp_path / "list.txt", "ada\nadam\n"))
     with pytest.raises(SettingsError, match="is empty"):
         dataset.listed_clips(write(tmp_path / "list.txt", "# nothing\n"))

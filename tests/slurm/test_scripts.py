@@ -100,7 +100,7 @@ def test_the_address_of_the_node_is_asked_for_again(bench: Bench) -> None:
 def test_a_step_that_srun_refuses_is_refused(bench: Bench, refusal: str) -> None:
     status, output = bench.train(FAIL_srun=f"99 1 {refusal}")
     assert (status, bench.requeued()) == (2, [])
-    assert f"srun refuses the step, so nothing was started: {refusal}" in output
+    assert f"srun refuses the step, so the training was not started: {refusal}" in output
     assert not (bench.home / "checkpoints/ws5_fs10_wstr1").exists()
 
 
@@ -141,7 +141,7 @@ def test_a_run_that_ended_without_saying_complete_is_not_called_that(bench: Benc
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        ("exit 85", "stopped, before there was a checkpoint"),
+        ("exit 85", "stopped before the first checkpoint"),
         ("save epoch-0001.pt, exit 85", "stopped, with epoch-0001"),
     ],
 )
@@ -375,7 +375,7 @@ def test_tasks_that_differ_by_node_are_asked_for_as_they_are(bench: Bench) -> No
 def test_gpus_and_processes_must_match(bench: Bench) -> None:
     status, output = bench.train(SLURM_GPUS_ON_NODE="4", SLURM_NTASKS_PER_NODE="1")
     assert (status, bench.runs(), bench.requeued()) == (2, [], [])
-    assert "4 GPUs but 1 processes a node" in output
+    assert "4 GPUs but 1 processes per node" in output
     assert bench.train(SLURM_GPUS_ON_NODE="4", SLURM_NTASKS_PER_NODE="4")[0] == 0
 
 
@@ -385,7 +385,7 @@ def test_a_node_that_came_whole_is_told_from_a_wrong_pair(bench: Bench, asked: s
     env = {"SLURM_GPUS_ON_NODE": "8", "SLURM_GPUS_PER_NODE": asked, "SLURM_NTASKS_PER_NODE": "1"}
     status, output = bench.train(**env)
     assert (status, bench.runs()) == (2, [])
-    assert f"--gpus-per-node={asked} was asked for" in output and "leave --exclusive away" in output
+    assert f"--gpus-per-node={asked} was asked for" in output and "leave out --exclusive" in output
     assert "the same number" not in output
 
 
@@ -496,7 +496,7 @@ def test_an_option_whose_value_stands_apart_is_named(bench: Bench, script: str, 
     (bench.home / "t.txt").write_text("window-size\n5\n")
     status, output = bench.run(script, *option, "t.txt", "out")
     assert (status, bench.calls("sbatch")) == (2, [])
-    assert f"{option[0]} stands alone before" in output and "--name=value" in output
+    assert f"{option[0]} has no value, and" in output and "--name=value" in output
     status, output = bench.run(script, "--mem=8G", "t.txt", "out")
     assert status == 2 and "give --mem-per-cpu" in output
     assert bench.run("submit_sweep.sh", "--hold", "--partition=main", "t.txt")[0] == 0
