@@ -123,7 +123,8 @@ def _interruptible(call: Callable[[], None]) -> None:
 
     def work() -> None:
         try:
-            ended.set_result(call())
+            call()
+            ended.set_result(None)
         except BaseException as error:
             ended.set_exception(error)
 
