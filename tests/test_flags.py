@@ -29,12 +29,12 @@ from cltt.evaluation.__main__ import EvaluationSettings
 from cltt.evaluation.datasets import LabelledSettings
 from cltt.evaluation.probe import ProbeSettings
 from cltt.packing.settings import BuildSettings
-from cltt.visualize.inspect import LookSettings
+from cltt.visualize.inspect import InspectSettings
 from tests.helpers import data
 from tests.helpers.nursery import nursery
 
 REPOSITORY = Path(__file__).parents[1]
-CLASSES = [*TrainSettings.groups().values(), BuildSettings, DemoSettings, LookSettings]
+CLASSES = [*TrainSettings.groups().values(), BuildSettings, DemoSettings, InspectSettings]
 CLASSES += [EvaluationSettings, LabelledSettings, ProbeSettings]
 FIELDS = [
     pytest.param(settings, field, id=f"{settings.__name__}.{field.name}")

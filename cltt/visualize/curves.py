@@ -1,4 +1,4 @@
-"""Curves of training runs, read from the CSV files that ``train.py --csv-log`` writes."""
+"""Draws the curves of training runs: loss, learning rate, evaluation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PART_STYLES = {"train": ":", "val": "--", "test": "-"}
-THIN, BROAD = 1.6, 4.0  # line widths, in points, of the last run and the first
-FEW = 40  # points a curve may have and still get a dot each
+THIN, BROAD = 1.6, 4.0  # line widths in points, of the last run and the first
+FEW = 40  # a curve with at most so many points gets a dot at each
+Style = tuple[str, float]  # colour and line width of a run
 
 
 def name_runs(paths: Sequence[Path]) -> dict[str, Path]:
-    """A short name for each run: the last parts of its path, as many as tell the runs apart.
-
-    The same run given twice is drawn once.
-    """
+    """A short, unique name for each run: the last parts of its path. A run given twice is drawn once."""
     paths = list(dict.fromkeys(paths))
     for parts in range(1, max(len(path.resolve().parts) for path in paths) + 1):
         names = ["/".join(path.resolve().parts[-parts:]) for path in paths]
@@ -34,7 +32,7 @@ def name_runs(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
-    """Loss, learning rate and, where any run has it, evaluation loss and accuracy; one colour a run."""
+    """Draw loss, learning rate and, if any run has it, the evaluation; one colour per run."""
     from matplotlib.figure import Figure
 
     evaluated = any(metrics.evaluation["epoch"] for metrics in runs.values())
@@ -44,10 +42,10 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     axes = figure.subplots(panels // 2, 2, squeeze=False).ravel()
     plain_axes(axes[0], "Training loss", "epoch", "mean loss")
     plain_axes(axes[1], "Learning rate", "epoch", "of the next step, at the end of the epoch")
-    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
-    for (name, metrics), (color, width) in zip(runs.items(), looks, strict=True):
-        _line(axes[0], metrics.train, "loss", color, "-", width, shorten(printable(name), 48))
-        _line(axes[1], metrics.train, "learning_rate", color, "-", width)
+    styled = list(zip(runs.values(), zip(_colors(len(runs)), _widths(len(runs)), strict=True), strict=True))
+    for name, (metrics, style) in zip(runs, styled, strict=True):
+        _line(axes[0], metrics.train, "loss", style, label=shorten(printable(name), 48))
+        _line(axes[1], metrics.train, "learning_rate", style)
     for chance in {metrics.chance for metrics in runs.values() if metrics.chance is not None}:
         axes[0].axhline(chance, color=GREY, linestyle=":", linewidth=1)
         axes[0].annotate(
@@ -59,9 +57,9 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
             color=GREY,
         )
     if evaluated:
-        _draw_evaluation(axes[2], axes[3], runs)
+        _draw_evaluation(axes[2], axes[3], styled)
     if has_abx:
-        _draw_abx(axes[-2], axes[-1], runs)
+        _draw_abx(axes[-2], axes[-1], styled)
     if len(runs) > 1:
         handles, names = axes[0].get_legend_handles_labels()
         legend = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
@@ -72,54 +70,52 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     return figure
 
 
-def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
-    """The linear classifier's loss and accuracy; line styles tell train, val and test apart."""
+def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, styled: list[tuple[RunMetrics, Style]]) -> None:
+    """Loss and accuracy of the linear classifier; the line style tells train, val and test apart."""
     plain_axes(loss_axes, "Linear evaluation: loss", "epoch", "cross-entropy")
     plain_axes(accuracy_axes, "Linear evaluation: accuracy", "epoch", "accuracy")
     shown = set()
-    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
-    for metrics, (color, width) in zip(runs.values(), looks, strict=True):
-        for part, style in PART_STYLES.items():
-            if _line(loss_axes, metrics.evaluation, f"{part}_loss", color, style, width):
-                shown.add(part)
-            if _line(accuracy_axes, metrics.evaluation, f"{part}_acc", color, style, width):
+    for metrics, style in styled:
+        for part, dashes in PART_STYLES.items():
+            has_loss = _line(loss_axes, metrics.evaluation, f"{part}_loss", style, dashes)
+            if _line(accuracy_axes, metrics.evaluation, f"{part}_acc", style, dashes) or has_loss:
                 shown.add(part)
     for part in (part for part in PART_STYLES if part in shown):
         accuracy_axes.plot([], [], color="#666666", linestyle=PART_STYLES[part], label=part)
     accuracy_axes.legend(frameon=False, loc="best")
 
 
-def _draw_abx(within: Axes, across: Axes, runs: Mapping[str, RunMetrics]) -> None:
-    """How often a frame is nearer to one of its window than to another; chance is 0.5."""
-    looks = zip(_colors(len(runs)), _widths(len(runs)), strict=True)
-    for axes, where in ((within, "another moment of the clip"), (across, "another clip")):
+def _draw_abx(within: Axes, across: Axes, styled: list[tuple[RunMetrics, Style]]) -> None:
+    """How often a frame is nearer to another frame of its window than to one outside it; chance is 0.5."""
+    for axes, column, where in (
+        (within, "abx_within", "another moment of the clip"),
+        (across, "abx_across", "another clip"),
+    ):
         plain_axes(axes, f"ABX: nearer to its window than to {where}", "epoch", "share (chance: 0.5)")
-    for metrics, (color, width) in zip(runs.values(), looks, strict=True):
-        _line(within, metrics.abx, "abx_within", color, "-", width)
-        _line(across, metrics.abx, "abx_across", color, "-", width)
+        for metrics, style in styled:
+            _line(axes, metrics.abx, column, style)
 
 
-def _line(
-    axes: Axes, columns: Columns, name: str, color: str, style: str, width: float, label: str | None = None
-) -> bool:
+def _line(axes: Axes, columns: Columns, name: str, style: Style, dashes: str = "-", label: str | None = None) -> bool:
     """Draw one column over its epochs; False if it has no value."""
     from matplotlib.ticker import MaxNLocator
 
+    color, width = style
     points = [(x, y) for x, y in zip(columns["epoch"], columns[name], strict=True) if math.isfinite(y)]
     marker = "o" if len(points) <= FEW else None
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    axes.plot(xs, ys, color=color, linestyle=style, marker=marker, markersize=1.9 + width, linewidth=width, label=label)
+    axes.plot(xs, ys, color=color, ls=dashes, marker=marker, markersize=1.9 + width, linewidth=width, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return bool(points)
 
 
 def _widths(count: int) -> list[float]:
-    """Line widths in points, the first run's the broadest: of runs with equal curves each still shows."""
+    """Line widths in points, the first run's the broadest, so that equal curves do not hide each other."""
     return [THIN + (BROAD - THIN) * (count - 1 - number) / max(count - 1, 1) for number in range(count)]
 
 
 def _colors(count: int) -> list[str]:
-    """One colour a run; of more runs than the palette tells apart, shades from dark to light in their order."""
+    """One colour per run; with more runs than PALETTE has colours, shades from dark to light in their order."""
     import matplotlib
     from matplotlib.colors import to_hex
 

@@ -1,4 +1,4 @@
-"""Features of frames in a file, and which frames of other clips lie nearest; needs no torch.
+"""Saves and loads features of frames, and finds the nearest frames of other clips. It does not import torch.
 
 Letters: n frames, m queries, F features.
 """
@@ -20,7 +20,7 @@ from cltt.files.regular import check_path, is_regular
 from cltt.text import shorten
 
 SUFFIX = ".npz"
-ROWS = 1024  # queries whose similarities are held at a time
+ROWS = 1024  # queries compared at a time; it bounds memory
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 _ARRAYS = {
@@ -38,17 +38,17 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Features of frames, and what is known of each.
+    """Features of frames, with label, clip and source of each.
 
     Attributes:
         features: float32 [n, F].
-        label: int64 [n], in ``label_names``; -1: none.
-        clip: int64 [n], in ``clip_names``.
+        label: int64 [n], index into ``label_names``; -1: none.
+        clip: int64 [n], index into ``clip_names``.
         frame: int64 [n], number of the frame in its clip.
-        time: float64 [n], seconds from the clip's first frame; NaN where the source has no times.
+        time: float64 [n], seconds from the clip's first frame; NaN if the source has no times.
         path: str [n], the source file relative to the data.
         clip_names, label_names: str.
-        checkpoint: which encoder made them: its file, SHA-256, epoch, step, backbone, fingerprint of its data ...
+        checkpoint: the encoder: its file, SHA-256, epoch, step, backbone, fingerprint of its data ...
     """
 
     features: Floats
@@ -65,7 +65,7 @@ class Embeddings:
         return len(self.features)
 
     def save(self, path: Path) -> None:
-        """Write an .npz, whole or not at all; the checkpoint is JSON in it."""
+        """Write an .npz atomically; the checkpoint is stored as JSON."""
         arrays = {name: getattr(self, name) for name in _ARRAYS if name != "checkpoint"}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -73,7 +73,7 @@ class Embeddings:
 
 
 def load(path: Path) -> Embeddings:
-    """Read what :meth:`Embeddings.save` wrote; DataError for anything else."""
+    """Read a file of :meth:`Embeddings.save`; DataError for any other file."""
     if not path.is_file():
         raise DataError(f"no embeddings at {path}; cltt evaluate --embeddings writes them")
     try:
@@ -81,14 +81,14 @@ def load(path: Path) -> Embeddings:
             arrays = {name: file[name] for name in _ARRAYS}
         checkpoint = json.loads(str(arrays.pop("checkpoint")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        words = shorten(str(error), 120)
-        raise DataError(f"{path} holds no embeddings as cltt evaluate --embeddings writes them ({words})") from error
+        reason = shorten(str(error), 120)
+        raise DataError(f"{path} is not a file of cltt evaluate --embeddings ({reason})") from error
     _check(path, arrays)
     return Embeddings(**arrays, checkpoint=checkpoint)
 
 
 def _check(path: Path, arrays: dict[str, Any]) -> None:
-    """DataError unless the arrays fit each other, so that nothing that reads them runs astray."""
+    """Raise DataError unless types and lengths of the arrays fit each other and all indices are valid."""
     kinds = {name: (array.dtype.kind, array.ndim) for name, array in arrays.items()}
     same_length = {
         len(arrays[name]) for name in ("features", "label", "clip", "frame", "time", "path") if arrays[name].ndim
@@ -103,41 +103,41 @@ def _check(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def check_npz(path: Path, flag: str) -> None:
-    """SettingsError, before any work, if embeddings cannot be saved as ``path``."""
+    """Raise SettingsError if embeddings cannot be saved as ``path``, the value of ``flag``."""
     check_path(path, flag)
     if path.suffix != SUFFIX:
         raise SettingsError(f"cannot save embeddings as {path.name!r}; the name must end in {SUFFIX}")
     if path.exists() and not is_regular(path):
-        raise SettingsError(f"{flag} {path} is no file")
+        raise SettingsError(f"{flag} {path} exists and is not a file; give another name")
     check_writable(path.parent, f"give another {flag}")
 
 
 def unit(features: Floats) -> Floats:
-    """Rows of length one; a row of zeros stays."""
+    """The rows scaled to length 1; a row of zeros stays."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(length, 1e-12), np.float32)
 
 
 def nearest_elsewhere(queries: Floats, query_clips: Ids, bank: Floats, bank_clips: Ids, k: int) -> tuple[Ids, Floats]:
-    """For each query [m, F] the ``k`` rows of ``bank`` [n, F] of other clips that lie nearest, by cosine.
+    """For each query [m, F] the ``k`` nearest rows of ``bank`` [n, F] that are of other clips, by cosine.
 
     Returns:
-        Rows int64 [m, k], nearest first, -1 where other clips have fewer, and their cosines float32 [m, k].
+        Rows int64 [m, k], nearest first, -1 if other clips have fewer, and their cosines float32 [m, k].
     """
     queries, bank = unit(queries), unit(bank)
     rows = np.full((len(queries), k), -1, np.int64)
     cosines = np.full((len(queries), k), -np.inf, np.float32)
-    there = min(k, len(bank))
-    for start in range(0, len(queries) if there else 0, ROWS):
+    most = min(k, len(bank))
+    for start in range(0, len(queries) if most else 0, ROWS):
         part = slice(start, start + ROWS)
         similar = queries[part] @ bank.T
         similar[query_clips[part, None] == bank_clips] = -np.inf
-        best = np.argpartition(-similar, there - 1, axis=1)[:, :there]
+        best = np.argpartition(-similar, most - 1, axis=1)[:, :most]
         order = np.argsort(-np.take_along_axis(similar, best, axis=1), axis=1, kind="stable")
         best = np.take_along_axis(best, order, axis=1)
         found = np.take_along_axis(similar, best, axis=1)
-        rows[part, :there] = np.where(found > -np.inf, best, -1)
-        cosines[part, :there] = found
+        rows[part, :most] = np.where(found > -np.inf, best, -1)
+        cosines[part, :most] = found
     return rows, cosines
 
 
@@ -147,17 +147,17 @@ def neighbours_of_frames(
     """For chosen frames of chosen clips, the nearest chosen frames of other clips.
 
     Args:
-        embeddings: features of frames of these clips, not of all of them perhaps.
+        embeddings: features of frames of these clips; some frames may lack them.
         clip_names: the clips.
-        frames: the frames chosen, numbers within each clip.
-        spacing: of each clip, how far from a chosen frame one may lie whose features stand for it (further where only
-            every so many-th frame has features).
-        k: neighbours of a frame.
-        bank: so many frames, evenly spread, are looked through.
+        frames: the chosen frames of each clip, as numbers within it.
+        spacing: for each clip, the distance within which a frame's features may replace missing ones of a chosen frame
+            (the distance between the frames with features, if that is larger).
+        k: neighbours per frame.
+        bank: number of frames, evenly spread, that the search compares with.
 
     Returns:
-        For each clip, one row a chosen frame: the clips of its neighbours (places in ``clip_names``) and their places
-        in the ``frames`` of those, int64 [frames, k], -1 where there are fewer, and their cosines, float32.
+        For each clip, one row per chosen frame: the clips of its neighbours (indices into ``clip_names``) and their
+        positions in the ``frames`` of those, int64 [frames, k], -1 if there are fewer, and their cosines, float32.
 
     Raises SettingsError if the embeddings are of other clips.
     """
@@ -168,7 +168,7 @@ def neighbours_of_frames(
     for name, chosen, reach in zip(clip_names, frames, spacing, strict=True):
         number = known.get(name)
         mine = order[starts[number] : starts[number + 1]] if number is not None else order[:0]
-        rows.append(_standing_for(chosen, embeddings.frame[mine], mine, reach))
+        rows.append(_nearest_with_features(chosen, embeddings.frame[mine], mine, reach))
     owner = np.repeat(np.arange(len(rows)), [len(found) for found in rows])
     place = np.concatenate([np.arange(len(found)) for found in rows])
     row = np.concatenate(rows)
@@ -189,10 +189,10 @@ def neighbours_of_frames(
     return list(zip(np.split(clips, ends), np.split(places, ends), np.split(similar, ends), strict=True))
 
 
-def _standing_for(chosen: Ids, frames: Ids, rows: Ids, reach: float) -> Ids:
-    """For each chosen frame the row of the nearest in ``frames`` (sorted), -1 where there is none close by.
+def _nearest_with_features(chosen: Ids, frames: Ids, rows: Ids, reach: float) -> Ids:
+    """For each chosen frame the row of the nearest of ``frames`` (sorted) within ``reach``; -1 if there is none.
 
-    Close is what lies within ``reach``, or no further away than those frames lie from each other.
+    ``reach`` is at least the median distance of ``frames``.
     """
     if not len(frames):
         return np.full(len(chosen), -1, np.int64)

@@ -1,6 +1,6 @@
-"""Drawing shared by every picture: colours, figures measured in pixels, saving and showing.
+"""Helpers of every picture: colours, figures measured in pixels, saving and showing.
 
-matplotlib is imported when a picture is drawn and used through its object interface, so saving needs neither a display
+matplotlib is imported when a picture is drawn, and used through its object interface: saving needs neither a display
 nor an environment variable.
 """
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers (jfly.uni-koeln.de/color), darkest first for thin lines.
+# Okabe and Ito's colours, which colour-blind readers can tell apart (jfly.uni-koeln.de/color), darkest first.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
 DPI = 100
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp", ".tif", ".tiff")
 MAX_SIDE = 60_000  # pixels; Agg draws up to 2**16
-PNG_LEVEL = 4  # of 9: photographs get hardly smaller above, and take twice the time
+PNG_LEVEL = 4  # of 9; higher levels take twice the time and make photographs hardly smaller
 
 
 def pixel_figure(width: int, height: int) -> tuple[Figure, Axes]:
-    """A white figure of ``width`` x ``height`` pixels whose one axes is addressed in pixels, y growing downwards."""
+    """A white figure of ``width`` x ``height`` pixels; its one axes has pixel coordinates with y downwards."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
@@ -43,13 +43,14 @@ def pixel_figure(width: int, height: int) -> tuple[Figure, Axes]:
 
 
 def write(axes: Axes, x: float, y: float, text: str, *, size: float = 13, color: str = INK, **options: Any) -> None:
-    """Write ``text`` with its baseline box at pixel ``(x, y)``; ``size`` in pixels; names may hold ``$`` or ``_``."""
-    options.setdefault("va", "center")
-    axes.text(x, y, printable_lines(text), fontsize=size * 72 / DPI, color=color, parse_math=False, **options)
+    """Write ``text``, vertically centred, at pixel ``(x, y)``; ``size`` in pixels. ``$`` and ``_`` stay as they are."""
+    axes.text(
+        x, y, printable_lines(text), fontsize=size * 72 / DPI, color=color, va="center", parse_math=False, **options
+    )
 
 
 def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title, axis names, and no more lines than needed."""
+    """Set title and axis names, and draw only the left and bottom spine and pale horizontal grid lines."""
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(x, color=GREY)
     axes.set_ylabel(y, color=GREY)
@@ -60,7 +61,7 @@ def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def check_save_path(path: Path, flag: str = "--save-path") -> None:
-    """Raise SettingsError before any work if a picture cannot be saved as ``path``, which ``flag`` asks for."""
+    """Raise SettingsError if a picture cannot be saved as ``path``, the value of ``flag``."""
     if path.suffix.lower() not in SUFFIXES:
         raise SettingsError(f"cannot save a picture as {path.name!r}; its ending must be one of {', '.join(SUFFIXES)}")
     check_writable(path.parent, f"give another {flag}")
@@ -69,7 +70,7 @@ def check_save_path(path: Path, flag: str = "--save-path") -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Save ``figure`` (format by the suffix), making the parent folders; SettingsError if that cannot be done."""
+    """Save ``figure`` in the format of the suffix, creating parent folders; SettingsError if it cannot be written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     check_save_path(path)
@@ -82,7 +83,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _use_fonts(figure: Figure) -> None:
-    """Draw letters that matplotlib's own font lacks in an installed font that has them, else as ``…``."""
+    """Draw characters that matplotlib's own font lacks in an installed font that has them, else as ``…``."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -95,7 +96,7 @@ def _use_fonts(figure: Figure) -> None:
 
 @lru_cache
 def _fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """Installed fonts that have, together, the letters that matplotlib's own lacks; and the letters that none has."""
+    """Installed fonts for the characters that matplotlib's own font lacks, and the characters that none has."""
     from matplotlib import font_manager
 
     own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
@@ -105,11 +106,11 @@ def _fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     for entry in sorted(plain, key=lambda entry: ("Sans" not in entry.name, entry.name)):
         if not missing:
             break
-        if entry.name.startswith("Last Resort"):  # comes with matplotlib, and has a box for every letter
+        if entry.name.startswith("Last Resort"):  # matplotlib's placeholder: a box for every character
             continue
         try:
             font = font_manager.get_font(entry.fname)
-        except (OSError, RuntimeError):  # removed since matplotlib listed it, or of a kind it cannot read
+        except (OSError, RuntimeError):  # removed since matplotlib listed it, or not readable
             continue
         if font.scalable and (has := {letter for letter in missing if font.get_char_index(ord(letter))}):
             families.append(entry.name)
@@ -118,7 +119,7 @@ def _fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def show_figure(figure: Figure) -> None:
-    """Open a window with ``figure`` and wait until it is closed; SettingsError where no window can be opened."""
+    """Open a window with ``figure`` and wait until it is closed; SettingsError if no window can be opened."""
     require_window()
     from matplotlib import pyplot
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -133,13 +134,13 @@ def show_figure(figure: Figure) -> None:
 
 
 def require_window() -> None:
-    """Raise SettingsError unless there is a display and a toolkit to open a window with."""
+    """Raise SettingsError unless a display and a window toolkit are available."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise SettingsError("there is no display to open a window on; pass --save-path FILE.png")
     import matplotlib
     from matplotlib import pyplot
 
-    pyplot.figure()  # resolves the backend: an interactive one if its toolkit imports, else Agg
+    pyplot.figure()  # chooses the backend: an interactive one if its toolkit can be imported, else Agg
     pyplot.close()
     if matplotlib.get_backend().lower() == "agg":
         raise SettingsError("matplotlib finds no window toolkit (Tk, Qt, GTK) here; pass --save-path FILE.png")

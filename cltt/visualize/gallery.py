@@ -1,15 +1,16 @@
-"""A static gallery of a data set: a page that opens from disk, with filmstrips of clips and the windows of one batch.
+"""Writes a static gallery of a data set: an HTML page with filmstrips of the clips and the windows of one batch.
 
-``index.html`` holds the page and what is known of every clip; ``strips/`` one sprite sheet a clip, ``batch/`` one
-picture a window, ``neighbours/`` one script a clip with the frames of other clips that lie nearest. The page loads a
-sheet only when it is scrolled into view, and a script when a frame is clicked, so thousands of clips stay usable.
+``index.html`` holds the page and the data of every clip, ``strips/`` one picture per clip with its thumbnails,
+``batch/`` one picture per window, ``neighbours/`` one script per clip with the nearest frames of other clips. The page
+loads a strip when it is scrolled into view, and a script when a frame is clicked, so it stays fast with thousands of
+clips.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.resources import files
@@ -29,15 +30,15 @@ from cltt.visualize.embeddings import Embeddings, neighbours_of_frames
 from cltt.visualize.views import Ids, Pixels, WindowView, clip_name
 
 THUMB = 64  # pixels, square
-COLUMNS = 30  # thumbs in a row of a sheet
-# Thumbs a clip: all its frames if there is room, else evenly spread ones; about THUMB_BUDGET in all.
+COLUMNS = 30  # thumbs per row of a strip
+# Thumbs per clip: all frames of a short clip, else evenly spread ones; about THUMB_BUDGET over all clips.
 THUMB_BUDGET, FEWEST, MOST = 150_000, COLUMNS, 6 * COLUMNS
 BATCH_SIDE = 112  # pixels, side of a frame on the batch pages
 JPEG_QUALITY = 75
-FOLDER_SIZE = 1000  # sheets a folder
+FOLDER_SIZE = 1000  # strips per folder
 MARKER = "cltt gallery"
-NEIGHBOURS = 8  # shown of a frame
-BANK = 20_000  # frames among which they are looked for: half a minute for the budget of thumbs
+NEIGHBOURS = 8  # nearest frames listed per frame
+BANK = 20_000  # frames that the search compares with; it takes half a minute for THUMB_BUDGET thumbs
 FOLDERS = ("strips", "batch", "neighbours")
 THREADS = 4
 
@@ -53,13 +54,13 @@ def write_gallery(
 ) -> Path:
     """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
 
-    ``settings``: the windows that are marked in the clips; None: none, as frames are shuffled or steps drawn first.
-    With ``embeddings`` a click on a frame shows the nearest ones of other clips.
+    ``settings``: the windows that the page marks in the clips; None: it marks none. With ``embeddings`` a click on a
+    frame shows the nearest frames of other clips.
 
     Raises SettingsError if ``out`` holds anything else or cannot be written, or the embeddings are of other clips.
     """
     check_gallery_folder(out)
-    step = max(1, int(settings.frame_step)) if settings is not None else 1  # a number: drawn steps are not marked
+    step = max(1, int(settings.frame_step)) if settings is not None else 1  # windows with drawn steps are not marked
     lengths = dataset.clip_lengths[clips].tolist()
     times = [np.arange(0, length, thumb_spacing(length, len(clips), step)) for length in lengths]
     scripts = [] if embeddings is None else _neighbour_scripts(dataset, clips, times, embeddings)
@@ -74,7 +75,7 @@ def write_gallery(
     }
     with writing(out, "give another --out"):
         _clear(out)
-        _write_strips(dataset, clips, times, out / "strips")
+        _write_strips(dataset, clips, times, out)
         if batch is not None:
             _write_batch(batch, out / "batch")
         for number, script in enumerate(scripts):
@@ -94,7 +95,7 @@ def _write_page(out: Path, contents: dict[str, Any]) -> Path:
 
 
 def check_gallery_folder(out: Path) -> None:
-    """Raise SettingsError before any work if no gallery can be written into ``out``."""
+    """Raise SettingsError if no gallery can be written into ``out``."""
     check_writable(out, "give another --out")
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file; give a folder")
@@ -115,16 +116,17 @@ def _holds_gallery(out: Path) -> bool:
 
 
 def _clear(out: Path) -> None:
-    """Make the folder ``out``, or delete what an earlier gallery wrote into it."""
+    """Create the folder ``out``, or delete an earlier gallery in it."""
     for folder in FOLDERS:
         shutil.rmtree(out / folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
 
 
 def thumb_spacing(length: int, clips: int, step: int = 1) -> int:
-    """Every how many frames a clip of ``length`` frames gets a thumb, when ``clips`` clips share the budget.
+    """Frames between two thumbs of a clip of ``length`` frames, if ``clips`` clips share the budget.
 
-    A divisor or a multiple of the windows' ``step``: then the frames of a window lie equally far apart on the strip.
+    It divides the windows' ``step`` or is a multiple of it, so that the frames of a window are evenly spaced on the
+    strip.
     """
     room = min(MOST, max(FEWEST, THUMB_BUDGET // max(1, clips)))
     least = -(-length // room)
@@ -134,7 +136,7 @@ def thumb_spacing(length: int, clips: int, step: int = 1) -> int:
 
 
 def strip_path(number: int) -> str:
-    """Path of the sheet of the ``number``-th clip shown, relative to the gallery."""
+    """Path of the strip of the ``number``-th clip shown, relative to the gallery."""
     return f"strips/{number // FOLDER_SIZE:03d}/{number:06d}.jpg"
 
 
@@ -144,7 +146,10 @@ def neighbours_path(number: int) -> str:
 
 
 def _neighbour_scripts(dataset: Dataset, clips: Ids, times: list[Ids], embeddings: Embeddings) -> list[str]:
-    """One a clip: ``neighbours(clip, [[[clip, thumb, cosine], ...] a thumb])``; a page from disk may load no other."""
+    """One script per clip: ``neighbours(clip, rows)`` with one row of [clip, thumb, cosine] per thumb.
+
+    They are scripts, as a page opened from disk cannot load data files.
+    """
     names = [clip_name(dataset, clip) for clip in clips.tolist()]
     spacing = [length / len(chosen) for length, chosen in zip(dataset.clip_lengths[clips].tolist(), times, strict=True)]
     found = neighbours_of_frames(embeddings, names, times, spacing, k=NEIGHBOURS, bank=BANK)
@@ -177,7 +182,7 @@ def _clip_rows(dataset: Dataset, clips: Ids, times: list[Ids]) -> list[dict[str,
 
 
 def _seconds(dataset: Dataset, clip: int, times: Ids) -> dict[str, list[float]]:
-    """The times of the thumbs in the video, where there is one."""
+    """The times of the thumbs in their video, in seconds; {} for clips without times."""
     seconds = dataset.frame_time(dataset.clip_offsets[clip] + times)
     return {} if seconds is None or np.isnan(seconds).any() else {"seconds": seconds.round(2).tolist()}
 
@@ -194,31 +199,16 @@ def _batch_rows(batch: WindowView) -> list[dict[str, Any]]:
     ]
 
 
-def _write_strips(dataset: Dataset, clips: Ids, times: list[Ids], folder: Path) -> None:
-    for first in range(0, len(clips), FOLDER_SIZE):
-        (folder / f"{first // FOLDER_SIZE:03d}").mkdir(parents=True, exist_ok=True)
-
+def _write_strips(dataset: Dataset, clips: Ids, times: list[Ids], out: Path) -> None:
     def write(number: int) -> None:
         thumbs = _thumbs(dataset, dataset.clip_offsets[clips[number]] + times[number])
-        save_jpeg(folder.parent / strip_path(number), sheet(thumbs, COLUMNS))
+        path = out / strip_path(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_jpeg(path, sheet(thumbs, COLUMNS))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        _exhaust(
-            tqdm(
-                pool.map(write, range(len(clips))),
-                total=len(clips),
-                desc="filmstrips",
-                delay=2,
-                leave=False,
-                disable=None,
-            )
-        )
-
-
-def _exhaust(results: Iterable[None]) -> None:
-    """Wait for all; the first error of a thread is raised here."""
-    for _ in results:
-        pass
+        strips = pool.map(write, range(len(clips)))
+        list(tqdm(strips, total=len(clips), desc="filmstrips", delay=2, leave=False, disable=None))
 
 
 def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
@@ -234,14 +224,16 @@ def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
 
 
 def thumbnail(data: bytes, side: int) -> Pixels:
-    """The central square of a JPEG at ``side`` pixels [side, side, 3]; decoded small, so close to but not the loader's
-    pixels. ValueError if it cannot be decoded."""
+    """The central square of a JPEG, [side, side, 3]; ValueError if it cannot be decoded.
+
+    It is decoded at a reduced size, so its pixels differ slightly from the loader's.
+    """
     import cv2
 
     from cltt.frames.decode_cpu import frame_size
     from cltt.source import libjpeg
 
-    frame_size(data)  # refuses what would take too much memory
+    frame_size(data)  # raises for a size that would take too much memory
     picture = libjpeg.decode_small(data, side)
     height, width = picture.shape[:2]
     short = min(height, width)
@@ -251,7 +243,7 @@ def thumbnail(data: bytes, side: int) -> Pixels:
 
 
 def sheet(pictures: Pixels, columns: int) -> Pixels:
-    """Pictures [n, s, s, 3] side by side in rows of ``columns`` (fewer if n is): one picture [rows*s, columns*s, 3]."""
+    """One picture [rows*s, columns*s, 3] of pictures [n, s, s, 3] in rows of at most ``columns``."""
     count, side = pictures.shape[:2]
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -268,7 +260,7 @@ def save_jpeg(path: Path, picture: Pixels) -> None:
 
 
 def _write_batch(batch: WindowView, folder: Path) -> None:
-    """One picture a window, its frames side by side."""
+    """Write one picture per window, its frames side by side."""
     import cv2
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Inspecting what the network will see: settings to pictures, text and pages, a function a mode."""
+"""``cltt inspect``: shows what the network will see, as pictures, text and pages; one function per mode."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ from cltt.visualize import embeddings, figures, gallery, stats, stats_page, view
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOOK_MODES = ("sample", "batch", "stats", "verify", "html")
+INSPECT_MODES = ("sample", "batch", "stats", "verify", "html")
 BATCH_SAMPLINGS = ("contiguous", "random", "plan")
-HERE_OTHERWISE = ("root_dir", "fps")  # train.py builds shards of it
+OWN_FLAGS = ("root_dir", "fps")  # with another meaning than in training, which builds shards
 ONLY_TRAINING = ("rescan", "stage_to", "split", "num_workers", "cache_gb", "keep_gb", "keep_dir", "max_bad_frames")
-NAMED = 10  # files named where there may be thousands
+NAMED = 10  # files listed at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookSettings:
-    """What ``inspect_windows.py`` shows, and where the picture goes."""
+class InspectSettings:
+    """What ``cltt inspect`` shows, and where it writes."""
 
-    mode: str = setting("sample", "what to look at", choices=LOOK_MODES)
+    mode: str = setting("sample", "what to look at", choices=INSPECT_MODES)
     save_path: str | None = setting(
         None,
         "picture to write (sample, batch, stats); without it, and without --json, sample and batch open a window",
@@ -84,14 +84,14 @@ class LookSettings:
     difference: bool = setting(False, "add rows of differences between neighbouring frames")
     fps: float | None = setting(
         None,
-        "frames a second of the clips: gives times in seconds, and is taken of videos under --root-dir",
+        "frames per second of the clips: shows times in seconds; videos under --root-dir are read at this rate",
         within=(1e-3, 1e6),
     )
     decode: bool = setting(False, "decode every frame as well (verify)")
 
     @property
     def counts_windows(self) -> bool:
-        """Whether what is shown depends on the exact windows of training, so on every frame being whole."""
+        """Whether the output depends on the exact windows of training, so that every file must be checked."""
         return self.mode == "stats" or (self.mode in ("batch", "html") and self.batch_sampling == "plan")
 
     def __post_init__(self) -> None:
@@ -101,18 +101,18 @@ class LookSettings:
 
 
 class Inspection:
-    """The settings, checked, and the objects made from them."""
+    """The checked settings, and the dataset, windows and batches that they describe."""
 
     def __init__(self, argv: list[str] | None, prog: str) -> None:
         parser = Parser(prog=prog, description="Look at what the network will see.")
         parser.add_argument(
             "--root-dir", help="folder of clip folders and videos, looked at as it is: nothing is built"
         )
-        add_settings(parser, LookSettings)
-        add_settings(parser, DataSettings, skip=HERE_OTHERWISE + ONLY_TRAINING)
+        add_settings(parser, InspectSettings)
+        add_settings(parser, DataSettings, skip=OWN_FLAGS + ONLY_TRAINING)
         add_settings(parser, WindowSettings)
         args = parser.parse_args(argv)
-        self.look = settings_from(args, LookSettings)
+        self.look = settings_from(args, InspectSettings)
         self.windows = settings_from(args, WindowSettings)
         self.data = settings_from(args, DataSettings)
         if self.look.save_path:
@@ -122,11 +122,11 @@ class Inspection:
         self.dataset = open_dataset(self.data, check=self.look.counts_windows, fps=self.look.fps)
 
     def clips(self, split: str) -> np.ndarray:
-        """Ids of the clips of a split, or of all; SettingsError if there are none."""
+        """Ids of the clips of ``split``; SettingsError if there are none."""
         return self.dataset.training_clips(split, self.data.clips)[1]
 
     def index(self) -> tuple[WindowIndex, str]:
-        """The windows that training would take, and the name of their split."""
+        """The windows that training would use, and the name of their split."""
         split, clips = self.dataset.training_clips(self.look.split, self.data.clips)
         shuffle_seed = self.data.shuffle_seed(self.look.seed)
         return (
@@ -136,17 +136,16 @@ class Inspection:
 
     @property
     def frames_note(self) -> str:
-        """What a picture's title says of shuffled frames and drawn steps."""
+        """Text for a picture's title about shuffled frames and drawn steps; "" for neither."""
         shuffled = f", frames of a clip shuffled by seed {self.look.seed}" if self.data.shuffle_frames else ""
         drawn = f", steps {self.windows.frame_step} of epoch {self.look.epoch}, seed {self.look.seed}"
         return shuffled + (drawn if isinstance(self.windows.frame_step, str) else "")
 
     def batch_ids(self, index: WindowIndex) -> tuple[np.ndarray, str]:
-        """Window ids of the batch asked for, and its name."""
+        """Window ids of the batch that the settings name, and a title for it."""
         look, size = self.look, self.data.batch_size
-        there = counted(len(index), "window")
-        fits = f"--batch-size is {size}, but the clips give only {there}; take a smaller batch"
-        require(size <= len(index), fits)
+        windows = counted(len(index), "window")
+        require(size <= len(index), f"--batch-size is {size}, but the clips give only {windows}; take a smaller batch")
         if look.batch_sampling == "contiguous":
             return views.contiguous_ids(index, size, look.batch_idx), f"contiguous batch {look.batch_idx}"
         if look.batch_sampling == "random":
@@ -157,7 +156,7 @@ class Inspection:
         return plan.batch(look.step), f"training batch at epoch {look.epoch}, step {look.step}, seed {look.seed}"
 
     def _plan(self, index: WindowIndex) -> EpochPlan:
-        """The order of the epoch; a warning of the plan becomes a line on stderr."""
+        """The plan of the epoch; its warnings become lines on stderr."""
         data, look = self.data, self.look
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -167,7 +166,7 @@ class Inspection:
         return plan
 
     def view(self, index: WindowIndex, ids: np.ndarray) -> views.WindowView:
-        """The windows ``ids``, seen as the network does; with boxes a line on stderr says how many frames have none."""
+        """The windows ``ids`` as the network sees them; with boxes, prints to stderr how many frames have none."""
         epoch = EpochWindows(index, seed=self.look.seed, epoch=self.look.epoch)
         region = self.data.looked_at
         region.check_boxes(self.dataset)
@@ -189,12 +188,12 @@ class Inspection:
 
 
 def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = None) -> ShardDataset | FolderDataset:
-    """The shards, or the folder of clips as it lies there; with ``check``, cut at invalid files as its shards would be.
+    """Open the shards, or the folder of clips without building shards.
 
-    A line on stderr says what was left out.
+    With ``check``, clips of a folder are cut at invalid files, as its shards would be; a line on stderr names them.
     """
     if settings.root_dir is None:
-        assert settings.shards is not None  # DataSettings wants one of the two
+        assert settings.shards is not None  # DataSettings requires one of the two
         return ShardDataset(settings.shards)
     dataset = FolderDataset(settings.root_dir, check=check, fps=fps, stream=settings.stream)
     if dataset.invalid:
@@ -203,26 +202,26 @@ def open_dataset(settings: DataSettings, *, check: bool, fps: float | None = Non
 
 
 def invalid_text(invalid: dict[str, str]) -> str:
-    """How many files were left out, and the first of them by name."""
+    """How many files were left out, with the names of the first ones."""
     first = [printable_lines(f"{name} ({reason})") for name, reason in islice(invalid.items(), NAMED)]
     more = f" and {len(invalid) - NAMED:,} more" if len(invalid) > NAMED else ""
-    whole = f"{counted(len(invalid), 'file')} left out, and the clip cut there, as shards would be"
-    return f"{whole}: {', '.join(first)}{more}"
+    total = f"{counted(len(invalid), 'file')} left out, and the clip cut there, as shards would be"
+    return f"{total}: {', '.join(first)}{more}"
 
 
-def show_windows(made: Inspection) -> int:
-    """Modes sample and batch: print what the windows are, then draw them."""
-    look, data = made.look, made.data
+def show_windows(inspection: Inspection) -> int:
+    """Modes sample and batch: print the windows as text, then draw them."""
+    look, data = inspection.look, inspection.data
     if look.save_path is None and not look.json:
         figures.require_window()
-    index, split = made.index()
+    index, split = inspection.index()
     if look.mode == "sample":
         ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of 0 to {len(index) - 1:,}"
     else:
-        ids, name = made.batch_ids(index)
-    name += made.frames_note
-    view = made.view(index, ids)
-    info = {**made.size_info(split), "windows": len(index), "showing": name, "normalise": data.normalise}
+        ids, name = inspection.batch_ids(index)
+    name += inspection.frames_note
+    view = inspection.view(index, ids)
+    info = {**inspection.size_info(split), "windows": len(index), "showing": name, "normalise": data.normalise}
     info |= view.info()
     emit(info, views.windows_text(info), look.json)
     if look.json and look.save_path is None:
@@ -230,37 +229,37 @@ def show_windows(made: Inspection) -> int:
     augmented = None
     if data.augmentation != Augment():
         draws = {"seed": look.seed, "epoch": look.epoch}
-        augmented = views.augment_windows(made.dataset, view, data.augmentation, data.augment_scope, **draws)
+        augmented = views.augment_windows(inspection.dataset, view, data.augmentation, data.augment_scope, **draws)
     deliver(windows.draw_windows(view, name, look.difference, augmented, look.fps), look.save_path)
     return 0
 
 
-def show_stats(made: Inspection) -> int:
-    split = made.look.split or "all"
-    found = stats.dataset_stats(made.dataset, made.windows, made.clips(split))
-    info = {**made.size_info(split), **found}
-    emit(info, stats.stats_text(found), made.look.json)
-    if made.look.save_path:
-        deliver(stats_page.draw_stats(found, info["data"]), made.look.save_path)
+def show_stats(inspection: Inspection) -> int:
+    split = inspection.look.split or "all"
+    found = stats.dataset_stats(inspection.dataset, inspection.windows, inspection.clips(split))
+    info = {**inspection.size_info(split), **found}
+    emit(info, stats.stats_text(found), inspection.look.json)
+    if inspection.look.save_path:
+        deliver(stats_page.draw_stats(found, info["data"]), inspection.look.save_path)
     return 0
 
 
-def verify(made: Inspection) -> int:
-    """Exit status 1 if any frame is corrupt."""
-    split, decode = made.look.split or "all", made.look.decode
-    found = corrupt_frames(made.dataset, made.clips(split), decode=decode)
-    info = {**made.size_info(split), "decoded": decode, "damaged": [str(error) for error in found]}
+def verify(inspection: Inspection) -> int:
+    """Mode verify: read every frame; exit status 1 if any is corrupt."""
+    split, decode = inspection.look.split or "all", inspection.look.decode
+    found = corrupt_frames(inspection.dataset, inspection.clips(split), decode=decode)
+    info = {**inspection.size_info(split), "decoded": decode, "damaged": [str(error) for error in found]}
     frames = counted(info["frames"], "frame")
     total = f"{frames} {'read and decoded' if decode else 'read'}, {len(found):,} damaged"
-    emit(info, "\n".join([*corrupt_text(found), total]), made.look.json)
+    emit(info, "\n".join([*corrupt_text(found), total]), inspection.look.json)
     return 1 if found else 0
 
 
 def corrupt_text(corrupt: list[FrameError]) -> list[str]:
-    """Lines to read: for each reason (it names the shard, where there is one) how many frames, and which.
+    """Lines of text: for each reason (it names the shard, if there is one) how many frames, and which.
 
-    A frame that is alone with its reason has one line. Neighbours of one name share a line: a missing shard takes the
-    names of its frames with it, but not their clip.
+    A single frame with a reason has one line. Neighbouring frames of one name share a line: if a shard is missing, its
+    frames have only the name of their clip.
     """
     reasons: dict[str, list[FrameError]] = {}
     for error in corrupt:
@@ -271,36 +270,36 @@ def corrupt_text(corrupt: list[FrameError]) -> list[str]:
             lines.append(str(errors[0]))
             continue
         lines.append(f"{counted(len(errors), 'frame')}: {reason}")
-        runs = _runs(errors)
-        lines += [f"  {_frames_text(run)}" for run in runs[:NAMED]]
-        if rest := sum(map(len, runs[NAMED:])):
+        groups = _neighbours(errors)
+        lines += [f"  {_frames_text(group)}" for group in groups[:NAMED]]
+        if rest := sum(map(len, groups[NAMED:])):
             lines.append(f"  and {counted(rest, 'frame')} more; --json names all")
     return lines
 
 
-def _runs(errors: list[FrameError]) -> list[list[FrameError]]:
-    """Neighbouring frames of one name together."""
+def _neighbours(errors: list[FrameError]) -> list[list[FrameError]]:
+    """The errors in groups of neighbouring frames with one name."""
     grouped = groupby(enumerate(errors), lambda item: (item[1].name, item[1].frame_id - item[0]))
     return [[error for _, error in group] for _, group in grouped]
 
 
-def _frames_text(run: list[FrameError]) -> str:
-    first, last = run[0].frame_id, run[-1].frame_id
-    return f"frame {first} ({run[0].name})" if first == last else f"frames {first} to {last} ({run[0].name})"
+def _frames_text(group: list[FrameError]) -> str:
+    first, last = group[0].frame_id, group[-1].frame_id
+    return f"frame {first} ({group[0].name})" if first == last else f"frames {first} to {last} ({group[0].name})"
 
 
-def write_html(made: Inspection) -> int:
-    split, out = made.look.split or "all", made.look.out
-    assert out is not None  # LookSettings wants it in this mode
-    index, _ = made.index()
-    ids, title = made.batch_ids(index)
-    title += made.frames_note
-    view = made.view(index, ids)
-    features = embeddings.load(Path(made.look.embeddings)) if made.look.embeddings else None
-    marks = None if made.frames_note else made.windows
-    page = gallery.write_gallery(made.dataset, Path(out), marks, made.clips(split), view, title, features)
+def write_html(inspection: Inspection) -> int:
+    split, out = inspection.look.split or "all", inspection.look.out
+    assert out is not None  # InspectSettings requires it in this mode
+    index, _ = inspection.index()
+    ids, title = inspection.batch_ids(index)
+    title += inspection.frames_note
+    view = inspection.view(index, ids)
+    features = embeddings.load(Path(inspection.look.embeddings)) if inspection.look.embeddings else None
+    marks = None if inspection.frames_note else inspection.windows
+    page = gallery.write_gallery(inspection.dataset, Path(out), marks, inspection.clips(split), view, title, features)
     text = [*views.corrupt_lines(view.info()), f"wrote {page}: open it in a browser"]
-    emit({**made.size_info(split), "page": str(page)}, "\n".join(text), made.look.json)
+    emit({**inspection.size_info(split), "page": str(page)}, "\n".join(text), inspection.look.json)
     return 0
 
 
@@ -320,6 +319,6 @@ MODES = {"sample": show_windows, "batch": show_windows, "stats": show_stats, "ve
 
 
 def main(argv: list[str] | None = None, prog: str = "inspect_windows.py") -> int:
-    """The face of ``inspect_windows.py`` and ``cltt inspect``."""
-    made = Inspection(argv, prog)
-    return MODES[made.look.mode](made)
+    """``inspect_windows.py`` and ``cltt inspect``."""
+    inspection = Inspection(argv, prog)
+    return MODES[inspection.look.mode](inspection)

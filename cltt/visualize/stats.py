@@ -1,4 +1,4 @@
-"""Statistics of a data set for given window settings: what is there, what the settings lose, what others would give."""
+"""Counts clips, frames and windows of a data set, for given window settings and for others."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cltt.config import WindowSettings
 from cltt.errors import SettingsError
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.folder import Dataset
-from cltt.text import counted
+from cltt.text import byte_size, counted
 from cltt.visualize.views import Ids, clip_name
 
-PIECE = 1 << 14  # frames looked at together: bounds memory, and moves the progress bar while files are read
+PIECE = 1 << 14  # frames read at a time; it bounds memory and sets the steps of the progress bar
 STEPS = (1, 2, 5, 10, 20, 30)
 STRIDES = (1, 2, 5, 10, 20)
-EXAMPLES = 10  # clips named where there may be thousands
+EXAMPLES = 10  # clips named at most
 HISTOGRAM_BINS = 30
 
 
 def dataset_stats(dataset: Dataset, settings: WindowSettings, clips: Ids | None = None) -> dict[str, Any]:
-    """Count everything about ``clips`` (default: all) of ``dataset``; JSON values, read piece by piece.
+    """Statistics of ``clips`` (default: all) of ``dataset`` as JSON values.
 
-    Duplicates are pairs of neighbouring frames of a clip with equal size and CRC of their bytes. A clip is too short if
-    the settings leave it no window.
+    Duplicates are pairs of neighbouring frames of a clip with equal file size and CRC. A clip is too short if it has no
+    window with these settings.
     """
     clips = np.arange(dataset.num_clips, dtype=np.int64) if clips is None else clips
     lengths = np.asarray(dataset.clip_lengths)[clips]
@@ -53,7 +53,7 @@ def dataset_stats(dataset: Dataset, settings: WindowSettings, clips: Ids | None 
 
 
 def count_windows(lengths: Ids, settings: WindowSettings) -> int:
-    """Windows in clips of ``lengths`` [clips] frames; 0 where no clip is long enough."""
+    """Windows in clips of ``lengths`` [clips] frames; 0 if no clip is long enough."""
     try:
         return len(WindowIndex(lengths, **asdict(settings)))
     except SettingsError:
@@ -89,7 +89,7 @@ def _frame_stats(dataset: Dataset, clips: Ids) -> dict[str, Any]:
 
 
 def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
-    """All frames in pieces of PIECE: records, clip ids, and whether a frame repeats the one before it in its clip."""
+    """Records and clip ids of all frames, PIECE at a time, and whether each repeats the frame before it in its clip."""
     last_clip, last_crc, last_size = -1, 0, 0
     bar = tqdm(total=dataset.num_frames, desc="read", unit="frame", unit_scale=True, delay=2, leave=False, disable=None)
     for start in range(0, dataset.num_frames, PIECE):
@@ -100,7 +100,7 @@ def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bo
         repeats[1:] = (clips[1:] == clips[:-1]) & (records["crc"][1:] == records["crc"][:-1])
         repeats[1:] &= records["size"][1:] == records["size"][:-1]
         last_clip, last_crc, last_size = clips[-1], records["crc"][-1], records["size"][-1]
-        yield records, clips, repeats & (records["width"] > 0)  # a file that is no picture repeats nothing
+        yield records, clips, repeats & (records["width"] > 0)  # width 0: not an image
         bar.update(len(ids))
     bar.close()
 
@@ -112,7 +112,7 @@ def _counts(values: Ids) -> dict[int, int]:
 
 
 def _length_stats(lengths: Ids) -> dict[str, Any]:
-    """Shortest, median and longest clip, and a histogram with whole-numbered bins of equal width."""
+    """Shortest, median and longest clip, and a histogram with integer bins of equal width."""
     if len(lengths) == 0:
         return {"shortest": 0, "median": 0.0, "longest": 0, "histogram": {"edges": [], "clips": []}}
     low, high = int(lengths.min()), int(lengths.max())
@@ -128,7 +128,7 @@ def _length_stats(lengths: Ids) -> dict[str, Any]:
 
 
 def _too_short(dataset: Dataset, clips: Ids, lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
-    """Clips that hold no window, the frames in them, and the first few by name."""
+    """Number of clips without a window, their frames, and the names of the first few."""
     short = np.flatnonzero(lengths < settings.span)
     examples = [
         {"clip": clip_name(dataset, int(clips[place])), "frames": int(lengths[place])} for place in short[:EXAMPLES]
@@ -149,12 +149,12 @@ def _windows_at(lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
 
 def _group(dataset: Dataset, name: str, clips: Ids, settings: WindowSettings) -> dict[str, Any]:
     lengths = np.asarray(dataset.clip_lengths)[clips]
-    counted = count_windows(lengths, settings)
-    return {"name": name, "clips": len(clips), "frames": int(lengths.sum()), "windows": counted}
+    windows = count_windows(lengths, settings)
+    return {"name": name, "clips": len(clips), "frames": int(lengths.sum()), "windows": windows}
 
 
 def _label_groups(dataset: Dataset, clips: Ids, settings: WindowSettings) -> list[dict[str, Any]]:
-    """One entry a label in the order of ``label_names``, then the clips without one if some have one."""
+    """One entry per label in the order of ``label_names``, then one for the clips without a label, if any."""
     if not dataset.label_names:
         return []
     labels = np.asarray(dataset.labels)[clips]
@@ -168,11 +168,11 @@ def _label_groups(dataset: Dataset, clips: Ids, settings: WindowSettings) -> lis
 
 
 def stats_text(stats: dict[str, Any]) -> str:
-    """The statistics as lines to read."""
+    """The statistics as lines of text."""
     lengths, short, repeats = stats["clip_lengths"], stats["too_short"], stats["duplicates"]
     settings = stats["window_settings"]
     lines = [
-        f"{counted(stats['clips'], 'clip')}, {counted(stats['frames'], 'frame')}, {size_text(stats['bytes'])}",
+        f"{counted(stats['clips'], 'clip')}, {counted(stats['frames'], 'frame')}, {byte_size(stats['bytes'])}",
         f"clip length: {lengths['shortest']:,} to {counted(lengths['longest'], 'frame')}, "
         f"median {lengths['median']:,.0f}",
         f"frame sizes: {sizes_text(stats['frame_sizes'])}",
@@ -196,16 +196,6 @@ def named_list(names: list[str], total: int) -> str:
     return ": " + ", ".join(names) + (" ..." if total > len(names) else "")
 
 
-def size_text(count: int) -> str:
-    """Bytes with a decimal unit."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
 def sizes_text(sizes: list[dict[str, int]]) -> str:
     shown = [f"{size_name(size)} ({size['frames']:,})" for size in sizes[:EXAMPLES]]
     rest = len(sizes) - len(shown)
@@ -213,12 +203,12 @@ def sizes_text(sizes: list[dict[str, int]]) -> str:
 
 
 def size_name(size: dict[str, int]) -> str:
-    """``width x height`` of an entry of ``frame_sizes``; files of a folder that are no whole picture have none."""
+    """``WIDTHxHEIGHT`` of an entry of ``frame_sizes``; ``no picture`` for files that are not images."""
     return f"{size['width']}x{size['height']}" if size["width"] else "no picture"
 
 
 def _table_lines(table: dict[str, Any]) -> list[str]:
-    """Windows at other settings as an aligned table, one line a frame step."""
+    """Windows at other settings as an aligned table, one line per frame step."""
     wide = max(10, *(len(f"{count:,}") + 2 for row in table["windows"] for count in row))
     head = "step \\ stride".ljust(14) + "".join(f"{stride:>{wide}}" for stride in table["window_strides"])
     rows = zip(table["frame_steps"], table["windows"], strict=True)

@@ -1,4 +1,4 @@
-"""The one-page picture of a data set's statistics."""
+"""Draws the statistics of a data set on one page."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cltt.text import counted, printable, shorten
+from cltt.text import byte_size, counted, printable, shorten
 from cltt.visualize.figures import GREY, INK, PALE, PALETTE, plain_axes
-from cltt.visualize.stats import size_name, size_text
+from cltt.visualize.stats import size_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FEWEST_BARS = 7  # room for so many, that two bars don't become blocks
-BARS = 12  # bars of a panel before the rest is summed up
+FEWEST_BARS = 7  # a panel has room for at least so many bars, as two bars alone would become blocks
+BARS = 12  # bars of a panel; the rest is summed up in the last
 BLUE, ORANGE = PALETTE[0], PALETTE[1]
 
 
 def draw_stats(stats: dict[str, Any], title: str) -> Figure:
-    """One page: totals, clip lengths, windows at other settings, and bars of frame sizes, splits and labels.
+    """A figure with totals, clip lengths, windows at other settings, and bars of frame sizes, splits and labels.
 
-    A single size, split or label stands in the totals: a chart of one bar shows nothing.
+    A single size, split or label is in the totals, not in a chart with one bar.
     """
     from matplotlib.figure import Figure
 
@@ -34,25 +34,28 @@ def draw_stats(stats: dict[str, Any], title: str) -> Figure:
     several_sizes = len(stats["frame_sizes"]) > 1
     _draw_lengths(figure.add_subplot(grid[0, 1] if several_sizes else grid[0, 1:]), stats)
     if several_sizes:
-        _draw_sizes(figure.add_subplot(grid[0, 2]), stats)
+        sizes = [(size_name(size), size["frames"]) for size in stats["frame_sizes"]]
+        _draw_bars(figure.add_subplot(grid[0, 2]), "Frame sizes (frames)", sizes)
     kinds = {"Splits (clips)": stats["splits"], "Labels (clips)": stats["labels"]}
     groups = [(name, found) for name, found in kinds.items() if len(found) > 1]
     _draw_table(figure.add_subplot(grid[1, : 3 - len(groups)]), stats)
     for column, (name, found) in enumerate(groups, start=3 - len(groups)):
-        _draw_groups(figure.add_subplot(grid[1, column]), name, found)
+        clips = [(shorten(printable(group["name"]), 18), group["clips"]) for group in found]
+        _draw_bars(figure.add_subplot(grid[1, column]), name, clips)
     return figure
 
 
 def _draw_totals(axes: Axes, stats: dict[str, Any]) -> None:
-    """The numbers a person looks for first."""
+    """Clips, frames, bytes and windows as text."""
     settings, short, repeats = stats["window_settings"], stats["too_short"], stats["duplicates"]
     sizes = stats["frame_sizes"]
     groups = [f", {kind} {stats[f'{kind}s'][0]['name']}" for kind in ("split", "label") if len(stats[f"{kind}s"]) == 1]
+    used = f"size {settings['window_size']}, step {settings['frame_step']}, stride {settings['window_stride']}"
     lines = [
         _number(stats["clips"], "clip", printable("".join(groups))),
         _number(stats["frames"], "frame", f" of {size_name(sizes[0])}" if len(sizes) == 1 else ""),
-        (size_text(stats["bytes"]), "of JPEG data"),
-        _number(stats["windows"], "window", f" ({_short_settings(settings)})"),
+        (byte_size(stats["bytes"]), "of JPEG data"),
+        _number(stats["windows"], "window", f" ({used})"),
         _number(short["clips"], "clip", f" too short, with {counted(short['frames'], 'frame')}"),
         _number(repeats["pairs"], "frame", " equal to the one before"),
     ]
@@ -64,13 +67,9 @@ def _draw_totals(axes: Axes, stats: dict[str, Any]) -> None:
 
 
 def _number(count: int, noun: str, more: str = "") -> tuple[str, str]:
-    """A count, and what it counts."""
+    """A count, and the name of what it counts, as two texts."""
     value, _, name = counted(count, noun).partition(" ")
     return value, name + more
-
-
-def _short_settings(settings: dict[str, Any]) -> str:
-    return f"size {settings['window_size']}, step {settings['frame_step']}, stride {settings['window_stride']}"
 
 
 def _draw_lengths(axes: Axes, stats: dict[str, Any]) -> None:
@@ -89,21 +88,10 @@ def _draw_lengths(axes: Axes, stats: dict[str, Any]) -> None:
     plain_axes(axes, "Clip lengths", "frames in a clip", "clips")
 
 
-def _draw_sizes(axes: Axes, stats: dict[str, Any]) -> None:
-    sizes = [(size_name(size), size["frames"]) for size in stats["frame_sizes"]]
-    _bars(axes, sizes)
-    plain_axes(axes, "Frame sizes (frames)", "", "")
-    axes.grid(False)
-
-
-def _draw_groups(axes: Axes, title: str, groups: list[dict[str, Any]]) -> None:
+def _draw_bars(axes: Axes, title: str, values: list[tuple[str, int]]) -> None:
+    """Horizontal bars with their numbers; if there are many, the last bar is the sum of the smallest."""
     plain_axes(axes, title, "", "")
     axes.grid(False)
-    _bars(axes, [(shorten(printable(group["name"]), 18), group["clips"]) for group in groups])
-
-
-def _bars(axes: Axes, values: list[tuple[str, int]]) -> None:
-    """Horizontal bars with their number; the smallest are summed up in a last one when there are many."""
     if len(values) > BARS:
         ordered = sorted(values, key=lambda value: -value[1])
         rest = ordered[BARS - 1 :]
@@ -121,7 +109,7 @@ def _bars(axes: Axes, values: list[tuple[str, int]]) -> None:
 
 
 def _draw_table(axes: Axes, stats: dict[str, Any]) -> None:
-    """Windows at other steps and strides; the settings in use are framed."""
+    """Windows at other frame steps and strides as a table; the settings in use have a frame."""
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
@@ -145,7 +133,7 @@ def _draw_table(axes: Axes, stats: dict[str, Any]) -> None:
 
 
 def _compact(count: int) -> str:
-    """A count in at most five letters."""
+    """A count in at most five characters."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= 10 * size:
             return f"{count / size:.0f}{unit}"

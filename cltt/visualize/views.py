@@ -1,4 +1,4 @@
-"""What a picture of windows shows: ids, names and decoded frames, and how the windows of a batch are chosen."""
+"""Reads the windows that a picture shows: ids, names and decoded frames; chooses the windows of a batch."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from cltt.text import counted
 
 Ids = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
-NAMED = 10  # corrupt frames that get a line each
-GREY_LEVEL = 128  # of a frame that cannot be shown
+NAMED = 10  # corrupt frames listed at most
+GREY_LEVEL = 128  # pixels of a frame that cannot be decoded
 IN_PLACE = "training takes the nearest good frame instead"
 CUT = "training cuts the clip there"
 
 
 @dataclass(frozen=True)
 class WindowView:
-    """Some windows with everything a picture of them says; b windows of T frames, S pixels square.
+    """Some windows and all that a picture shows of them: b windows of T frames, S x S pixels.
 
     Attributes:
         window_ids: int64 [b].
         clip_ids: int64 [b].
         frame_ids: int64 [b, T], dataset-wide.
-        places: int64 [b, T], where they stand in the order that windows are cut from: their ids, unless frames are
+        places: int64 [b, T], positions in the order that windows are cut from; equal to the ids unless frames are
             shuffled.
         times: int64 [b, T], each frame's number within its clip, counted from 0.
         frames: uint8 [b, T, S, S, 3], RGB; a frame that cannot be read or decoded is grey.
-        clip_names: [b], the clip's folder, with its part where a corrupt frame cut the clip in two.
+        clip_names: [b], the clip's folder, and its part if a corrupt frame cut the clip in two.
         frame_names: [b][T], source files relative to the root folder.
-        seconds: float64 [b, T], times in the source; NaN, or None for all, where it has none.
-        corrupt: one sentence for each frame id that cannot be shown.
-        in_training: what training does about those.
-        region: where the network looks.
-        without_box: distinct frames that have no box, where boxes are looked at.
+        corrupt: frame id -> one sentence, for each frame that cannot be shown.
+        seconds: float64 [b, T], times in the source; NaN for frames without a time, None if no frame has one.
+        in_training: what training does about corrupt frames.
+        region: the region of the frames that the network sees.
+        without_box: number of distinct frames without a box, if the region is given by boxes.
     """
 
     window_ids: Ids
@@ -66,10 +66,10 @@ class WindowView:
 
     @property
     def overlapping_pairs(self) -> int:
-        """Unordered pairs of windows of one clip of which one begins before the other has ended."""
+        """Number of unordered pairs of windows of one clip that overlap in time."""
         first, last = self.places[:, 0], self.places[:, -1]
-        meets = (first[:, None] <= last) & (first <= last[:, None]) & (self.clip_ids[:, None] == self.clip_ids)
-        return int(np.triu(meets, 1).sum())
+        overlap = (first[:, None] <= last) & (first <= last[:, None]) & (self.clip_ids[:, None] == self.clip_ids)
+        return int(np.triu(overlap, 1).sum())
 
     def info(self) -> dict[str, Any]:
         """The view without its pixels, as JSON values."""
@@ -98,13 +98,13 @@ class WindowView:
 def view_windows(
     dataset: Dataset, epoch: EpochWindows, window_ids: Ids, *, image_size: int, region: Region = NO_REGION
 ) -> WindowView:
-    """Read and decode the windows ``window_ids`` [b] of an epoch; each distinct frame once."""
+    """Read and decode the windows ``window_ids`` [b] of an epoch, each distinct frame once."""
     frame_ids = epoch.frames(window_ids)
     clips, _ = epoch.index.locate(window_ids)
     clips = np.asarray(clips, dtype=np.int64)
     distinct, position = np.unique(frame_ids, return_inverse=True)
-    look_at = boxes_of(dataset, distinct, region)
-    pictures, corrupt = decode_frames(dataset, distinct, image_size, region, look_at)
+    boxes = boxes_of(dataset, distinct, region)
+    pictures, corrupt = decode_frames(dataset, distinct, image_size, region, boxes)
     names = [frame_name(dataset, int(frame)) for frame in distinct]
     return WindowView(
         window_ids=window_ids,
@@ -119,26 +119,26 @@ def view_windows(
         seconds=dataset.frame_time(frame_ids),
         in_training=IN_PLACE if isinstance(dataset, ShardDataset) else CUT,
         region=region,
-        without_box=look_at.count(None) if look_at is not None else 0,
+        without_box=boxes.count(None) if boxes is not None else 0,
     )
 
 
 def _with_none(seconds: Pixels) -> list[list[float | None]]:
-    """As lists, with None where there is no time: JSON has no NaN."""
+    """As lists, with None for NaN, which JSON does not have."""
     return [[None if np.isnan(second) else second for second in row] for row in seconds.tolist()]
 
 
 def seconds_text(seconds: float) -> str:
-    """``t = 12.4 s``: a time in the source, to a hundredth."""
+    """A time as text, in hundredths of a second: ``t = 12.4 s``."""
     return f"t = {seconds:.2f}".rstrip("0").rstrip(".") + " s"
 
 
 def decode_frames(
-    dataset: Dataset, frame_ids: Ids, image_size: int, region: Region, look_at: list[Box | None] | None
+    dataset: Dataset, frame_ids: Ids, image_size: int, region: Region, boxes: list[Box | None] | None
 ) -> tuple[Pixels, dict[int, str]]:
-    """Pictures uint8 [n, S, S, 3] of ``frame_ids`` [n] and, for those left grey, a sentence saying why."""
+    """Decode ``frame_ids`` [n] to uint8 [n, S, S, 3]; frames that fail stay grey and get a sentence by frame id."""
     from cltt.frames.decode_cpu import FrameDecoder
-    from cltt.frames.geometry import Framing  # not at the top: OpenCV is slow to import and curves need none
+    from cltt.frames.geometry import Framing  # imported here, as OpenCV is slow to import
 
     decoder = FrameDecoder(Framing(image_size=image_size, region=region))
     pictures = np.full((len(frame_ids), image_size, image_size, 3), GREY_LEVEL, dtype=np.uint8)
@@ -148,7 +148,7 @@ def decode_frames(
             corrupt[frame] = str(data)
             continue
         try:
-            pictures[place] = decoder.frame(data, look_at[place] if look_at is not None else None)
+            pictures[place] = decoder.frame(data, boxes[place] if boxes is not None else None)
         except ValueError as error:
             corrupt[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
     return pictures, corrupt
@@ -157,7 +157,7 @@ def decode_frames(
 def augment_windows(
     dataset: Dataset, view: WindowView, augment: Augment, scope: str, *, seed: int, epoch: int
 ) -> Pixels:
-    """The frames of ``view`` as training's augmentation leaves them in ``epoch`` [b, T, S, S, 3], by the loader's code.
+    """The frames of ``view`` after training's augmentation in ``epoch``, uint8 [b, T, S, S, 3], by the loader's code.
 
     Imports torch, as the loader does. A frame that cannot be decoded is grey, as in ``view``.
     """
@@ -174,8 +174,8 @@ def augment_windows(
     distinct, slots = np.unique(view.frame_ids, return_inverse=True)
     store = FrameStore(len(distinct), framing, cpu)
     good = [(slot, data) for slot, data in enumerate(dataset.read_each(distinct)) if isinstance(data, bytes)]
-    look_at = boxes_of(dataset, distinct[[slot for slot, _ in good]], view.region)
-    CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store, look_at)
+    boxes = boxes_of(dataset, distinct[[slot for slot, _ in good]], view.region)
+    CpuDecoder(framing).decode([data for _, data in good], [slot for slot, _ in good], store, boxes)
     maker = BatchMaker(framing, cpu, torch.uint8, augment, channels_last=True, threads=1)
     draws = random_numbers(seed, epoch, view.window_ids, view.frame_ids, scope)
     batch = maker.make(store, slots.reshape(view.frame_ids.shape), draws)  # [b, T, 3, S, S]
@@ -185,7 +185,7 @@ def augment_windows(
 
 
 def frame_name(dataset: Dataset, frame_id: int) -> str:
-    """The source file, or the frame's id where a missing shard took the name with it."""
+    """The source file of a frame; ``frame ID`` if the shard that holds the name is missing."""
     try:
         return dataset.frame_name(frame_id)
     except DataError:
@@ -193,20 +193,20 @@ def frame_name(dataset: Dataset, frame_id: int) -> str:
 
 
 def clip_name(dataset: Dataset, clip: int) -> str:
-    """The clip's key; the second and later parts of a clip cut at an invalid frame say so."""
+    """The clip's key; with the part's number for later parts of a clip that was cut at an invalid frame."""
     part = dataset.clip_part(clip)
     return dataset.clip_key(clip) + (f" (part {part})" if part else "")
 
 
 def sample_id(index: WindowIndex, sample_idx: int) -> Ids:
-    """``sample_idx`` as window ids [1]; SettingsError outside 0..N-1."""
+    """``sample_idx`` as window ids [1]; SettingsError if there is no such window."""
     if not 0 <= sample_idx < len(index):
         raise SettingsError(f"--sample-idx is {sample_idx}; these settings give windows 0 to {len(index) - 1}")
     return np.array([sample_idx], dtype=np.int64)
 
 
 def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
-    """Windows ``batch_idx * batch_size ...`` in data order [B]: what a loader that does not shuffle gives."""
+    """The windows [B] of batch ``batch_idx`` in data order, as a loader that does not shuffle gives them."""
     batches = len(index) // batch_size
     if not 0 <= batch_idx < batches:
         raise SettingsError(
@@ -216,13 +216,13 @@ def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
 
 
 def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -> Ids:
-    """``batch_size`` different windows drawn from all alike [B], a function of ``(seed, batch_idx)``."""
+    """``batch_size`` distinct windows [B], uniformly at random; a function of ``(seed, batch_idx)``."""
     generator = np.random.default_rng(np.random.SeedSequence([seed, batch_idx]))
     return generator.choice(len(index), batch_size, replace=False).astype(np.int64)
 
 
 def windows_text(info: dict[str, Any]) -> str:
-    """What :meth:`WindowView.info` and the size of the data set say, as lines to read."""
+    """The entries of :meth:`WindowView.info` and the size of the data set as lines of text."""
     lines = [
         f"{counted(info['clips'], 'clip')}, {counted(info['frames'], 'frame')}, "
         f"{counted(info['windows'], 'window')} (split: {info['split']})",
@@ -236,7 +236,7 @@ def windows_text(info: dict[str, Any]) -> str:
 
 
 def corrupt_lines(info: dict[str, Any]) -> list[str]:
-    """The first corrupt frames of :meth:`WindowView.info`, a line each, and what becomes of all of them."""
+    """One line for each of the first corrupt frames of :meth:`WindowView.info`, and what training does about them."""
     lines = [f"damaged: {sentence}" for sentence in info["damaged"]]
     if not lines:
         return []

@@ -1,6 +1,6 @@
-"""Pictures of windows, and what every picture of this package shares. Everything drawn arrives built.
+"""Draws windows: one row of frames per window, with clip, frame names and times.
 
-Pixel arrays are uint8 RGB; b windows of T frames, S pixels square, as the network gets them before normalisation.
+Pixel arrays are uint8 RGB: b windows of T frames, S x S pixels, as the network gets them before normalisation.
 """
 
 from __future__ import annotations
@@ -13,28 +13,18 @@ import numpy as np
 
 from cltt.config import require
 from cltt.text import counted, shorten
-from cltt.visualize.figures import (
-    GREY,
-    INK,
-    MAX_SIDE,
-    pixel_figure,
-    write,
-)
-from cltt.visualize.views import (
-    Pixels,
-    WindowView,
-    seconds_text,
-)
+from cltt.visualize.figures import GREY, INK, MAX_SIDE, pixel_figure, write
+from cltt.visualize.views import Pixels, WindowView, seconds_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-MARGIN, GAP, HEADER = 16, 6, 74  # pixels round the picture, between frames, above the first row
+MARGIN, GAP, HEADER = 16, 6, 74  # pixels around the picture, between frames, above the first row
 LABEL_WIDTH, CAPTION_HEIGHT = 200, 34  # pixels left of a row, under a row of frames
-LETTER = 6.2  # pixels a letter of a caption takes, about
-SATURATED = 99  # percentile of the changes in a picture that is drawn black
+LETTER = 6.2  # average width of a caption's letter in pixels
+SATURATED = 99  # changes above this percentile are drawn black
 
 
 def draw_windows(
@@ -44,14 +34,14 @@ def draw_windows(
     augmented: Pixels | None = None,
     frames_per_second: float | None = None,
 ) -> Figure:
-    """One row of frames a window, with clip, frame names and times.
+    """Draw one row of frames per window, with clip, frame names and times.
 
     Args:
         view: the windows.
         title: the first line of the picture.
         difference: add a row of absolute differences to the frame before (:func:`differences`).
-        augmented: uint8 [b, T, S, S, 3], the same frames after augmentation; adds a row.
-        frames_per_second: gives times in seconds instead of frame numbers.
+        augmented: uint8 [b, T, S, S, 3], the same frames after augmentation; adds a row of them.
+        frames_per_second: if given, times are in seconds instead of frame numbers.
 
     Raises SettingsError for more windows than a picture can hold.
     """
@@ -63,7 +53,7 @@ def draw_windows(
     if augmented is not None:
         rows.append(augmented)
         extra.append("augmented")
-    grid = np.stack(rows, axis=1)  # [b, rows a window, T, S, S, 3]
+    grid = np.stack(rows, axis=1)  # [b, rows per window, T, S, S, 3]
     layout = Layout(grid.shape[0], grid.shape[1], grid.shape[2], grid.shape[3])
     figure, axes = pixel_figure(layout.width, layout.height)
     figure.figimage(layout.paste(grid), origin="upper", zorder=-1)  # under the text
@@ -79,10 +69,10 @@ def draw_windows(
 
 
 def differences(frames: Pixels) -> tuple[Pixels, int]:
-    """How much each pixel differs from the frame before, as grey [b, T, S, S, 3], and the change that is drawn black.
+    """Grey pictures [b, T, S, S, 3] of each pixel's change since the frame before, and the change drawn black.
 
-    A pixel's change is that of its most changed channel, 0 to 255: 0 is white, and the largest are black, a hundredth
-    of all. The first frame of a window has none and stays white.
+    A pixel's change is that of its most changed channel, 0 to 255. 0 is white; the largest changes, a hundredth of all,
+    are black. The first frame of a window stays white.
     """
     shown = np.full_like(frames, 255)
     change = np.abs(np.diff(frames.astype(np.int16), axis=1)).max(axis=-1, keepdims=True)
@@ -92,7 +82,7 @@ def differences(frames: Pixels) -> tuple[Pixels, int]:
 
 
 class Layout:
-    """Where the frames of a picture lie, in pixels: ``windows`` groups of ``rows`` rows of ``columns`` square cells."""
+    """Positions of the frames in pixels: ``windows`` groups of ``rows`` rows of ``columns`` square cells."""
 
     def __init__(self, windows: int, rows: int, columns: int, image_size: int) -> None:
         self.windows, self.rows, self.columns = windows, rows, columns
@@ -114,9 +104,9 @@ class Layout:
         return HEADER + window * self.group_height + row * (self.cell + GAP)
 
     def paste(self, grid: Pixels) -> Pixels:
-        """The white page with the frames of ``grid`` [windows, rows, columns, S, S, 3] on it: RGBA [height, width, 4].
+        """A white page, RGBA [height, width, 4], with the frames of ``grid`` [windows, rows, columns, S, S, 3].
 
-        matplotlib draws RGBA as it is, and would copy RGB several times.
+        matplotlib draws RGBA directly, but copies RGB several times.
         """
         page = np.full((self.height, self.width, 4), 255, dtype=np.uint8)
         for window, row, column in np.ndindex(*grid.shape[:3]):
@@ -126,16 +116,16 @@ class Layout:
 
 
 def cell_size(rows: int, columns: int, image_size: int) -> int:
-    """Side of a drawn frame: what fits a page about 1,200 wide and 9,000 high, never under 48 pixels.
+    """Side of a drawn frame in pixels: fits a page of about 1,200 x 9,000, and is at least 48.
 
-    Small frames are enlarged by a whole number, so that every pixel of the frame is a square of the same size.
+    Small frames are enlarged by an integer factor, so that all their pixels have the same size.
     """
     room = max(48, min(224, 1200 // columns, 9000 // rows if rows > 3 else 224))
     return image_size * (room // image_size) if image_size <= room else room
 
 
 def resize(image: Pixels, side: int) -> Pixels:
-    """``image`` [S, S, 3] at ``side`` pixels: averaged when smaller, repeated when larger."""
+    """Resize ``image`` [S, S, 3] to ``side``: pixels are averaged to shrink it and repeated to enlarge it."""
     if image.shape[0] == side:
         return image
     if side > image.shape[0]:
@@ -158,7 +148,7 @@ def _shape_line(view: WindowView) -> str:
 
 
 def _notes(view: WindowView) -> list[str]:
-    """What must be known of the frames drawn, a line each."""
+    """Lines about the region used and about damaged frames."""
     region, lines = view.region, []
     if region.kind != "none":
         without = f"; {counted(view.without_box, 'frame')} without a box" if view.without_box else ""
@@ -169,7 +159,7 @@ def _notes(view: WindowView) -> list[str]:
 
 
 def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames_per_second: float | None) -> None:
-    """Window and clip left of the row, name and time under each frame."""
+    """Write window and clip left of the row, name and time under each frame."""
     top = layout.top(row, 0)
     write(axes, MARGIN, top + 10, f"window {view.window_ids[row]}", size=13, weight="bold")
     write(axes, MARGIN, top + 28, _fitting(view.clip_names[row], LABEL_WIDTH - 8), size=11, color=GREY)
@@ -184,7 +174,7 @@ def _label_window(axes: Axes, layout: Layout, view: WindowView, row: int, frames
 
 
 def _fitting(text: str, pixels: int) -> str:
-    """``text``, shortened until it takes about ``pixels`` at the size of a caption."""
+    """``text``, shortened to about ``pixels`` at the font size of a caption."""
     letters = len(text)
     while letters > 1 and sum(map(_letter_width, shorten(text, letters))) > pixels:
         letters -= 1
@@ -196,11 +186,8 @@ def _letter_width(letter: str) -> float:
 
 
 def _time_text(view: WindowView, row: int, column: int, frames_per_second: float | None) -> str:
+    """A frame's time in its source or, if that is unknown, its number in the clip or the time of that number."""
     if view.seconds is not None and not np.isnan(view.seconds[row, column]):
         return seconds_text(float(view.seconds[row, column]))
-    return time_text(int(view.times[row, column]), frames_per_second)
-
-
-def time_text(number: int, frames_per_second: float | None) -> str:
-    """A frame's time in its clip: its number, and seconds where the frame rate is known."""
+    number = int(view.times[row, column])
     return f"t = {number}" if frames_per_second is None else f"t = {number / frames_per_second:.2f} s"

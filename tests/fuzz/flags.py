@@ -17,7 +17,7 @@ from cltt.demo.__main__ import DemoSettings
 from cltt.evaluation.__main__ import EvaluationSettings
 from cltt.packing.settings import BuildSettings
 from cltt.visualize import inspect
-from cltt.visualize.inspect import LookSettings
+from cltt.visualize.inspect import InspectSettings
 from tests.fuzz.contract import Rng, demand, one_sentence
 from tests.helpers import data
 
@@ -88,7 +88,7 @@ class Flags:
         warnings.simplefilter("ignore")
         self._root = data.make_clips(folder / "root", {"a": 9, "b/c": 12}, height=16, width=16)
         self._out = folder / "out"
-        self._groups = {**TrainSettings.groups(), "build": BuildSettings, "look": LookSettings}
+        self._groups = {**TrainSettings.groups(), "build": BuildSettings, "look": InspectSettings}
         self._groups |= {"demo": DemoSettings, "evaluation": EvaluationSettings}
         self._flags = {name: _flags(group) for name, group in self._groups.items()}
 

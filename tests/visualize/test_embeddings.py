@@ -72,15 +72,15 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no embeddings at"):
         load(tmp_path / "e.npz")
     np.savez(tmp_path / "e.npz", features=np.zeros((2, 2)))
-    with pytest.raises(DataError, match="holds no embeddings"):
+    with pytest.raises(DataError, match="is not a file of cltt evaluate --embeddings"):
         load(tmp_path / "e.npz")
     np.savez(tmp_path / "e.npz", features=np.array([{}], dtype=object))
-    with pytest.raises(DataError, match="holds no embeddings"):
+    with pytest.raises(DataError, match="is not a file of cltt evaluate --embeddings"):
         load(tmp_path / "e.npz")
     made({"a": 2}).save(tmp_path / "e.npz")
     whole = (tmp_path / "e.npz").read_bytes()
     (tmp_path / "e.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="holds no embeddings"):
+    with pytest.raises(DataError, match="is not a file of cltt evaluate --embeddings"):
         load(tmp_path / "e.npz")
 
 
