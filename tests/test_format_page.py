@@ -1,4 +1,4 @@
-"""docs/layout.md: the reader that it shows reads real shards, with nothing but the standard library."""
+"""docs/format.md: the reader that it shows reads real shards, with nothing but the standard library."""
 
 from __future__ import annotations
 
