@@ -1,8 +1,7 @@
-"""Every setting of every command, checked when made; flags are made from them."""
+"""Settings of the commands: frozen dataclasses that check their values, and from which flags are made."""
 
 from cltt.config.augmenting import PRESETS, Augment, AugmentSettings
 from cltt.config.data import (
-    AUGMENT_SCOPES,
     NORMALISATIONS,
     SPLITS,
     DataSettings,
@@ -16,11 +15,9 @@ from cltt.config.fields import (
     MAX_IMAGE_SIZE,
     MAX_SEED,
     MIN_IMAGE_SIZE,
-    Range,
     check_fields,
     declared,
     require,
-    require_one_of,
     require_within,
     saved,
     setting,
@@ -28,12 +25,8 @@ from cltt.config.fields import (
     values_of,
 )
 from cltt.config.labels import LabelRules
-from cltt.config.recipe import (
-    ModelSettings,
-    OptimSettings,
-)
+from cltt.config.recipe import ModelSettings, OptimSettings
 from cltt.config.settings import (
-    AMP_MODES,
     DEVICES,
     CheckpointSettings,
     LogSettings,
@@ -41,41 +34,3 @@ from cltt.config.settings import (
     TrainSettings,
     differences,
 )
-
-__all__ = [
-    "AMP_MODES",
-    "AUGMENT_SCOPES",
-    "DEVICES",
-    "MANY",
-    "MAX_IMAGE_SIZE",
-    "MAX_SEED",
-    "MIN_IMAGE_SIZE",
-    "NORMALISATIONS",
-    "PRESETS",
-    "SPLITS",
-    "Augment",
-    "AugmentSettings",
-    "CheckpointSettings",
-    "DataSettings",
-    "LabelRules",
-    "LogSettings",
-    "ModelSettings",
-    "OptimSettings",
-    "OrderSettings",
-    "Range",
-    "RunSettings",
-    "TrainSettings",
-    "ViewSettings",
-    "WindowSettings",
-    "check_fields",
-    "declared",
-    "differences",
-    "frame_step_value",
-    "require",
-    "require_one_of",
-    "require_within",
-    "saved",
-    "setting",
-    "value_types",
-    "values_of",
-]

@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,9 +26,11 @@ from cltt.shards.layout import BUILD, FORMAT, INDEX, VERSION, read_json
 from cltt.text import shorten
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 MAX_INT = (1 << 63) - 1
 MAX_SECONDS = 1e9  # longest time in a video: thirty years
 MAX_CLIPS = 1 << 25  # clips.npy has 48 bytes per clip and is read into memory
+_KINDS: dict[type, str] = {str: "text", dict: "a table", list: "a list"}
 _HEX = {"fingerprint": re.compile(r"[0-9a-f]{32}"), "sha256": re.compile(r"[0-9a-f]{64}")}
 
 
@@ -46,20 +48,20 @@ def check_index(path: Path, index: Mapping[str, Any]) -> None:
 
 def _check_index(index: Mapping[str, Any]) -> None:
     _hex(index, "fingerprint")
-    _text(index, "root_dir")
-    _check_settings(_mapping(index, "settings"))
+    _typed(index, "root_dir", str)
+    _check_settings(_typed(index, "settings", dict))
     for name in ("label_names", "split_names"):
-        names = _list(index, name)
+        names = _typed(index, name, list)
         if not all(isinstance(item, str) for item in names) or len(set(names)) != len(names):
             raise Invalid(f"{name} are not names, each once")
-    counts, shards, files = _mapping(index, "counts"), _list(index, "shards"), _mapping(index, "files")
+    counts, shards, files = _typed(index, "counts", dict), _typed(index, "shards", list), _typed(index, "files", dict)
     if not shards:
         raise Invalid("it names no shards")
     for number, shard in enumerate(shards):
         _check_shard(number, shard)
     parts = layout.parts_of(files) if index["version"] >= 2 else []
     for name in (*layout.INDEX_FILES, *parts, layout.REPORT):
-        _number(_mapping(files, name), "size")
+        _number(_typed(files, name, dict), "size")
         _hex(files[name], "sha256")
     if strange := sorted(set(files) - {*layout.INDEX_FILES, *parts, layout.REPORT}):
         raise Invalid(f"files names {strange[0]!r} too, which no build of this version writes")
@@ -68,9 +70,9 @@ def _check_index(index: Mapping[str, Any]) -> None:
     if _number(counts, "bytes") != sum(shard["size"] for shard in shards):
         raise Invalid("bytes is not the sum of the shards' sizes")
     for what in ("skipped", "reencoded", *({"cut", "read"} & set(counts))):
-        for reason in _mapping(counts, what):
+        for reason in _typed(counts, what, dict):
             _number(counts[what], reason)
-    if not all(isinstance(line, str) for line in _list({"odd": [], **index}, "odd")):
+    if not all(isinstance(line, str) for line in _typed({"odd": [], **index}, "odd", list)):
         raise Invalid("odd is not lines of text")
     if index["fingerprint"] != layout.fingerprint(files):
         raise Invalid("the fingerprint is not that of its files")
@@ -100,27 +102,16 @@ def _number(values: Mapping[str, Any], name: str, low: int = 0, high: int = MAX_
     return value
 
 
-def _text(values: Mapping[str, Any], name: str) -> str:
-    if not isinstance(value := values.get(name), str):
-        raise Invalid(f"{name} is not text")
+def _typed(values: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    value = values.get(name)
+    if not isinstance(value, kind):
+        raise Invalid(f"{name} is not {_KINDS[kind]}")
     return value
 
 
 def _hex(values: Mapping[str, Any], name: str) -> None:
-    if not _HEX[name].fullmatch(_text(values, name)):
+    if not _HEX[name].fullmatch(_typed(values, name, str)):
         raise Invalid(f"{name} is not of hexadecimal digits")
-
-
-def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    if not isinstance(value := values.get(name), Mapping):
-        raise Invalid(f"{name} is not a table")
-    return value
-
-
-def _list(values: Mapping[str, Any], name: str) -> list[Any]:
-    if not isinstance(value := values.get(name), list):
-        raise Invalid(f"{name} is not a list")
-    return value
 
 
 # ---- arrays
