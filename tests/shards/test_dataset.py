@@ -211,13 +211,6 @@ def test_an_index_file_gone_or_cut(copy: Path, name: str) -> None:
         ShardDataset(copy)
 
 
-def test_an_index_of_another_version(copy: Path) -> None:
-    index = json.loads((copy / layout.INDEX).read_text())
-    (copy / layout.INDEX).write_text(json.dumps({**index, "version": 7}))
-    with pytest.raises(DataError, match=r"index\.json has format version 7.*--overwrite"):
-        ShardDataset(copy)
-
-
 def test_a_plain_folder_reads_the_files(root: Path, contents: list[bytes], tmp_path: Path) -> None:
     dataset = FolderDataset(root)
     ids = np.random.default_rng(0).integers(0, FRAMES, 100)

@@ -111,7 +111,7 @@ def test_a_file_appears_only_when_whole(tmp_path: Path) -> None:
         ('{"format": "other"}', "not the index of a set of shards"),
         (
             json.dumps({"format": layout.FORMAT, "version": 99}),
-            f"version 99, this program reads 1 to {layout.VERSION}",
+            f"version 99, this program reads 1 to {layout.VERSION}; build the shards again with --overwrite",
         ),
     ],
 )

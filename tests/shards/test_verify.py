@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from cltt import ShardDataset, build_shards
-from cltt.errors import DataError
 from cltt.shards import dataset as dataset_module
 from cltt.shards import layout
 from cltt.shards.verify import verify_shards
@@ -113,16 +111,6 @@ def test_a_missing_shard(shards: Path, root: Path) -> None:
 def test_a_damaged_index_file(shards: Path, name: str, fault: Callable[[Path], None]) -> None:
     fault(shards / name)
     assert _names(shards) == [name]
-
-
-def test_no_index_and_another_version(shards: Path) -> None:
-    index = json.loads((shards / layout.INDEX).read_text())
-    (shards / layout.INDEX).write_text(json.dumps({**index, "version": 99}))
-    with pytest.raises(DataError, match="version 99"):
-        verify_shards(shards)
-    (shards / layout.INDEX).unlink()
-    with pytest.raises(DataError, match=r"no index\.json"):
-        verify_shards(shards)
 
 
 def test_the_source_is_compared(shards: Path, root: Path, tmp_path: Path) -> None:
