@@ -1,7 +1,7 @@
-"""What every command line here shares: one-sentence errors with exit status 2, and flags made from settings.
+"""The parts that all commands share: one-sentence errors, and flags made from settings.
 
-:func:`add_settings` adds a flag for each setting of a class, and :func:`settings_from` makes the class of what was
-given. The namespace holds those settings alone that were given; the class has the defaults.
+:func:`add_settings` adds a flag for each setting of a class, and :func:`settings_from` makes an instance of the flags
+that were given. The namespace only holds settings that were given; the class has the defaults.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from cltt.errors import CLTTError
 from cltt.text import shorten
 
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
+EXIT_INTERRUPTED = 130  # the status that a shell gives after Ctrl-C
 S = TypeVar("S")
 
 
 class _Help(argparse.HelpFormatter):
-    """Shows defaults."""
+    """Help that shows defaults."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return (action.help or "") + _default_text(action.default)
 
 
 def _default_text(default: Any) -> str:
-    """`` (default: VALUE)``; nothing where that says nothing: None, nothing at all, and the False of a switch."""
+    """`` (default: VALUE)``; "" for an empty default and for the False of a switch."""
     silent = default in (None, "", (), argparse.SUPPRESS) or default is False
     return "" if silent else f" (default: {default})"
 
@@ -50,8 +50,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; for a flag that is none, the error names the one that is spelled most like it."""
-        if self._subparsers is not None:  # each command has flags of its own
+        """As argparse's; the error for an unknown flag names the most similar one."""
+        if self._subparsers is not None:  # each subcommand checks its own flags
             return super().parse_args(args, namespace)
         flags = itertools.takewhile(lambda word: word != "--", sys.argv[1:] if args is None else args)
         known = self._option_string_actions
@@ -65,13 +65,13 @@ class Parser(argparse.ArgumentParser):
 
     def _did_you_mean(self, flag: str) -> str:
         shown = [name for name, action in self._option_string_actions.items() if action.help is not argparse.SUPPRESS]
-        import difflib  # for those who mistype
+        import difflib  # imported only after a mistake
 
         close = difflib.get_close_matches(flag, shown, n=1)
         return f"; did you mean {close[0]}?" if close else ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, which makes an empty list of ``--flag=--``."""
+        """As argparse's, with an error for ``--flag=--``, of which argparse makes an empty list."""
         parsed, rest = super().parse_known_args(args, namespace)
         for name, value in vars(parsed).items():
             if value == []:
@@ -83,13 +83,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tuple[str, ...] = ()) -> None:
-    """Add ``--field-name`` for every setting that ``settings`` declares, and the old flags that it replaces."""
-    types = value_types(settings)
+    """Add the flag ``--field-name`` of every setting of the class ``settings``, and the old flags that it replaces."""
+    kinds = value_types(settings)
     for field in declared(settings):
         if field.name in skip:
             continue
         options = {"help": field.metadata["help"] + _default_text(field.default), **field.metadata["argparse"]}
-        kind, count = items_of(types[field.name])
+        kind, count = items_of(kinds[field.name])
         if kind is bool:
             options.setdefault("action", "store_true")
         else:
@@ -101,7 +101,7 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *, skip: tu
 
 
 def settings_from(args: argparse.Namespace, settings: type[S]) -> S:
-    """Make ``settings`` of what ``args`` has of them; they are checked here."""
+    """An instance of the class ``settings`` with the values in ``args``; SettingsError if they cannot work."""
     for field in declared(settings):
         if field.metadata["old"] is not None:
             field.metadata["old"].take(args)
@@ -109,9 +109,9 @@ def settings_from(args: argparse.Namespace, settings: type[S]) -> S:
 
 
 def run(main: Callable[[], int | None], prog: str) -> NoReturn:
-    """Run a script's ``main`` and exit with its status; a :class:`CLTTError` becomes one sentence and its status.
+    """Run ``main`` and exit with its status. A :class:`CLTTError` is printed as one sentence.
 
-    Warnings, and what the package logs, become a line each. So does a path that the system refuses.
+    So is an OSError about a path. Warnings and log messages of the package are printed as one line each.
     """
     _open_standard_streams()
     with _plain_warnings():
@@ -125,7 +125,7 @@ def _status_of(main: Callable[[], int | None], prog: str) -> int:
         return status
     except BrokenPipeError:
         if not _reader_is_gone():
-            raise  # a worker or a connection broke, which must not pass for success
+            raise  # a worker or a connection broke: a failure
         return 0
     except (CLTTError, OSError, KeyboardInterrupt) as error:
         explained = explain(error, prog)
@@ -136,12 +136,12 @@ def _status_of(main: Callable[[], int | None], prog: str) -> int:
         return status
 
 
-# What the system says of a path, whatever is done with it.
+# Errors that are about a path, whatever was done with it.
 _OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def explain(error: BaseException, prog: str) -> tuple[int, str] | None:
-    """Exit status and sentence ("": nothing to say) of a script that ends with ``error``; None: it is a defect."""
+    """The exit status and the sentence ("": none) for a command that ends with ``error``; None: it is a defect."""
     if isinstance(error, CLTTError):
         return error.exit_status, f"{prog}: error: {error}"
     if isinstance(error, KeyboardInterrupt):
@@ -157,9 +157,9 @@ def explain(error: BaseException, prog: str) -> tuple[int, str] | None:
 
 
 def _open_standard_streams() -> None:
-    """Give a stream that was closed (``2>&-``) the null device, or the next file opened would take its place.
+    """Open the null device for a standard stream that is closed (``2>&-``): the next file opened would replace it.
 
-    Characters that the terminal's encoding lacks are written as escapes.
+    Characters that are not in the terminal's encoding are written as escapes.
     """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(handle, True)
@@ -173,7 +173,7 @@ def _open_standard_streams() -> None:
 
 
 def _flush_output() -> None:
-    """Flush; where the disk under a log is full, what is left of the output goes nowhere: the work itself succeeded."""
+    """Flush standard output. On a full disk the remaining output is discarded: the work itself has succeeded."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -183,13 +183,13 @@ def _flush_output() -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether ``... | head`` closed our output; if so, what is still to be written goes nowhere, without a message."""
+    """Whether the reader of our output has ended (``... | head``); if so, remaining output is discarded."""
     gone = False
     for stream in (sys.stdout, sys.stderr):
         poll = select.poll()
         try:
             poll.register(stream, select.POLLOUT)
-        except (OSError, ValueError):  # not a file of the system's
+        except (OSError, ValueError):  # not a file of the system
             continue
         if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
             gone = True
@@ -203,7 +203,7 @@ class _LogLines(logging.Handler):
 
 
 def _print_warning(text: str) -> None:
-    """A line on stderr, above a progress bar if there is one."""
+    """Print a line on stderr, above a progress bar if there is one."""
     bars = sys.modules.get("tqdm")
     (print if bars is None else bars.tqdm.write)(f"warning: {text}", file=sys.stderr)
     sys.stderr.flush()
@@ -211,7 +211,7 @@ def _print_warning(text: str) -> None:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Each warning once, as a line ``warning: ...`` without its place in the source; the same for the package's log."""
+    """Print each warning once, as a line ``warning: ...``, and each message that the package logs."""
     said = set()
 
     def show(message: Warning | str, category: Any, filename: str, lineno: int, *_: TextIO | str | None) -> None:

@@ -1,62 +1,62 @@
-"""Exceptions that carry one plain sentence for the person at the keyboard.
+"""Exceptions whose message is one sentence for the user.
 
-Scripts print these without a traceback and exit with status 2, or one of their own (see :mod:`cltt.cli`); anything
-else is a defect and keeps its traceback. A message says what was given, what was expected, where, and what to do.
+Commands print it without a traceback and exit with ``exit_status`` (see :mod:`cltt.cli`). Any other exception is a
+defect and keeps its traceback. A message says what happened, where, and what to do.
 """
 
 from __future__ import annotations
 
-EXIT_REQUEUE = 85  # "run the same command again": a batch script requeues on it
+EXIT_REQUEUE = 85  # asks for the same command again: batch scripts requeue the job
 
 
 class CLTTError(Exception):
-    """Base of all errors a user can cause and mend.
+    """Base of all errors that a user can cause and correct.
 
     Attributes:
-        exit_status: of a script that ends with it. A batch script starts a run again unless it is 2.
+        exit_status: exit status of the command. Batch scripts start a run again unless it is 2.
     """
 
     exit_status = 2
 
 
 class SettingsError(CLTTError, ValueError):
-    """A setting or argument that cannot work."""
+    """A setting or argument has a value that cannot work."""
 
 
 class DataError(CLTTError, RuntimeError):
-    """Data on disk that is missing, damaged, or of another version."""
+    """Data on disk is missing, damaged, or of another version."""
 
 
 class BusyError(DataError):
-    """What another process holds now: the same command may work later."""
+    """Another process uses the files now; the same command may work later."""
 
 
 class StorageError(DataError):
-    """Storage that did not answer for as long as one was willing to wait: the same command may work later."""
+    """The storage did not answer for io_patience seconds; the same command may work later."""
 
     exit_status = EXIT_REQUEUE
 
 
 class OutputError(CLTTError):
-    """Results that could not be written to the end."""
+    """Results could not be written completely."""
 
     exit_status = 1
 
 
 class OutOfMemoryError(CLTTError):
-    """Memory, of the GPU or the machine, did not suffice; it may the next time."""
+    """The GPU or the machine had too little memory; the same command may work later."""
 
     exit_status = 1
 
 
 class DeviceError(CLTTError):
-    """A GPU that was given and does not work; another node's may."""
+    """A GPU that was given to the process does not work; another node's may."""
 
     exit_status = 1
 
 
 class FrameError(DataError):
-    """One frame that cannot be used.
+    """One frame cannot be read or decoded.
 
     Attributes:
         frame_id: dataset-wide id of the frame.
@@ -71,8 +71,8 @@ class FrameError(DataError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[FrameError], tuple[int, str, str]]:
-        return FrameError, (self.frame_id, self.name, self.reason)  # made of more than its message
+        return FrameError, (self.frame_id, self.name, self.reason)  # pickle would pass only the message
 
 
 class InvalidImage(ValueError):
-    """Bytes of a source file that are no whole picture that can be a frame; the message is one short phrase."""
+    """A source file is not a complete image that can be a frame; the message is one short phrase."""

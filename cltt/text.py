@@ -1,4 +1,4 @@
-"""Words for people: counts, names that a terminal or a font can show."""
+"""Text for users: counts, sizes, and names that a terminal or a font can show."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 
 def say(line: str) -> None:
-    """Print a line at once; see :func:`never_failing_log`."""
+    """Print a line and flush it; see :func:`never_failing_log`."""
     with never_failing_log():
         print(line, flush=True)
 
 
 @contextlib.contextmanager
 def never_failing_log() -> Iterator[None]:
-    """A log on a full disk must not end what it tells of: a line may be lost. (A reader that has gone is no disk.)"""
+    """A block whose failed log writes never abort the run; only BrokenPipeError is raised."""
     try:
         yield
     except BrokenPipeError:
         raise
-    except (OSError, UnicodeEncodeError):  # the latter: standard output of a program that cltt.cli did not start
+    except (OSError, UnicodeEncodeError):  # UnicodeEncodeError: only in programs that cltt.cli did not start
         pass
 
 
@@ -37,9 +37,9 @@ def byte_size(size: float) -> str:
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of ``now`` is not as it was saved, in words: ``["batch_size is 16 and was 32", ...]``.
+    """The values of ``now`` that differ from ``saved``, in words: ``["batch_size is 16 and was 32", ...]``.
 
-    A name that ``saved`` lacks was None; names that only ``saved`` has do not count.
+    A name that is missing in ``saved`` was None. Names that only ``saved`` has are ignored.
     """
     return [
         f"{name} is {shorten(str(value), _MAX_VALUE)} and was {shorten(str(saved.get(name)), _MAX_VALUE)}"
@@ -48,20 +48,21 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-_MAX_VALUE = 100  # letters of a value in a sentence; a hash has 64
+_MAX_VALUE = 100  # characters of a value in a sentence; a hash has 64
 
 
 def printable(text: str) -> str:
-    """``text`` without what a font cannot draw: undecodable bytes and control characters become ``?``."""
+    """``text`` with ``?`` for undecodable bytes and control characters, which a font cannot draw."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def printable_lines(text: str) -> str:
+    """As :func:`printable`, for each line."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def shorten(text: str, letters: int) -> str:
-    """``text`` with its middle left out if it is longer than ``letters``; more of the end stays: it names the frame."""
+    """``text``, without its middle if it is longer than ``letters``; more of the end stays, as it names the frame."""
     if len(text) <= letters:
         return text
     head = max(0, (letters - 1) // 3)

@@ -73,17 +73,13 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     if found is None and now.digest is None:
         now = describe(root, files=True)
         found = _of_source(sets, now)
-    if found is None and (data.fps, data.stream) != (None, None) and not _has_videos(now):
+    if found is None and (data.fps, data.stream) != (None, None) and not _videos(now):
         say(f"no video is under {root}: --fps and --stream change nothing")
         return _shards_of_root(replace(data, fps=None, stream=None), fingerprint)
     if found is not None:
         say(f"using the shards in {found}: {root} is as it was when they were built")
         return found
     return _build(first, sets, root, now, data)
-
-
-def _has_videos(source: Source) -> bool:
-    return any(has_video_name(os.fsencode(key)) for key in source.clips or {})
 
 
 def _build_settings(data: DataSettings) -> BuildSettings:
@@ -272,9 +268,15 @@ def _prepare(out: Path, root: str, now: Source, data: DataSettings) -> None:
     _check_room(out, root, now, data)
 
 
+def _videos(source: Source) -> dict[str, int]:
+    """Bytes of each video, by its path."""
+    clips = (source.clips or {}).items()
+    return {key: clip.size for key, clip in clips if has_video_name(os.fsencode(key))}
+
+
 def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
     """Print how many bytes the build still needs. SettingsError if the disk has fewer."""
-    videos = {key: clip.size for key, clip in (now.clips or {}).items() if has_video_name(os.fsencode(key))}
+    videos = _videos(now)
     images = now.files - len(videos)
     sampling = Sampling(fps=data.fps, stream=data.stream, resize_short=data.resize_short)
     needed = now.size - sum(videos.values())

@@ -212,12 +212,12 @@ def heads(key: str) -> Iterator[str]:
 class ClipCutter:
     """Cuts files, given in order, into clips: one clip per folder, or several parts of a folder with gaps between.
 
-    Attributes, with one entry per clip: ``first``, the number of its first frame; ``folder``; ``part``, counted from 0
-    in each folder. Only valid files count as frames.
+    Attributes, with one entry per clip: ``first``, the number of its first frame; ``folder``. Only valid files count as
+    frames.
     """
 
     def __init__(self) -> None:
-        self.first, self.folder, self.part = array("q"), array("q"), array("q")
+        self.first, self.folder = array("q"), array("q")
         self.frames = 0
         self._last_folder = -1
         self._is_cut = False
@@ -233,22 +233,19 @@ class ClipCutter:
         starts |= np.diff(folders[kept], prepend=self._last_folder) != 0
         if len(kept):
             starts[0] |= self._is_cut
-            for frame in np.flatnonzero(starts).tolist():
-                self._start(self.frames + frame, int(folders[kept[frame]]))
+            begins = np.flatnonzero(starts)
+            self.first.extend((self.frames + begins).tolist())
+            self.folder.extend(folders[kept[begins]].tolist())
             self._last_folder = int(folders[kept[-1]])
         self._is_cut = bool(cuts[-1] > (at[-1] if len(kept) else 0))
         self.frames += len(kept)
 
-    def _start(self, frame: int, folder: int) -> None:
-        is_next_part = bool(self.folder) and self.folder[-1] == folder
-        self.part.append(self.part[-1] + 1 if is_next_part else 0)
-        self.first.append(frame)
-        self.folder.append(folder)
-
     def columns(self) -> tuple[Array, Array, Array]:
-        """(first frame, length, part) of all clips, each int64 [clips]."""
-        first = np.frombuffer(self.first, np.int64)
-        return first, np.diff(first, append=self.frames), np.frombuffer(self.part, np.int64)
+        """(first frame, length, part) of all clips, each int64 [clips]; parts count from 0 in each folder."""
+        first, folder = np.frombuffer(self.first, np.int64), np.frombuffer(self.folder, np.int64)
+        _, first_part, parts = np.unique(folder, return_index=True, return_counts=True)
+        part = np.arange(len(folder)) - np.repeat(first_part, parts)
+        return first, np.diff(first, append=self.frames), part
 
     def keys(self) -> tuple[Array, Array]:
         """(sorted folders that have a clip; for each clip the index of its folder among them)."""
