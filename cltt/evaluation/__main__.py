@@ -348,16 +348,20 @@ def _note(name: str, weights: Weights) -> str:
 
 
 def _trained_on(weights: Weights, data: str) -> tuple[ShardDataset, np.ndarray] | None:
-    """The shards a run was trained on and the ids of its clips; None if they are neither at their path nor ``data``."""
+    """The shards a run was trained on and the ids of its clips; None if they are neither at their path nor ``data``.
+
+    Without the list of --clips that the run was given, all clips of its split count as trained on.
+    """
     trained = weights.saved["settings"]["data"]
-    shards = trained.get("shards")
+    shards, listed = trained.get("shards"), trained.get("clips")
+    listed = listed if listed and Path(listed).is_file() else None
     for path in (shards, data):
         if not path or not Path(path).is_dir():
             continue
         with contextlib.suppress(CLTTError):
             dataset = ShardDataset(path)
             if dataset.fingerprint == weights.saved["fingerprint"]:
-                return dataset, dataset.training_clips(trained.get("split") if shards else "all")[1]
+                return dataset, dataset.training_clips(trained.get("split") if shards else "all", listed)[1]
     return None
 
 

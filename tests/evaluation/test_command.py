@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cltt import build_shards
+from cltt.config import DataSettings, TrainSettings, WindowSettings
 from cltt.errors import DataError, SettingsError
 from cltt.evaluation import plots, results
 from cltt.evaluation.__main__ import main
@@ -279,6 +280,22 @@ def test_clips_of_training_are_warned_of(shards: Path, tmp_path: Path, caplog: p
     save_run(tmp_path / "run", steps=(0,), fingerprint=ShardDataset(shards / "s").fingerprint)
     assert main(flags(tmp_path / "run", shards / "s", "--no-baseline")) == 0
     assert any("images are of clips that the encoder is trained on" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(("clips", "seen"), [("x\ny", 11), ("x/clip0", 5), ("x/clip2", 0)])
+def test_only_listed_clips_count_as_trained_on(
+    clips: str, seen: int, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cltt import ShardDataset
+
+    (tmp_path / "clips.txt").write_text(clips)
+    data_settings = DataSettings(shards=str(shards / "s"), clips=str(tmp_path / "clips.txt"), image_size=32)
+    settings = TrainSettings(windows=WindowSettings(), data=data_settings)
+    fingerprint = ShardDataset(shards / "s").fingerprint
+    save_run(tmp_path / "run", steps=(0,), fingerprint=fingerprint, settings=settings.to_dict())
+    assert main(flags(tmp_path / "run", shards / "s", "--no-baseline")) == 0
+    warnings = [record.getMessage() for record in caplog.records if "is trained on" in record.getMessage()]
+    assert [int(warning.split()[0]) for warning in warnings] == ([seen] if seen else [])
 
 
 # ---- the picture
