@@ -71,15 +71,15 @@ def start_on_node(rank: int, hosts: Path, **environment: str) -> subprocess.Pope
     )
 
 
-def meet(folder: Path, **environment: str) -> list[tuple[int | None, str]]:
-    """Exit status (None: still not there after a minute) and output of each rank."""
+def meet(folder: Path, seconds: float = 60, **environment: str) -> list[tuple[int | None, str]]:
+    """Exit status (None: still not there after ``seconds``) and output of each rank."""
     hosts = folder / "hosts"
     hosts.write_text("127.0.0.1 localhost\n127.0.1.1 node0\n127.0.1.1 node1\n")
     ranks = [start_on_node(rank, hosts, **environment) for rank in range(2)]
     ends: list[tuple[int | None, str]] = []
     for rank in ranks:
         try:
-            output, _ = rank.communicate(timeout=60)
+            output, _ = rank.communicate(timeout=seconds)
             ends.append((rank.returncode, output))
         except subprocess.TimeoutExpired:
             ends.append((None, ""))
@@ -98,7 +98,7 @@ def test_nodes_meet_whose_names_resolve_to_loopback(nodes: None, tmp_path: Path)
 @pytest.mark.slow
 def test_the_interface_asked_for_is_left_alone(nodes: None, tmp_path: Path) -> None:
     """And loopback, which gloo would take by itself, does not join the nodes: the test above can fail."""
-    assert all(status != 0 for status, _ in meet(tmp_path, GLOO_SOCKET_IFNAME="lo"))
+    assert all(status != 0 for status, _ in meet(tmp_path, 20, GLOO_SOCKET_IFNAME="lo"))
 
 
 def test_the_interface_of_a_route() -> None:
