@@ -84,13 +84,15 @@ def inputs(only: str | None) -> Iterator[tuple[str, int]]:
                 yield kind, turn * count + place
 
 
-def run(seconds: float, seed: int, only: str | None, folder: Path) -> tuple[Counter[tuple[str, str]], list[str]]:
+def run(
+    seconds: float, rounds: int | None, seed: int, only: str | None, folder: Path
+) -> tuple[Counter[tuple[str, str]], list[str]]:
     """(how many inputs of a kind ended how, what broke its contract)."""
     counts: Counter[tuple[str, str]] = Counter()
     broken: list[str] = []
     process = Process(folder / "work", seed, folder / "worker.log")
     start = time.monotonic()
-    for kind, number in inputs(only):
+    for kind, number in itertools.islice(inputs(only), rounds and rounds * sum(ROUND.values())):
         if time.monotonic() - start > seconds:
             break
         answer = process.attempt(kind, number)
@@ -112,13 +114,14 @@ def write_csv(path: Path, counts: Counter[tuple[str, str]], seed: int, seconds: 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60, help="how long to go on")
+    parser.add_argument("--rounds", type=int, help=f"stop after so many times {sum(ROUND.values())} inputs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="KIND:NUMBER", help="try this input alone, as in 'shard sets:17'")
     parser.add_argument("--csv", type=Path, help="file for the counts")
     args = parser.parse_args()
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        counts, broken = run(args.seconds, args.seed, args.only, Path(folder))
+        counts, broken = run(args.seconds, args.rounds, args.seed, args.only, Path(folder))
     for kind in ROUND:
         print(f"{kind}: {sum(count for key, count in counts.items() if key[0] == kind):,}")
     print(f"{sum(counts.values()):,} inputs, {len(broken)} broke their contract")
