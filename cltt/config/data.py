@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from operator import index
-from typing import Any
 
 from cltt.config.augmenting import AugmentSettings
 from cltt.config.fields import MANY, MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, check_fields, require, require_within, setting
 from cltt.config.old_flags import OBJECT_FOCUS, SHORT_CLIPS, TWO_VIEWS
+from cltt.errors import SettingsError
 from cltt.region import BOXES_OF_SHARDS, EFFECTS, REGIONS, SCALES, Region
 from cltt.text import shorten
 
@@ -53,19 +53,20 @@ class WindowSettings:
         return (self.window_size - 1) * self.frame_steps[1] + 1
 
 
+_FRAME_STEP = re.compile(r"(-?\d{1,20})(?:-(\d{1,20}))?")
+
+
 def frame_step_value(given: object) -> int | str:
     """A frame step as it is saved, a number or ``A-B``, from one of these or a pair of numbers.
 
     Raises:
         SettingsError: for anything else, a number out of range, or a range A-B without 1 <= A < B.
     """
-    parts = given.split("-") if isinstance(given, str) and not given.startswith("-") else given
-    try:
-        steps = [int(part) if isinstance(part, str) else index(part) for part in _as_list(parts)]
-    except (TypeError, ValueError):
-        steps = []
-    shown = shorten(repr(given), 60)
-    require(len(steps) in (1, 2), f"frame_step is {shown}; it must be a number of frames, or a range such as 1-15")
+    found = _FRAME_STEP.fullmatch("-".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given))
+    if found is None:
+        shown = shorten(repr(given), 60)
+        raise SettingsError(f"frame_step is {shown}; it must be a number of frames, or a range such as 1-15")
+    steps = [int(number) for number in found.groups() if number]
     for step in steps:
         require_within("frame_step", step, 0, MANY)
     shortest, longest = steps[0], steps[-1]
@@ -74,10 +75,6 @@ def frame_step_value(given: object) -> int | str:
         f"frame_step is {given}; in a range A-B, A must be 1 or more and B greater than A",
     )
     return shortest if shortest == longest else f"{shortest}-{longest}"
-
-
-def _as_list(parts: Any) -> list[Any]:
-    return list(parts) if isinstance(parts, (list, tuple)) else [parts]
 
 
 SPLITS = ("train", "val", "test", "all")
