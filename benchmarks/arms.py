@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks import coil20, harness, report
 from cltt import ShardDataset, build_shards
-from cltt.config import TrainSettings
+from cltt.config import TrainSettings, WindowSettings
 from cltt.demo import __main__ as demo
 from cltt.errors import SettingsError
 from cltt.evaluation.probe import few_shot_accuracies, fit_linear_probe
@@ -31,6 +31,7 @@ from tests.helpers.data import SHARED
 COIL, DEMO = "COIL-20", "demo"
 COIL_SIZE = 32  # as its views are stored
 TIME, UNTRAINED = "time", "untrained"
+ABX_STEP = "abx_step_"
 KEY = ("data", "arm", "seed")
 Arms = dict[str, dict[str, dict[str, Any]]]
 Measure = Callable[[nn.Module], dict[str, float]]
@@ -44,8 +45,9 @@ class Study:
     Attributes:
         name: of the CSV file in ``results``.
         arms: the settings that each arm changes, by group; UNTRAINED is the encoder that all start from.
-        measures: columns of the CSV file: of ``one_shot``, ``four_shot``, ``probe``, ``abx_within`` and ``abx_across``;
-            the last two with ``_before`` are the untrained encoder's.
+        measures: columns of the CSV file: of ``one_shot``, ``four_shot``, ``probe``, ``abx_across`` on the run's own
+            windows, ``abx_across_before``, that of the untrained encoder, and ``abx_step_S``, on windows of two frames
+            S apart, whatever the run's.
         epochs: of the arm TIME, by data set.
         backbone: the encoder.
         batch_size: windows per step.
@@ -161,31 +163,35 @@ def run_arm(study: Study, arm: str, settings: TrainSettings, folder: Path, measu
     )
     changes = {group: replace(getattr(asked, group), **values) for group, values in study.arms[arm].items()}
     asked = with_steps(replace(asked, **changes), settings.optim.epochs * steps_of(settings))
-    before = abx_of(model.encoder, asked) if "abx_across" in study.measures else {}
+    before = abx_of(model.encoder, asked, asked.windows) if "abx_across" in study.measures else 0.0
     if train(asked) != 0:
         raise KeyboardInterrupt  # asked to stop; --resume goes on
     load_weights(model, asked.run_dir)
-    after = abx_of(model.encoder, asked) if before else {}
+    steps = [int(name.removeprefix(ABX_STEP)) for name in study.measures if name.startswith(ABX_STEP)]
+    common = {step: WindowSettings(window_size=2, frame_step=step) for step in steps}
     return {
         "steps": asked.optim.epochs * asked.optim.max_batches_per_epoch,
         **measure(model.encoder),
-        **after,
-        **{f"{name}_before": value for name, value in before.items()},
+        "abx_across": abx_of(model.encoder, asked, asked.windows) if before else 0.0,
+        "abx_across_before": before,
+        **{f"{ABX_STEP}{step}": abx_of(model.encoder, asked, windows) for step, windows in common.items()},
     }
 
 
-def abx_of(encoder: nn.Module, settings: TrainSettings) -> dict[str, float]:
-    """ABX on the run's windows, of all clips."""
+def abx_of(encoder: nn.Module, settings: TrainSettings, windows: WindowSettings) -> float:
+    """ABX across clips that the run is not trained on; across all where it is trained on all."""
     assert settings.data.shards is not None
+    dataset = ShardDataset(settings.data.shards)
+    _, trained = dataset.training_clips(settings.data.split, settings.data.clips)
     evaluator = AbxEvaluator(
-        ShardDataset(settings.data.shards),
-        np.empty(0, np.int64),
-        settings.windows,
+        dataset,
+        trained if len(trained) < dataset.num_clips else np.empty(0, np.int64),
+        windows,
         image_size=settings.data.image_size,
         device=torch.device("cpu"),
         normalise=settings.data.normalise,
     )
-    return evaluator(encoder).columns()
+    return evaluator(encoder).abx_across or 0.0
 
 
 def with_steps(settings: TrainSettings, steps: int) -> TrainSettings:

@@ -89,6 +89,19 @@ def test_windows_share_no_moment_and_are_few(shards: Path, most: int, monkeypatc
         assert len(frames) == sum(length // 9 for length in dataset.clip_lengths[[0, 1, 3, 4, 5]])
 
 
+def test_fewer_windows_are_a_sample_of_all(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not those that lie farthest apart, which are the easiest."""
+    dataset, clips, windows = ShardDataset(shards), np.arange(7), WindowSettings(window_size=2, frame_step=1)
+    everything = window_frames(dataset, clips, windows)
+    assert len(everything) == 2 * sum(length // 2 for length in dataset.clip_lengths)
+    monkeypatch.setattr(abx_module, "MAX_FRAMES", 56)
+    few = window_frames(dataset, clips, windows)
+    assert len(few) == 2 * (6 * 4 + 3)
+    starts = set(everything.ids[::2].tolist())
+    assert set(few.ids[::2].tolist()) < starts and (np.diff(few.ids[::2]) > 0).all()
+    assert (np.diff(few.ids[::2])[np.diff(few.labels[::2]) == 0] == 2).any()
+
+
 def test_clips_without_two_windows_are_refused(shards: Path) -> None:
     dataset = ShardDataset(shards)
     reading = {"image_size": 16, "device": torch.device("cpu"), "normalise": "none"}

@@ -19,6 +19,7 @@ from cltt.errors import SettingsError
 from cltt.evaluation.features import extract_features
 from cltt.evaluation.images import Images, ShardSource
 from cltt.metrics import ABX_COLUMNS
+from cltt.sampling.permutation import mix64
 from cltt.shards.dataset import ShardDataset
 
 MAX_FRAMES = 800  # encoded per evaluation
@@ -99,9 +100,11 @@ class AbxEvaluator:
 
 
 def window_frames(dataset: ShardDataset, clips: np.ndarray, windows: WindowSettings) -> Images:
-    """Frames of windows that share no moment, evenly spread over clips that are evenly spread over ``clips``.
+    """Frames of windows that share no moment, of clips that are evenly spread over ``clips``.
 
-    Labels are the clips, groups the windows. At most MAX_FRAMES frames, unless two windows of two clips have more.
+    Windows lie end to end. In a clip that has more than there is room for, a hash of each window's first frame chooses,
+    so that every call takes the same ones. Labels are the clips, groups the windows. At most MAX_FRAMES frames, unless
+    two windows of two clips have more.
     """
     step, size, span = windows.frame_steps[1], windows.window_size, windows.span
     room = dataset.clip_lengths[clips] // span
@@ -110,14 +113,15 @@ def window_frames(dataset: ShardDataset, clips: np.ndarray, windows: WindowSetti
     chosen = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), max(most // CLIP_WINDOWS, 2))).astype(np.int64))
     starts = []
     for clip, slots in zip(clips[chosen].tolist(), room[chosen].tolist(), strict=True):
-        count = min(slots, most // len(chosen))
         last = int(dataset.clip_lengths[clip]) - span
-        places = np.arange(count) * last // max(count - 1, 1) if count > 1 else np.array([last // 2])
-        starts.append(dataset.clip_offsets[clip] + places)
-    first = np.concatenate(starts) if starts else np.empty(0, np.int64)
-    ids = (first[:, None] + step * np.arange(size)).ravel()
+        places = np.arange(slots) * last // max(slots - 1, 1) if slots > 1 else np.array([last // 2])
+        first = dataset.clip_offsets[clip] + places
+        kept = np.argsort(mix64(first.astype(np.uint64)))[: most // len(chosen)]
+        starts.append(np.sort(first[kept]))
+    firsts = np.concatenate(starts) if starts else np.empty(0, np.int64)
+    ids = (firsts[:, None] + step * np.arange(size)).ravel()
     owners = np.repeat(clips[chosen], [size * len(places) for places in starts])
-    return Images(ids, owners, np.repeat(np.arange(len(first)), size), ShardSource(dataset))
+    return Images(ids, owners, np.repeat(np.arange(len(firsts)), size), ShardSource(dataset))
 
 
 def abx(features: np.ndarray, clip: np.ndarray, window: np.ndarray) -> tuple[float | None, float | None]:
