@@ -106,7 +106,7 @@ def command_reference() -> str:
     """What each command prints for --help, as Markdown."""
     from cltt.__main__ import COMMANDS
 
-    environ = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1"}
+    environ = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1"}
     parts = []
     for name, command in COMMANDS.items():
         words = [sys.executable, "-m", "cltt", name, "--help"]
