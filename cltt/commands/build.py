@@ -56,7 +56,7 @@ def verify_parser(prog: str) -> Parser:
     return parser
 
 
-def _summary(report: BuildReport, what: str, seconds: float) -> str:
+def summary(report: BuildReport, what: str, seconds: float) -> str:
     lines = [f"{what} {report.path}: {report} ({seconds:.1f} s)"]
     if report.already_complete:
         lines = [
@@ -117,7 +117,7 @@ def build(argv: list[str], prog: str = "cltt build") -> int:
         **dataclasses.asdict(settings_from(args, BuildSettings)),
     )
     what = "plan of" if args.dry_run else f"task {args.task} of" if args.task else "built"
-    print(_summary(report, what, time.perf_counter() - start))
+    print(summary(report, what, time.perf_counter() - start))
     if args.dry_run:
         print(_window_counts(report, settings_from(args, WindowSettings)))
     return 0

@@ -24,7 +24,7 @@ from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEO
 from cltt.packing.settings import BuildSettings
 from cltt.shards import layout, tar
 from cltt.source import clips, scan, videos
-from cltt.source.names import HOLES, choice_of
+from cltt.source.names import HOLES, choice_of, frame_number
 from cltt.source.odd import Odd, merge_odd
 
 WRITE_FRAMES = 8192  # frames held before they are written
@@ -65,7 +65,7 @@ class _Columns:
         self.has_times |= bool(clip.video)
         number = None
         for frame in clip.frames:
-            last, number = number, scan.frame_number(frame.name) if split_gaps else None
+            last, number = number, frame_number(frame.name) if split_gaps else None
             jumps = last is not None and number is not None and number not in (last, last + 1)
             self._start_shard_if_full(max(0, frame.size))
             place = self._names.tell()

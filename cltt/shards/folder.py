@@ -86,7 +86,7 @@ class FolderDataset(_ClipTable):
         self.label_names: list[str] = []
         self.split_names: list[str] = []
 
-    def _list(self, sampling: videos.Sampling) -> list[clips.Listed]:
+    def _list(self, sampling: videos.Sampling) -> list[videos.Listed]:
         with ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
             folders = scan.scan_folders(self._root, pool)
             listed = list(clips.list_clips(folders, pool, sampling))
@@ -158,7 +158,7 @@ class FolderDataset(_ClipTable):
         first = frames[0][1]
         wanted = [(frame.mark, frame.entry) for _, frame in frames]
         try:
-            found = list(videos.read_frames(self._root, first.key, first.video, wanted))
+            found = list(videos.read_frames(self._root, first.key, first.video, wanted, videos.Sampling()))
         except DataError as error:
             return [FrameError(frame_id, os.fsdecode(frame.path), str(error)) for frame_id, frame in frames]
         return [

@@ -234,8 +234,7 @@ class _Videos:
         here = [frame for frame in frames if _file_name(frame[0]) in given]
         yield from (Mismatch(name, OTHER_NOW) for path, name, _ in frames if _file_name(path) not in given)
         wanted = [given[_file_name(path)] for path, _, _ in here]
-        options: dict[str, Any] = {"resize_short": self._sampling.resize_short, "quality": self._sampling.quality}
-        stored = videos.read_frames(self._root, key, clip.video, wanted, **options)
+        stored = videos.read_frames(self._root, key, clip.video, wanted, self._sampling)
         for (_, name, crc), one in zip(here, stored, strict=True):
             if isinstance(one, InvalidImage) or zlib.crc32(one.data) != crc:
                 yield Mismatch(name, OTHER_NOW)

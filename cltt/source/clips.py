@@ -1,7 +1,7 @@
-"""The one face of all kinds of source, folders of frames and videos: list the clips, give their frames in order.
+"""Sources of all kinds, folders of frames and videos: list the clips, read their frames in order.
 
-A third kind is found in ``scan``, listed in :func:`list_clips` and read in :class:`FrameReader`; nothing outside this
-package asks of which kind a clip is.
+A new kind of source is found in ``scan``, listed in :func:`list_clips` and read in :class:`FrameReader`; no other
+package depends on the kind of a clip.
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from cltt.errors import DataError, InvalidImage
+from cltt.errors import InvalidImage
 from cltt.files import threads
 from cltt.files.regular import open_regular
 from cltt.files.retry import ShortRead, retry
 from cltt.source import image, scan, videos
-from cltt.source.odd import Odd
-from cltt.source.scan import Scan, SourceClip
+from cltt.source.scan import Scan
 
-READ_THREADS = 32  # they wait for the file system, they do not compute
-READ_FRAMES = 8  # frames read by one thread at a time ...
-READ_BYTES = 1 << 20  # ... unless they hold more than this
-READ_AHEAD = 64  # such pieces in flight ...
-HELD_BYTES = 64 << 20  # ... unless they may hold more than this
-AGAIN = "put it back and start again, or make a new plan with --overwrite"
+READ_THREADS = 32  # more than cores: they wait for the file system
+READ_FRAMES = 8  # frames per thread and read ...
+READ_BYTES = 1 << 20  # ... fewer if they hold more than this
+READ_AHEAD = 64  # such reads in flight ...
+HELD_BYTES = 64 << 20  # ... fewer if they may hold more than this
 
 Content = bytes | InvalidImage
 Result = image.Stored | InvalidImage
@@ -35,45 +33,33 @@ Result = image.Stored | InvalidImage
 # ---- listing
 
 
-class Listed(NamedTuple):
-    """A clip with all its frames, (path, what, reason) notes on it (``videos.Listing``), and what is odd."""
+def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling) -> Iterator[videos.Listed]:
+    """The clips of ``found`` in order; ``found.skipped`` and ``found.odd`` grow meanwhile.
 
-    clip: SourceClip
-    notes: Sequence[tuple[bytes, str, str]] = ()
-    odd: Sequence[Odd] = ()
-
-
-def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling) -> Iterator[Listed]:
-    """The clips of ``found`` in order; ``found.skipped`` and ``found.odd`` grow along the way.
-
-    Videos are read to their ends, not decoded. Raises SettingsError if there is one and PyAV is not installed,
-    DataError for a file that cannot be read.
+    Videos are read to their ends, but not decoded unless their packets do not tell their frames. Raises SettingsError
+    if there is a video and PyAV is not installed, DataError for a file that cannot be read.
     """
-    from tqdm import tqdm  # not at the top: packing processes start without it
+    from tqdm import tqdm  # not at the top: packing processes start faster without it
 
     clips = scan.scan_clips(found, pool)
     for is_video, group in itertools.groupby(clips, lambda clip: bool(clip.video)):
         if not is_video:
-            yield from map(Listed, group)
+            yield from map(videos.Listed, group)
             continue
         videos.need_av()
-        with ThreadPoolExecutor(os.cpu_count()) as readers:
+        cores = os.cpu_count() or 1
+        with ThreadPoolExecutor(cores) as readers:
             listed = threads.ordered_map(
-                readers,
-                lambda clip: videos.list_frames(found.root, clip, sampling),
-                group,
-                2 * (os.cpu_count() or 1),
+                readers, lambda clip: videos.list_frames(found.root, clip, sampling), group, 2 * cores
             )
-            yield from (
-                Listed(*one) for one in tqdm(listed, desc="reading videos", unit="", delay=2, leave=False, disable=None)
-            )
+            yield from tqdm(listed, desc="reading videos", unit="", delay=2, leave=False, disable=None)
 
 
 # ---- reading
 
 
 class Planned(NamedTuple):
-    """One frame of a list with all that reading it takes; see ``scan.SourceFrame``."""
+    """One frame with all that is needed to read it; the fields are those of ``scan.SourceClip`` and ``SourceFrame``."""
 
     key: bytes
     video: bytes
@@ -85,17 +71,17 @@ class Planned(NamedTuple):
 
     @property
     def path(self) -> bytes:
-        """What names the frame to people: a file's path, a video's with the time."""
+        """The name of the frame in messages and reports: a file's path, or a video's path with the time."""
         return videos.moment(self.key, self.time) if self.video else scan.join_key(self.key, self.name)
 
 
 class FrameReader:
-    """Gives listed frames as a shard keeps them; by threads ahead where files are slow to come.
+    """Reads planned frames and converts them to what a shard stores; threads read ahead if the file system is slow.
 
     Args:
         root: the folder that the clips' keys are relative to.
         largest: bytes of the largest file among the frames.
-        options: of ``image.as_stored``.
+        options: as of ``image.as_stored``, all of them.
     """
 
     def __init__(self, root: bytes, largest: int, **options: Any) -> None:
@@ -109,9 +95,9 @@ class FrameReader:
         self._pool.shutdown(cancel_futures=True)
 
     def read(self, frames: Iterable[Planned]) -> Iterator[tuple[Planned, Result]]:
-        """Each frame with what is to be stored, or why it is no frame.
+        """Each frame with what a shard stores for it, or an InvalidImage that says why it is none.
 
-        Raises DataError for a file that cannot be read, or is not the one that was listed.
+        Raises DataError for a file that cannot be read, or has changed since it was listed.
         """
         for (key, video), group in itertools.groupby(
             frames, lambda frame: (frame.key if frame.video else b"", frame.video)
@@ -139,14 +125,14 @@ class FrameReader:
             return error
 
     def _read_video(self, key: bytes, frames: list[Planned]) -> Iterator[tuple[Planned, Result]]:
-        options = {name: self._options[name] for name in ("resize_short", "quality", "max_pixels")}
+        sampling = videos.sampling_of(self._options)
         wanted = [(frame.mark, frame.entry) for frame in frames]
-        with contextlib.closing(videos.read_frames(self._root, key, frames[0].video, wanted, **options)) as results:
+        with contextlib.closing(videos.read_frames(self._root, key, frames[0].video, wanted, sampling)) as results:
             yield from zip(frames, results, strict=True)
 
 
 def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
-    """The frames in pieces that one thread reads."""
+    """The frames in pieces, each read by one thread at once."""
     piece: list[Planned] = []
     held = 0
     for frame in frames:
@@ -160,24 +146,22 @@ def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
 
 
 def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
-    """The bytes of a source file, or why they cannot be a picture; DataError if it is not the file that was planned."""
+    """The bytes of a source file, or why it is no image; DataError if it is not the file that was planned."""
     if frame.size == scan.DANGLING:
         return InvalidImage("symbolic link that leads nowhere")
     path = b"%b/%b/%b" % (root, frame.key, frame.name)
-    data: Content
     try:
         data, info = retry(path, lambda: _read_once(path, frame.size, max_pixels))
     except OSError as error:
-        what = "has disappeared since the plan was made" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise DataError(f"{_printed(root, frame)} {what} ({error.strerror}); {AGAIN}") from error
+        raise scan.not_as_planned(os.path.join(root, frame.path), error) from error
     length = frame.size if isinstance(data, InvalidImage) else len(data)
     if length != frame.size or (info.st_size, info.st_mtime_ns) != (frame.size, frame.mark):
-        raise DataError(f"{_printed(root, frame)} has changed since the plan was made; {AGAIN}")
+        raise scan.not_as_planned(os.path.join(root, frame.path))
     return data
 
 
 def _read_once(path: bytes, size: int, max_pixels: int) -> tuple[Content, os.stat_result]:
-    """A file that should have ``size`` bytes, or why it cannot be a picture, and what the system says of it."""
+    """(contents of a file that should have ``size`` bytes, or why it is no image; its status)."""
     handle = open_regular(path)
     try:
         info = os.fstat(handle)
@@ -194,7 +178,3 @@ def _read_once(path: bytes, size: int, max_pixels: int) -> tuple[Content, os.sta
     if len(data) < info.st_size:
         raise ShortRead(path)
     return data, info
-
-
-def _printed(root: bytes, frame: Planned) -> str:
-    return repr(os.fsdecode(os.path.join(root, frame.path)))

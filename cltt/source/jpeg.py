@@ -1,4 +1,4 @@
-"""What the markers of a JPEG say of it, read before anything is decoded (ITU-T T.81, Annex B)."""
+"""JPEG headers: size, coding and colours, read from the markers without decoding (ITU-T T.81, Annex B)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cltt.errors import InvalidImage
 
 START = b"\xff\xd8\xff"
 END = b"\xff\xd9"
-MAX_SCANS = 100  # of a progressive picture (encoders make about ten): each scan is a pass over all of its pixels
+MAX_SCANS = 100  # of a progressive JPEG (encoders write about ten): decoding passes over all pixels once per scan
 PROGRESSIVE = 0xC2
 TAKEN_BY_HARDWARE = frozenset([0xC0, 0xC1, PROGRESSIVE])  # baseline, extended, progressive; all Huffman, none lossless
-# Luminance samples across and down for one of each colour: 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1.
+# Luminance samples across and down per chroma sample: 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1.
 SAMPLINGS = frozenset([(1, 1), (2, 1), (2, 2), (1, 2), (4, 1)])
 YCBCR, RGB, OTHER = "YCbCr", "RGB", "other"
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_NO_LENGTH = frozenset([0x01, *range(0xD0, 0xD8), 0xFF])  # markers that stand alone, and the fill byte
+_NO_LENGTH = frozenset([0x01, *range(0xD0, 0xD8), 0xFF])  # markers without a length, and the fill byte
 _SEGMENT = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length
 _FRAME_HEADER = struct.Struct(">BHHB").unpack_from  # precision, height, width, components
 _APP0, _APP1, _APP2, _APP14, _SOS = 0xE0, 0xE1, 0xE2, 0xEE, 0xDA
@@ -24,9 +24,11 @@ _METADATA = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 
 
 class JpegInfo(NamedTuple):
-    """Size in pixels, kind of frame header, colours, whether a segment may say how to turn it, or names more pictures.
+    """What the header of a JPEG holds.
 
-    ``sampling``: (across, down) of each component, in the order of the frame header.
+    frame_marker: the SOF marker, which tells the coding. sampling: (across, down) of each component, in the order of
+    the frame header. has_metadata: there is an EXIF or XMP segment, which may hold an orientation. has_pictures: there
+    is a multi-picture index, so more pictures may follow the first.
     """
 
     width: int
@@ -43,45 +45,36 @@ class JpegInfo(NamedTuple):
         return len(self.sampling)
 
 
-class _Frame(NamedTuple):
-    marker: int
-    precision: int
-    height: int
-    width: int
-    ids: tuple[int, ...]
-    sampling: tuple[tuple[int, int], ...]
-
-
-def _read_frame(data: bytes, position: int, marker: int) -> _Frame:
+def _read_frame(data: bytes, position: int) -> tuple[tuple[int, int, int], bytes, tuple[tuple[int, int], ...]]:
+    """((width, height, precision), ids of the components, their sampling) of the frame header at ``position``."""
     precision, height, width, count = _FRAME_HEADER(data, position + 4)
     table = data[position + 10 : position + 10 + 3 * count]
     if len(table) < 3 * count:
         raise InvalidImage("invalid JPEG: cut off before the picture")
-    sampling = tuple((factors >> 4, factors & 15) for factors in table[1::3])
-    return _Frame(marker, precision, height, width, tuple(table[::3]), sampling)
+    return (width, height, precision), table[::3], tuple((factors >> 4, factors & 15) for factors in table[1::3])
 
 
-def _colours(frame: _Frame, has_jfif: bool, adobe_transform: int | None) -> str:
-    """As libjpeg guesses them (jdapimin.c, default_decompress_parms)."""
-    if len(frame.ids) != 3:
+def _colours(ids: bytes, has_jfif: bool, adobe_transform: int | None) -> str:
+    """The colour space, guessed as libjpeg does (jdapimin.c, default_decompress_parms)."""
+    if len(ids) != 3:
         return OTHER
     if has_jfif:
         return YCBCR
     if adobe_transform is not None:
         return RGB if adobe_transform == 0 else YCBCR
-    return RGB if frame.ids == tuple(b"RGB") else YCBCR
+    return RGB if ids == b"RGB" else YCBCR
 
 
 def jpeg_info(data: bytes) -> JpegInfo:
-    """Read the markers up to the start of the first scan; InvalidImage if they don't add up."""
+    """The header of a JPEG. Raises InvalidImage unless its markers are valid up to the first scan."""
     return _read_markers(data)[0]
 
 
 class HeaderReader:
-    """:func:`jpeg_info` of one picture after the other; any number of threads may call it.
+    """:func:`jpeg_info` of one JPEG after another; any number of threads may call it.
 
-    Most encoders write the same bytes up to the first scan in every frame of a video. Where they are those of the
-    picture before, nothing is read: what is said of a picture depends on them alone.
+    Most encoders write the same bytes up to the first scan in every frame of a video. If a JPEG begins with the header
+    of the one before, its info is returned without reading the markers again.
     """
 
     def __init__(self) -> None:
@@ -97,8 +90,8 @@ class HeaderReader:
 
 
 def _read_markers(data: bytes) -> tuple[JpegInfo, int]:
-    """What the markers say, and how many bytes say it: all up to the length of the first scan's header."""
-    position, frame = 2, None
+    """(info, bytes it depends on: all up to and with the length of the first scan's header)."""
+    position, frame, frame_marker = 2, None, 0
     has_metadata, has_pictures, has_jfif, adobe_transform = False, False, False, None
     last = len(data) - 4
     while position <= last:
@@ -112,7 +105,7 @@ def _read_markers(data: bytes) -> tuple[JpegInfo, int]:
             break
         content = position + 4
         if marker in _SOF and position <= last - 6:
-            frame = _read_frame(data, position, marker)
+            frame, frame_marker = _read_frame(data, position), marker
         elif marker == _APP1:
             has_metadata |= data.startswith(_METADATA, content)
         elif marker == _APP0:
@@ -122,24 +115,15 @@ def _read_markers(data: bytes) -> tuple[JpegInfo, int]:
         elif marker == _APP14 and length >= 14 and data.startswith(b"Adobe", content):
             adobe_transform = data[content + 11] if content + 11 < len(data) else None
         position += 2 + length
-    if frame is None or position > last or not (frame.width and frame.height):
+    if frame is None or position > last or 0 in frame[0][:2]:
         raise InvalidImage("invalid JPEG: cut off before the picture")
-    colours = _colours(frame, has_jfif, adobe_transform)
-    info = JpegInfo(
-        frame.width,
-        frame.height,
-        frame.precision,
-        frame.marker,
-        frame.sampling,
-        colours,
-        has_metadata,
-        has_pictures,
-    )
-    return info, position + 4
+    size, ids, sampling = frame
+    colours = _colours(ids, has_jfif, adobe_transform)
+    return JpegInfo(*size, frame_marker, sampling, colours, has_metadata, has_pictures), position + 4
 
 
 def why_not_for_hardware(info: JpegInfo) -> str:
-    """What a hardware decoder may not take, or take for something else; empty if nothing."""
+    """Why a hardware decoder may refuse the JPEG or show other colours; empty if it decodes it."""
     if info.components not in (1, 3):
         return f"{info.components} colour components"
     if info.precision != 8 or info.frame_marker not in TAKEN_BY_HARDWARE:
@@ -152,6 +136,6 @@ def why_not_for_hardware(info: JpegInfo) -> str:
 
 
 def check_scans(data: bytes, info: JpegInfo) -> None:
-    """InvalidImage for a progressive picture of so many scans that decoding it would seem to hang."""
+    """Raise InvalidImage for a progressive JPEG with so many scans that decoding would take minutes."""
     if info.frame_marker == PROGRESSIVE and data.count(b"\xff\xda") > MAX_SCANS:  # coded data holds no such bytes
         raise InvalidImage(f"invalid JPEG: more than {MAX_SCANS} scans")

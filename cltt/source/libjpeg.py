@@ -1,9 +1,9 @@
-"""JPEGs decoded and encoded by libjpeg-turbo (simplejpeg); nothing else here knows of that library.
+"""JPEG decoding and encoding by libjpeg-turbo (simplejpeg); only this module calls that library.
 
-A JPEG can be decoded straight to a half, a quarter or an eighth of its size, which the DCT gives for a part of the
-work. Every bit is still read. libjpeg-turbo knows other fractions (3/8, 7/8 ...), but has vector code for these alone.
+libjpeg-turbo decodes a JPEG directly to a half, a quarter or an eighth of its size, which takes less time; it still
+reads every bit. It knows other fractions (3/8, 7/8 ...), but has vector code for these three only.
 
-All functions raise ValueError for whatever libjpeg-turbo complains about, a warning included.
+All functions raise ValueError for each error and each warning of libjpeg-turbo.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _REDUCTIONS = (8, 4, 2)
 
 
 def largest_reduction(shrink: float) -> int:
-    """The largest of 8, 4, 2 and 1 that a picture may be reduced by which is to be ``shrink`` times smaller."""
+    """The largest of 8, 4, 2 and 1 that is not above ``shrink``, by which an image is to be made smaller."""
     return next((number for number in _REDUCTIONS if number <= shrink), 1)
 
 
@@ -26,8 +26,8 @@ def decode(jpeg: bytes, height: int, width: int, reduction: int, buffer: Pixels 
     """The pixels of a ``height`` x ``width`` JPEG, ``reduction`` times smaller.
 
     Returns:
-        RGB uint8 [ceil(height / reduction), ceil(width / reduction), 3], in ``buffer`` uint8 where there is one (its
-        size is free, as long as the pixels fit).
+        RGB uint8 [ceil(height / reduction), ceil(width / reduction), 3]. It lies in ``buffer`` if one is given: uint8
+        of any shape with enough room.
     """
     if reduction == 1:
         return simplejpeg.decode_jpeg(jpeg, "RGB", buffer=buffer)
@@ -36,12 +36,15 @@ def decode(jpeg: bytes, height: int, width: int, reduction: int, buffer: Pixels 
 
 
 def decode_small(jpeg: bytes, side: int) -> Pixels:
-    """RGB uint8 [., ., 3], as small as it comes with no side below ``side``; quick, and not the pixels of `decode`."""
+    """RGB uint8 [height, width, 3] of the smallest decodable size with both sides at least ``side``.
+
+    Faster than :func:`decode`, with slightly different pixels.
+    """
     return simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True, min_height=side, min_width=side)
 
 
 def check(jpeg: bytes, colours: str) -> None:
-    """Read every bit, at an eighth of the size; ``colours``: RGB, GRAY or CMYK."""
+    """Read every bit, decoding at an eighth of the size; ``colours``: RGB, GRAY or CMYK."""
     simplejpeg.decode_jpeg(jpeg, colours, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
 
 

@@ -1,4 +1,4 @@
-"""What the names of files and folders tell: which are left out, in which order frames come, what looks odd."""
+"""Names of files and folders: which are left out, the order of frames, and names that look odd."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from cltt.source.image import IMAGE_EXTENSIONS
 from cltt.source.odd import Odd
 
 _DIGITS = re.compile(rb"(\d+)")
-# ---- left out by name: all in lower case
+# ---- left out by name; all in lower case
 _FOLDERS = {
     *(b"@eadir", b"#recycle", b"@recycle", b".@__thumb", b"@__thumb"),  # of Synology and QNAP
-    *(b"#snapshot", b"~snapshot", b".snapshot", b"@recently-snapshot", b"@tmp", b"@sharebin"),  # of theirs and NetApp
+    *(
+        b"#snapshot",
+        b"~snapshot",
+        b".snapshot",
+        b"@recently-snapshot",
+        b"@tmp",
+        b"@sharebin",
+    ),  # of these two and NetApp
     *(b"__macosx", b".appledouble", b"network trash folder", b"temporary items"),
     *(b"$recycle.bin", b"recycler", b"system volume information", b"lost+found", b"lost.dir"),
     *(b".thumbnails", b"thmbnl"),  # of file managers; of Sony's cameras
@@ -27,7 +34,7 @@ _FOUND_BY_CHKDSK = re.compile(rb"found\.\d{3}")
 _FILES = {b"thumbs.db", b"ehthumbs.db", b"photothumb.db", b"desktop.ini"}
 _EXIFTOOL = re.compile(rb"\.[a-z0-9]+_original$")
 _BACKUPS = (b".bak", b".backup", b".orig", b".old", b"~")
-_PREVIEWS = (b".lrv", b".lrf", b".thm")  # GoPro and Insta360, DJI, many
+_PREVIEWS = (b".lrv", b".lrf", b".thm")  # of GoPro and Insta360, of DJI, of many cameras
 _RAW = {
     *(b".3fr", b".arw", b".cr2", b".cr3", b".crw", b".dcr", b".dng", b".erf", b".gpr", b".iiq", b".kdc", b".mef"),
     *(b".mos", b".nef", b".nrw", b".orf", b".pef", b".raf", b".raw", b".rw2", b".rwl", b".sr2", b".srf", b".srw"),
@@ -36,12 +43,12 @@ _RAW = {
 
 
 def is_system_folder(name: bytes) -> bool:
-    """Whether a folder holds what a system or a program keeps beside pictures: previews, deleted files."""
+    """Whether a folder of this name belongs to a system or a program: previews, deleted files, snapshots."""
     return name.lower() in _FOLDERS or _FOUND_BY_CHKDSK.fullmatch(name.lower()) is not None
 
 
 def why_left_out(name: bytes) -> str:
-    """Why a file cannot be a frame or a video by its name; empty if it can."""
+    """Why a file of this name is no frame and no video; empty if it may be one."""
     lower = name.lower()
     if lower.startswith(b"."):
         return "hidden file"
@@ -58,13 +65,16 @@ def why_left_out(name: bytes) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """The files that ``include`` and ``exclude`` choose by their paths below the root; None: all, none."""
+    """Patterns that choose files by their paths below the root.
+
+    ``include`` None: all files; ``exclude`` None: no file is left out.
+    """
 
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
 
     def takes(self, path: bytes) -> bool:
-        """Whether the file is chosen; ``*`` in a pattern stands for ``/`` too, and ``exclude`` wins."""
+        """Whether the file is chosen. ``*`` in a pattern also matches ``/``; ``exclude`` overrides ``include``."""
         name = os.fsdecode(path)
         wanted = self.include is None or any(fnmatch.fnmatchcase(name, glob) for glob in self.include)
         return wanted and not any(fnmatch.fnmatchcase(name, glob) for glob in self.exclude or ())
@@ -74,7 +84,7 @@ EVERYTHING = Choice()
 
 
 def choice_of(settings: Mapping[str, Any]) -> Choice:
-    """What the settings of a build choose, old ones too."""
+    """The choice in the settings of a build, which lack it in sets of older versions."""
     return Choice(*(settings.get(name) and tuple(settings[name]) for name in ("include", "exclude")))
 
 
@@ -83,20 +93,30 @@ def choice_of(settings: Mapping[str, Any]) -> Choice:
 _DECIMAL = re.compile(rb"(\d+)(?:\.(\d+))?")
 
 
-def natural_key(name: bytes) -> tuple[bytes | int, ...]:
-    """Sort key under which ``frame_2`` comes before ``frame_10``: text and numbers in turn.
+def frame_number(name: bytes) -> int | None:
+    """The last number in the stem of ``name``, or None; ``split_gaps`` compares these."""
+    numbers = _DIGITS.findall(_stem(name))
+    return int(numbers[-1]) if numbers else None
 
-    ``1`` and ``01`` are equal to it; sort by the plain names first.
+
+def natural_key(name: bytes) -> tuple[bytes | int, ...]:
+    """Sort key that puts ``frame_2`` before ``frame_10``: text and numbers in turn.
+
+    ``1`` and ``01`` have equal keys; sort by the names first.
     """
     parts: list[bytes | int] = list(_DIGITS.split(name))
     parts[1::2] = map(int, _DIGITS.findall(name))
     return tuple(parts)
 
 
-def in_order(names: Sequence[bytes], is_frame: Sequence[bool]) -> list[bytes]:
-    """``names`` in natural order; by value if every frame's stem is one decimal number, and no two are equal."""
+def has_image_name(name: bytes) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def in_order(names: Sequence[bytes]) -> list[bytes]:
+    """``names`` in natural order; by value if the stem of each frame is one decimal number and no two are equal."""
     ordered = sorted(sorted(names), key=natural_key)
-    frames = [name for name, frame in zip(names, is_frame, strict=True) if frame]
+    frames = list(filter(has_image_name, names))
     if not any(b"." in _stem(name) for name in frames if name.count(b".") > 1):
         return ordered
     values = {name: _value(name) for name in frames}
@@ -110,7 +130,7 @@ def _stem(name: bytes) -> bytes:
 
 
 def _value(name: bytes) -> tuple[int, bytes] | None:
-    """A stem such as ``0.16`` as something that sorts by its value; None for any other."""
+    """A sort key for a stem that is one decimal number, such as ``0.16``; None for any other."""
     match = _DECIMAL.fullmatch(_stem(name))
     return (int(match[1]), (match[2] or b"").rstrip(b"0")) if match else None
 
@@ -121,15 +141,15 @@ _COPY = re.compile(rb"(?i)(?:(?: - | )(?:copy|copie|kopie|copia)(?: \d+)?)?(?: ?
 HOLES = "folders with holes in the numbering of frames"
 _CHOOSE = "--include or --exclude GLOB chooses"
 _SAME = {b".jpeg": b".jpg", b".tiff": b".tif"}
-_MOST_VIEWS = 16  # numbers that tell cameras apart, as in cam0 and cam1
+_MOST_VIEWS = 16  # different numbers of cameras, as in cam0 and cam1
 _DECIMALS = re.compile(rb"\d+[.,](\d+)")
 _SIGNED = re.compile(rb"(?:^|[_= /])-\d")
 _MONTH = rb"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
-# What stands for a number in a name: "-5", "0.16", "3Feb"; a month's name before one; am and pm behind one.
+# A number in a name: "-5", "0.16", "3Feb"; the name of a month before one; am and pm behind one.
 _NUMBER = re.compile(
     rb"(?i)-?\d+(?:[.,]\d+)?(?:[-._ ]?" + _MONTH + rb")?|" + _MONTH + rb"(?=[-._ ]?\d)|(?<=[\d _\xaf])[ap]m(?![a-z])"
 )
-_DATES = (  # each with one group: what sorts by time only while it is the same in all names
+_DATES = (  # each with one group: names sort by time only if it is the same in all of them
     ("dates that begin with the day", re.compile(rb"\d[-._](\d{1,2}[-._](?:19|20)\d\d)")),
     ("names of months", re.compile(rb"(?i)(?:\d[-._ ]?" + _MONTH + rb"|" + _MONTH + rb"[a-z]{0,6}[-._ ]?\d)")),
     ("am and pm", re.compile(rb"(?i)(\d{1,2})[.:_-]\d{1,2}(?:[.:_-]\d{1,2})?(?: |_|\xe2\x80\xaf)?[ap]m")),
@@ -137,14 +157,14 @@ _DATES = (  # each with one group: what sorts by time only while it is the same 
 
 
 def copied_from(path: bytes) -> bytes:
-    """The path without what systems and browsers add to the name of a copy: ``b/a/1`` of ``b/a - Copy (2)/1``."""
+    """The path that a copy was made from, by its name: ``b/a/1`` for ``b/a - Copy (2)/1``."""
     return _COPY.sub(b"", path)
 
 
 def odd_names(key: bytes, names: list[bytes]) -> list[Odd]:
-    """What looks odd about the names of a folder's frames, in their order."""
+    """What looks odd about the names of a folder's frames, given in their order."""
     stems, extensions = zip(*map(os.path.splitext, names), strict=True)
-    text = b"/".join(stems)  # one search is quicker than one for each name
+    text = b"/".join(stems)  # searching once is faster than once per name
     shapes = zip(_NUMBER.sub(b"#", text).split(b"/"), map(bytes.lower, extensions), strict=True)
     kinds = Counter(shape + _SAME.get(extension, extension) for shape, extension in shapes)
     here = os.fsdecode(key)
@@ -169,7 +189,7 @@ def odd_names(key: bytes, names: list[bytes]) -> list[Odd]:
 
 
 def _are_views(stems: Sequence[bytes]) -> bool:
-    """Whether a number behind a letter tells cameras apart: without it, names are equal."""
+    """Whether a number behind a letter seems to number cameras: without it, names are equal."""
     numbers = [_DIGITS.findall(stem) for stem in stems]
     if len(numbers[0]) < 2 or len(stems) < 4:
         return False
@@ -183,7 +203,7 @@ def _are_views(stems: Sequence[bytes]) -> bool:
 
 
 def _why_out_of_order(stems: Sequence[bytes], text: bytes) -> str:
-    """What in the names may not sort by time; empty if nothing does. ``text``: all of them."""
+    """Why the names may not sort by time; empty if they do. ``text``: all stems joined."""
     if _SIGNED.search(text):
         return "signs"
     for what, pattern in _DATES:
@@ -196,7 +216,7 @@ def _why_out_of_order(stems: Sequence[bytes], text: bytes) -> str:
 
 
 def _has_holes(stems: Sequence[bytes]) -> bool:
-    """Whether numbers that mostly grow by one step jump over some."""
+    """Whether frame numbers that mostly grow by the same step skip some."""
     numbers = [int(found[-1]) for stem in stems if (found := _DIGITS.findall(stem))]
     steps = Counter(after - before for before, after in itertools.pairwise(numbers))
     usual, count = max(steps.items(), key=lambda item: item[1], default=(0, 0))

@@ -1,4 +1,4 @@
-"""What looks odd in a source: records that are added up over a build, and the line that each gives in its report."""
+"""Findings: what looks odd in a source. Records are added up over a build and give one line each in its report."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cltt.text import printable
 
 
 class Odd(NamedTuple):
-    """Something that looks odd, as it was found in one place.
+    """Something that looks odd, as found in one place.
 
-    what: the same words for all of a kind, as in "videos of several streams". example: the clip or file. flag: what to
-    do about it, empty if there is nothing. number: how many of the kind.
+    what: the kind, in the same words for all of it, as in "videos of several streams". example: the clip or file.
+    flag: what the user can do, or empty. number: how many of this kind.
     """
 
     what: str
@@ -22,7 +22,7 @@ class Odd(NamedTuple):
 
 
 def merge_odd(records: Iterable[Odd]) -> list[Odd]:
-    """One record per (what, flag), the numbers added up; the same whatever the order of ``records``."""
+    """One record per (what, flag) with the numbers added up; the order of ``records`` does not matter."""
     found: dict[tuple[str, str], Odd] = {}
     for new in records:
         old = found.get((new.what, new.flag), new._replace(number=0))
@@ -31,7 +31,7 @@ def merge_odd(records: Iterable[Odd]) -> list[Odd]:
 
 
 def odd_lines(records: Iterable[Odd]) -> list[str]:
-    """Each kind as a line: what looks odd, how many, an example, what to do."""
+    """One line per kind: what looks odd, how many, an example, what to do."""
     return [
         f"{odd.what}: {odd.number:,} ({'' if odd.number == 1 else 'as '}{printable(odd.example)})"
         + (f"; {odd.flag}" if odd.flag else "")

@@ -1,6 +1,6 @@
-"""Whole pictures decoded to RGB, strictly: whatever a decoder complains about, or dies of, is InvalidImage.
+"""Images decoded to RGB; every error and warning of a decoder raises InvalidImage.
 
-JPEG by libjpeg-turbo, for which a warning is an error; all else, and JPEG of odd components, by Pillow.
+libjpeg-turbo decodes JPEG; Pillow decodes everything else, and JPEG with unusual components.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 Pixels: TypeAlias = "np.ndarray[Any, Any]"
 
 SEVERAL = "several pictures (pages or an animation) in one file, which is not read; make each a file"
-_MAX_REASON = 100  # letters
+_MAX_REASON = 100  # characters
 _SUBFILE, _PREVIEW_OR_MASK, _MAX_PREVIEWS = 254, 1 | 4, 16
 _MP_ENTRIES = 0xB002
 _ORIENTATION = 0x0112  # Exif 2.3, table 3
+# (left-right, up-down) mirroring for EXIF orientations 1 to 4; 5 to 8 swap rows and columns first.
+MIRRORS = ((False, False), (True, False), (True, True), (False, True))
 
 
 @contextlib.contextmanager
 def invalid_if_it_fails(what: str) -> Iterator[None]:
-    """Turn any exception of a decoder into InvalidImage; numbers are left out of its words, as reasons are counted."""
+    """Turn any exception of a decoder into InvalidImage.
+
+    Numbers in its text become "N", so that reports can count equal reasons.
+    """
     try:
         yield
     except InvalidImage:
@@ -45,9 +50,9 @@ def invalid_if_it_fails(what: str) -> Iterator[None]:
 
 
 def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
-    """Decode a JPEG at an eighth of its size, for which the entropy decoder still reads every bit.
+    """Raise InvalidImage for a JPEG that libjpeg-turbo decodes with an error or a warning.
 
-    Raises InvalidImage for anything libjpeg-turbo complains about, a warning included.
+    It is decoded at an eighth of its size, which still reads every bit.
     """
     from cltt.source import libjpeg
 
@@ -56,9 +61,9 @@ def check_every_bit(data: bytes, colours: str = "GRAY") -> None:
 
 
 def decode_jpeg(data: bytes, info: JpegInfo, short: int | None = None) -> Pixels:
-    """RGB uint8 [., ., 3] of a JPEG, not turned; every bit of it is read.
+    """RGB uint8 [height, width, 3] of a JPEG, in the stored orientation; every bit is read.
 
-    With ``short`` as small as it comes with a short side of at least that.
+    With ``short``, the smallest size that libjpeg-turbo can decode whose short side is at least ``short``.
     """
     if info.components in (1, 3):
         from cltt.source import libjpeg
@@ -73,10 +78,10 @@ def decode_jpeg(data: bytes, info: JpegInfo, short: int | None = None) -> Pixels
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """1..8, as Pillow reads it from EXIF and XMP; 1 where it can read neither."""
+    """The orientation, 1 to 8, that Pillow reads from EXIF or XMP; 1 if it finds none."""
     try:
         return _orientation(_opened("JPEG", data).getexif())
-    except Exception:  # metadata that cannot be read does not spoil a picture
+    except Exception:  # an image with unreadable metadata is still a valid image
         return 1
 
 
@@ -86,19 +91,18 @@ def _orientation(exif: Exif) -> int:
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
-    """``pixels`` laid upright: what PIL.ImageOps.exif_transpose does for this EXIF orientation."""
+    """``pixels`` upright, as PIL.ImageOps.exif_transpose turns an image with this EXIF orientation."""
     import numpy as np
 
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
-    mirrored = orientation in (2, 3, 6, 7)
-    upside_down = orientation in (3, 4, 7, 8)
-    return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+    left_right, up_down = MIRRORS[(orientation - 1) % 4]
+    return np.ascontiguousarray(pixels[:: -1 if up_down else 1, :: -1 if left_right else 1])
 
 
 @functools.cache
 def _factories() -> dict[str, Any]:
-    """Pillow's readers by format. What is wrong with a TIFF's tags is said by the report, not by warnings as well."""
+    """Pillow's readers by format. Its warnings about TIFF tags are silenced, as the build's report has the reasons."""
     from PIL import Image
 
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -107,7 +111,7 @@ def _factories() -> dict[str, Any]:
 
 
 def _opened(kind: str, file: bytes | io.BufferedReader) -> ImageFile:
-    """Pillow's picture of one format with nothing decoded yet; its own limit of pixels is not asked, as ours is."""
+    """Pillow's image of one format, not decoded yet; the caller checks the number of pixels, Pillow does not."""
     if kind not in _factories():
         raise InvalidImage(f"{kind}, which Pillow does not read here; convert it to JPEG")
     factory = _factories()[kind][0]
@@ -115,16 +119,16 @@ def _opened(kind: str, file: bytes | io.BufferedReader) -> ImageFile:
 
 
 def size_of(kind: str, file: bytes | io.BufferedReader) -> tuple[int, int]:
-    """(width, height) from the header of a picture of the format ``kind``, as Pillow names it."""
+    """(width, height) from the header of an image; ``kind``: Pillow's name of its format."""
     with invalid_if_it_fails(f"invalid {kind}"):
         return _opened(kind, file).size
 
 
 def decode_other(kind: str, data: bytes) -> Pixels:
-    """RGB uint8 [height, width, 3], upright, of a picture of the format ``kind``; transparency is left out."""
+    """RGB uint8 [height, width, 3], upright, of an image of Pillow's format ``kind``; transparency is dropped."""
     with invalid_if_it_fails(f"invalid {kind}"):
         if kind == "PNG":
-            _opened(kind, data).verify()  # each chunk's CRC, which decoding alone does not compare
+            _opened(kind, data).verify()  # compares each chunk's CRC, which decoding does not
         picture = _opened(kind, data)
         if _is_several(picture):
             raise InvalidImage(SEVERAL)
@@ -137,7 +141,7 @@ def decode_other(kind: str, data: bytes) -> Pixels:
 
 
 def _is_several(picture: ImageFile) -> bool:
-    """Whether a file holds an animation or pages; a TIFF's previews and masks are no pages (TIFF 6.0, tag 254)."""
+    """Whether a file holds an animation or pages; previews and masks in a TIFF do not count (TIFF 6.0, tag 254)."""
     if picture.format != "TIFF":
         return bool(getattr(picture, "is_animated", False))
     try:
@@ -151,12 +155,12 @@ def _is_several(picture: ImageFile) -> bool:
 
 
 def check_mpo(data: bytes) -> None:
-    """InvalidImage for a JPEG with more pictures of the kind of its first behind it (CIPA DC-007), as of two lenses.
+    """Raise InvalidImage for a JPEG file with several images of the same kind (CIPA DC-007), such as stereo pairs.
 
-    Thumbnails, and gain maps of high dynamic range, are no such pictures.
+    Thumbnails and gain maps for high dynamic range do not count.
     """
     several = False
-    with contextlib.suppress(Exception):  # an index that cannot be read does not spoil the first picture
+    with contextlib.suppress(Exception):  # the first image is valid even if the index cannot be read
         picture: Any = _opened("JPEG", data)
         first = picture.size
         for number, entry in enumerate(picture.mpinfo[_MP_ENTRIES][1:], 1):
@@ -168,7 +172,7 @@ def check_mpo(data: bytes) -> None:
 
 
 def _rgb(picture: ImageFile) -> Pixels:
-    """uint8 [height, width, 3]; of 16 bits the upper eight."""
+    """uint8 [height, width, 3]; of 16-bit samples the upper eight bits."""
     import numpy as np
 
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
@@ -179,17 +183,22 @@ def _rgb(picture: ImageFile) -> Pixels:
     return np.array(picture.convert("RGB"))
 
 
-def shrink(pixels: Pixels, height: int, width: int, short: int) -> Pixels:
-    """A ``height`` x ``width`` picture, decoded to ``pixels``, at a short side of ``short`` by area averaging.
+def shrunk_size(width: int, height: int, short: int | None) -> tuple[int, int]:
+    """(width, height) with the short side at ``short``; an image already that small keeps its size."""
+    scale = 1 if short is None else short / min(width, height)
+    return (width, height) if scale >= 1 else (max(1, round(width * scale)), max(1, round(height * scale)))
 
-    A picture already that small stays as it is.
+
+def shrink(pixels: Pixels, height: int, width: int, short: int | None) -> Pixels:
+    """``pixels`` of a ``height`` x ``width`` image resized to a short side of ``short`` by area averaging.
+
+    ``pixels`` may have been decoded at a smaller size. It is returned as it is if ``short`` is None or not smaller.
     """
     import cv2
 
-    scale = short / min(height, width)
-    if scale >= 1:
+    size = shrunk_size(width, height, short)
+    if size == (width, height):
         return pixels
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     with invalid_if_it_fails("cannot be made smaller"):
         smaller: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         return smaller

@@ -1,14 +1,14 @@
-"""What a folder of clips holds: which files are frames, in which order, which folders are clips, which are videos.
+"""Scanning a source folder: which files are frames, their order, which folders and videos are clips.
 
-Nothing is opened here but files whose name does not tell that they are pictures, so a scan costs one ``stat`` a frame;
-threads hide the latency of a parallel file system. Names are bytes all through: a file name need not be UTF-8.
+Only files whose name does not show that they are images are opened, so a scan costs one ``stat`` per frame; threads
+hide the latency of a parallel file system. Names are bytes, as a file name need not be UTF-8.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import re
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,26 +18,26 @@ from cltt.errors import DataError, SettingsError
 from cltt.files.retry import SharedFile, retry
 from cltt.files.threads import AdaptiveMap
 from cltt.source import names as naming
-from cltt.source.image import IMAGE_EXTENSIONS, is_image
-from cltt.source.names import EVERYTHING, Choice, natural_key
+from cltt.source.image import image_kind
+from cltt.source.names import EVERYTHING, Choice, has_image_name, natural_key
 from cltt.source.odd import Odd, merge_odd
 from cltt.source.video.kinds import HEAD_BYTES, has_raw_name, has_video_name, is_unread_video, is_video
 
-SCAN_THREADS = 64  # they wait for the file system, they do not compute
-STAT_CHUNK = 16  # files stat'ed by one thread at a time
-_DIGITS = re.compile(rb"(\d+)")
+SCAN_THREADS = 64  # more than cores: they wait for the file system
+STAT_CHUNK = 16  # files per thread and call
 ROOT_KEY = b"."
-FOUND = b"{}"  # a video that has not been looked into
+FOUND = b"{}"  # SourceClip.video of a video whose frames are not listed yet
 NOT_AN_IMAGE, UNREAD = "not an image", "a video of a kind that is not read"
 DANGLING = -1  # the size of a frame whose symbolic link leads nowhere
 
 
 class SourceFrame(NamedTuple):
-    """One frame: its name within its clip, and what tells whether it is still the one that was found.
+    """One frame: its name within its clip, and what later shows whether the file is still the same.
 
-    size: bytes of its file; of a frame of a video what its JPEG will have, roughly. mark: modification time of its file
-    in ns; the name of its packet in a video. entry: where decoding a video begins (``video.times.Timeline``). time:
-    seconds from the clip's first frame, NaN where there are none. begins: it does not follow the frame before it.
+    size: bytes of its file; for a frame of a video, an estimate of its JPEG. mark: modification time of its file in
+    ns; for a frame of a video, what names it there (``video.timeline.Timeline.ids``). entry: the packet where decoding
+    of the video must begin. time: seconds from the clip's first frame, NaN in a folder. begins: the frame begins a
+    part of the clip.
     """
 
     name: bytes
@@ -49,10 +49,11 @@ class SourceFrame(NamedTuple):
 
 
 class SourceClip(NamedTuple):
-    """Frames in time order; ``key`` is the path of their folder or video relative to the root (``b"."``: the root).
+    """A clip with its frames in time order.
 
-    video: what the frames of a video have in common, as JSON; empty for a folder. A video that has only been found has
-    one frame, without a name: the file itself (``clips.list_clips`` looks into it).
+    key: the path of its folder or video relative to the root (``b"."``: the root itself). video: JSON of what all
+    frames of a video share; empty for a folder. A video whose frames are not listed yet (:data:`FOUND`) has one frame
+    without a name, for the file itself; ``clips.list_clips`` lists its frames.
     """
 
     key: bytes
@@ -61,27 +62,20 @@ class SourceClip(NamedTuple):
 
 
 class Scan:
-    """The folders under ``root`` in natural order of their keys; what was left out (path, reason) or is odd so far."""
+    """The folders under ``root`` in natural order of their keys, and what has been left out or looks odd so far."""
 
     def __init__(self, root: bytes, choice: Choice) -> None:
         self.root = root
         self.choice = choice
         self.keys: list[bytes] = []
-        self.left_out: list[tuple[bytes, str]] = []  # folders, and why
-        self.skipped: list[tuple[bytes, str]] = []
+        self.left_out: list[tuple[bytes, str]] = []  # (folder, reason)
+        self.skipped: list[tuple[bytes, str]] = []  # (path, reason)
         self.odd: list[Odd] = []
 
 
 def path_order(key: bytes) -> tuple[tuple[tuple[bytes | int, ...], ...], bytes]:
-    """Natural order of a relative path, folder by folder; the root comes first."""
+    """Sort key for the natural order of relative paths, folder by folder; the root comes first."""
     return (() if key == ROOT_KEY else tuple(natural_key(part) for part in key.split(b"/")), key)
-
-
-def frame_number(name: bytes) -> int | None:
-    """The last run of digits in the stem of ``name``, or None: what ``split_gaps`` looks at."""
-    stem = os.path.splitext(name)[0]
-    numbers = _DIGITS.findall(stem)
-    return int(numbers[-1]) if numbers else None
 
 
 def join_key(key: bytes, name: bytes) -> bytes:
@@ -89,8 +83,24 @@ def join_key(key: bytes, name: bytes) -> bytes:
     return name if key == ROOT_KEY else key + b"/" + name
 
 
-def has_image_name(name: bytes) -> bool:
-    return name.lower().endswith(IMAGE_EXTENSIONS)
+@contextlib.contextmanager
+def reading(path: bytes, what: str = "read") -> Iterator[None]:
+    """Turn an OSError into a DataError that says that ``path`` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot {what} {os.fsdecode(path)!r}: {error.strerror}") from error
+
+
+def not_as_planned(path: bytes, error: OSError | None = None) -> DataError:
+    """The error for a file that has changed since the plan was made or, with the system's ``error``, cannot be read."""
+    what = "has changed since the plan was made"
+    if isinstance(error, FileNotFoundError):
+        what = f"has disappeared since the plan was made ({error.strerror})"
+    elif error is not None:
+        what = f"cannot be read ({error.strerror})"
+    again = "put it back and start again, or make a new plan with --overwrite"
+    return DataError(f"{os.fsdecode(path)!r} {what}; {again}")
 
 
 def check_root(root_dir: str | os.PathLike[str]) -> bytes:
@@ -113,35 +123,34 @@ class _Folder(NamedTuple):
 
 
 def _list_folder(root: bytes, key: bytes) -> _Folder:
-    """The sub-folders of one folder, real ones and those behind symbolic links."""
+    """The sub-folders of one folder: real ones, symbolic links to folders, and those left out."""
     path = os.path.join(root, key)
 
     def list_once() -> _Folder:
-        folders: list[bytes] = []
-        links: list[bytes] = []
-        left_out: list[tuple[bytes, str]] = []
         status = os.stat(path)
+        found = _Folder(key, (status.st_dev, status.st_ino), [], [], [])
         with os.scandir(path) as entries:
             for entry in entries:
                 if not entry.is_dir():
                     continue
                 sub_folder = join_key(key, entry.name)
                 if naming.is_system_folder(entry.name):
-                    left_out.append((sub_folder, "folder of a system or of previews"))
+                    found.left_out.append((sub_folder, "folder of a system or of previews"))
                 elif entry.name.startswith(b"."):
-                    left_out.append((sub_folder, "hidden folder"))
+                    found.left_out.append((sub_folder, "hidden folder"))
                 else:
-                    (links if entry.is_symlink() else folders).append(sub_folder)
-        return _Folder(key, (status.st_dev, status.st_ino), folders, links, left_out)
+                    (found.links if entry.is_symlink() else found.folders).append(sub_folder)
+        return found
 
-    try:
+    with reading(path, "list the folder"):
         return retry(path, list_once)
-    except OSError as error:
-        raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
 def _walk(scan: Scan, start: bytes, seen: set[tuple[int, int]], pool: ThreadPoolExecutor) -> list[bytes]:
-    """Linked folders below ``start``; ``scan`` gains the others, without following a link, and ``seen`` them all."""
+    """Add all folders below ``start`` to ``scan`` without following links; returns the links to folders.
+
+    ``seen`` gains the (device, inode) of each folder.
+    """
     links = []
     level = [start]
     listed = AdaptiveMap(pool)
@@ -156,9 +165,9 @@ def _walk(scan: Scan, start: bytes, seen: set[tuple[int, int]], pool: ThreadPool
 
 
 def scan_folders(root: bytes, pool: ThreadPoolExecutor, choice: Choice = EVERYTHING) -> Scan:
-    """Every folder under ``root``; :func:`scan_clips` gives the files in them that ``choice`` takes.
+    """All folders under ``root``; :func:`scan_clips` gives the files in them that ``choice`` takes.
 
-    A folder behind a link is followed once: never twice, never in a loop. Folders of systems and of previews are left
+    A folder behind a symbolic link is followed once, so links cannot loop. Folders of systems and of previews are left
     out by name.
     """
     seen: set[tuple[int, int]] = set()
@@ -178,11 +187,11 @@ def scan_folders(root: bytes, pool: ThreadPoolExecutor, choice: Choice = EVERYTH
     return scan
 
 
-# ---- frames
+# ---- files
 
 
-def _names(scan: Scan, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
-    """(key, file names in order, left out) of one folder."""
+def _list_files(scan: Scan, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, str]]]:
+    """(key, file names in order, (path, reason) of those left out by name) of one folder."""
     names, skipped = [], []
     path = os.path.join(scan.root, key)
 
@@ -190,10 +199,8 @@ def _names(scan: Scan, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes
         with os.scandir(path) as entries:
             return [entry.name for entry in entries if not entry.is_dir()]
 
-    try:
+    with reading(path, "list the folder"):
         files = retry(path, list_once)
-    except OSError as error:
-        raise DataError(f"cannot list the folder {os.fsdecode(path)!r}: {error.strerror}") from error
     chooses = scan.choice != EVERYTHING
     for name in files:
         if why := naming.why_left_out(name):
@@ -202,11 +209,11 @@ def _names(scan: Scan, key: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes
             skipped.append((join_key(key, name), "not chosen by --include and --exclude"))
         else:
             names.append(name)
-    return key, naming.in_order(names, list(map(has_image_name, names))), sorted(skipped)
+    return key, naming.in_order(names), sorted(skipped)
 
 
 class _Files(NamedTuple):
-    """What the files of one folder are: pictures, videos, and what is left out with the reason."""
+    """The files of one folder by kind: frames, videos, and (path, reason) of those left out."""
 
     frames: list[SourceFrame]
     videos: list[SourceFrame]
@@ -214,7 +221,7 @@ class _Files(NamedTuple):
 
 
 def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
-    """Sort the files ``names`` of the folder ``key``."""
+    """The files ``names`` of the folder ``key``, sorted by kind."""
     found = _Files([], [], [])
     folder = os.path.join(root, key, b"")
     for name in names:
@@ -226,31 +233,30 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
                 raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
             found.frames.append(SourceFrame(name, DANGLING, 0))
             continue
+        file = SourceFrame(name, info.st_size, info.st_mtime_ns)
         if not stat.S_ISREG(info.st_mode):
             found.skipped.append((join_key(key, name), "not a regular file"))
         elif has_image_name(name):
-            found.frames.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
+            found.frames.append(file)
         elif has_raw_name(name):
-            found.videos.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
-        elif is_image(head := _first_bytes(path)):
-            found.frames.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
+            found.videos.append(file)
+        elif image_kind(head := _first_bytes(path)):
+            found.frames.append(file)
         elif has_video_name(name) or is_video(head):
-            found.videos.append(SourceFrame(name, info.st_size, info.st_mtime_ns))
+            found.videos.append(file)
         else:
             found.skipped.append((join_key(key, name), UNREAD if is_unread_video(name, head) else NOT_AN_IMAGE))
     return found
 
 
 def _first_bytes(path: bytes) -> bytes:
-    try:
+    with reading(path):
         return retry(path, lambda: SharedFile(path).read(HEAD_BYTES, 0))
-    except OSError as error:
-        raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
 
 
 def _chunks(scan: Scan, mapped: AdaptiveMap) -> Iterator[tuple[bytes, list[bytes], bool]]:
-    """(key, up to STAT_CHUNK file names, last of its folder) over all folders in order."""
-    listings = mapped(lambda key: _names(scan, key), iter(scan.keys), 4 * SCAN_THREADS)
+    """(key, up to STAT_CHUNK file names, whether they are the last of their folder) over all folders in order."""
+    listings = mapped(lambda key: _list_files(scan, key), iter(scan.keys), 4 * SCAN_THREADS)
     for key, names, skipped in listings:
         scan.skipped += skipped
         for start in range(0, max(1, len(names)), STAT_CHUNK):
@@ -258,9 +264,9 @@ def _chunks(scan: Scan, mapped: AdaptiveMap) -> Iterator[tuple[bytes, list[bytes
 
 
 def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
-    """The clips of ``scan`` in order, folders without a frame left out; ``scan.skipped`` grows along the way.
+    """The clips of ``scan`` in order, without folders that hold no frame; ``scan.skipped`` and ``scan.odd`` grow.
 
-    The videos of a folder come behind its frames, not looked into.
+    The videos of a folder come after its frames; their own frames are not listed yet.
     """
 
     def stat_chunk(chunk: tuple[bytes, list[bytes], bool]) -> tuple[bytes, _Files, bool]:
@@ -269,45 +275,45 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
 
     frames: list[SourceFrame] = []
     videos: list[SourceFrame] = []
-    twins = _Twins()
+    duplicates = _Duplicates()
     mapped = AdaptiveMap(pool)
     for key, found, last in mapped(stat_chunk, _chunks(scan, mapped), 4 * SCAN_THREADS):
         frames += found.frames
         videos += found.videos
         scan.skipped += found.skipped
         if last:
-            sizes = [file.size for file in frames]
+            odd = naming.odd_names(key, [frame.name for frame in frames]) if frames else []
+            scan.odd = merge_odd([*scan.odd, *odd, *duplicates.find(key, frames, videos)])
             if frames:
-                scan.odd = merge_odd([*scan.odd, *naming.odd_names(key, [frame.name for frame in frames])])
                 yield SourceClip(key, frames)
             for file in videos:
                 yield SourceClip(join_key(key, file.name), [file._replace(name=b"")], FOUND)
-            scan.odd = merge_odd([*scan.odd, *twins.add(key, sizes, [(file.name, file.size) for file in videos])])
             frames, videos = [], []
 
 
-class _Twins:
-    """Finds folders of frames beside a video of their name, videos of one name, and copies: perhaps a scene twice."""
+class _Duplicates:
+    """Finds clips that may show the same scene: frames beside a video of their name, videos of one name, copies."""
 
     def __init__(self) -> None:
         self._videos: set[bytes] = set()  # paths without their extensions
         self._bytes: dict[bytes, int] = {}  # by path, of all clips
 
-    def add(self, key: bytes, frames: list[int], videos: list[tuple[bytes, int]]) -> Iterator[Odd]:
-        """What is odd about a folder, after those above it; ``frames``: the sizes of their files."""
+    def find(self, key: bytes, frames: list[SourceFrame], videos: list[SourceFrame]) -> Iterator[Odd]:
+        """What looks odd about the clips of a folder, compared with those of the folders before it."""
         flag = "--exclude GLOB leaves one of them out"
         if frames and self._videos:
             parts = key.split(b"/")
             if any(b"/".join(parts[:length]) in self._videos for length in range(1, len(parts) + 1)):
                 yield Odd("folders beside a video of the same name, perhaps its frames", os.fsdecode(key), flag)
         if frames:
-            yield from self._copies(key, b"", sum(frames))
-        for name, size in videos:
-            stem, ending = os.path.splitext(join_key(key, name))
+            yield from self._copies(key, b"", sum(frame.size for frame in frames))
+        for file in videos:
+            path = join_key(key, file.name)
+            stem, ending = os.path.splitext(path)
             if stem in self._videos:
-                yield Odd("videos of the same name as another", os.fsdecode(join_key(key, name)), flag)
+                yield Odd("videos of the same name as another", os.fsdecode(path), flag)
             self._videos.add(stem)
-            yield from self._copies(stem, ending, size)
+            yield from self._copies(stem, ending, file.size)
 
     def _copies(self, path: bytes, ending: bytes, size: int) -> Iterator[Odd]:
         self._bytes[path + ending] = size

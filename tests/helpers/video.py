@@ -11,6 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cltt.source.video.file import opened
+from cltt.source.video.timeline import Timeline
+from cltt.source.video.times import timeline_of
+
 BITS = 8
 BLOCK = 12
 SIZE = (128, 80)  # width, height
@@ -77,6 +81,12 @@ def write_video(
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return path
+
+
+def timeline(path: Path) -> Timeline:
+    """The timeline of a video's main stream."""
+    with opened(os.fsencode(path)) as (container, stream):
+        return timeline_of(container, stream, (1 << 31) - 1)
 
 
 def write_sound(path: Path) -> Path:

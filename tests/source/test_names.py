@@ -7,7 +7,6 @@ import random
 import pytest
 
 from cltt.source.names import HOLES, Choice, copied_from, in_order, is_system_folder, odd_names, why_left_out
-from cltt.source.scan import has_image_name
 
 BACKUP, CAMERA, RAW = "backup copy", "low-resolution copy by a camera", "RAW photograph"
 LEFT_OUT = {
@@ -70,7 +69,7 @@ def test_copies_by_name(name: str) -> None:
 def ordered(names: list[str]) -> list[str]:
     shuffled = random.Random(0).sample(names, len(names))
     given = [name.encode() for name in shuffled]
-    return [name.decode() for name in in_order(given, list(map(has_image_name, given)))]
+    return [name.decode() for name in in_order(given)]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +151,7 @@ ODD = {
 
 @pytest.mark.parametrize(("what", "names"), [(what, names) for what, several in ODD.items() for names in several])
 def test_what_looks_odd_is_said_and_nothing_else(what: str, names: list[str]) -> None:
-    found = odd_names(b"some/clip", in_order([n.encode() for n in names], [True] * len(names)))
+    found = odd_names(b"some/clip", in_order([n.encode() for n in names]))
     assert [what in odd.what for odd in found] == ([True] if what else [])
     assert all(odd.example.startswith("some/clip") for odd in found)
 

@@ -35,7 +35,7 @@ def test_lines_are_in_the_report_of_a_build_and_in_the_statistics(
 ) -> None:
     listed = clips.list_clips
 
-    def with_odd(found: scan.Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling) -> Iterator[clips.Listed]:
+    def with_odd(found: scan.Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling) -> Iterator[videos.Listed]:
         for number, one in enumerate(listed(found, pool, sampling)):
             yield one._replace(odd=FOUND[number : number + 1])
         found.odd += FOUND[2:]

@@ -14,8 +14,8 @@ import pytest
 from cltt.source.video.frames import VideoReader, Wanted
 from cltt.source.video.pixels import Upright
 from cltt.source.video.timeline import BACKWARDS, DECODED, PACKETS, Timeline, sample
-from cltt.source.video.times import read_timeline
 from tests.helpers import paff, video
+from tests.helpers.video import timeline
 
 pytest.importorskip("av")
 FPS = 30
@@ -23,7 +23,7 @@ FPS = 30
 
 def shown(path: Path, fps: float | None = None) -> tuple[Timeline, list[list[tuple[int, float]]]]:
     """The timeline, and of each part the numbers that its frames show with their times in the part."""
-    line = read_timeline(os.fsencode(path))
+    line = timeline(path)
     taken = sample(line, fps, None)
     wanted = [Wanted(int(line.ids[place]), int(line.entries[place])) for place in taken.frames]
     with VideoReader(os.fsencode(path), line.timing) as reader:
@@ -115,7 +115,7 @@ def test_two_fields_are_one_frame(tmp_path: Path, fields: tuple[Path, list[tuple
         halves = [field for pair in pairs for field in pair]
         single = [(field, k, k) for k, field in enumerate(halves)]
         path = mux(tmp_path / name, joined if name.startswith("one") else single, raw)
-    line = read_timeline(os.fsencode(path))
+    line = timeline(path)
     with VideoReader(os.fsencode(path), line.timing) as reader:
         upright = Upright(None)
         pixels = [upright.rgb(frame)[0] for frame in reader.frames([Wanted(int(k), 0) for k in line.ids])]
@@ -210,7 +210,7 @@ def test_what_is_sure_is_not_decoded(tmp_path: Path) -> None:
         "a.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime"}},
         "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12"}},
     }.items():
-        line = read_timeline(os.fsencode(video.write_video(tmp_path / name, 12, **kind)))  # type: ignore[arg-type]
+        line = timeline(video.write_video(tmp_path / name, 12, **kind))  # type: ignore[arg-type]
         assert (line.timing, line.why) == (PACKETS, ""), name
 
 
@@ -258,7 +258,7 @@ def test_a_second_recording_that_is_not_read_is_said(tmp_path: Path) -> None:
 def test_fields_of_hevc_are_said_to_be_fields(tmp_path: Path, name: str) -> None:
     options = {"x265-params": "log-level=none:interlace=tff"}
     path = video.write_video(tmp_path / name, 12, codec="libx265", options=options)
-    line = read_timeline(os.fsencode(path))
+    line = timeline(path)
     assert line.timing == DECODED and line.fields
     plain = video.write_video(tmp_path / f"plain{name}", 12, codec="libx265", options={"x265-params": "log-level=none"})
-    assert not read_timeline(os.fsencode(plain)).fields
+    assert not timeline(plain).fields

@@ -14,8 +14,8 @@ from cltt.source.video.file import InvalidVideo, opened
 from cltt.source.video.frames import FOLLOWS, VideoReader, Wanted
 from cltt.source.video.pixels import Upright
 from cltt.source.video.timeline import Timeline, sample
-from cltt.source.video.times import read_timeline
 from tests.helpers import data, video
+from tests.helpers.video import timeline
 
 pytest.importorskip("av")
 REAL = sorted((data.SHARED / "video").glob("*.*"))
@@ -36,10 +36,6 @@ KINDS: dict[str, dict[str, object]] = {
     "vp8.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "8"}},
     "motion.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
 }
-
-
-def timeline(path: Path) -> Timeline:
-    return read_timeline(os.fsencode(path))
 
 
 def read(path: Path, line: Timeline, places: Sequence[int], short: int | None = None) -> list[np.ndarray | str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,11 @@ import pytest
 from cltt.source.video.file import InvalidVideo
 from cltt.source.video.kinds import is_video
 from cltt.source.video.timeline import BACKWARDS, BEFORE_KEY, DECODED, GAP, PACKETS, Timeline, sample
-from cltt.source.video.times import read_timeline
 from tests.helpers import data, video
+from tests.helpers.video import timeline
 
 pytest.importorskip("av")
 REAL = sorted((data.SHARED / "video").glob("*.*"))
-
-
-def timeline(path: Path) -> Timeline:
-    return read_timeline(os.fsencode(path))
 
 
 def line_of(times: list[float]) -> Timeline:

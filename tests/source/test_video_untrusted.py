@@ -20,19 +20,19 @@ pytest.importorskip("av")
 from tests.helpers.video import write_video
 
 
-def test_an_input_error_that_comes_again_at_one_place_is_the_files_own(tmp_path: Path) -> None:
+def test_a_file_is_damaged_if_an_input_error_comes_twice_at_one_packet(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path / "film.mp4")
     error = OSError(errno.EIO, "Input/output error")
     Path(os.fsdecode(path)).write_bytes(b"x" * 100)
-    assert not video_file.is_of_the_file(path, 7, error)  # it may pass
-    assert video_file.is_of_the_file(path, 7, error)
-    assert not video_file.is_of_the_file(path, 9, error)
-    assert not video_file.is_of_the_file(path, 9, OSError(errno.ENOENT, "gone"))
+    assert not video_file.is_damaged(path, 7, error)  # it may pass
+    assert video_file.is_damaged(path, 7, error)
+    assert not video_file.is_damaged(path, 9, error)
+    assert not video_file.is_damaged(path, 9, OSError(errno.ENOENT, "gone"))
     os.rename(path, path + b".away")
-    assert not video_file.is_of_the_file(path, 9, error)  # the system cannot read it either
+    assert not video_file.is_damaged(path, 9, error)  # the system cannot read it either
     os.rename(path + b".away", path)
-    assert not video_file.is_of_the_file(path, 9, error)  # it has just recovered
-    assert video_file.is_of_the_file(path, 9, error)
+    assert not video_file.is_damaged(path, 9, error)  # it has just recovered
+    assert video_file.is_damaged(path, 9, error)
 
 
 @pytest.mark.parametrize("container", [".webm", ".mp4", ".avi"])
@@ -63,7 +63,9 @@ def test_a_video_of_more_pixels_than_asked_for_gives_no_frames(tmp_path: Path) -
     path = write_video(tmp_path / "film.mp4", 6)
     clip, _, _ = videos.list_frames(os.fsencode(tmp_path), _found(path), videos.Sampling())
     wanted = [(frame.mark, frame.entry) for frame in clip.frames]
-    frames = list(videos.read_frames(os.fsencode(tmp_path), clip.key, clip.video, wanted, max_pixels=1000))
+    frames = list(
+        videos.read_frames(os.fsencode(tmp_path), clip.key, clip.video, wanted, videos.Sampling(max_pixels=1000))
+    )
     assert len(frames) == 6 and all(isinstance(frame, InvalidImage) for frame in frames)
 
 

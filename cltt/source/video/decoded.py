@@ -1,8 +1,8 @@
-"""All frames of a stream in the order in which the decoder gives them, and the timeline that they make.
+"""The timeline of a stream by decoding all of it.
 
-The way for every stream of which it is not sure that a packet is one frame with a stamp: pictures of single fields,
-several pictures in a packet, packets without times or with wrong ones. It costs decoding the stream twice, once to list
-its frames and once to pack them, and a reader begins at the first packet always.
+For every stream whose packets may not be one frame each with a valid time stamp: pictures of single fields, several
+pictures in a packet, packets without times or with wrong ones. Such a stream is decoded twice, once to list its frames
+and once to pack them, and a reader always starts at the first packet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cltt.source.video import kinds
-from cltt.source.video.file import is_of_the_file, packets_of, path_of, rate_of, reason_of
+from cltt.source.video.file import is_damaged, packets_of, path_of, rate_of, reason_of, seconds_of, time_base_of
 from cltt.source.video.timeline import BEFORE_KEY, CUT_OFF, DECODED, Array, Note, Timeline
 from cltt.source.video.units import entry_test, picture_splitter
 
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     import av.container
     import av.video.stream
 
-BAD = -1  # the name of a frame that cannot be decoded, or follows one that cannot be
+BAD = -1  # the id of a frame that cannot be decoded, or follows one that cannot be
 
 
 class Decoder:
     """Decodes a stream whose container has just been opened, from its first packet to its last.
 
+    Packets are numbered from 0.
+
     Attributes:
-        entries: places of the packets where decoding may begin. bad: places of those with an error. packets: how many
-            there are so far. positions: where each lies in the file. break_reason: why the file breaks off.
+        entries: the packets where decoding may begin. bad: the packets with an error. positions: the byte offset of
+            each packet in the file. break_reason: why the file ends early, or empty.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Decoder:
         self.break_reason = ""
 
     def frames(self) -> Iterator[tuple[Any, int]]:
-        """(av.VideoFrame, place of its packet) in the decoder's order."""
+        """(av.VideoFrame, number of its packet) in the decoder's order."""
         import av
 
         is_entry, pictures = entry_test(self._stream), picture_splitter(self._stream)
@@ -60,7 +62,7 @@ class Decoder:
                     yield from self._decode(picture, place)
         except av.FFmpegError as error:
             place = len(self.positions)
-            if isinstance(error, OSError) and not is_of_the_file(path_of(self._container), place, error):
+            if not is_damaged(path_of(self._container), place, error):
                 raise
             self.break_reason = reason_of(error)
         yield from self._decode(None, len(self.positions) - 1)
@@ -81,11 +83,11 @@ class Decoder:
 
 
 def prepared(stream: av.video.stream.VideoStream, max_pixels: int) -> Any:
-    """The stream's decoder, made strict; it refuses pictures of more than ``max_pixels`` before it takes memory."""
+    """The stream's decoder, set to fail on errors and to refuse pictures of more than ``max_pixels``."""
     context = stream.codec_context
-    context.thread_count = 1  # the workers are the threads
+    context.thread_count = 1  # packing uses one process per core
     options = {"max_pixels": str(min(max_pixels, (1 << 31) - 1))}
-    if context.name != "h264":  # whose pictures made up say so; it would refuse to begin at a recovery point
+    if context.name != "h264":  # marks concealed pictures itself, and would not start at a recovery point
         options["err_detect"] = "explode"
     context.options = options
     return context
@@ -95,7 +97,7 @@ def prepared(stream: av.video.stream.VideoStream, max_pixels: int) -> Any:
 
 
 class _Shown(NamedTuple):
-    """What is kept of the frames that came: stamps in ticks (NaN: none) and the places of their packets."""
+    """Of all decoded frames: time stamps in ticks (NaN: none) and the numbers of their packets."""
 
     pts: Array
     dts: Array
@@ -105,7 +107,7 @@ class _Shown(NamedTuple):
 def decoded_timeline(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, max_pixels: int
 ) -> Timeline:
-    """The timeline of a stream whose container has just been opened; decodes all of it."""
+    """The timeline of a stream whose container has just been opened, by decoding all of it."""
     decoder = Decoder(container, stream, max_pixels)
     rows: list[tuple[float, float, int]] = []
     fields = False
@@ -114,9 +116,8 @@ def decoded_timeline(
         fields |= stream.codec_context.name == "hevc" and frame.interlaced_frame
     table = np.array(rows, np.float64).reshape(-1, 3)
     shown = _Shown(table[:, 0], table[:, 1], table[:, 2].astype(np.int64))
-    starts, notes = _joint(container, decoder, shown.places)
-    base = stream.time_base or rate_of(stream) ** -1
-    distance = float(1 / (rate_of(stream) * base))
+    starts, notes = _second_recording(container, decoder, shown.places)
+    distance = float(1 / (rate_of(stream) * time_base_of(stream)))
     ticks = _ticks(shown, container, distance)
     starts[1:] |= np.diff(ticks) <= 0
     bad, lost = _faults(decoder, shown.places, starts)
@@ -124,7 +125,7 @@ def decoded_timeline(
     ids, parts = np.where(bad, BAD, np.arange(len(bad)))[kept], np.cumsum(starts)[kept]
     starts = np.diff(parts, prepend=parts[:1]) > 0
     ticks = _rising(ticks[kept], starts, distance)
-    times = (ticks - ticks[:1]) * base.numerator / base.denominator
+    times = seconds_of(ticks, stream)
     notes += [Note(None, "skipped", BEFORE_KEY)] if lost.any() or decoder.entries[:1] > [0] else []
     if decoder.break_reason:
         notes.append(Note(float(times[-1]) if len(times) else None, "cut", f"{CUT_OFF}: {decoder.break_reason}"))
@@ -136,10 +137,11 @@ def _tick(stamp: int | None) -> float:
 
 
 def _faults(decoder: Decoder, places: Array, starts: Array) -> tuple[Array, Array]:
-    """(frames that follow an error, frames that need pictures before the first of a part), bool [frames] each.
+    """Two bool [frames]: frames spoilt by an error, and frames that refer to pictures before the start of a part.
 
-    From an error to the next entry nothing is good, nor is what comes out before that entry but was sent behind it: it
-    needs the group before too. Without any entry only the decoder can tell.
+    A group is an entry with the packets up to the next entry. An error spoils the rest of its group, and the leading
+    pictures of the next: those sent after its entry but shown before it, which refer to the group before, too. If the
+    stream has no entry, only the decoder's own errors count.
     """
     count = len(places)
     entries = np.array(decoder.entries or [0], np.int64)
@@ -149,7 +151,7 @@ def _faults(decoder: Decoder, places: Array, starts: Array) -> tuple[Array, Arra
         at = int(np.searchsorted(entries, place, side="right")) - 1
         bad_from[at] = min(bad_from[at], place)
     key_at = np.full(len(entries) + 1, -1)  # when each group's entry comes out
-    keys = np.flatnonzero(np.isin(places, entries))[::-1]  # so that of two pictures in a packet the first counts
+    keys = np.flatnonzero(np.isin(places, entries))[::-1]  # reversed: of two pictures in a packet the first counts
     key_at[group[keys]] = keys
     leads = (group >= 0) & (np.arange(count) < key_at[group])
     lost = (group < 0) | (leads & ((group == 0) | np.isin(group, group[starts & leads])))
@@ -158,10 +160,11 @@ def _faults(decoder: Decoder, places: Array, starts: Array) -> tuple[Array, Arra
 
 
 def _ticks(shown: _Shown, container: av.container.InputContainer, distance: float) -> Array:
-    """Times of frames that are usually ``distance`` apart, by the stamps that step back least.
+    """Times in ticks, float64 [frames], from the kind of stamps that steps back least.
 
-    A frame has the stamp of its packet, and that of decoding: of the packet with which it came out, which is as good
-    where packets are numbered in the order of decoding. Without stamps frames come at an even rate.
+    A frame has a presentation stamp (of its own packet) and a decoding stamp (of the packet after which it came out);
+    the second is right where packets are numbered in decoding order. Without stamps, frames are ``distance`` ticks
+    apart.
     """
     even = np.arange(len(shown.pts)) * distance
     if container.format.name in kinds.RAW_FORMATS:
@@ -171,7 +174,7 @@ def _ticks(shown: _Shown, container: av.container.InputContainer, distance: floa
 
 
 def _filled(stamps: Array, distance: float) -> tuple[Array, int]:
-    """(stamps with missing ones put evenly between those around them, how many are missing or step back)."""
+    """(stamps with missing ones interpolated, how many are missing or step back)."""
     places, known = np.arange(len(stamps)), np.flatnonzero(~np.isnan(stamps))
     filled = np.interp(places, known, stamps[known])
     steps = np.diff(filled[known[0] : known[-1] + 1])
@@ -182,13 +185,15 @@ def _filled(stamps: Array, distance: float) -> tuple[Array, int]:
 
 
 def _rising(ticks: Array, starts: Array, distance: float) -> Array:
-    """``ticks`` with each part that steps back put behind the one before it: a frame has a time of its own."""
+    """``ticks`` with each part that steps back moved behind the part before it, so that no two are equal."""
     steps = np.diff(ticks, prepend=ticks[:1] - 1)
     return ticks + np.cumsum(np.where(starts & (steps <= 0), distance - steps, 0))
 
 
-def _joint(container: av.container.InputContainer, decoder: Decoder, places: Array) -> tuple[Array, list[Note]]:
-    """(frames with which another recording begins in the file, that it is not read)."""
+def _second_recording(
+    container: av.container.InputContainer, decoder: Decoder, places: Array
+) -> tuple[Array, list[Note]]:
+    """(bool [frames]: here a second recording begins in the file; a note if FFmpeg does not read it)."""
     with open(path_of(container), "rb") as file:
         at = kinds.joined_at(file)
     begins = np.zeros(len(places), bool)

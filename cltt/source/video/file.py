@@ -1,7 +1,7 @@
-"""A video file, opened, and its packets; what an input error means.
+"""Opening a video file, reading its packets, and telling damaged files from failing storage.
 
-Read by PyAV (FFmpeg). Only containers of video files are opened and only local files: a play list under a video's name
-must not make FFmpeg read something else.
+PyAV (FFmpeg) reads them. It may open only containers of video and only local files, so that a play list under a
+video's name cannot make it read something else.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ if TYPE_CHECKING:
     import av.container
     import av.video.stream
 
-Packets = Iterator[Any]  # of av.Packet: PyAV is an extra, imported where a video is met
-
 
 class InvalidVideo(ValueError):
-    """A file that holds no video that can be read; the message is one short phrase."""
+    """A file that holds no readable video; the message is a short phrase."""
 
 
 @contextlib.contextmanager
 def opened(
     path: bytes, number: int | None = None
 ) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
-    """The container at ``path`` and its video stream of this ``number``; None: ``streams.main_stream``.
+    """The open container at ``path`` and its video stream ``number``; None: ``streams.main_stream``.
 
-    Raises InvalidVideo if there is none or the file is not what the name says, OSError if it cannot be read at all.
+    No packet has been read. Raises InvalidVideo if there is no such stream or the file is no video,
+    OSError if the file cannot be read.
     """
     import av
     import av.stream
@@ -47,12 +46,12 @@ def opened(
         try:
             container = stack.enter_context(av.open(name, options=kinds.OPTIONS, metadata_errors="ignore"))
         except av.FFmpegError as error:
-            if isinstance(error, OSError) and not is_of_the_file(path, -1, error):
+            if not is_damaged(path, -1, error):
                 raise
             raise InvalidVideo(f"cannot be opened as a video: {reason_of(error)}") from error
         stream, is_fresh = _stream(container, number)
         if not is_fresh:
-            number = [other.index for other in container.streams.video].index(stream.index)
+            number = container.streams.video.index(stream)
             container.close()
             yield stack.enter_context(opened(path, number))
             return
@@ -63,7 +62,7 @@ def opened(
 
 
 def _stream(container: av.container.InputContainer, number: int | None) -> tuple[av.video.stream.VideoStream, bool]:
-    """(the stream to take, whether nothing has been read to choose it)."""
+    """(the stream to take, whether it was chosen without reading packets)."""
     moving = streams.moving_streams(container)
     if number is None and not moving:
         raise InvalidVideo("no video stream")
@@ -76,17 +75,19 @@ def _stream(container: av.container.InputContainer, number: int | None) -> tuple
     return stream, is_fresh
 
 
-# Of a file that gave an input error: where the last one was, and whether the system could read every byte after it.
+# Of each file with an input error: the packet of the last one, and whether the whole file could be read after it.
 _suspects: dict[bytes, tuple[int, bool]] = {}
 _suspects_lock = threading.Lock()
 
 
-def is_of_the_file(path: bytes, place: int, error: OSError) -> bool:
-    """Whether an input error at packet ``place`` is the file's own, not the file system's.
+def is_damaged(path: bytes, place: int, error: Exception) -> bool:
+    """Whether FFmpeg's ``error`` at packet ``place`` comes from a damaged file, not from the file system.
 
-    FFmpeg says EIO of what it cannot parse too. Such an error comes again at the same place, though the system reads
-    every byte of the file both before and after: after alone, a disk that has just recovered would spoil the file.
+    FFmpeg raises EIO for what it cannot parse, too. The file counts as damaged if the error comes twice at the same
+    packet and the whole file could be read after both: after one error, a disk may just have recovered.
     """
+    if not isinstance(error, OSError):
+        return True
     if error.errno != errno.EIO:
         return False
     readable = _can_be_read(path)
@@ -107,22 +108,25 @@ def _can_be_read(path: bytes) -> bool:
 
 
 def path_of(container: av.container.InputContainer) -> bytes:
-    """The file that :func:`opened` gave."""
+    """The path of a container that :func:`opened` gave."""
     return os.fsencode(container.name).removeprefix(b"file:")
 
 
 def reason_of(error: Exception) -> str:
-    """What FFmpeg says, without paths and numbers: reasons are counted."""
+    """FFmpeg's error text without paths and numbers, so that reports can count equal reasons."""
     return str(getattr(error, "strerror", None) or error)
 
 
 def rate_of(stream: av.video.stream.VideoStream) -> Fraction:
-    """Frames a second, as the container has it or as FFmpeg guesses."""
+    """Frames per second, as the container has it or as FFmpeg guesses; 25 if neither."""
     return Fraction(stream.average_rate or stream.guessed_rate or 25)
 
 
-def packets_of(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Packets:
-    """The packets of ``stream`` from where the container stands, to its end; raises av.FFmpegError where it breaks."""
+def packets_of(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Iterator[Any]:
+    """The packets of ``stream`` (av.Packet) from the container's position to its end.
+
+    Raises av.FFmpegError where the file is damaged.
+    """
     for packet in container.demux(stream):
         if packet.size:
             yield packet
@@ -130,13 +134,24 @@ def packets_of(container: av.container.InputContainer, stream: av.video.stream.V
             return
 
 
+def seconds_of(stamps: Any, stream: av.video.stream.VideoStream) -> Any:
+    """Time stamps [n] in ticks of ``stream`` as float64 seconds [n] from the first of them."""
+    base = time_base_of(stream)
+    return (stamps - stamps[:1]) * base.numerator / base.denominator
+
+
+def time_base_of(stream: av.video.stream.VideoStream) -> Fraction:
+    """Seconds per tick."""
+    return stream.time_base or 1 / rate_of(stream)
+
+
 def is_hidden(codec: str, packet: Any) -> bool:
-    """Whether a packet is decoded but never shown: VP8's alternate reference frames (RFC 6386, 9.1), edit lists."""
+    """Whether a packet is decoded but never shown: VP8 alternate reference frames (RFC 6386, 9.1), edit lists."""
     return bool(packet.is_discard) or (codec == "vp8" and not bytes(packet)[0] & 0x10)
 
 
 def file_identity(path: bytes) -> tuple[int, int]:
-    """(size, mtime_ns): what tells that a file is the one that was planned. OSError if it is no regular file."""
+    """(size, mtime_ns), which change when a file does; OSError unless it is a regular file."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(path))

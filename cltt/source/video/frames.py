@@ -1,9 +1,9 @@
-"""Frames out of a video file: those asked for, in order, each decoded from a packet where decoding may begin.
+"""Reading wanted frames of a video file, in order, with as little decoding as is safe.
 
-Where frames are named by their packets (``timeline.PACKETS``), what is not asked for is skipped as cheaply as is safe:
-whole groups between two entries are not sent to the decoder at all, and pictures to which no other refers are dropped
-by it. A decoder goes on after an error, with pictures made of broken ones: from an error to the next entry nothing is
-given out. Where frames are named by their count, all before them are decoded.
+With ``timeline.PACKETS``, a frame is named by the time stamp of its packet. Groups of packets (from one entry to the
+next) that hold no wanted frame are not decoded, and in the others the decoder drops pictures to which no other refers.
+A decoder continues after an error with spoilt pictures, so no frame between an error and the next entry is returned.
+With ``timeline.DECODED``, a frame is named by its count, and all frames before it are decoded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cltt.source.video.decoded import BAD, Decoder, prepared
-from cltt.source.video.file import is_of_the_file, opened, packets_of
+from cltt.source.video.file import is_damaged, opened, packets_of
 from cltt.source.video.streams import crop_of
 from cltt.source.video.timeline import PACKETS
 from cltt.source.video.units import entry_test
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 NO_PICTURE = "no picture comes out of the decoder"
 FOLLOWS = "cannot be decoded, or follows a picture that cannot be"
-FAR_SECONDS = 10.0  # an entry so far ahead is sought, a nearer one read up to
-# A picture may come out so many packets later than those sent after it: the largest reorder depth of H.264.
+FAR_SECONDS = 10.0  # an entry this far ahead is reached by seeking, a nearer one by reading on
+# A picture may come out of the decoder this many packets after its own: the largest reorder depth of H.264.
 HOLD_PACKETS = 16
-# FFmpeg's decoders whose pictures without the mark of a reference are referred to by none (in HEVC higher temporal
-# layers may refer to them; VP9 and AV1 have no such mark).
+# FFmpeg's decoders that mark all pictures to which others refer. (In HEVC higher temporal layers may refer to unmarked
+# ones; VP9 and AV1 have no such mark.)
 _DROPS_UNREFERENCED = ("h264",)
 
 
 class Wanted(NamedTuple):
-    """A frame by its name and the name of the packet where decoding begins (``timeline.Timeline``)."""
+    """A frame: its id and the entry, the packet where decoding must begin, as in ``timeline.Timeline``."""
 
     id: int
     entry: int
 
 
 class _Sent(NamedTuple):
-    """A packet given to the decoder: its place since the start, its group, whether it leads the group's entry."""
+    """A packet sent to the decoder: its number, its group, whether it is shown before the group's entry."""
 
     place: int
     group: int
@@ -50,9 +50,13 @@ class _Sent(NamedTuple):
 
 
 class VideoReader:
-    """An open video file; gives frames by name. Not for several threads at once.
+    """Reads frames of a video file by their ids; for one thread at a time.
 
-    ``number``: of the stream, None: ``streams.main_stream``. ``max_pixels``: the decoder refuses larger pictures.
+    Args:
+        timing: PACKETS or DECODED of ``timeline``: what the ids are.
+        number: of the video stream; None: ``streams.main_stream``.
+        max_pixels: the decoder refuses larger pictures.
+
     Raises InvalidVideo or OSError as ``file.opened`` does.
     """
 
@@ -74,7 +78,7 @@ class VideoReader:
             self._is_entry = entry_test(self.stream)
         else:
             self._counted = enumerate(Decoder(self._container, self.stream, self._max_pixels).frames())
-        self._next = 0  # of the packets or frames in the file; after seeking only that it is not the first
+        self._next = 0  # number of the next packet or frame; after seeking just not 0
 
     def __enter__(self) -> VideoReader:
         return self
@@ -86,17 +90,17 @@ class VideoReader:
         self._stack.close()
 
     def frames(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
-        """For each of ``wanted``, which are in the order of the timeline, its frame or why there is none."""
+        """For each of ``wanted``, given in the order of the timeline, the frame or why there is none."""
         if not self._by_packets:
-            yield from self._count(wanted)
+            yield from self._counted_frames(wanted)
             return
         start = 0
         for stop in range(1, len(wanted) + 1):
             if stop == len(wanted) or self._is_far(wanted[stop - 1], wanted[stop]):
-                yield from self._stretch(wanted[start:stop])
+                yield from self._near_frames(wanted[start:stop])
                 start = stop
 
-    def _count(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
+    def _counted_frames(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
         if any(BAD != one.id < self._next for one in wanted[:1]):
             self._open()
         last: tuple[int, Any] = BAD, NO_PICTURE
@@ -115,11 +119,11 @@ class VideoReader:
             return False
         return bool((after.entry - before.id) * self.stream.time_base > FAR_SECONDS)
 
-    def _stretch(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
+    def _near_frames(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
         decoding: _Decoding | None = None
         with contextlib.closing(self._packets_from(wanted[0].entry)) as packets:
             for packet in packets:
-                if decoding is None:  # not before: to find the first packet the file may have been opened anew
+                if decoding is None:  # not earlier: finding the first packet may have opened the file again
                     self._context.flush_buffers()
                     decoding = _Decoding(self._context, wanted)
                 entry = self._is_entry(packet) or packet.pts == wanted[0].entry
@@ -131,8 +135,8 @@ class VideoReader:
     # ---- finding the packets
 
     def _packets_from(self, entry: int) -> Generator[Any, None, None]:
-        """The packets from the one stamped ``entry`` on, to the end or to where the file breaks."""
-        if (found := self._sought(entry)) is not None:
+        """The packets from the one with the stamp ``entry`` to the end, or to where the file is damaged."""
+        if (found := self._seek(entry)) is not None:
             yield from found
             return
         if self._next != 0:
@@ -143,8 +147,8 @@ class VideoReader:
             if reached:
                 yield packet
 
-    def _sought(self, entry: int) -> Iterator[Any] | None:
-        """As :meth:`_packets_from`, by seeking; None if that did not lead there."""
+    def _seek(self, entry: int) -> Iterator[Any] | None:
+        """As :meth:`_packets_from`, by seeking; None if seeking does not find the packet."""
         import av
 
         with contextlib.suppress(av.FFmpegError):
@@ -163,16 +167,16 @@ class VideoReader:
 
         count = 0
         try:
-            for count, packet in enumerate(packets_of(self._container, self.stream), 1):  # noqa: B007  # where it breaks
+            for count, packet in enumerate(packets_of(self._container, self.stream), 1):  # noqa: B007  # for the error
                 self._next += 1
                 yield packet
-        except av.FFmpegError as error:  # the plan has noted that the file breaks here
-            if isinstance(error, OSError) and not is_of_the_file(self._path, count, error):
+        except av.FFmpegError as error:  # the plan has a note of the damage
+            if not is_damaged(self._path, count, error):
                 raise
 
 
 class _Decoding:
-    """Sends packets to a decoder as far as needed, and knows which of the frames that come out are good."""
+    """Sends the needed packets to a decoder and returns the frames that no error has spoilt."""
 
     def __init__(self, context: Any, wanted: Sequence[Wanted]) -> None:
         self._context = context
@@ -182,44 +186,44 @@ class _Decoding:
         for position, one in enumerate(wanted):
             self._positions.setdefault(one.id, []).append(position)
         self._found: dict[int, tuple[av.VideoFrame, _Sent]] = {}
-        self._next = 0  # the first of ``wanted`` that is not given out
-        self._latest = -1  # the last of them that has come
+        self._next = 0  # position in ``wanted`` of the next frame to return
+        self._latest = -1  # position of the last frame that was decoded
         self._sent: dict[int, _Sent] = {}
-        self._entered: set[int] = set()
-        self._waits_for: int | None = wanted[0].entry
+        self._entries: set[int] = set()
+        self._skip_to: int | None = wanted[0].entry
         self._place = 0
         self._group = -1
         self._group_name = 0
-        self._bad_from: dict[int, int] = {}  # group -> place of its first packet that failed
+        self._bad_from: dict[int, int] = {}  # group -> number of its first packet with an error
 
     @property
     def complete(self) -> bool:
         return self._next == len(self._wanted)
 
     def send(self, packet: Any, entry: bool) -> Iterator[av.VideoFrame | str]:
-        """Give a packet to the decoder unless nothing wanted needs it; what is settled then."""
-        name = packet.pts  # which the decoder hands on as the frame's
-        if self._waits_for is not None and name != self._waits_for:
+        """Send a packet to the decoder unless no wanted frame needs it; yields the frames that are ready."""
+        name = packet.pts  # the decoded frame has it, too
+        if self._skip_to is not None and name != self._skip_to:
             return
         if entry and name is not None:
-            self._enter(name)
-        self._waits_for = None
-        self._note(name, packet)
+            self._begin_group(name)
+        self._skip_to = None
+        self._record(name, packet)
         self._decode(packet)
-        after = self._latest + 1  # all before it have come, or never will
-        if after < len(self._wanted) and self._wanted[after].entry in self._entered:
-            yield from self._settled(hold=HOLD_PACKETS)
+        after = self._latest + 1  # all before it have been decoded, or cannot be
+        if after < len(self._wanted) and self._wanted[after].entry in self._entries:
+            yield from self._ready(hold=HOLD_PACKETS)
             return
         yield from self.finish(after)
         if after < len(self._wanted):
-            self._waits_for = self._wanted[after].entry
+            self._skip_to = self._wanted[after].entry
 
-    def _enter(self, name: int) -> None:
+    def _begin_group(self, name: int) -> None:
         self._group += 1
         self._group_name = name
-        self._entered.add(name)
+        self._entries.add(name)
 
-    def _note(self, name: int | None, packet: Any) -> None:
+    def _record(self, name: int | None, packet: Any) -> None:
         self._place += 1
         if name is not None:
             self._sent[name] = _Sent(self._place, self._group, name < self._group_name)
@@ -239,13 +243,6 @@ class _Decoding:
         for frame in frames:
             self._receive(frame)
 
-    def _drain(self) -> None:
-        import av
-
-        with contextlib.suppress(av.FFmpegError):
-            for frame in self._context.decode(None):
-                self._receive(frame)
-
     def _receive(self, frame: av.VideoFrame) -> None:
         name = frame.pts
         sent = self._sent.pop(name, None) if name is not None else None
@@ -262,11 +259,11 @@ class _Decoding:
             sent.leads and sent.group - 1 in self._bad_from
         )
 
-    def _settled(self, hold: int) -> Iterator[av.VideoFrame | str]:
-        """What can be given out: frames come in the order of time, so one that has been passed does not come.
+    def _ready(self, hold: int) -> Iterator[av.VideoFrame | str]:
+        """The next frames in order, or why there is none; frames are decoded in time order, so passed ones are lost.
 
-        An error shows when its picture comes out. By then pictures made of it may have come, so each waits for ``hold``
-        more packets.
+        An error shows when its picture comes out, maybe after pictures that refer to it. So each frame is held back
+        until ``hold`` packets after its own have been sent.
         """
         while self._next <= self._latest:
             frame, sent = self._found.get(self._next, (None, None))
@@ -280,9 +277,13 @@ class _Decoding:
                 yield FOLLOWS if self._is_bad(sent) else frame
 
     def finish(self, stop: int | None = None) -> Iterator[av.VideoFrame | str]:
-        """Empty the decoder; all wanted before ``stop`` (None: all) is settled then."""
-        self._drain()
+        """Empty the decoder; yields what is left of the frames before ``stop`` (None: all)."""
+        import av
+
+        with contextlib.suppress(av.FFmpegError):
+            for frame in self._context.decode(None):
+                self._receive(frame)
         self._context.flush_buffers()
         self._sent.clear()
         self._latest = (len(self._wanted) if stop is None else stop) - 1
-        yield from self._settled(hold=0)
+        yield from self._ready(hold=0)

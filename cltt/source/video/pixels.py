@@ -1,17 +1,18 @@
-"""A decoded frame as upright 8-bit RGB with square pixels, by what the stream says of itself.
+"""Decoded frames converted to upright 8-bit RGB with square pixels.
 
-Matrix and range come from the frame's tags (ITU-T H.273). A frame without a matrix is BT.709 from 720 lines upward and
-BT.601 below, as players take it; one without a range is limited.
+Matrix and range come from the frame's tags (ITU-T H.273). As in players, a frame without a matrix is BT.709 from 720
+lines upward and BT.601 below; one without a range is limited.
 """
 
 from __future__ import annotations
 
 import struct
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cltt.source.pixels import MIRRORS, shrunk_size, turned
 from cltt.source.video.streams import WHOLE, Crop
 
 if TYPE_CHECKING:
@@ -23,51 +24,28 @@ _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _BT709, _BT601 = 1, 5
 _LIMITED, _FULL = 1, 2
 _HD_LINES = 720
-_MOST_STRETCH = 16  # a pixel more oblong than this is a writing error
+_MOST_STRETCH = 16  # a larger or smaller aspect ratio of a pixel is ignored as an error
 
 
-class Turn(NamedTuple):
-    """One of the eight ways to lay a picture: swap rows and columns first, then mirror."""
-
-    swap: bool
-    left_right: bool
-    up_down: bool
-
-    def apply(self, picture: Array) -> Array:
-        if self.swap:
-            picture = picture.swapaxes(0, 1)
-        return np.ascontiguousarray(picture[:: -1 if self.up_down else 1, :: -1 if self.left_right else 1])
-
-
-AS_IT_IS = Turn(False, False, False)
-
-
-def turn_of(frame: av.VideoFrame) -> Turn:
-    """What the display matrix asks for, to a quarter turn (ISO 14496-12, 6.2.2: x' = ax + cy, y' = bx + dy)."""
+def orientation_of(frame: av.VideoFrame) -> int:
+    """The EXIF orientation nearest to the display matrix (ISO 14496-12, 6.2.2: x' = ax + cy, y' = bx + dy)."""
     found: Any = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
-        return AS_IT_IS
+        return 1
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(found))
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return Turn(True, c < 0, b < 0)
-    return Turn(False, a < 0, d < 0)
+    swap = abs(b) + abs(c) > abs(a) + abs(d)
+    return 1 + 4 * swap + MIRRORS.index((c < 0, b < 0) if swap else (a < 0, d < 0))
 
 
 def square_size(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
-    """(width, height) with square pixels: the lines stay."""
+    """(width, height) with square pixels; ``aspect``: of a pixel. The number of lines stays."""
     if not aspect or not 1 / _MOST_STRETCH <= aspect <= _MOST_STRETCH:
         return width, height
     return max(1, round(width * aspect)), height
 
 
-def shrunk_size(width: int, height: int, short: int | None) -> tuple[int, int]:
-    """(width, height) with the short side at ``short``; a frame already that small stays as it is."""
-    scale = 1 if short is None else short / min(width, height)
-    return (width, height) if scale >= 1 else (max(1, round(width * scale)), max(1, round(height * scale)))
-
-
 class Upright:
-    """Turns the frames of one stream into pixels; not for several threads at once."""
+    """Converts the frames of one stream to pixels; for one thread at a time."""
 
     def __init__(self, aspect: Fraction | None, resize_short: int | None = None, crop: Crop = WHOLE) -> None:
         from av.video.reformatter import VideoReformatter
@@ -79,15 +57,15 @@ class Upright:
 
     def rgb(self, frame: av.VideoFrame) -> tuple[Array, tuple[int, int]]:
         """(uint8 [height, width, 3], (width, height) of the upright frame before any shrinking)."""
-        turn = turn_of(frame)
+        orientation = orientation_of(frame)
         if self._crop != WHOLE:
             frame = self._cropped(frame)
         square = square_size(frame.width, frame.height, self._aspect)
         pixels = self._converted(frame, square, shrunk_size(*square, self._short))
-        return turn.apply(pixels), (square[1], square[0]) if turn.swap else square
+        return turned(pixels, orientation), (square[1], square[0]) if orientation >= 5 else square
 
     def _cropped(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The part that is shown, in RGB; the whole frame if none of it is."""
+        """The frame in RGB with the crop cut off; the whole frame if nothing would be left."""
         import av
 
         size = frame.width, frame.height
@@ -99,11 +77,11 @@ class Upright:
         return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
 
     def _converted(self, frame: av.VideoFrame, whole: tuple[int, int], size: tuple[int, int]) -> Array:
-        """RGB of ``size``; ``whole`` is the frame's own with square pixels."""
+        """RGB of ``size``; ``whole``: the size of the whole frame with square pixels."""
         from av.video.reformatter import Interpolation
 
-        # Shrinking averages over areas and is done in one pass with the change of colours: half the time of two.
-        # Without the flags for chroma every second sample of it would be dropped.
+        # One pass converts colours and averages over areas, in half the time of two passes. Without the chroma flags
+        # swscale would drop every second chroma sample.
         flags = Interpolation.AREA | Interpolation.ACCURATE_RND
         if size[0] < whole[0]:
             flags |= Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT

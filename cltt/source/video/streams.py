@@ -1,4 +1,4 @@
-"""Which video stream of a container is taken, and which part of its pictures is shown."""
+"""Which video stream of a container is taken, and which part of its pictures players show."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from cltt.source.video.kinds import mp4_boxes
+
 if TYPE_CHECKING:
     import av.container
     import av.video.stream
@@ -18,7 +20,7 @@ _PROBED = 200  # packets
 
 
 def moving_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
-    """The video streams of a container, those left out that it calls covers, thumbnails or stills."""
+    """The video streams of a container without those that it marks as covers, thumbnails or stills."""
     from av.stream import Disposition
 
     other = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
@@ -28,31 +30,32 @@ def moving_streams(container: av.container.InputContainer) -> list[av.video.stre
 def main_stream(
     container: av.container.InputContainer, streams: list[av.video.stream.VideoStream]
 ) -> av.video.stream.VideoStream:
-    """The largest of the streams that are about as long as the longest; the first of equal ones.
+    """The stream with the most pixels among those about as long as the longest; the first of equal ones.
 
-    Where the container says no lengths, its first packets are read to tell pictures from videos.
+    If the container has no lengths, its first packets are read to tell single pictures from videos.
     """
-    if len(streams) > 1 and not all(stream.frames or _seconds(stream) for stream in streams):
+    if len(streams) > 1 and not all(stream.frames or stream_seconds(stream) for stream in streams):
         packets = itertools.islice((packet for packet in container.demux(streams) if packet.size), _PROBED)
         counts = Counter(packet.stream.index for packet in packets)
         lengths = [float(counts[stream.index]) for stream in streams]
     else:
-        lengths = [_seconds(stream) or float(stream.frames) for stream in streams]
+        lengths = [stream_seconds(stream) or float(stream.frames) for stream in streams]
         if max(stream.frames for stream in streams) > 1:
             lengths = [0.0 if stream.frames == 1 else length for stream, length in zip(streams, lengths, strict=True)]
     long = [stream for stream, length in zip(streams, lengths, strict=True) if length >= _MIN_SHARE * max(lengths)]
     return max(long, key=lambda stream: stream.codec_context is not None and stream.width * stream.height)
 
 
-def _seconds(stream: av.video.stream.VideoStream) -> float:
+def stream_seconds(stream: av.video.stream.VideoStream) -> float:
+    """The length of a stream by its header; 0 if it has none."""
     return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
 
 
-# ---- the part that is shown
+# ---- the part that players show
 
 
 class Crop(NamedTuple):
-    """Pixels cut off a decoded picture, before it is turned."""
+    """Pixels to cut off each side of a decoded picture, before it is turned upright."""
 
     left: int = 0
     top: int = 0
@@ -67,50 +70,31 @@ WHOLE = Crop()
 
 
 def crop_of(file: BinaryIO, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Crop:
-    """What the container cuts off the pictures of ``stream``: MP4's ``clap``, Matroska's PixelCrop."""
+    """The crop in the container for ``stream`` (MP4 ``clap``, Matroska PixelCrop); WHOLE if none or invalid."""
     width, height = stream.width, stream.height
     if container.format.name.startswith("mov"):
         crop = _clap(file, stream.id, width, height)
     elif container.format.name.startswith("matroska"):
-        crop = _pixel_crop(file, [other.index for other in container.streams.video].index(stream.index))
+        crop = _pixel_crop(file, container.streams.video.index(stream))
     else:
         return WHOLE
     return crop if min(crop) >= 0 and min(crop.size(width, height)) > 0 else WHOLE
 
 
-# Boxes of ISO 14496-12: a size, a name, then content; of a sample entry and its table other fields stand first.
-_BOX = struct.Struct(">I4s")
+# Boxes of ISO 14496-12; in a sample entry and its table other fields come before the inner boxes.
 _PATH = (b"mdia", b"minf", b"stbl", b"stsd")
 
 
-def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start and end of the content) of the boxes from ``start`` to ``stop``."""
-    while start + 8 <= stop:
-        file.seek(start)
-        head = file.read(16)
-        if len(head) < 8:
-            return
-        size, name = _BOX.unpack(head[:8])
-        skip = 8
-        if size == 1 and len(head) == 16:
-            (size,), skip = struct.unpack(">Q", head[8:]), 16
-        size = size or stop - start
-        if size < skip:
-            return
-        yield name, start + skip, min(stop, start + size)
-        start += size
-
-
 def _clap(file: BinaryIO, track: int, width: int, height: int) -> Crop:
-    for name, *moov in _boxes(file, 0, file.seek(0, 2)):
-        for inner, start, stop in _boxes(file, *moov) if name == b"moov" else []:
+    for name, *moov in mp4_boxes(file, 0, file.seek(0, 2)):
+        for inner, start, stop in mp4_boxes(file, *moov) if name == b"moov" else []:
             if inner == b"trak" and _track_id(file, start, stop) == track:
                 return _clap_of_track(file, start, stop, width, height)
     return WHOLE
 
 
 def _track_id(file: BinaryIO, start: int, stop: int) -> int:
-    for name, at, _ in _boxes(file, start, stop):
+    for name, at, _ in mp4_boxes(file, start, stop):
         if name == b"tkhd":
             file.seek(at)
             data = file.read(24)
@@ -120,9 +104,9 @@ def _track_id(file: BinaryIO, start: int, stop: int) -> int:
 
 def _clap_of_track(file: BinaryIO, start: int, stop: int, width: int, height: int) -> Crop:
     for step in _PATH:
-        _, start, stop = next((box for box in _boxes(file, start, stop) if box[0] == step), (b"", 0, 0))
-    _, start, stop = next(_boxes(file, start + 8, stop), (b"", 0, 0))
-    for name, at, _ in _boxes(file, start + 78, stop):
+        _, start, stop = next((box for box in mp4_boxes(file, start, stop) if box[0] == step), (b"", 0, 0))
+    _, start, stop = next(mp4_boxes(file, start + 8, stop), (b"", 0, 0))
+    for name, at, _ in mp4_boxes(file, start + 78, stop):
         if name == b"clap":
             file.seek(at)
             data = file.read(32)
@@ -131,7 +115,7 @@ def _clap_of_track(file: BinaryIO, start: int, stop: int, width: int, height: in
 
 
 def _crop_of_clap(data: bytes, width: int, height: int) -> Crop:
-    """The box's width, height and the offsets of its centre, all of them fractions (ISO 14496-12, 12.1.4)."""
+    """``data``: width, height and offsets of the centre, each a fraction (ISO 14496-12, 12.1.4)."""
     numbers = struct.unpack(">8i", data)
     if not all(numbers[1::2]):
         return WHOLE
@@ -140,13 +124,16 @@ def _crop_of_clap(data: bytes, width: int, height: int) -> Crop:
     return Crop(left, top, width - left - round(wide), height - top - round(high))
 
 
-# Elements of Matroska (RFC 9559): a name, a size, then content. Sizes of Segment and Cluster may be unknown.
+# Matroska elements (RFC 9559): a name, a size, then content. The size of Segment may be unknown.
 _SEGMENT, _TRACKS, _ENTRY, _TYPE, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0x83, 0xE0
 _CROPS = (0x54CC, 0x54BB, 0x54DD, 0x54AA)  # left, top, right, bottom
 
 
 def _number(file: BinaryIO, *, keep_mark: bool) -> int:
-    """A number whose first bit that is set says how many bytes it has; -1 at the end, or of unknown size."""
+    """A number of variable length (RFC 8794); -1 at the end of the file, and for an unknown size.
+
+    The first bit set, the mark, tells how many bytes it has; names keep it.
+    """
     first = file.read(1)
     if not first or not first[0]:
         return -1
@@ -171,7 +158,7 @@ def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int,
 
 
 def _pixel_crop(file: BinaryIO, number: int) -> Crop:
-    """Of the video track of this number."""
+    """The PixelCrop of the video track with this number."""
     start, stop = 0, file.seek(0, 2)
     for step in (_SEGMENT, _TRACKS):
         _, start, stop = next((found for found in _elements(file, start, stop) if found[0] == step), (0, 0, 0))

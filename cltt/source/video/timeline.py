@@ -1,6 +1,6 @@
-"""The frames of one video and their times, and which of them a clip takes.
+"""The frames of a video with their times, and which of them a clip takes.
 
-:func:`sample` picks frames by the clock, so that windows of a step count seconds everywhere.
+:func:`sample` picks frames at equal time steps, so that a frame step is the same time in all videos.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-TOLERANCE = 1e-6  # seconds: a time base rounds
-ROUNDING = 1e-3  # seconds: some containers have times in milliseconds
+TOLERANCE = 1e-6  # seconds, as a time base rounds
+ROUNDING = 1e-3  # seconds, as some containers have times in milliseconds
 PACKETS, DECODED = "pts", "decoded"  # Timeline.timing
 
 BEFORE_KEY = "pictures before the first key frame"
@@ -23,7 +23,7 @@ CUT_OFF = "the file breaks off"
 
 
 class Note(NamedTuple):
-    """Something of a video that is left out, or where its clip is cut: at ``time`` (seconds; None: all of it)."""
+    """A part of a video that is left out, or where its clip is cut; ``time``: in seconds, None: the whole video."""
 
     time: float | None
     what: str  # "skipped" or "cut"
@@ -32,17 +32,18 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """The frames that a video shows, in the order in which the decoder gives them.
+    """The frames that a video shows, in the order in which the decoder returns them.
 
     Attributes:
-        timing: what names a frame. PACKETS: the time stamp of its packet, as it is the only one with it; DECODED: its
-            place among the frames that come out of the decoder (``decoded.BAD``: it cannot be decoded).
-        ids: int64 [frames], these names; entries: the name of the packet where decoding must begin to reach the frame.
+        timing: what the ids are. PACKETS: the time stamp of the frame's packet, which is unique. DECODED: the count of
+            the frame among those that come out of the decoder (``decoded.BAD``: it cannot be decoded).
+        ids: int64 [frames].
+        entries: int64 [frames], the id of the packet where decoding must begin to reach the frame.
         times: float64 [frames], seconds from the first frame.
-        starts: bool [frames]: a part begins here that does not follow in time.
+        starts: bool [frames], whether a part begins here that does not continue in time.
         notes: what was left out.
-        why: why the frames were decoded to list them; empty for PACKETS.
-        fields: frames are single fields.
+        why: why the frames were listed by decoding; empty for PACKETS.
+        fields: whether the frames are single fields.
     """
 
     timing: str
@@ -59,32 +60,32 @@ class Timeline:
 
 
 class Samples(NamedTuple):
-    """Frames that a clip takes of a timeline: their places in it, and whether a part of the clip begins there."""
+    """The frames of a timeline that a clip takes."""
 
-    frames: Array  # int64 [samples]
-    begins: Array  # bool [samples]; the first one does not count
+    frames: Array  # int64 [samples]: positions in the timeline
+    begins: Array  # bool [samples]: whether a part of the clip begins here
     notes: list[Note]
-    slower: bool = False  # than the frames a second asked for: its own frames are taken
+    slower: bool = False  # whether it has fewer frames per second than asked for, so all are taken
 
 
 def usual_distance(line: Timeline) -> float:
-    """Seconds between most frames and the next; 0 of a single frame."""
+    """The median of the seconds between neighbouring frames; 0 for a single frame."""
     distances = np.diff(line.times)[~line.starts[1:]]
     return float(np.median(distances)) if len(distances) else 0.0
 
 
 def default_max_gap(line: Timeline, fps: float | None) -> float:
-    """The larger of half a second and twice the usual distance of two frames of the clip, so one lost cuts nothing."""
+    """The larger of 0.5 s and twice the usual distance of two frames, so that one lost frame cuts no clip."""
     return max(0.5, 2 * usual_distance(line) if fps is None else 2 / fps)
 
 
 def sample(line: Timeline, fps: float | None, max_gap: float | None) -> Samples:
-    """Frames of ``line`` by the clock.
+    """The frames of ``line`` at ``fps`` frames per second.
 
-    Sample k of a part is the last frame shown at or before t0 + k/fps, t0 being the time of the part's first frame, for
-    all k/fps up to the time of its last frame; without ``fps``, or where frames come more slowly, every frame. A part
-    ends where the next frame comes more than ``max_gap`` seconds later (None: :func:`default_max_gap`) or earlier in
-    time.
+    Sample k of a part is the last frame shown at or before t0 + k/fps, where t0 is the time of the part's first frame,
+    for all k/fps up to the part's last frame. Without ``fps``, or if the video has fewer frames per second, every frame
+    is taken. A part ends where the next frame comes more than ``max_gap`` seconds later (None:
+    :func:`default_max_gap`), or earlier in time.
     """
     slower = fps is not None and usual_distance(line) > 1 / fps + ROUNDING
     fps = None if slower else fps
@@ -107,7 +108,7 @@ def sample(line: Timeline, fps: float | None, max_gap: float | None) -> Samples:
 
 
 def _by_clock(times: Array, fps: float | None) -> Array:
-    """Places in ``times`` (from 0, rising) of the frames seen at 0, 1/fps, 2/fps ...; all of them without ``fps``."""
+    """Positions in ``times`` (rising from 0) of the frames shown at 0, 1/fps, 2/fps ...; all without ``fps``."""
     if fps is None:
         return np.arange(len(times))
     ticks = np.arange(int((times[-1] + TOLERANCE) * fps) + 2) / fps

@@ -1,6 +1,6 @@
-"""Which way a video's frames are listed: by its packets where it is sure that each is one frame, else by decoding.
+"""The timeline of a video: from its packets where each is surely one frame, else by decoding all of it.
 
-By packets nothing is decoded. A packet is a frame, shown at the packet's time, and frames are in the order of these.
+From packets nothing is decoded: each packet is a frame, shown at the packet's time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from cltt.source.video import kinds, units
 from cltt.source.video.decoded import decoded_timeline
-from cltt.source.video.file import is_hidden, is_of_the_file, opened, packets_of, path_of, rate_of, reason_of
+from cltt.source.video.file import is_damaged, is_hidden, opened, packets_of, path_of, rate_of, reason_of, seconds_of
+from cltt.source.video.streams import stream_seconds
 from cltt.source.video.timeline import BEFORE_KEY, CUT_OFF, PACKETS, Array, Note, Timeline
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import av.video.stream
 
 _DURATION = re.compile(r"(\d+):(\d+):(\d+\.?\d*)", re.ASCII)
-SHORT_SECONDS = 1.0  # a video may end so much before the length in its header: sound often lasts longer
+SHORT_SECONDS = 1.0  # a video may end this much before the length in its header, as sound often lasts longer
 NO_TIME = -(1 << 63)
 SHORT = "ends before the length in its header"
 # Where a packet is one frame with its stamp, unless the packets say otherwise.
@@ -32,30 +33,26 @@ _CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
 
 
 class NotSure(Exception):
-    """A packet may be no frame, or have no stamp or a wrong one; the message says why."""
+    """Packets may not be one frame each with a valid time stamp; the message says why."""
 
 
-def read_timeline(path: bytes, number: int | None = None, max_pixels: int = (1 << 31) - 1) -> Timeline:
-    """The timeline of a video's stream (``file.opened``); reads the whole file.
+def timeline_of(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, max_pixels: int
+) -> Timeline:
+    """The timeline of a stream whose container has just been opened; reads the whole file.
 
     Pictures of more than ``max_pixels`` are not decoded. Raises InvalidVideo and OSError as ``file.opened`` does.
     """
-    with opened(path, number) as (container, stream):
-        try:
-            return packet_timeline(container, stream)
-        except NotSure as reason:
-            why = str(reason)
-    return decode_timeline(path, number, max_pixels, why)
-
-
-def decode_timeline(path: bytes, number: int | None, max_pixels: int, why: str) -> Timeline:
-    """As :func:`read_timeline`, for a video of which it is not sure that packets are frames, for the reason ``why``."""
-    with opened(path, number) as (container, stream):
-        return replace(decoded_timeline(container, stream, max_pixels), why=why)
+    try:
+        return packet_timeline(container, stream)
+    except NotSure as reason:
+        why = str(reason)
+    with opened(path_of(container), container.streams.video.index(stream)) as (again, same_stream):
+        return replace(decoded_timeline(again, same_stream, max_pixels), why=why)
 
 
 def packet_timeline(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Timeline:
-    """The timeline of a stream whose container has just been opened, by its packets; NotSure if they may not tell."""
+    """The timeline of a stream whose container has just been opened, from its packets; NotSure if they may mislead."""
     if not container.format.name.startswith(_CONTAINERS):
         suffix = os.path.splitext(path_of(container))[1]
         raise NotSure(f"a packet of {os.fsdecode(suffix) or container.format.name} need not be a frame")
@@ -76,7 +73,7 @@ def packet_timeline(container: av.container.InputContainer, stream: av.video.str
 
 
 class _Packets:
-    """What all packets of a stream say, in file order."""
+    """Of all packets of a stream, in file order: time stamps, which are hidden, and where decoding may begin."""
 
     def __init__(self, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> None:
         import av
@@ -98,7 +95,7 @@ class _Packets:
                 key.append(packet.is_keyframe)
                 hidden.append(is_hidden(codec, packet))
         except av.FFmpegError as error:
-            if isinstance(error, OSError) and not is_of_the_file(path_of(container), len(pts), error):
+            if not is_damaged(path_of(container), len(pts), error):
                 raise
             self.break_reason = reason_of(error)
         if len(delays) == 1 and len(pts) > 1 and stream.codec_context.has_b_frames:
@@ -108,7 +105,7 @@ class _Packets:
         self.pts = np.array(pts, np.int64)
         self.hidden = np.array(hidden, bool)
         self.entries = np.flatnonzero(entry)
-        if not len(self.entries):  # no clean one: the decoder will tell from where on its pictures are good
+        if not len(self.entries):  # none is clean: the decoder tells from which picture on they are good
             self.entries = np.flatnonzero(key)[:1] if any(key) else np.arange(min(1, len(pts)))
 
 
@@ -124,12 +121,12 @@ def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoS
 
 
 def _header_seconds(stream: av.video.stream.VideoStream) -> float:
-    """The length of the stream that the header gives; 0 if it gives none.
+    """The length of the stream in the header; 0 if it has none.
 
-    Matroska has a tag for each stream or, without it, the length of all streams together.
+    Matroska has a tag per stream or, without it, the length of the whole file.
     """
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
+    if seconds := stream_seconds(stream):
+        return seconds
     if tag := _DURATION.fullmatch(stream.metadata.get("DURATION", "")):
         return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
     container: Any = stream.container
@@ -137,22 +134,16 @@ def _header_seconds(stream: av.video.stream.VideoStream) -> float:
     return (container.duration or 0) / 1e6 if alone else 0.0
 
 
-def _seconds(pts: Array, stream: av.video.stream.VideoStream) -> Array:
-    """Time stamps as float64 seconds from the first of them."""
-    base = stream.time_base or rate_of(stream) ** -1
-    return (pts - pts[:1]) * base.numerator / base.denominator
-
-
 def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
-    """Frames by the times of their packets; NotSure if these step back.
+    """The timeline from the times of the packets; NotSure if these step back.
 
-    From one entry to the next a group is decoded together. A picture behind the entry in the file but before it in time
-    leads: it needs the group before too, and is lost where there is none.
+    A group, from one entry to the next, is decoded together. A leading picture comes after the entry in the file but is
+    shown before it; it refers to the group before, too, and is left out if there is none.
     """
     places: list[Array] = [np.zeros(0, np.int64)]
     entries: list[Array] = [np.zeros(0, np.int64)]
     lost_head = bool(len(packets.entries)) and packets.entries[0] > 0
-    latest, previous = NO_TIME, -1  # the largest time stamp so far, the entry of the group before
+    latest, previous = NO_TIME, -1  # the largest time stamp so far; the entry of the group before
     for entry, stop in zip(packets.entries, np.append(packets.entries[1:], len(packets.pts)), strict=True):
         group = np.arange(entry, stop)[~packets.hidden[entry:stop]]
         if not len(group):
@@ -172,4 +163,4 @@ def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
     pts = packets.pts[found][order]
     notes = [Note(None, "skipped", BEFORE_KEY)] if lost_head else []
     starts = np.zeros(len(pts), bool)
-    return Timeline(PACKETS, pts, packets.pts[np.concatenate(entries)[order]], _seconds(pts, stream), starts, notes)
+    return Timeline(PACKETS, pts, packets.pts[np.concatenate(entries)[order]], seconds_of(pts, stream), starts, notes)

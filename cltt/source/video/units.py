@@ -1,6 +1,6 @@
-"""Pictures in packets of H.264 and HEVC: how many begin, whether they are fields, where decoding may begin.
+"""H.264 and HEVC packets: how many pictures begin in one, whether they are fields, where decoding may begin.
 
-Read from the headers of the units that a packet consists of (ITU-T H.264 and H.265, 7.3); nothing is decoded.
+This is read from the headers of the NAL units in a packet (ITU-T H.264 and H.265, 7.3); nothing is decoded.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
 _SLICE, _PARTITION_A, _IDR, _SEI, _SPS = 1, 2, 5, 6, 7
 _RECOVERY_POINT = 6  # payload type
-_HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # whose SPS tells of chroma first
+_HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # their SPS has chroma fields first
 
 
 def length_size(stream: av.video.stream.VideoStream) -> int:
-    """Bytes of the length before each unit, by the stream's configuration; 0: units stand behind start codes."""
+    """Bytes of the length field before each unit; 0: start codes separate the units."""
     extra = stream.codec_context.extradata or b""
     at = {"h264": 4, "hevc": 21}[stream.codec_context.name]
     return (extra[at] & 3) + 1 if extra[:1] == b"\x01" and len(extra) > at else 0
 
 
 def entry_test(stream: av.video.stream.VideoStream) -> Callable[[Any], bool]:
-    """A function that says of a packet whether decoding that begins there gives the same later frames.
+    """A function from a packet to whether decoding may begin there: all later frames come out the same.
 
-    A container's mark of a key frame is enough except for H.264, whose streams mark pictures as key frames that only
-    begin a refresh: there it takes an IDR picture, or a recovery point at once (ITU-T H.264, 7.4.1.2.4 and D.2.8).
+    The container's key frame flag tells, except for H.264, where it also marks pictures that only start a gradual
+    refresh: there the packet must have an IDR picture, or an immediate recovery point (ITU-T H.264, 7.4.1.2.4 and
+    D.2.8).
     """
     if stream.codec_context.name != "h264":
         return lambda packet: bool(packet.is_keyframe)
@@ -47,7 +48,7 @@ def _is_clean_h264(data: bytes, size: int) -> bool:
 
 
 def _units(data: bytes, size: int) -> Iterator[bytes]:
-    """Units behind lengths of ``size`` bytes or (0) behind start codes."""
+    """The units of a packet, without their lengths of ``size`` bytes (0: start codes)."""
     if size:
         at = 0
         while at + size < len(data):
@@ -60,7 +61,7 @@ def _units(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def _recovers_at_once(unit: bytes) -> bool:
-    """Whether an SEI unit holds a recovery point whose count of frames is 0 (its first bit is set then)."""
+    """Whether an SEI unit holds a recovery point with a frame count of 0, which is coded as one set bit."""
     at = 1
     while at + 2 < len(unit):
         kind, at = _sei_number(unit, at)
@@ -72,7 +73,7 @@ def _recovers_at_once(unit: bytes) -> bool:
 
 
 def _sei_number(unit: bytes, at: int) -> tuple[int, int]:
-    """A payload's type or size: bytes of 255 and a last one, added up; and where the next begins."""
+    """(a payload's type or size: the sum of bytes of 255 and the one after them; where the next begins)."""
     value = 0
     while at < len(unit) and unit[at] == 0xFF:
         value += 255
@@ -84,7 +85,7 @@ def _sei_number(unit: bytes, at: int) -> tuple[int, int]:
 
 
 def one_frame_test(stream: av.video.stream.VideoStream) -> Callable[[Any], bool]:
-    """A function that says of a packet of H.264 or HEVC behind lengths whether exactly one frame begins in it."""
+    """A function from a packet (units with lengths) to whether exactly one frame begins in it."""
     size = length_size(stream)
     begins = _begins_h264 if stream.codec_context.name == "h264" else _begins_hevc
 
@@ -100,10 +101,10 @@ def one_frame_test(stream: av.video.stream.VideoStream) -> Callable[[Any], bool]
 
 
 def picture_splitter(stream: av.video.stream.VideoStream) -> Callable[[Any], Iterator[Any]]:
-    """A function that gives a packet's pictures as packets of their own: FFmpeg shows the last one of a packet alone.
+    """A function that splits a packet into one packet per picture, as FFmpeg shows only the last picture of a packet.
 
-    Of single fields the decoder makes frames itself, and containers whose units stand behind start codes are split by
-    FFmpeg: there a packet stays as it is.
+    Packets of single fields stay as they are, as the decoder joins fields to frames. So do packets with start codes,
+    which FFmpeg splits itself.
     """
     codec = stream.codec_context.name
     if codec not in ("h264", "hevc") or not (length_size(stream) and is_progressive(stream)):
@@ -115,7 +116,7 @@ def picture_splitter(stream: av.video.stream.VideoStream) -> Callable[[Any], Ite
         import av
 
         data = memoryview(packet)
-        at, cuts, behind = 0, [], 0  # ``behind``: where the last slice ends, and all that belongs to the next begins
+        at, cuts, behind = 0, [], 0  # ``behind``: where the last slice ends and the units of the next picture begin
         while at < len(data) - size - 2:
             if begins(data, at + size) == 1:
                 cuts.append(behind)
@@ -134,7 +135,7 @@ def picture_splitter(stream: av.video.stream.VideoStream) -> Callable[[Any], Ite
 
 
 def _begins_h264(data: memoryview, at: int) -> int:
-    """1 where the unit begins a frame, 0 where it goes on or is no picture, 2 for parameters of fields."""
+    """1 if the unit begins a frame, 0 if it continues one or is no picture, 2 for parameters of fields."""
     kind = data[at] & 31
     if kind in (_SLICE, _PARTITION_A, _IDR):
         return data[at + 1] >> 7  # first_mb_in_slice is 0
@@ -148,7 +149,7 @@ def _begins_hevc(data: memoryview, at: int) -> int:
 
 
 def is_progressive(stream: av.video.stream.VideoStream) -> bool:
-    """Whether the configuration of a stream of H.264 or HEVC says that it has no pictures of single fields."""
+    """Whether the configuration of an H.264 or HEVC stream rules out pictures of single fields."""
     extra = stream.codec_context.extradata or b""
     if extra[:1] != b"\x01" or len(extra) < 24:
         return False
@@ -164,7 +165,7 @@ def is_progressive(stream: av.video.stream.VideoStream) -> bool:
 
 
 def is_progressive_h264(unit: bytes) -> bool:
-    """frame_mbs_only_flag of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False for one that cannot be read."""
+    """frame_mbs_only_flag of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False if it cannot be read."""
     try:
         return _frame_mbs_only(_Bits(unit[1:].replace(b"\0\0\3", b"\0\0")))
     except IndexError:
@@ -172,7 +173,7 @@ def is_progressive_h264(unit: bytes) -> bool:
 
 
 class _Bits:
-    """The bits of a unit, the emulation prevention taken out; IndexError behind the last."""
+    """Reads the bits of a unit without emulation prevention bytes; IndexError at the end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
