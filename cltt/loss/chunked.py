@@ -1,12 +1,12 @@
-"""Row log-sum-exps and gradients of the loss in plain torch, a tile of the logits at a time (for loss/infonce.py).
+"""Row log-sum-exps and gradients of the loss in plain torch, one tile of the logits at a time.
 
-Legend: N frames in all, D their length, T frames in a window, R x C one tile.
-``v`` [N, D] are unit rows divided by sqrt(temperature), so the logits are S = v v^T and |S| <= 1/temperature.
+Legend: N frames in all, D features per frame, T frames per window, R x C one tile.
+``v`` [N, D] holds unit rows divided by sqrt(temperature), so the logits are S = v v^T and |S| <= 1/temperature.
 
-S is symmetric. Where one process holds all rows, a tile right of the diagonal serves twice, as itself and transposed:
+S is symmetric. If one process holds all rows, each tile right of the diagonal is used twice, as it is and transposed:
 
-    d x x x      d  tiles on the diagonal, used once
-    . d x x      x  used for their rows, and mirrored for their columns as rows
+    d x x x      d  tile on the diagonal, used once
+    . d x x      x  used for its rows and, transposed, for its columns
     . . d x      .  never computed
     . . . d
 """
@@ -19,23 +19,23 @@ from dataclasses import dataclass
 import torch
 
 NATS = 1.0  # the logits are those of the loss, in base e
-# One tile side. 512 x 512 in fp32 is 1 MiB and stays in the second-level cache of a CPU core; a GPU wants few, large
+# Side of a tile. 512 x 512 in fp32 is 1 MiB, which fits the second-level cache of a CPU core. A GPU needs few, large
 # launches instead (256 MiB).
 _TILE_SIDE = {"cpu": 512, "cuda": 8192}
-# exp(S) is summed without a shift while exp(2 * max_abs_logit) times any N stays far from overflow (1e38 and 1e308).
+# exp(S) is summed without a shift as long as exp(2 * max_abs_logit) times any N is far from overflow (1e38 and 1e308).
 _UNSHIFTED_BOUND = {torch.float32: 40.0, torch.float64: 300.0}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of the N x N logits are computed here, and what is known of them.
+    """The rows of the N x N logits that this rank computes.
 
     Attributes:
         window_size: T; rows w*T to (w+1)*T - 1 are the frames of window w.
-        first: index of the first row; ``count`` rows follow. Both are multiples of T.
+        first, count: index of the first row and number of rows, both multiples of T.
         max_abs_logit: upper bound of |S|, which is 1/temperature.
-        spans: int64 [N/T, 3], clip, first and last frame of each window (the gap added to the last), then those of the
-            remembered windows, if any; None: nothing is ignored.
+        spans: int64 [N/T, 3], per window: clip, first frame, last frame plus the gap. The remembered windows follow,
+            if there are any. None: no pair is ignored.
     """
 
     window_size: int
@@ -45,13 +45,13 @@ class Rows:
     spans: torch.Tensor | None
 
     def unshifted(self, dtype: torch.dtype) -> bool:
-        """Whether exp(S) needs no running maximum in this floating-point type."""
+        """Whether sums of exp(S) need no running maximum in this dtype."""
         return self.max_abs_logit <= _UNSHIFTED_BOUND.get(dtype, 0.0)
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """``logits`` [R, C] of the global ``rows`` and ``columns``; ``mirrored`` if its transpose is to be used, too."""
+    """``logits`` [R, C] of the global ``rows`` and ``columns``; ``mirrored``: its transpose is used, too."""
 
     logits: torch.Tensor
     rows: slice
@@ -60,12 +60,12 @@ class _Tile:
 
 
 def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-sum-exp of each row over its denominator, and whether its nearest other frame is of its window.
+    """Log-sum-exp of each row over its denominator, and whether its most similar other frame is a positive.
 
     Args:
         v: fp32 or fp64 [N, D].
         rows: the rows to compute.
-        with_top1: also find, from the same tiles, whether the best positive beats every negative.
+        with_top1: also compute the second result.
 
     Returns:
         lse [rows.count] of v's dtype, and top1_correct (bool [rows.count], or None).
@@ -111,12 +111,12 @@ def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def tile_side(v: torch.Tensor, size: int) -> int:
-    """Rows of a tile on ``v``'s device: a multiple of the window ``size``."""
+    """Rows per tile on ``v``'s device: a multiple of the window ``size``."""
     return max(1, _TILE_SIDE.get(v.device.type, 512) // size) * size
 
 
 def _tiles(v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
-    """The tiles that cover ``rows``, one after the other in the same memory; their bounds are multiples of T."""
+    """The tiles that cover ``rows``, one by one, in the same memory; their bounds are multiples of T."""
     total = len(v)
     side = tile_side(v, rows.window_size)
     alone = rows.count == total  # then the tiles left of the diagonal are mirrored, not computed
@@ -132,7 +132,7 @@ def _tiles(v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
 
 
 def _hide(tile: _Tile, rows: Rows) -> None:
-    """Set to -inf what is in no denominator: a frame with itself, and pairs of overlapping windows of one clip."""
+    """Set pairs that are in no denominator to -inf: a frame with itself, and overlapping windows of one clip."""
     tile.logits.diagonal(tile.rows.start - tile.columns.start).fill_(-torch.inf)
     if rows.spans is None:
         return
@@ -145,13 +145,13 @@ def _hide(tile: _Tile, rows: Rows) -> None:
 
 
 def overlapping(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Whether spans ``a`` [n, 3] and ``b`` [m, 3] (clip, first, last) are of one clip and overlap -> bool [n, m]."""
+    """Whether spans ``a`` [n, 3] and ``b`` [m, 3] (clip, first, last) are of one clip and overlap: bool [n, m]."""
     a = a[:, None]
     return (a[..., 0] == b[:, 0]) & (a[..., 1] <= b[:, 2]) & (b[:, 1] <= a[..., 2])
 
 
 def _by_window(tile: _Tile, size: int) -> torch.Tensor:
-    """View of the logits as [row windows, T, column windows, T]."""
+    """The logits as a view [row windows, T, column windows, T]."""
     r, c = tile.logits.shape
     return tile.logits.view(r // size, size, c // size, size)
 
@@ -170,14 +170,14 @@ def _add_logsumexps(total: torch.Tensor, tile: _Tile) -> None:
 
 
 class _Best:
-    """Highest logit of each row among its positives and among its negatives, over the tiles seen."""
+    """The highest logit of each row among its positives and among its negatives, over all tiles so far."""
 
     def __init__(self, v: torch.Tensor) -> None:
         self.positive = v.new_full((len(v),), -torch.inf)
         self.negative = v.new_full((len(v),), -torch.inf)
 
     def update(self, tile: _Tile, size: int) -> None:
-        # [T, T, k]: the blocks of the k windows whose rows and columns both lie in this tile
+        # [T, T, k]: the logits within the k windows whose rows and columns are both in this tile
         blocks = _by_window(tile, size).diagonal((tile.rows.start - tile.columns.start) // size, 0, 2)
         kept = blocks.clone()
         blocks.fill_(-torch.inf)

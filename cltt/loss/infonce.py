@@ -1,17 +1,18 @@
-"""The objective: InfoNCE in which the frames of one window are positives of each other.
+"""The InfoNCE loss over windows: the frames of one window are positives of each other.
 
-z [B, T, D] -> unit length -> S = z z^T / temperature, and with P = same window, not self,
+The rows of z [B, T, D] are scaled to unit length. With S = z z^T / temperature and P = same window, not self,
 
     loss = mean over P_ij = 1 of  -(S_ij - logsumexp over k != i of S_ik).
 
-The matrix S has N x N entries, N = B*T; only :func:`reference_loss` holds it. The fused backends visit it a tile at a
-time and keep the row log-sum-exps. The positive term needs each window's sum of z alone, and because S is symmetric,
+The matrix S has N x N entries, N = B*T. Only :func:`reference_loss` holds it. The fused backends compute it tile by
+tile and keep the log-sum-exp (lse) of each row. The positive term needs only the sum of z over each window. As S is
+symmetric, its gradient
 
     dS + dS^T = (exp(S_ij - lse_i) + exp(S_ij - lse_j)) / N  -  2 P_ij / (N (T-1))       (off the diagonal)
 
-needs the row log-sum-exps alone, so that one more pass over the tiles gives the gradient.
+needs only the log-sum-exps of the rows, so a second pass over the tiles gives it.
 
-Over ranks, z is gathered, then the row log-sum-exps; each rank then has the whole gradient of its own rows:
+Over ranks, z is gathered, then the log-sum-exps. Each rank then computes the whole gradient of its own rows:
 
               columns = frames of all ranks
     rank 0    [ own | rank 1's | rank 2's ]    its rows against all columns
@@ -50,38 +51,38 @@ class TemporalInfoNCE(torch.nn.Module):
     Args:
         temperature: divides the cosine similarities; above 0.
         backend: ``reference`` (dense, for checks), ``chunked`` (plain torch, any device), ``triton`` (CUDA kernels), or
-            ``auto``: triton where it can run, else chunked.
-        gather: take the frames of all ranks as negatives; False keeps to this rank's own, with its own loss.
+            ``auto``: triton if it can run, else chunked.
+        gather: take the frames of all ranks as negatives; False: only this rank's frames, with a loss of its own.
         ignore_gap: with ids given, pairs of windows of one clip at most this many frames apart are ignored, too.
         hard_negatives: beta, 0 or more: how much more a similar negative counts (:mod:`cltt.loss.weighted`).
-        memory: windows of earlier batches that are further negatives (:mod:`cltt.loss.memory`); needs ``gather`` and
-            ids, so that a remembered window that overlaps the anchor's is ignored. Each forward pass with gradients in
-            training mode appends the joined batch; ``state_dict()`` holds what is remembered.
+        memory: number of windows of earlier batches that are additional negatives (:mod:`cltt.loss.memory`). It needs
+            ``gather`` and ids, so that remembered windows that overlap the anchor's are ignored. Each forward pass
+            with gradients in training mode appends the joined batch; ``state_dict()`` holds the remembered windows.
 
-    Called with ``z`` [b, T, D] (fp64, fp32, bf16 or fp16; any strides), it returns an fp32 scalar (fp64 for fp64). All
-    is done in at least fp32 but for the products of ``triton``: it multiplies half inputs, and fp32 inputs under
-    autocast, as unit rows rounded to half precision, and adds up in fp32. A logit, and so the loss, is then off by at
-    most 0.01 / temperature in bf16 (0.002 in fp16), the gradient by 1% of its largest entry. Else autocast is off.
+    Called with ``z`` [b, T, D] (fp64, fp32, bf16 or fp16; any strides), it returns an fp32 scalar (fp64 for fp64). It
+    computes in at least fp32 with autocast off, except for the products of ``triton``: half inputs, and fp32 inputs
+    under autocast, are multiplied as unit rows rounded to half precision and summed in fp32. The error of a logit, and
+    of the loss, is then at most 0.01 / temperature in bf16 (0.002 in fp16), that of the gradient 1% of its largest
+    entry.
 
     With ``clip_ids`` [b] and ``frame_ids`` [b, T] (integers, any device), pairs of frames from two windows of one clip
-    are neither positive nor negative if the windows overlap in time: if ``start_i <= end_j + ignore_gap`` and
-    ``start_j <= end_i + ignore_gap``, a window's start and end being its lowest and highest frame id.
+    are ignored (neither positive nor negative) if the windows overlap in time: if ``start_i <= end_j + ignore_gap``
+    and ``start_j <= end_i + ignore_gap``, where start and end are the lowest and highest frame id of a window.
 
-    With ``return_accuracy=True`` the retrieval accuracy comes with the loss: the share of anchors whose most similar
-    other frame is of the same window, ignored pairs aside. A tie with a frame of another window is a miss, so that a
-    collapsed encoder scores 0 (but for ties that rounding breaks). No gradient flows through it.
+    With ``return_accuracy=True`` it also returns the retrieval accuracy: the share of anchors whose most similar other
+    frame, ignored pairs aside, is of the same window. A tie with a frame of another window is a miss, so a collapsed
+    encoder scores 0 (except for ties that rounding breaks). It has no gradient, and it does not use the memory.
 
-    Over W ranks every rank returns the loss of the joined batch, and z.grad is W times the rank's rows of its gradient,
-    so that DistributedDataParallel's mean over ranks is the gradient of one process.
+    Over W ranks every rank returns the loss of the joined batch. z.grad is W times the rank's rows of the gradient, so
+    the mean over ranks in DistributedDataParallel is the gradient of one process.
 
-    Hard negatives and memory are computed by ``reference`` and ``chunked``; ``auto`` takes chunked for them. The
-    accuracy looks at the batch alone.
+    ``reference`` and ``chunked`` compute hard negatives and memory; ``auto`` chooses chunked for them.
 
     NaN in any row gives a NaN loss and a NaN accuracy. Only ``reference`` can be differentiated twice; the others raise
-    a RuntimeError.
+    RuntimeError.
 
-    Raises SettingsError, on every rank, for a wrong shape or type, ids that do not fit, ranks whose shapes differ, and
-    a backend that cannot run there.
+    Raises SettingsError, on every rank, for a wrong shape or dtype, ids that do not fit, ranks with different shapes,
+    and a backend that cannot run.
     """
 
     def __init__(
@@ -105,9 +106,11 @@ class TemporalInfoNCE(torch.nn.Module):
             f"hard_negatives is {hard_negatives}; it must be 0 or more (0.5 to 2 is usual)",
         )
         require(memory >= 0, f"memory is {memory}; it must be 0 or more windows")
-        require(gather or not memory, f"memory is {memory}, but gather is False; remembered windows are of all ranks")
+        require(gather or not memory, f"memory is {memory}, but gather is False; a memory holds windows of all ranks")
         plain = not (hard_negatives or memory)
-        require(plain or backend != "triton", "backend 'triton' has no hard_negatives and no memory; use 'chunked'")
+        require(
+            plain or backend != "triton", "backend 'triton' does not support hard_negatives or memory: use 'chunked'"
+        )
         self.temperature = temperature
         self.backend = backend if plain or backend != "auto" else "chunked"
         self.gather = gather
@@ -133,7 +136,7 @@ class TemporalInfoNCE(torch.nn.Module):
             loss, accuracy = self._evaluate(z, spans, info, return_accuracy, products)
             if self.memory is not None and spans is not None and self.training and torch.is_grad_enabled():
                 self.memory.append(all_gather_rows(unit_rows(z.detach().float(), 1.0)).view(-1, *z.shape[1:]), spans)
-        # NaN * 0 is NaN: a broken embedding must not come with a clean accuracy.
+        # NaN * 0 is NaN: a NaN loss makes the accuracy NaN.
         return (loss, accuracy + 0 * loss.detach()) if return_accuracy else loss
 
     def extra_repr(self) -> str:
@@ -142,7 +145,7 @@ class TemporalInfoNCE(torch.nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _signature(self, z: torch.Tensor, clip_ids: torch.Tensor | None, return_accuracy: bool) -> tuple[int, ...]:
-        """What must be the same on all ranks before their rows are gathered; always 11 numbers."""
+        """Eleven numbers that must be the same on all ranks before their rows are gathered."""
         shape = (*z.shape, 0, 0, 0)[:3]
         hashes = (hash(number) & 0x7FFFFFFF for number in (self.temperature, self.hard_negatives))
         settings = (
@@ -156,13 +159,13 @@ class TemporalInfoNCE(torch.nn.Module):
     def _spans(
         self, z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, info: RankInfo
     ) -> torch.Tensor | None:
-        """Clip, first and last frame (plus the gap) of the windows of all ranks: int64 [B, 3] on z's device."""
+        """Clip, first frame and last frame plus the gap of the windows of all ranks: int64 [B, 3] on z's device."""
         if clip_ids is None or frame_ids is None:
             return None
         frames = frame_ids.long()
         columns = [clip_ids.long().to(frames.device), frames.amin(1), frames.amax(1) + self.ignore_gap]
         spans = torch.stack(columns, 1)
-        if z.is_cuda and spans.device.type == "cpu":  # pinned, or the host would wait for the work that is queued
+        if z.is_cuda and spans.device.type == "cpu":  # pinned memory, so that the host does not wait for queued work
             spans = spans.pin_memory()
         spans = spans.to(z.device, non_blocking=z.is_cuda)
         return all_gather_rows(spans) if info.world_size > 1 else spans
@@ -199,7 +202,7 @@ class TemporalInfoNCE(torch.nn.Module):
         return _FusedLoss.apply(v, rows, kernels, dtype, info.world_size, with_accuracy)
 
     def _kernels(self, backend: str, z: torch.Tensor, remembered: torch.Tensor | None) -> ModuleType | Weighted:
-        """What visits the tiles."""
+        """The module or object that computes the sums over tiles."""
         if self.hard_negatives or remembered is not None:
             rows = z.new_empty(0, z.shape[2]) if remembered is None else remembered
             return Weighted(self.hard_negatives, rows.to(working_dtype(z)) * self.temperature**-0.5)
@@ -213,7 +216,7 @@ class TemporalInfoNCE(torch.nn.Module):
 class _FusedLoss(torch.autograd.Function):
     """The loss of the joined batch from this rank's ``v`` [n, D], unit rows divided by sqrt(temperature * NATS).
 
-    The kernels' logits and log-sum-exps are those of the loss divided by its NATS: natural (1), or base 2.
+    The logits and log-sum-exps of the kernels are in base e (NATS = 1) or base 2; times NATS they are in base e.
     """
 
     @staticmethod
@@ -239,7 +242,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; torch's once_differentiable would let part of it through
+        if torch.is_grad_enabled():  # create_graph=True; torch's once_differentiable does not catch all cases
             raise RuntimeError("this loss has no second derivative; use TemporalInfoNCE(backend='reference')")
         v, stats = ctx.saved_tensors
         rows, size = ctx.rows, ctx.rows.window_size
@@ -252,9 +255,9 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def resolve_backend(backend: str, z: torch.Tensor) -> str:
-    """The backend that computes the loss of ``z``: ``backend`` itself, or what ``auto`` stands for there.
+    """The backend that computes the loss of ``z``; replaces ``auto`` by ``triton`` or ``chunked``.
 
-    Raises SettingsError if ``triton`` is asked for and cannot run.
+    Raises SettingsError if ``backend`` is ``triton`` and cannot run.
     """
     if backend == "triton":
         reason = "" if _interpreted(z) else _why_no_triton(z)
@@ -265,7 +268,7 @@ def resolve_backend(backend: str, z: torch.Tensor) -> str:
 
 
 def _why_no_triton(z: torch.Tensor) -> str:
-    """Why the kernels cannot take ``z``; empty if they can."""
+    """Why the Triton kernels cannot compute the loss of ``z``; "" if they can."""
     if z.dtype == torch.float64:
         return "works in fp32 at most, but z is fp64"
     if z.device.type != "cuda":
@@ -276,33 +279,31 @@ def _why_no_triton(z: torch.Tensor) -> str:
 
 
 def _interpreted(z: torch.Tensor) -> bool:
-    """Whether the kernels run in Triton's interpreter, slowly and on the CPU, as the tests have it."""
+    """Whether the kernels run in Triton's interpreter on the CPU, as in tests."""
     return os.environ.get("TRITON_INTERPRET") == "1" and z.device.type == "cpu" and z.dtype != torch.float64
 
 
 def _autocast_dtype(z: torch.Tensor) -> torch.dtype | None:
-    """The half-precision type in which autocast multiplies fp32 matrices; None: autocast is off, or z is not fp32."""
-    kind = z.device.type
-    if z.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
+    """The dtype in which autocast multiplies fp32 matrices; None if autocast is off or z is not fp32."""
+    device = z.device.type
+    return torch.get_autocast_dtype(device) if z.dtype == torch.float32 and torch.is_autocast_enabled(device) else None
 
 
 def _mean_positive(v: torch.Tensor, size: int) -> torch.Tensor:
-    """Mean logit of the positive pairs: per window, the squared length of its sum less those of its parts."""
+    """Mean logit of the positive pairs: per window, the squared length of the sum of its rows less theirs."""
     sums = v.view(-1, size, v.shape[1]).sum(1)
     return (sums.square().sum() - v.square().sum()) / (len(v) * (size - 1))
 
 
 def _dense_overlaps(spans: torch.Tensor, columns: torch.Tensor, size: int) -> torch.Tensor:
-    """The ignored pairs of frames as a matrix: bool [N, N + M]; ``columns`` are ``spans`` and the M remembered ones."""
+    """The ignored pairs of frames: bool [N, N + M]; ``columns`` holds ``spans`` and the M remembered ones."""
     ignored = chunked.overlapping(spans, columns)
     ignored.diagonal().fill_(False)
     return ignored.repeat_interleave(size, 0).repeat_interleave(size, 1)
 
 
 def _gather_with_own_gradient(z: torch.Tensor, info: RankInfo) -> torch.Tensor:
-    """The windows of all ranks in rank order; the gradient reaches this rank's own, times the number of ranks."""
+    """The windows of all ranks in rank order; this rank's own get the gradient times the number of ranks."""
     if info.world_size == 1:
         return z
     parts = list(all_gather_rows(z.detach()).chunk(info.world_size))
@@ -314,10 +315,7 @@ def _gather_with_own_gradient(z: torch.Tensor, info: RankInfo) -> torch.Tensor:
 
 
 def _check(
-    z: torch.Tensor,
-    clip_ids: torch.Tensor | None,
-    frame_ids: torch.Tensor | None,
-    memory: WindowMemory | None,
+    z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, memory: WindowMemory | None
 ) -> None:
     """Raise SettingsError unless the arguments fit each other."""
     given = f"z has shape {tuple(z.shape)}"
@@ -347,9 +345,9 @@ def _check(
 
 
 def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], info: RankInfo) -> None:
-    """Run ``check`` here, and compare the ranks' signatures; if anything is wrong anywhere, every rank raises.
+    """Run ``check`` and compare the signatures of the ranks; if a rank fails or differs, every rank raises.
 
-    A rank that raised alone would leave the others waiting in the next collective.
+    If one rank raised alone, the others would wait for it in the next collective.
     """
     error = None
     try:

@@ -1,4 +1,4 @@
-"""Embeddings of earlier batches as further negatives: cross-batch memory.
+"""Cross-batch memory: embeddings of earlier batches as additional negatives.
 
 Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020, https://arxiv.org/abs/1912.06798.
 """
@@ -13,23 +13,23 @@ from cltt.config import require
 
 
 class WindowMemory(torch.nn.Module):
-    """The last ``capacity`` windows of the joined batches, equal on every rank.
+    """The last ``capacity`` windows of the joined batches, the same on every rank.
 
-    Its state (``state_dict``) holds the windows, so that a resumed run makes the same losses.
+    Its ``state_dict`` holds the windows, so that a resumed run computes the same losses.
     """
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity = capacity
         self._rows = torch.empty(0)  # float32 [min(capacity, seen), T, D], of unit length
-        self._spans = torch.empty(0, 3, dtype=torch.int64)  # clip, first and last frame (plus the gap) of each
-        self._next = 0  # the place of the oldest window, once the memory is full
+        self._spans = torch.empty(0, 3, dtype=torch.int64)  # per window: clip, first frame, last frame plus the gap
+        self._next = 0  # index of the oldest window, once the memory is full
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def columns(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit rows [M*T, D] and spans int64 [M, 3] of what is remembered, on the device of ``z`` [b, T, D].
+        """Unit rows [M*T, D] and spans int64 [M, 3] of the remembered windows, on the device of ``z`` [b, T, D].
 
         Raises SettingsError if the remembered windows have another T or D.
         """
@@ -44,13 +44,13 @@ class WindowMemory(torch.nn.Module):
         return self._rows.flatten(0, 1), self._spans
 
     def append(self, rows: torch.Tensor, spans: torch.Tensor) -> None:
-        """Remember float32 unit ``rows`` [B, T, D] with ``spans`` [B, 3], in place of the oldest."""
+        """Remember float32 unit ``rows`` [B, T, D] with ``spans`` [B, 3]; they replace the oldest windows."""
         rows, spans = rows[-self.capacity :], spans[-self.capacity :]
-        room = self.capacity - len(self)
-        if room:
-            self._rows = torch.cat([self._rows, rows[:room]]) if len(self) else rows[:room].clone()
-            self._spans = torch.cat([self._spans, spans[:room]])
-            rows, spans = rows[room:], spans[room:]
+        free = self.capacity - len(self)
+        if free:
+            self._rows = torch.cat([self._rows, rows[:free]]) if len(self) else rows[:free].clone()
+            self._spans = torch.cat([self._spans, spans[:free]])
+            rows, spans = rows[free:], spans[free:]
         places = (self._next + torch.arange(len(rows), device=rows.device)) % self.capacity
         self._rows[places], self._spans[places] = rows, spans
         self._next = (self._next + len(rows)) % self.capacity

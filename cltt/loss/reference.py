@@ -1,4 +1,4 @@
-"""The loss as a dozen obvious lines that hold N x N numbers: what the fused forms are held to."""
+"""The loss in a few lines that hold the N x N matrix; tests compare the other backends with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ EPS = 1e-6  # a row is divided by max(length, EPS), in every backend
 
 
 def positive_mask(B: int, T: int, device: torch.device | None = None) -> torch.Tensor:
-    """Which pairs of frames are positives: same window, not self -> bool [B*T, B*T] on ``device`` (None: the CPU).
+    """The pairs of frames that are positives (same window, not self): bool [B*T, B*T].
+
+    ``device``: where to make it; None: the CPU.
 
     ``positive_mask(2, 3)``::
 
@@ -31,16 +33,14 @@ def reference_loss(
     hard_negatives: float = 0.0,
     remembered: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The formula as it stands, N x N matrices and all: what every other backend is held to.
+    """The loss by its formula, with N x N matrices, as a scalar of z's dtype, at least fp32.
 
     Args:
         z: float [B, T, D].
         temperature: divides the cosine similarities.
-        ignored: bool [N, N + M], pairs that are left out of the denominators.
+        ignored: bool [N, N + M], pairs that are not in the denominators.
         hard_negatives: beta; see :mod:`cltt.loss.weighted`.
-        remembered: [M, D] unit rows, further negatives without a gradient.
-
-    Returns a scalar of z's dtype, at least fp32.
+        remembered: [M, D] unit rows, additional negatives without a gradient.
     """
     v = unit_rows(z, temperature)
     columns = v if remembered is None else torch.cat([v, remembered.to(v.dtype) * temperature**-0.5])
@@ -57,10 +57,10 @@ def reference_loss(
 def _with_hard_negatives(
     logits: torch.Tensor, positive: torch.Tensor, hidden: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """Log of each row's denominator, whose negatives are weighted by e^(beta s) -> [N]."""
+    """Log of each row's denominator, with negatives weighted by e^(beta s): [N]."""
     negative = ~(positive | hidden)
     number = negative.sum(1)
-    negative |= (number == 0)[:, None]  # a row without negatives: any finite sums, which log(0) takes away
+    negative |= (number == 0)[:, None]  # rows without negatives need finite sums; log(0) below removes them
     hard = ((1 + beta) * logits).masked_fill(~negative, -torch.inf).logsumexp(1)
     weight = (beta * logits).masked_fill(~negative, -torch.inf).logsumexp(1)
     positives = logits.masked_fill(~positive, -torch.inf).logsumexp(1)
@@ -69,7 +69,7 @@ def _with_hard_negatives(
 
 @torch.no_grad()
 def reference_accuracy(z: torch.Tensor, ignored: torch.Tensor | None = None) -> torch.Tensor:
-    """Share of frames whose best positive is more similar than every negative -> scalar; arguments as above."""
+    """Share of frames whose most similar positive is more similar than every negative: a scalar."""
     v = unit_rows(z, 1.0)
     positive = positive_mask(z.shape[0], z.shape[1], z.device)
     visible = (v @ v.T).masked_fill(_hidden(len(v), len(v), ignored, z.device), -torch.inf)
@@ -78,16 +78,17 @@ def reference_accuracy(z: torch.Tensor, ignored: torch.Tensor | None = None) -> 
 
 
 def _hidden(N: int, columns: int, ignored: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """The pairs that are in no denominator: self and what is ignored -> bool [N, columns]."""
+    """The pairs that are in no denominator (self and ignored ones): bool [N, columns]."""
     itself = torch.eye(N, columns, dtype=torch.bool, device=device)
     return itself if ignored is None else itself | ignored
 
 
 def working_dtype(z: torch.Tensor) -> torch.dtype:
+    """fp64 for ``z`` in fp64, else fp32."""
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
 def unit_rows(z: torch.Tensor, temperature: float) -> torch.Tensor:
-    """z [B, T, D] -> v [B*T, D] with rows of length temperature**-0.5, so that v v^T are the logits."""
+    """z [B, T, D] -> v [B*T, D] with rows of length temperature**-0.5, so that v v^T is the matrix of logits."""
     rows = z.to(working_dtype(z)).flatten(0, 1)
     return F.normalize(rows, dim=1, eps=EPS) * temperature**-0.5

@@ -1,26 +1,26 @@
-"""Row log-sum-exps and gradients of the loss as Triton kernels (see chunked.py for the twin in plain torch).
+"""Row log-sum-exps and gradients of the loss as Triton kernels; chunked.py computes the same in plain torch.
 
-Legend: N frames in all, D their length, T frames in a window; a program owns BM rows and visits BN columns at a time,
-one tile after the other. ``v`` [N, D] are unit rows divided by sqrt(temperature * NATS), so that v v^T are the logits
-in base 2, log2(e) S: the kernels then exponentiate by the one instruction a GPU has for it, 2^x, without a product.
+Legend: N frames in all, D features per frame, T frames per window. A program computes BM rows and visits BN columns at
+a time, tile by tile. ``v`` [N, D] holds unit rows divided by sqrt(temperature * NATS), so that v v^T are the logits in
+base 2, log2(e) S. The kernels then use 2^x, for which a GPU has an instruction, instead of e^x.
 
 Products take v as it is (bf16, fp16, or fp32 as three tf32 products) and accumulate in fp32; all else is fp32. As in
-FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691) rows stay on chip while columns stream by. There the
-backward pass does five products a tile; here keys, queries and values are one matrix and only one remains beside S.
+FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691), rows stay on chip and columns are streamed. Its backward
+pass computes five products per tile. Here keys, queries and values are one matrix, so only one is needed beside S.
 
-Most tiles hold no pair that must be hidden. Each kernel visits the few that do first (those on the diagonal, and a last
-one that is not full), with masks, and the others in a loop without.
+Most tiles hold no pair that must be hidden. Each kernel visits the tiles with hidden pairs first, with masks (tiles on
+the diagonal, and the last one if it is not full), and the others in a second loop without masks.
 
-Where one process holds all rows, S is symmetric, and each tile off the diagonal is computed once, for its rows and for
-its columns. Seven blocks of rows, and the tiles each visits (d: diagonal, x: used twice):
+If one process holds all rows, S is symmetric, and each tile off the diagonal is computed once, for its rows and for its
+columns. Example with seven blocks of rows, and the tiles that each visits (d: diagonal, x: used twice):
 
-    d x x x . . .      block i visits the tiles i to i + 7 // 2, modulo 7, so that every block has as many, and every
-    . d x x x . .      unordered pair of blocks is met once (of an even number the last of them is met from both sides,
-    . . d x x x .      and used once by each); a ragged last block is visited by all.
+    d x x x . . .      Block i visits the tiles i to i + 7 // 2, modulo 7, so every block visits equally many, and each
+    . d x x x . .      unordered pair of blocks is visited once. (With an even number of blocks the last tile of a block
+    . . d x x x .      is visited from both sides and used once by each.) All blocks visit a last tile that is not full.
     . . . d x x x
-    x . . . d x x      These tiles lie end to end in a line, which the programs share out evenly, as many as run at a
-    x x . . . d x      time. Each adds up in a row of memory of its own, so that memory stays linear in N, and the sums
-    x x x . . . d      are in one order, without atomics.
+    x . . . d x x      These visits form one sequence, which is divided evenly over as many programs as run at a time.
+    x x . . . d x      Each program sums in memory of its own. Memory is therefore linear in N, and the order of the
+    x x x . . . d      sums is fixed, without atomics.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import triton.language as tl
 
 @triton.jit
 def _load(v, rows, end, dims, D: tl.constexpr, DB: tl.constexpr, CHECKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """v[rows, dims], zero beyond row ``end`` (``CHECKED``) and column D; 64-bit offsets, since N * D may pass 2^31."""
+    """v[rows, dims], zero beyond row ``end`` (``CHECKED``) and column D; offsets are 64-bit, as N * D may pass 2^31."""
     pointers = v + rows.to(tl.int64)[:, None] * D + dims[None, :]
     if CHECKED:
         values = tl.load(pointers, mask=(rows < end)[:, None] & (dims < D)[None, :], other=0.0)
@@ -48,7 +48,7 @@ def _logits(  # type: ignore[no-untyped-def]
     D: tl.constexpr, DB: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     RESIDENT: tl.constexpr, CHECKED: tl.constexpr,
 ):  # fmt: skip
-    """S[rows, columns] from the resident rows ``a``, or DB features at a time where D is too wide to keep them."""
+    """S[rows, columns] from the resident rows ``a`` or, if D is too large to keep them, DB features at a time."""
     if RESIDENT:
         b = _load(v, columns, N, tl.arange(0, DB), D, DB, CHECKED)
         s = tl.dot(a, tl.trans(b), input_precision="tf32x3")
@@ -64,7 +64,7 @@ def _logits(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _hidden(rows, columns, end, N, spans, T: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What is in no denominator: frames that do not exist, a frame with itself, overlapping windows of one clip."""
+    """Pairs that are in no denominator: indices beyond N, a frame with itself, overlapping windows of one clip."""
     hidden = (rows >= end)[:, None] | (columns >= N)[None, :] | (rows[:, None] == columns[None, :])
     if HAS_SPANS:
         B = N // T
@@ -83,9 +83,10 @@ def _hidden(rows, columns, end, N, spans, T: tl.constexpr, HAS_SPANS: tl.constex
 
 @triton.jit
 def _band(row, end, N, BM: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, WINDOWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where the masked tiles of rows [row, row + BM) lie: first tile, number of tiles, number of masked tiles.
+    """The masked tiles of rows [row, row + BM): first tile, number of tiles, number of masked tiles.
 
-    Masked are the tiles that hold the rows themselves (with ``WINDOWS``: all of their windows), and a ragged last one.
+    Masked are the tiles with the rows themselves as columns (with ``WINDOWS``: with all of their windows), and a last
+    tile that is not full.
     """
     full = N // BN
     first = row
@@ -100,7 +101,7 @@ def _band(row, end, N, BM: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, WIND
 
 @triton.jit
 def _tiles_of(split, tiles_each, masked, N, BN: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The places of a split: its first, the one behind its last, and how many of all are masked (with spans, all)."""
+    """First and end of the visits of a split, and the number of masked ones (with spans, all)."""
     tiles = (N + BN - 1) // BN
     if HAS_SPANS:
         masked = tiles
@@ -110,7 +111,7 @@ def _tiles_of(split, tiles_each, masked, N, BN: tl.constexpr, HAS_SPANS: tl.cons
 
 @triton.jit
 def _masked_tile(place, lo, width, N, BN: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The tile at a place before the clean ones: those of the band, then the ragged one; with spans, in order."""
+    """The tile of a masked visit: first those of the band, then the last tile; with spans, in order."""
     tile = place
     if not HAS_SPANS:
         tile = tl.where(place < width, lo + place, N // BN)
@@ -119,20 +120,20 @@ def _masked_tile(place, lo, width, N, BN: tl.constexpr, HAS_SPANS: tl.constexpr)
 
 @triton.jit
 def _clean_tile(place, lo, width, masked):  # type: ignore[no-untyped-def]
-    """The tile at a place behind the masked ones: the band is stepped over."""
+    """The tile of a visit without a mask; it skips the band."""
     tile = place - masked
     return tl.where(tile < lo, tile, tile + width)
 
 
 @triton.jit
 def _add(s, top, total, UNSHIFTED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Add a tile to the running maximum and sum of 2^S of its rows."""
+    """Add a tile to the running maximum and the running sum of 2^S of its rows."""
     raised = top
     if UNSHIFTED:
         total += tl.sum(tl.exp2(s), 1)
     else:
         raised = tl.maximum(top, tl.max(s, 1))
-        shift = tl.where(raised == float("-inf"), 0.0, raised)  # all hidden so far: -inf - -inf would be NaN
+        shift = tl.where(raised == float("-inf"), 0.0, raised)  # -inf - -inf would be NaN
         total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
     return raised, total
 
@@ -143,7 +144,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr,
     RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, UNSHIFTED: tl.constexpr, WITH_TOP1: tl.constexpr,
 ):  # fmt: skip
-    """out[0, split, row] = log2-sum-exp2 over the split's columns; [1] and [2] the best positive and negative."""
+    """out[0, split, row] = log2-sum-exp2 over the columns of the split; out[1] and out[2]: best positive, negative."""
     local = tl.program_id(0) * BM + tl.arange(0, BM)
     rows = first + local
     end = first + count
@@ -196,7 +197,7 @@ def mirrored_kernel(  # type: ignore[no-untyped-def]
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr,
     RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, WITH_TOP1: tl.constexpr,
 ):  # fmt: skip
-    """out[0, program, frame] += sum of 2^S over what this program visits; [1] and [2] rise to the best logits."""
+    """out[0, program, frame] += sum of 2^S over the program's tiles; out[1], out[2]: best positive, negative."""
     full = N // BN
     ragged = tl.where(N % BN == 0, 0, 1)
     half = full // 2

@@ -1,6 +1,6 @@
-"""Launching the Triton kernels of the loss: sizes of their tiles, how the work is shared out, sums of the parts.
+"""Launches the Triton kernels of the loss: chooses tile sizes, divides the work, sums the parts.
 
-The twin of chunked.py for CUDA; what a kernel computes, and the legend, stand in triton_kernels.py.
+It has the interface of chunked.py; triton_kernels.py says what the kernels compute and what the letters mean.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import triton
 from cltt.loss.chunked import Rows
 from cltt.loss.triton_kernels import gradient_kernel, mirrored_kernel, row_kernel
 
-NATS = math.log(2)  # the logits of these kernels, and what comes of them, times this are those of the loss
-# fp16 ends at 6e-8, not far below weights of 1/N: they are multiplied by this before the product, to at most 2 * 2^14.
+NATS = math.log(2)  # the logits of these kernels are in base 2; times this they are those of the loss
+# The smallest fp16 is 6e-8, not far below weights of 1/N. They are multiplied by this before the product, to at most
+# 2 * 2^14.
 _FP16_GAIN = 2.0**14
-_WIDE_SHARED = 200 * 1024  # bytes of shared memory a program may have, from compute capability 9.0 on
+_WIDE_SHARED = 200 * 1024  # bytes of shared memory that a program may use on compute capability 9.0 or higher
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class _Blocks:
     """Sizes of a kernel.
 
     Attributes:
-        bm: rows of a program. bn: columns of a tile.
-        db: features a product; ``resident``: db covers D, and the rows are read once.
-        dc: features of the gradient that a program sums up.
-        warps: of a program.
+        bm: rows per program.
+        bn: columns per tile.
+        db: features per product.
+        dc: features of the gradient per program.
+        resident: db covers D, so the rows are read once.
+        warps: warps per program.
     """
 
     bm: int
@@ -41,24 +44,24 @@ class _Blocks:
 
     @property
     def programs(self) -> int:
-        """Programs that run on a multiprocessor at a time: 16 x 32 threads of 128 registers, or 8 x 32 of 255."""
+        """Programs per multiprocessor at a time: 16 x 32 threads with 128 registers, or 8 x 32 with 255."""
         return 8 // self.warps
 
     def stages(self, shared: int) -> int:
-        """Tiles in flight where a program may have ``shared`` bytes of shared memory.
+        """Tiles that are loaded ahead if a program may use ``shared`` bytes of shared memory.
 
-        With two, the gradient kernel waits for each tile right after asking for it; with three, two loads are under way
-        during the products. On compute capability 8.0 the third costs spilled registers.
+        With two, the gradient kernel waits for each tile right after it requests it. With three, two loads run during
+        the products. On compute capability 8.0 a third stage spills registers.
         """
         return 3 if self.dc and self.resident and shared >= _WIDE_SHARED else 2
 
 
-# Fixed sizes, not an autotuner: the first step must not take a minute. Chosen from what the compiler makes of them for
-# compute capability 8.0 to 9.0 (tests): no register is spilled, and shared memory holds as many programs as said above.
+# Fixed sizes instead of an autotuner, which would make the first step take a minute. For compute capability 8.0 to 9.0
+# (tests) the compiler spills no register with them, and shared memory holds as many programs as ``programs`` says.
 def _row_blocks(width: int, dtype: torch.dtype) -> _Blocks:
-    """Of the kernels that sum over rows; square, since a tile may serve twice."""
+    """Sizes for the kernels that sum over rows; square, as a tile may be used transposed, too."""
     padded = max(16, triton.next_power_of_2(width))
-    if dtype == torch.float32:  # three tf32 products a product: twice the registers
+    if dtype == torch.float32:  # a product is three tf32 products, which need twice the registers
         return _Blocks(64, 64, min(padded, 32), 0, False, 8)
     if padded <= 128:
         return _Blocks(128, 128, padded, 0, True, 4)
@@ -68,7 +71,7 @@ def _row_blocks(width: int, dtype: torch.dtype) -> _Blocks:
 
 
 def _grad_blocks(width: int, dtype: torch.dtype) -> _Blocks:
-    """Of the kernel that sums the gradient."""
+    """Sizes for the kernel that sums the gradient."""
     padded = max(16, triton.next_power_of_2(width))
     if dtype == torch.float32:
         return _Blocks(64, 32, min(padded, 32), min(padded, 128), False, 8)
@@ -80,7 +83,7 @@ def _grad_blocks(width: int, dtype: torch.dtype) -> _Blocks:
 
 
 def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`cltt.loss.chunked.row_logsumexp`; v bf16, fp16 or fp32, the log-sum-exps fp32 and in base 2."""
+    """As :func:`cltt.loss.chunked.row_logsumexp`, for v in bf16, fp16 or fp32; the log-sum-exps are fp32, base 2."""
     blocks = _row_blocks(v.shape[1], v.dtype)
     if rows.count == len(v) and rows.unshifted(torch.float32):
         return _mirrored(v, rows, blocks, with_top1)
@@ -109,7 +112,7 @@ def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torc
 def _mirrored(
     v: torch.Tensor, rows: Rows, blocks: _Blocks, with_top1: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`row_logsumexp` of all rows, from half of the tiles."""
+    """As :func:`row_logsumexp` for all rows, computed from half of the tiles."""
     full, ragged = len(v) // blocks.bn, int(len(v) % blocks.bn > 0)
     places = full * (full // 2 + 1 + ragged) + ragged
     each = triton.cdiv(places, _slots(v, blocks))
@@ -133,7 +136,7 @@ def _mirrored(
 
 
 def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """As :func:`cltt.loss.chunked.grad_rows`; lse in base 2, it and the result fp32."""
+    """As :func:`cltt.loss.chunked.grad_rows`, with lse in base 2; lse and the result are fp32."""
     blocks = _grad_blocks(v.shape[1], v.dtype)
     row_blocks, chunks = triton.cdiv(rows.count, blocks.bm), triton.cdiv(v.shape[1], blocks.dc)
     splits, each = _split(row_blocks * chunks, triton.cdiv(len(v), blocks.bn), _slots(v, blocks))
@@ -160,11 +163,11 @@ def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def _split(row_blocks: int, tiles: int, slots: int) -> tuple[int, int]:
-    """Into how many parts the ``tiles`` of a block of rows are split, and the tiles of a part.
+    """The number of parts to split the ``tiles`` of each block of rows into, and the tiles per part.
 
-    ``slots`` programs run at a time, so that a last wave of few programs wastes most of its time: the split that needs
-    the fewest tiles one after the other. Starting a program costs about two tiles. At most four waves beyond one
-    program a block: each part has a result of its own.
+    ``slots`` programs run at a time, so a last wave with few programs wastes time. The split is the one with the fewest
+    tiles computed in sequence, where the start of a program costs about two tiles. There are at most four waves, or one
+    program per block, as each part needs memory for its result.
     """
 
     def tiles_in_turn(splits: int) -> int:
@@ -176,7 +179,7 @@ def _split(row_blocks: int, tiles: int, slots: int) -> tuple[int, int]:
 
 
 def _slots(v: torch.Tensor, blocks: _Blocks) -> int:
-    """Programs that run at a time."""
+    """Programs that run on the device at a time."""
     return _multiprocessors(v.device) * blocks.programs
 
 
@@ -186,14 +189,14 @@ def _multiprocessors(device: torch.device) -> int:
 
 @lru_cache(maxsize=8)
 def _shared(device: torch.device) -> int:
-    """Bytes of shared memory that a program may have."""
+    """Bytes of shared memory that a program may use; 0 on the CPU."""
     if device.type != "cuda":
         return 0
     return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 def _planes(rows: Rows, v: torch.Tensor) -> torch.Tensor:
-    """The spans as int64 [3, N/T], one contiguous plane each; without spans anything may stand in their place."""
+    """The spans as contiguous int64 [3, N/T]; without spans ``v``, which the kernels then do not read."""
     return v if rows.spans is None else rows.spans.T.contiguous()
 
 

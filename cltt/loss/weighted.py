@@ -1,17 +1,17 @@
-"""Row sums and gradients of the loss with hard negatives, remembered windows or both (private to infonce.py).
+"""Row sums and gradients of the loss with hard negatives, remembered windows or both.
 
-With s the logits of anchor i, over its positives and its n negatives (ignored pairs aside), its denominator is
+The denominator of an anchor with logits s over its positives and its n negatives (without ignored pairs) is
 
     D = sum over positives of e^s  +  H,      H = n * A / W,
     A = sum over negatives of e^((1 + beta) s),      W = sum over negatives of e^(beta s),
 
-so that a negative counts by how similar it is (Robinson et al. 2021, https://arxiv.org/abs/2010.04592, with importance
-weights e^(beta s)); beta = 0 is the plain sum. The gradient goes through the weights:
+Similar negatives count more (Robinson et al. 2021, https://arxiv.org/abs/2010.04592, with importance weights
+e^(beta s)); beta = 0 is the plain sum. The gradient includes that of the weights:
 
     d log D / ds = e^s / D                                                       at a positive
                  = H / D * ((1 + beta) e^((1 + beta) s) / A  -  beta e^(beta s) / W)      at a negative.
 
-Remembered windows are further columns: negatives without a gradient of their own.
+Remembered windows are additional columns: negatives without a gradient of their own.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from cltt.loss.chunked import Rows, overlapping, tile_side
 
 @dataclass(frozen=True)
 class Weighted:
-    """Visits the tiles of the logits in plain torch; called as the modules ``chunked`` and ``triton_launch`` are.
+    """Computes the sums tile by tile in plain torch, with the interface of ``chunked`` and ``triton_launch``.
 
     Attributes:
-        beta: weight of hard negatives, 0 or more.
-        remembered: [M*T, D] rows of the remembered windows, scaled as ``v``; M may be 0. ``rows.spans`` has M more
-            rows for them.
+        beta: exponent of the weights of negatives, 0 or more.
+        remembered: [M*T, D] rows of the remembered windows, scaled as ``v``; M may be 0. ``rows.spans`` then has M
+            additional rows.
     """
 
     beta: float
@@ -41,9 +41,10 @@ class Weighted:
     def row_logsumexp(
         self, v: torch.Tensor, rows: Rows, *, with_top1: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Three numbers per row [rows.count, 3], log D first, and whether its nearest frame of the batch is a positive.
+        """Three numbers per row, [rows.count, 3], and whether its most similar frame of the batch is a positive.
 
-        The others are what the gradient at a negative takes from (1 + beta) s and from beta s before its exponential.
+        The first number is log D. The gradient at a negative subtracts the second from (1 + beta) s and the third from
+        beta s before it takes the exponentials.
         """
         size = rows.window_size
         own = v[rows.first : rows.first + rows.count]
@@ -69,7 +70,7 @@ class Weighted:
     def grad_rows(self, v: torch.Tensor, stats: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Sum over columns j of (d log D_i / ds_ij + d log D_j / ds_ij) v_j for each row i -> [rows.count, D].
 
-        ``stats``: what :meth:`row_logsumexp` gave, of all N rows.
+        ``stats``: the numbers of :meth:`row_logsumexp` for all N rows.
         """
         size, own = rows.window_size, slice(rows.first, rows.first + rows.count)
         log_d = stats[own, 0].view(-1, size)
@@ -81,7 +82,7 @@ class Weighted:
             at_rows = stats[own][tile.rows]
             weights = self._slope(tile.logits, at_rows[:, 1, None], at_rows[:, 2, None])
             of_batch = max(0, min(tile.columns.stop, len(v)) - tile.columns.start)
-            if of_batch:  # a remembered frame is no anchor: nothing of its own denominator
+            if of_batch:  # a remembered frame is not an anchor, so it has no denominator
                 at_columns = stats[tile.columns.start : tile.columns.start + of_batch]
                 weights[:, :of_batch] += self._slope(tile.logits[:, :of_batch], at_columns[:, 1], at_columns[:, 2])
             tile.by_window(weights).masked_fill_(tile.hidden[:, None, :, None], 0)
@@ -93,7 +94,7 @@ class Weighted:
         return slope.sub_((self.beta * logits - weight).exp_(), alpha=self.beta) if self.beta else slope
 
     def _negatives(self, v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
-        """The tiles of this rank's rows against all columns; ``rows`` of a tile count from the rank's first."""
+        """The tiles of this rank's rows with all columns; ``rows`` of a tile count from the rank's first row."""
         size = rows.window_size
         columns = torch.cat([v, self.remembered])
         side = tile_side(v, size)
@@ -113,7 +114,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class _Tile:
-    """``logits`` [R, C] of rows and columns; ``hidden`` [R/T, C/T]: pairs of windows that are no negatives."""
+    """``logits`` [R, C] of rows and columns; ``hidden`` [R/T, C/T]: pairs of windows that are not negatives."""
 
     logits: torch.Tensor
     hidden: torch.Tensor
@@ -122,18 +123,18 @@ class _Tile:
     size: int
 
     def by_window(self, matrix: torch.Tensor) -> torch.Tensor:
-        """View of a matrix [R, C] as [row windows, T, column windows, T]."""
+        """A matrix [R, C] as a view [row windows, T, column windows, T]."""
         return matrix.view(len(self.hidden), self.size, -1, self.size)
 
     def scaled(self, power: float) -> torch.Tensor:
-        """power * logits, -inf at what is no negative."""
+        """power * logits, with -inf for pairs that are not negatives."""
         scaled = self.logits * power
         self.by_window(scaled).masked_fill_(self.hidden[:, None, :, None], -torch.inf)
         return scaled
 
 
 def _positive_logits(own: torch.Tensor, size: int) -> torch.Tensor:
-    """Logits of each frame with the frames of its window, -inf with itself -> [windows, T, T]."""
+    """Logits of each frame with the frames of its window, -inf with itself: [windows, T, T]."""
     windows = own.view(-1, size, own.shape[1])
     logits = windows @ windows.mT
     logits.diagonal(dim1=1, dim2=2).fill_(-torch.inf)

@@ -29,14 +29,7 @@ from cltt.region import without_box_line
 from cltt.sets.use import in_use
 from cltt.shards.dataset import ShardDataset
 from cltt.text import changes, say
-from cltt.training.factory import (
-    build_index,
-    build_loader,
-    build_trainer,
-    data_identity,
-    open_dataset,
-    start_model,
-)
+from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset, start_model
 from cltt.training.outputs import Outputs, finish_writing
 from cltt.training.overview import overview
 from cltt.training.progress import show
@@ -71,11 +64,7 @@ def train(
 
 
 def _train(
-    settings: TrainSettings,
-    info: RankInfo,
-    stack: ExitStack,
-    stop: StopSignals,
-    on_step: Callable[[float], None],
+    settings: TrainSettings, info: RankInfo, stack: ExitStack, stop: StopSignals, on_step: Callable[[float], None]
 ) -> Request:
     """Build the objects, train, and return the request that ended it.
 

@@ -53,8 +53,7 @@ class InspectSettings:
 
     mode: str = setting("sample", "what to look at", choices=INSPECT_MODES)
     save_path: str | None = setting(
-        None,
-        "picture to write (sample, batch, stats); without it, and without --json, sample and batch open a window",
+        None, "picture to write (sample, batch, stats); without it, and without --json, sample and batch open a window"
     )
     out: str | None = setting(None, "folder for the gallery (html)")
     embeddings: str | None = setting(

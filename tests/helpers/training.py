@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest.mock import patch
 
-from cltt import build_shards
+import pytest
+import torch
+
+from cltt import build_shards, checkpoint, cli
 from cltt.commands import train
+from cltt.errors import SettingsError
 from cltt.training import factory, run
 from tests.helpers import data, tiny_run
 from tests.helpers.nursery import Child, nursery
@@ -59,6 +64,38 @@ def run_here(arguments: list[str], *, stop_after: int = 0) -> tuple[int, list[fl
 
     with patch.object(factory, "build_model", tiny_run.tiny_model):
         return run.train(train.parse(arguments), on_step=on_step), losses
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr with which ``train.py``, called in this process, refuses ``arguments``; status 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: train.main(arguments), "train.py")
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error, error
+    return error
+
+
+def assert_resumes(arguments: Callable[[str], list[str]], *, stop_after: int, refused: Mapping[str, list[str]]) -> None:
+    """A run that stops and resumes has the losses and final weights of an unbroken one, bit by bit.
+
+    ``arguments``: those of a run in a folder of that name. ``refused``: what a refusal to resume says, and the
+    arguments that it refuses.
+    """
+    whole, parts = arguments("whole"), arguments("parts")
+    status, losses = run_here(whole)
+    stopped, first = run_here(parts, stop_after=stop_after)
+    for words, changed in refused.items():
+        with pytest.raises(SettingsError, match=words):
+            run_here([*changed, "--resume"])
+    ended, rest = run_here([*parts, "--resume"])
+    assert (status, stopped, ended) == (0, 85, 0) and first + rest == losses and len(first) == stop_after
+    folders = [Path(flags[flags.index("--checkpoint-dir") + 1]) for flags in (whole, parts)]
+    assert same(*(checkpoint.load(checkpoint.list_checkpoints(folder)[-1])["model"] for folder in folders))
+
+
+def same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> bool:
+    """Whether both have the same names and, bit by bit, the same tensors."""
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def free_port() -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cltt import cli
 from cltt.checkpoint import list_checkpoints, load
 from cltt.commands import train
 from cltt.evaluation.__main__ import main as evaluate
@@ -20,6 +19,7 @@ from cltt.models.weights import read_weights
 from cltt.training.optim import decay_groups
 from tests.helpers import data, training
 from tests.helpers.labelled import colour_folder
+from tests.helpers.training import refusal, same
 
 timm = pytest.importorskip("timm")
 TRANSFORMER, CONVOLUTIONS = "vit_tiny_patch16_224", "convnext_atto"
@@ -35,18 +35,6 @@ def flags(shards: Path, run: Path, backbone: str, *more: str) -> list[str]:
     """One step, of frames of 48 pixels."""
     short = ("--epochs", "1", "--max-batches-per-epoch", "1", "--batch-size", "4", "--image-size", "48")
     return training.flags(shards, run, *short, "--backbone", backbone, *more)
-
-
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as exit:
-        cli.run(lambda: train.main(arguments), "train.py")
-    error = capsys.readouterr().err
-    assert exit.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error, error
-    return error
-
-
-def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(torch.equal(value, wanted[key]) for key, value in found.items())
 
 
 @both

@@ -25,6 +25,7 @@ from cltt.models.encoders import build_encoder
 from cltt.models.weights import read_weights
 from cltt.training.factory import build_model, load_weights
 from tests.helpers.labelled import colour_folder, save_run
+from tests.helpers.training import same
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -63,10 +64,6 @@ def older_file(path: Path, network: Older | None = None, **changes: Any) -> Stat
     }  # fmt: skip
     torch.save({**state, **changes}, path)
     return network.encoder.state_dict()
-
-
-def same(found: State, wanted: State) -> bool:
-    return set(found) == set(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 # ---- the older script

@@ -21,6 +21,7 @@ from cltt.export.__main__ import main as export
 from cltt.models.encoders import build_encoder
 from cltt.models.weights import read_weights
 from tests.helpers.labelled import colour_folder
+from tests.helpers.training import same
 
 State = dict[str, torch.Tensor]
 
@@ -42,10 +43,6 @@ def in_sequence(state: State) -> State:
     """Under the names of ``nn.Sequential(*list(resnet.children())[:-1])``."""
     places = {name: str(number) for number, (name, _) in enumerate(build_encoder("resnet18").named_children())}
     return {".".join([places[name.split(".")[0]], *name.split(".")[1:]]): value for name, value in state.items()}
-
-
-def same(found: State, wanted: State) -> bool:
-    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 WITH_PREFIXES: dict[str, Any] = {

@@ -37,23 +37,6 @@ def run_train(arguments: list[str], cwd: Path, **environment: str) -> subprocess
     return nursery().run("tests.helpers.tiny_run", arguments, env, folder=cwd)
 
 
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence with which train.py, called in this process, refuses ``arguments``."""
-
-    def main() -> int:
-        settings = train.parse(arguments)
-        from cltt.training import run as run_module
-
-        return run_module.train(settings)
-
-    with pytest.raises(SystemExit) as exit:
-        cli.run(main, "train.py")
-    error = capsys.readouterr().err
-    assert exit.value.code == 2
-    assert error.count("\n") == 1 and "Traceback" not in error, error
-    return error
-
-
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips under a path with spaces."""
@@ -153,7 +136,7 @@ def test_bad_input_gets_one_sentence(
     (tmp_path / "sidecars" / "clip").mkdir(parents=True)
     (tmp_path / "sidecars" / "clip" / "._frame_1.jpg").write_bytes(b"\x00\x05\x16\x07")
     filled = [argument.format(tmp=tmp_path, frames=frames) for argument in arguments]
-    error = refusal([*filled, "--device", "cpu"], capsys)
+    error = training.refusal([*filled, "--device", "cpu"], capsys)
     assert all(part in error for part in parts), error
     assert not (tmp_path / "checkpoints").exists()  # what is refused leaves no run behind
 
@@ -364,20 +347,6 @@ def test_checkpoint_path_starts_a_new_run_from_weights(tmp_path: Path) -> None:
     (tmp_path / "first" / "gone").rename(tmp_path / "first" / "epoch-0001.pt")
     wrong = run_train([*arguments[:-2], "third", "--checkpoint-path", "first", "--proj-dim", "4"], tmp_path)
     assert wrong.returncode == 2 and "--proj-dim" in wrong.stderr, wrong.stderr
-
-
-@pytest.mark.slow
-def test_all_ranks_hear_of_evaluation_data_that_cannot_work(tmp_path: Path) -> None:
-    shards = training.make_shards(tmp_path)
-    arguments = training.flags(shards, tmp_path / "run", "--eval-data", str(tmp_path / "nowhere"))
-    port = training.free_port()
-    ranks = [
-        training.start_tiny(arguments, tmp_path / "losses", **training.rank_environment(rank, 2, port))
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [2, 2], outputs
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -99,13 +99,3 @@ def test_weights_of_0_1_0_load(tmp_path: Path) -> None:
 def test_a_copy_elsewhere_is_the_same_data(tmp_path: Path) -> None:
     shutil.copytree(SHARDS, tmp_path / "copy")
     assert ShardDataset(tmp_path / "copy").fingerprint == ShardDataset(SHARDS).fingerprint
-
-
-@pytest.mark.parametrize("name", ["shard-000001.tar", "frames.npy"])
-def test_damage_in_them_is_found(tmp_path: Path, name: str) -> None:
-    shutil.copytree(SHARDS, tmp_path / "copy")
-    file = tmp_path / "copy" / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    assert any(name in str(damage) or "CRC" in str(damage) for damage in verify_shards(tmp_path / "copy"))

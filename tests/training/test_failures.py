@@ -61,10 +61,7 @@ def test_a_rank_fails_in_training(
 ) -> None:
     arguments = flags(shards, tmp_path)
     with start_ranks(
-        tmp_path,
-        [*arguments, "--max-bad-frames", "2"],
-        world_size,
-        own_environment={1: {"FAULT": fault}},
+        tmp_path, [*arguments, "--max-bad-frames", "2"], world_size, own_environment={1: {"FAULT": fault}}
     ) as ranks:
         ranks.wait()
         assert_all_ended(ranks, ranks.gave_up, [status] * world_size, sentence, "(rank 1 of")
@@ -105,9 +102,7 @@ def test_a_rank_that_cannot_open_a_shard(shards: Path, tmp_path: Path) -> None:
     """One node sees another disk: the same relative path leads nowhere."""
     (tmp_path / "elsewhere").mkdir()
     with start_ranks(
-        tmp_path,
-        flags(Path(shards.name), tmp_path),
-        own_folders={0: shards.parent, 1: tmp_path / "elsewhere"},
+        tmp_path, flags(Path(shards.name), tmp_path), own_folders={0: shards.parent, 1: tmp_path / "elsewhere"}
     ) as ranks:
         ranks.wait()
         assert_all_ended(ranks, min(ranks.ended.values()), [2, 2], "error: ", "(rank 1 of 2, on ")

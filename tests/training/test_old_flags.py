@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cltt import cli
 from cltt.commands import train
 from cltt.config import TrainSettings, declared
 from cltt.config.old_flags import Refused
@@ -17,11 +16,13 @@ from cltt.errors import SettingsError
 from cltt.evaluation.__main__ import main as evaluate
 from cltt.visualize import inspect
 from tests.helpers import data
+from tests.helpers.training import refusal
 
 TABLES = [known.metadata["old"] for group in TrainSettings.groups().values() for known in declared(group)]
 SAYS = {name: says for old in TABLES if old for name, says in old.says.items()}
 SUCCESSORS = {name: says for old in TABLES if isinstance(old, Refused) for name, says in old.says.items()}
 PAGE = Path(__file__).parents[2] / "docs" / "older_script.md"
+X = ["--shards", "x"]
 # As that script's parser had them, of all its versions.
 OLD = """
 single-window-short-clips allow-multiple-short-windows short-clip-window-threshold use-object-focus two-view-offset
@@ -42,14 +43,6 @@ OLDER_COMMAND = """
 """
 
 
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as exit:
-        cli.run(lambda: train.main(["--shards", "x", *arguments]), "train.py")
-    error = capsys.readouterr().err
-    assert exit.value.code == 2 and error.count("\n") == 1, error
-    return error
-
-
 def test_none_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train.parse(["--help"])
@@ -62,13 +55,13 @@ def test_none_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_flag_whose_work_has_another_name_says_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     says, name = SUCCESSORS[name], name.replace("*", "anything")
     for arguments in ([f"--{name}"], [f"--{name}", "5"], [f"--{name}=5"]):
-        assert f"what to do here: --{name}: {says}" in refusal(arguments, capsys)
+        assert f"what to do here: --{name}: {says}" in refusal([*X, *arguments], capsys)
 
 
 def test_all_that_are_given_are_answered_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Also those of the linear evaluation that no table names."""
     given = ["--two-view-offset", "5", "--wandb", "--wandb-mode=offline", "--imagenet-data-dir", "/d"]
-    said = refusal([*given, "--linear-eval-num-workers", "4", "--linear-eval-lr=0.1"], capsys)
+    said = refusal([*X, *given, "--linear-eval-num-workers", "4", "--linear-eval-lr=0.1"], capsys)
     assert all(f"{flag.split('=')[0]}" in said for flag in given if flag.startswith("--"))
     assert f"--wandb, --wandb-mode: {SUCCESSORS['wandb']}" in said
     assert f"--linear-eval-num-workers: {SUCCESSORS['linear-eval-*']}" in said
@@ -115,7 +108,7 @@ def test_the_rule_for_short_clips_works_as_it_did(arguments: list[str], windows:
 def test_what_contradicts_itself_is_refused(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert says in refusal(arguments, capsys)
+    assert says in refusal([*X, *arguments], capsys)
 
 
 def test_a_command_of_the_older_batch_file_works_but_for_one_flag() -> None:

@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from cltt import TemporalInfoNCE, WindowIndex
-from cltt.checkpoint import list_checkpoints, load
 from cltt.commands import train
 from cltt.config import TrainSettings
 from cltt.distributed import RankInfo
-from cltt.errors import SettingsError
 from cltt.training import factory
 from cltt.training.signals import StopSignals
 from cltt.training.trainer import Trainer
@@ -103,16 +101,9 @@ def test_the_loss_leaves_out_windows_that_share_places(
 
 
 def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(shards: Path, tmp_path: Path) -> None:
-    short = [*FLAGS, "--mask-overlaps", "--epochs", "2", "--max-batches-per-epoch", "5"]
-    whole, parts = (training.flags(shards, tmp_path / name, *short) for name in ("whole", "parts"))
-    status, losses = training.run_here(whole)
-    assert status == 0 and len(losses) == 10
-    stopped, first = training.run_here(parts, stop_after=3)
-    with pytest.raises(SettingsError, match="shuffle_frames is False and was True"):
-        training.run_here([flag for flag in parts if flag != "--shuffle-frames"] + ["--resume"])
-    ended, rest = training.run_here([*parts, "--resume"])
-    assert (stopped, ended) == (85, 0) and first + rest == losses
-    models = [load(list_checkpoints(tmp_path / name)[-1])["model"] for name in ("whole", "parts")]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-    plain = training.flags(shards, tmp_path / "plain", *[flag for flag in short if flag != "--shuffle-frames"])
-    assert training.run_here(plain)[1] != losses
+    short = ["--mask-overlaps", "--epochs", "2", "--max-batches-per-epoch", "5"]
+    plain = training.flags(shards, tmp_path / "parts", "--seed", str(SEED), *short)
+    refused = {"shuffle_frames is False and was True": plain}
+    training.assert_resumes(
+        lambda name: training.flags(shards, tmp_path / name, *FLAGS, *short), stop_after=3, refused=refused
+    )

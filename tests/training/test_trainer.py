@@ -38,7 +38,7 @@ class TensorBatch:
 
 
 class TensorLoader:
-    """Random batches, four an epoch; step ``bad_step`` of the first epoch holds a NaN."""
+    """Random batches, four per epoch; step ``bad_step`` of the first epoch holds a NaN."""
 
     def __init__(self, bad_step: int | None = None) -> None:
         self.epoch, self.step, self.bad_step = 0, 0, bad_step
@@ -119,7 +119,7 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
 
 
 def test_steps_are_those_of_a_loop_written_out(tmp_path: Path) -> None:
-    """Adam, clipping, cosine over epochs, mean loss an epoch: against a plain loop."""
+    """Adam, clipping, cosine over epochs, mean loss per epoch: against a plain loop."""
     losses: list[float] = []
     trainer = make_trainer(tmp_path, on_step=losses.append)
     assert trainer.run() is Request.NOTHING
@@ -144,17 +144,6 @@ def test_steps_are_those_of_a_loop_written_out(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows] == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 4])
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.5e-3, 0.0])
     assert [row["decay_rate"] for row in rows] == pytest.approx([0.5, 0.0])
-
-
-def test_max_batches_per_epoch_ends_epochs_early(tmp_path: Path) -> None:
-    losses: list[float] = []
-    loader = TensorLoader()
-    trainer = make_trainer(
-        tmp_path, loader=loader, on_step=losses.append, optim=OptimSettings(epochs=3, max_batches_per_epoch=2)
-    )
-    assert trainer.run() is Request.NOTHING
-    assert len(losses) == 6
-    assert (loader.epoch, loader.step) == (3, 0)
 
 
 def test_the_loss_is_told_where_frames_stand(tmp_path: Path) -> None:

@@ -18,11 +18,7 @@ from cltt.shards.folder import FolderDataset
 from cltt.visualize import inspect, views
 from cltt.visualize import windows as windows_module
 from tests.helpers import data
-from tests.helpers.inspecting import (
-    SMALL,
-    drawn_frames,
-    info,
-)
+from tests.helpers.inspecting import SMALL, drawn_frames, info
 
 
 def flip(shards: Path, dataset: ShardDataset, frame: int) -> None:

@@ -166,12 +166,6 @@ def test_curves_command(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "both.svg").read_text().startswith("<?xml")
-    command[-1] = str(tmp_path / "both.png")
-    some = subprocess.run([*command[:-2], "nowhere", *command[-2:]], capture_output=True, text=True)
-    assert some.returncode == 0 and "left out: nowhere" in some.stdout
-    missing = subprocess.run([*command[:4], "nowhere", *command[-2:]], capture_output=True, text=True)
-    assert missing.returncode == 2
-    assert missing.stderr.count("\n") == 1 and "nowhere does not exist" in missing.stderr
 
 
 def test_differences_are_between_neighbouring_frames() -> None:

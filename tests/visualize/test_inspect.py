@@ -20,13 +20,7 @@ from cltt.sampling.epoch_windows import EpochWindows
 from cltt.visualize import figures, gallery, inspect, views
 from cltt.visualize import windows as windows_module
 from tests.helpers import data
-from tests.helpers.inspecting import (
-    ROOT,
-    SMALL,
-    info,
-    refusal,
-    script,
-)
+from tests.helpers.inspecting import ROOT, SMALL, info, refusal, script
 
 
 @pytest.mark.parametrize(

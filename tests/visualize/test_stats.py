@@ -17,12 +17,7 @@ from cltt.shards.folder import FolderDataset
 from cltt.visualize import inspect, stats_page
 from cltt.visualize import stats as stats_module
 from tests.helpers import data
-from tests.helpers.inspecting import (
-    LENGTHS,
-    WINDOWS,
-    info,
-    obvious_windows,
-)
+from tests.helpers.inspecting import LENGTHS, WINDOWS, info, obvious_windows
 
 
 def obvious_stats(folder: Path) -> dict[str, Any]:

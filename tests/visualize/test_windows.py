@@ -16,14 +16,7 @@ from cltt.shards import folder as folder_module
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize import figures, inspect, views
 from cltt.visualize import windows as windows_module
-from tests.helpers.inspecting import (
-    SMALL,
-    WINDOWS,
-    drawn_frames,
-    info,
-    obvious_windows,
-    refusal,
-)
+from tests.helpers.inspecting import SMALL, WINDOWS, drawn_frames, info, obvious_windows, refusal
 
 
 def test_every_sample_is_the_window_it_says(shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -105,19 +98,8 @@ def test_random_batches_take_all_windows_alike(shards: Path) -> None:
 
 def test_the_same_seed_gives_the_same_picture(shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     def picture(name: str, *argv: str) -> bytes:
-        info(
-            capsys,
-            "--shards",
-            shards,
-            *SMALL,
-            "--mode",
-            "batch",
-            "--batch-size",
-            "4",
-            "--save-path",
-            tmp_path / name,
-            *argv,
-        )
+        small = ["--shards", shards, *SMALL, "--mode", "batch", "--batch-size", "4"]
+        info(capsys, *small, "--save-path", tmp_path / name, *argv)
         return (tmp_path / name).read_bytes()
 
     first = picture("1.png", "--seed", "3")
