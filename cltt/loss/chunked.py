@@ -1,4 +1,4 @@
-"""Row log-sum-exps and gradients of the loss in plain torch, one tile of the logits at a time.
+"""Row log-sum-exps and gradients of the loss in plain torch, tile by tile.
 
 Legend: N frames in all, D features per frame, T frames per window, R x C one tile.
 ``v`` [N, D] holds unit rows divided by sqrt(temperature), so the logits are S = v v^T and |S| <= 1/temperature.
@@ -51,7 +51,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Tile:
-    """``logits`` [R, C] of the global ``rows`` and ``columns``; ``mirrored``: its transpose is used, too."""
+    """``logits`` [R, C] of the global ``rows`` and ``columns``.
+
+    ``mirrored``: its transpose is used, too.
+    """
 
     logits: torch.Tensor
     rows: slice
@@ -60,7 +63,7 @@ class _Tile:
 
 
 def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-sum-exp of each row over its denominator, and whether its most similar other frame is a positive.
+    """Log-sum-exp of each row, and whether its most similar other frame is a positive.
 
     Args:
         v: fp32 or fp64 [N, D].
@@ -87,7 +90,7 @@ def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torc
 
 
 def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Sum over j of (exp(S_ij - lse_i) + exp(S_ij - lse_j)) v_j for each row i -> [rows.count, D].
+    """Sum over j of (exp(S_ij - lse_i) + exp(S_ij - lse_j)) v_j per row i: [rows.count, D].
 
     Args:
         v: fp32 or fp64 [N, D].
@@ -116,7 +119,10 @@ def tile_side(v: torch.Tensor, size: int) -> int:
 
 
 def _tiles(v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
-    """The tiles that cover ``rows``, one by one, in the same memory; their bounds are multiples of T."""
+    """The tiles that cover ``rows``, one by one, in the same memory.
+
+    Their bounds are multiples of T.
+    """
     total = len(v)
     side = tile_side(v, rows.window_size)
     alone = rows.count == total  # then the tiles left of the diagonal are mirrored, not computed
@@ -132,7 +138,7 @@ def _tiles(v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
 
 
 def _hide(tile: _Tile, rows: Rows) -> None:
-    """Set pairs that are in no denominator to -inf: a frame with itself, and overlapping windows of one clip."""
+    """Set pairs in no denominator to -inf: self, and overlapping windows of one clip."""
     tile.logits.diagonal(tile.rows.start - tile.columns.start).fill_(-torch.inf)
     if rows.spans is None:
         return
@@ -145,7 +151,7 @@ def _hide(tile: _Tile, rows: Rows) -> None:
 
 
 def overlapping(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Whether spans ``a`` [n, 3] and ``b`` [m, 3] (clip, first, last) are of one clip and overlap: bool [n, m]."""
+    """Whether spans ``a`` [n, 3] and ``b`` [m, 3] overlap in one clip: bool [n, m]."""
     a = a[:, None]
     return (a[..., 0] == b[:, 0]) & (a[..., 1] <= b[:, 2]) & (b[:, 1] <= a[..., 2])
 
@@ -170,7 +176,7 @@ def _add_logsumexps(total: torch.Tensor, tile: _Tile) -> None:
 
 
 class _Best:
-    """The highest logit of each row among its positives and among its negatives, over all tiles so far."""
+    """The highest positive and the highest negative logit of each row so far."""
 
     def __init__(self, v: torch.Tensor) -> None:
         self.positive = v.new_full((len(v),), -torch.inf)

@@ -159,7 +159,7 @@ class TemporalInfoNCE(torch.nn.Module):
     def _spans(
         self, z: torch.Tensor, clip_ids: torch.Tensor | None, frame_ids: torch.Tensor | None, info: RankInfo
     ) -> torch.Tensor | None:
-        """Clip, first frame and last frame plus the gap of the windows of all ranks: int64 [B, 3] on z's device."""
+        """Clip, first frame and last frame plus the gap of all ranks' windows: int64 [B, 3]."""
         if clip_ids is None or frame_ids is None:
             return None
         frames = frame_ids.long()
@@ -214,9 +214,10 @@ class TemporalInfoNCE(torch.nn.Module):
 
 
 class _FusedLoss(torch.autograd.Function):
-    """The loss of the joined batch from this rank's ``v`` [n, D], unit rows divided by sqrt(temperature * NATS).
+    """The loss of the joined batch from this rank's rows ``v`` [n, D].
 
-    The logits and log-sum-exps of the kernels are in base e (NATS = 1) or base 2; times NATS they are in base e.
+    ``v`` holds unit rows divided by sqrt(temperature * NATS). The logits and log-sum-exps of the kernels are in base e
+    (NATS = 1) or base 2; times NATS they are in base e.
     """
 
     @staticmethod
@@ -255,7 +256,9 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def resolve_backend(backend: str, z: torch.Tensor) -> str:
-    """The backend that computes the loss of ``z``; replaces ``auto`` by ``triton`` or ``chunked``.
+    """The backend that computes the loss of ``z``.
+
+    Replaces ``auto`` by ``triton`` or ``chunked``.
 
     Raises SettingsError if ``backend`` is ``triton`` and cannot run.
     """
@@ -284,26 +287,35 @@ def _interpreted(z: torch.Tensor) -> bool:
 
 
 def _autocast_dtype(z: torch.Tensor) -> torch.dtype | None:
-    """The dtype in which autocast multiplies fp32 matrices; None if autocast is off or z is not fp32."""
+    """The dtype in which autocast multiplies fp32 matrices.
+
+    None if autocast is off or z is not fp32.
+    """
     device = z.device.type
     return torch.get_autocast_dtype(device) if z.dtype == torch.float32 and torch.is_autocast_enabled(device) else None
 
 
 def _mean_positive(v: torch.Tensor, size: int) -> torch.Tensor:
-    """Mean logit of the positive pairs: per window, the squared length of the sum of its rows less theirs."""
+    """Mean logit of the positive pairs, from the squared length of each window's sum."""
     sums = v.view(-1, size, v.shape[1]).sum(1)
     return (sums.square().sum() - v.square().sum()) / (len(v) * (size - 1))
 
 
 def _dense_overlaps(spans: torch.Tensor, columns: torch.Tensor, size: int) -> torch.Tensor:
-    """The ignored pairs of frames: bool [N, N + M]; ``columns`` holds ``spans`` and the M remembered ones."""
+    """The ignored pairs of frames: bool [N, N + M].
+
+    ``columns`` holds ``spans`` and the M remembered ones.
+    """
     ignored = chunked.overlapping(spans, columns)
     ignored.diagonal().fill_(False)
     return ignored.repeat_interleave(size, 0).repeat_interleave(size, 1)
 
 
 def _gather_with_own_gradient(z: torch.Tensor, info: RankInfo) -> torch.Tensor:
-    """The windows of all ranks in rank order; this rank's own get the gradient times the number of ranks."""
+    """The windows of all ranks in rank order.
+
+    This rank's own get the gradient times the number of ranks.
+    """
     if info.world_size == 1:
         return z
     parts = list(all_gather_rows(z.detach()).chunk(info.world_size))
@@ -345,7 +357,9 @@ def _check(
 
 
 def _check_on_all_ranks(check: Callable[[], None], signature: tuple[int, ...], info: RankInfo) -> None:
-    """Run ``check`` and compare the signatures of the ranks; if a rank fails or differs, every rank raises.
+    """Run ``check`` and compare the signatures of the ranks.
+
+    If a rank fails or differs, every rank raises.
 
     If one rank raised alone, the others would wait for it in the next collective.
     """

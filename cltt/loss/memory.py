@@ -29,7 +29,7 @@ class WindowMemory(torch.nn.Module):
         return len(self._spans)
 
     def columns(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit rows [M*T, D] and spans int64 [M, 3] of the remembered windows, on the device of ``z`` [b, T, D].
+        """Unit rows [M*T, D] and spans int64 [M, 3] of the remembered windows, on ``z``'s device.
 
         Raises SettingsError if the remembered windows have another T or D.
         """
@@ -44,7 +44,10 @@ class WindowMemory(torch.nn.Module):
         return self._rows.flatten(0, 1), self._spans
 
     def append(self, rows: torch.Tensor, spans: torch.Tensor) -> None:
-        """Remember float32 unit ``rows`` [B, T, D] with ``spans`` [B, 3]; they replace the oldest windows."""
+        """Remember float32 unit ``rows`` [B, T, D] with ``spans`` [B, 3].
+
+        They replace the oldest windows.
+        """
         rows, spans = rows[-self.capacity :], spans[-self.capacity :]
         free = self.capacity - len(self)
         if free:

@@ -1,4 +1,7 @@
-"""The loss in a few lines that hold the N x N matrix; tests compare the other backends with it."""
+"""The loss in a few lines that hold the N x N matrix.
+
+Tests compare the other backends with it.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def _with_hard_negatives(
 
 @torch.no_grad()
 def reference_accuracy(z: torch.Tensor, ignored: torch.Tensor | None = None) -> torch.Tensor:
-    """Share of frames whose most similar positive is more similar than every negative: a scalar."""
+    """Share of frames whose best positive is more similar than every negative."""
     v = unit_rows(z, 1.0)
     positive = positive_mask(z.shape[0], z.shape[1], z.device)
     visible = (v @ v.T).masked_fill(_hidden(len(v), len(v), ignored, z.device), -torch.inf)
@@ -89,6 +92,6 @@ def working_dtype(z: torch.Tensor) -> torch.dtype:
 
 
 def unit_rows(z: torch.Tensor, temperature: float) -> torch.Tensor:
-    """z [B, T, D] -> v [B*T, D] with rows of length temperature**-0.5, so that v v^T is the matrix of logits."""
+    """z [B, T, D] -> v [B*T, D], rows of length temperature**-0.5; v v^T are the logits."""
     rows = z.to(working_dtype(z)).flatten(0, 1)
     return F.normalize(rows, dim=1, eps=EPS) * temperature**-0.5

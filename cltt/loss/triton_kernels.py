@@ -1,4 +1,6 @@
-"""Row log-sum-exps and gradients of the loss as Triton kernels; chunked.py computes the same in plain torch.
+"""Row log-sum-exps and gradients of the loss as Triton kernels.
+
+The module ``chunked`` computes the same in plain torch.
 
 Legend: N frames in all, D features per frame, T frames per window. A program computes BM rows and visits BN columns at
 a time, tile by tile. ``v`` [N, D] holds unit rows divided by sqrt(temperature * NATS), so that v v^T are the logits in
@@ -31,7 +33,10 @@ import triton.language as tl
 
 @triton.jit
 def _load(v, rows, end, dims, D: tl.constexpr, DB: tl.constexpr, CHECKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """v[rows, dims], zero beyond row ``end`` (``CHECKED``) and column D; offsets are 64-bit, as N * D may pass 2^31."""
+    """v[rows, dims], zero beyond row ``end`` (``CHECKED``) and column D.
+
+    Offsets are 64-bit, as N * D may pass 2^31.
+    """
     pointers = v + rows.to(tl.int64)[:, None] * D + dims[None, :]
     if CHECKED:
         values = tl.load(pointers, mask=(rows < end)[:, None] & (dims < D)[None, :], other=0.0)
@@ -48,7 +53,7 @@ def _logits(  # type: ignore[no-untyped-def]
     D: tl.constexpr, DB: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     RESIDENT: tl.constexpr, CHECKED: tl.constexpr,
 ):  # fmt: skip
-    """S[rows, columns] from the resident rows ``a`` or, if D is too large to keep them, DB features at a time."""
+    """S[rows, columns], from resident rows ``a`` or DB features at a time."""
     if RESIDENT:
         b = _load(v, columns, N, tl.arange(0, DB), D, DB, CHECKED)
         s = tl.dot(a, tl.trans(b), input_precision="tf32x3")
@@ -64,7 +69,7 @@ def _logits(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _hidden(rows, columns, end, N, spans, T: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Pairs that are in no denominator: indices beyond N, a frame with itself, overlapping windows of one clip."""
+    """Pairs in no denominator: beyond N, self, overlapping windows of one clip."""
     hidden = (rows >= end)[:, None] | (columns >= N)[None, :] | (rows[:, None] == columns[None, :])
     if HAS_SPANS:
         B = N // T
@@ -83,7 +88,7 @@ def _hidden(rows, columns, end, N, spans, T: tl.constexpr, HAS_SPANS: tl.constex
 
 @triton.jit
 def _band(row, end, N, BM: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, WINDOWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The masked tiles of rows [row, row + BM): first tile, number of tiles, number of masked tiles.
+    """First tile and size of the band of rows [row, row + BM), and the number of masked tiles.
 
     Masked are the tiles with the rows themselves as columns (with ``WINDOWS``: with all of their windows), and a last
     tile that is not full.
@@ -111,7 +116,10 @@ def _tiles_of(split, tiles_each, masked, N, BN: tl.constexpr, HAS_SPANS: tl.cons
 
 @triton.jit
 def _masked_tile(place, lo, width, N, BN: tl.constexpr, HAS_SPANS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The tile of a masked visit: first those of the band, then the last tile; with spans, in order."""
+    """The tile of a masked visit: first those of the band, then the last tile.
+
+    With spans all tiles are masked, and visited in order.
+    """
     tile = place
     if not HAS_SPANS:
         tile = tl.where(place < width, lo + place, N // BN)
@@ -144,7 +152,10 @@ def row_kernel(  # type: ignore[no-untyped-def]
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr,
     RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, UNSHIFTED: tl.constexpr, WITH_TOP1: tl.constexpr,
 ):  # fmt: skip
-    """out[0, split, row] = log2-sum-exp2 over the columns of the split; out[1] and out[2]: best positive, negative."""
+    """out[0, split, row] = log2-sum-exp2 over the columns of the split.
+
+    out[1] and out[2]: the best positive and the best negative logit.
+    """
     local = tl.program_id(0) * BM + tl.arange(0, BM)
     rows = first + local
     end = first + count
@@ -197,7 +208,10 @@ def mirrored_kernel(  # type: ignore[no-untyped-def]
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr,
     RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, WITH_TOP1: tl.constexpr,
 ):  # fmt: skip
-    """out[0, program, frame] += sum of 2^S over the program's tiles; out[1], out[2]: best positive, negative."""
+    """out[0, program, frame] += sum of 2^S over the program's tiles.
+
+    out[1] and out[2]: the best positive and the best negative logit.
+    """
     full = N // BN
     ragged = tl.where(N % BN == 0, 0, 1)
     half = full // 2
@@ -274,7 +288,7 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DB: tl.constexpr, DC: tl.constexpr,
     RESIDENT: tl.constexpr, HAS_SPANS: tl.constexpr, UNSHIFTED: tl.constexpr,
 ):  # fmt: skip
-    """out[split, row, chunk of D] = sum over the split's columns j of (2^(S_ij - lse_i) + 2^(S_ij - lse_j)) v_j."""
+    """out[split, row, chunk of D] = sum over j of (2^(S_ij - lse_i) + 2^(S_ij - lse_j)) v_j."""
     local = tl.program_id(0) * BM + tl.arange(0, BM)
     rows = first + local
     end = first + count

@@ -1,4 +1,4 @@
-"""Launches the Triton kernels of the loss: chooses tile sizes, divides the work, sums the parts.
+"""Launches the Triton kernels: chooses tile sizes, divides the work, sums the parts.
 
 It has the interface of chunked.py; triton_kernels.py says what the kernels compute and what the letters mean.
 """
@@ -44,7 +44,7 @@ class _Blocks:
 
     @property
     def programs(self) -> int:
-        """Programs per multiprocessor at a time: 16 x 32 threads with 128 registers, or 8 x 32 with 255."""
+        """Programs per multiprocessor at a time; 4 warps use 128 registers a thread, 8 use 255."""
         return 8 // self.warps
 
     def stages(self, shared: int) -> int:
@@ -83,7 +83,10 @@ def _grad_blocks(width: int, dtype: torch.dtype) -> _Blocks:
 
 
 def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`cltt.loss.chunked.row_logsumexp`, for v in bf16, fp16 or fp32; the log-sum-exps are fp32, base 2."""
+    """As :func:`cltt.loss.chunked.row_logsumexp`, for v in bf16, fp16 or fp32.
+
+    The log-sum-exps are fp32, base 2.
+    """
     blocks = _row_blocks(v.shape[1], v.dtype)
     if rows.count == len(v) and rows.unshifted(torch.float32):
         return _mirrored(v, rows, blocks, with_top1)
@@ -163,7 +166,7 @@ def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def _split(row_blocks: int, tiles: int, slots: int) -> tuple[int, int]:
-    """The number of parts to split the ``tiles`` of each block of rows into, and the tiles per part.
+    """Number of parts that the ``tiles`` of a block of rows are split into, and tiles per part.
 
     ``slots`` programs run at a time, so a last wave with few programs wastes time. The split is the one with the fewest
     tiles computed in sequence, where the start of a program costs about two tiles. There are at most four waves, or one
@@ -196,7 +199,10 @@ def _shared(device: torch.device) -> int:
 
 
 def _planes(rows: Rows, v: torch.Tensor) -> torch.Tensor:
-    """The spans as contiguous int64 [3, N/T]; without spans ``v``, which the kernels then do not read."""
+    """The spans as contiguous int64 [3, N/T].
+
+    Without spans it returns ``v``, which the kernels then do not read.
+    """
     return v if rows.spans is None else rows.spans.T.contiguous()
 
 

@@ -26,7 +26,7 @@ from cltt.loss.chunked import Rows, overlapping, tile_side
 
 @dataclass(frozen=True)
 class Weighted:
-    """Computes the sums tile by tile in plain torch, with the interface of ``chunked`` and ``triton_launch``.
+    """Computes the sums tile by tile in plain torch, with the interface of ``chunked``.
 
     Attributes:
         beta: exponent of the weights of negatives, 0 or more.
@@ -41,7 +41,7 @@ class Weighted:
     def row_logsumexp(
         self, v: torch.Tensor, rows: Rows, *, with_top1: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Three numbers per row, [rows.count, 3], and whether its most similar frame of the batch is a positive.
+        """Three numbers per row [rows.count, 3], and whether its most similar frame is a positive.
 
         The first number is log D. The gradient at a negative subtracts the second from (1 + beta) s and the third from
         beta s before it takes the exponentials.
@@ -68,7 +68,7 @@ class Weighted:
         return torch.stack([log_d, hard - share, weight - share], 1), top1_correct
 
     def grad_rows(self, v: torch.Tensor, stats: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """Sum over columns j of (d log D_i / ds_ij + d log D_j / ds_ij) v_j for each row i -> [rows.count, D].
+        """Sum over j of (d log D_i / ds_ij + d log D_j / ds_ij) v_j per row i: [rows.count, D].
 
         ``stats``: the numbers of :meth:`row_logsumexp` for all N rows.
         """
@@ -94,7 +94,10 @@ class Weighted:
         return slope.sub_((self.beta * logits - weight).exp_(), alpha=self.beta) if self.beta else slope
 
     def _negatives(self, v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
-        """The tiles of this rank's rows with all columns; ``rows`` of a tile count from the rank's first row."""
+        """The tiles of this rank's rows with all columns.
+
+        ``rows`` of a tile count from the rank's first row.
+        """
         size = rows.window_size
         columns = torch.cat([v, self.remembered])
         side = tile_side(v, size)
@@ -114,7 +117,10 @@ class Weighted:
 
 @dataclass(frozen=True)
 class _Tile:
-    """``logits`` [R, C] of rows and columns; ``hidden`` [R/T, C/T]: pairs of windows that are not negatives."""
+    """``logits`` [R, C] of rows and columns.
+
+    ``hidden`` [R/T, C/T]: pairs of windows that are not negatives.
+    """
 
     logits: torch.Tensor
     hidden: torch.Tensor

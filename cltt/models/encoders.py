@@ -1,4 +1,4 @@
-"""Builds encoders by name: classification models of torchvision and timm with random weights and no classifier.
+"""Builds encoders by name: models of torchvision and timm without their classifier.
 
 Names and shapes of the parameters are those of the library, so a trained encoder loads there.
 """
@@ -23,7 +23,7 @@ IMAGE_SIZE = 224  # pixels, if no size is given
 
 
 class Encoder(nn.Module):
-    """Type of a torchvision or timm model without its classifier: [n, 3, H, W] -> [n, feature_dim].
+    """A torchvision or timm model without its classifier: [n, 3, H, W] -> [n, feature_dim].
 
     Attributes:
         feature_dim: length of the feature vector.
@@ -49,7 +49,7 @@ def build_encoder(name: str, image_size: int = IMAGE_SIZE) -> Encoder:
 
 
 def check_takes(encoder: nn.Module, backbone: str, image_size: int) -> None:
-    """Raise SettingsError unless ``encoder`` gives features for images of ``image_size`` pixels."""
+    """Raise SettingsError unless ``encoder`` works with images of ``image_size`` pixels."""
     was_training, any_weight = encoder.training, next(encoder.parameters())
     encoder.eval()
     try:

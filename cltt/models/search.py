@@ -33,7 +33,10 @@ _NAMED = 4  # tensors that an error names at most
 
 @dataclass(frozen=True)
 class Found:
-    """An encoder of type ``backbone`` in a file, under ``prefix``; its weights have the encoder's own names."""
+    """An encoder of type ``backbone`` in a file, under ``prefix``.
+
+    Its weights have the encoder's own names.
+    """
 
     backbone: str
     prefix: str
@@ -42,7 +45,10 @@ class Found:
 
 @cache
 def empty_encoder(backbone: str, image_size: int = IMAGE_SIZE) -> Encoder:
-    """The encoder on the meta device, without memory for its weights; on the CPU if that is not possible."""
+    """The encoder on the meta device, without memory for its weights.
+
+    It is on the CPU if the meta device does not work for it.
+    """
     with contextlib.suppress(RuntimeError), torch.device("meta"):  # NotImplementedError is a RuntimeError
         return build_encoder(backbone, image_size)
     with torch.random.fork_rng(devices=[]):
@@ -50,7 +56,10 @@ def empty_encoder(backbone: str, image_size: int = IMAGE_SIZE) -> Encoder:
 
 
 def tensors_in(state: Mapping[Any, Any]) -> State:
-    """The tensors in nested dictionaries; their names are the keys joined with dots, without those of wrappers."""
+    """The tensors in nested dictionaries.
+
+    Their names are the keys joined with dots, without those of wrappers.
+    """
     found: State = {}
     todo: list[tuple[str, Any]] = [("", state)]
     while todo:
@@ -91,7 +100,10 @@ def find_encoder(
 
 
 def _candidates(backbone: str, wanted: Mapping[str, torch.Tensor], named: State) -> Iterator[Found]:
-    """The tensors under each prefix with all names of the encoder; without one, under that with the most of them."""
+    """The tensors under each prefix with all names of the encoder.
+
+    If no prefix has all names, the one with the most is used.
+    """
     numbers = {child: str(number) for number, (child, _) in enumerate(empty_encoder(backbone).named_children())}
     numbered = {
         ".".join([numbers.get(head, head), *rest]): name for name in wanted for head, *rest in [name.split(".")]
@@ -113,7 +125,7 @@ def _prefixes(name: str, own: Mapping[str, str]) -> Iterator[str]:
 
 
 def _under(prefix: str, named: State, own: Mapping[str, str], wanted: Mapping[str, torch.Tensor]) -> State:
-    """The tensors under ``prefix`` by the encoder's names, without heads, with zeros for missing counters."""
+    """The tensors under ``prefix`` without heads; missing counters are zeros."""
     found = {name: torch.zeros((), dtype=torch.int64) for name in wanted if name.endswith(_COUNTER)}
     for name, value in named.items():
         rest = name.removeprefix(prefix)
@@ -156,19 +168,28 @@ def _different(fitting: list[Found]) -> list[Found]:
 
 
 def _unique_part(parts: list[str], prefixes: list[list[str]]) -> str:
-    """The first of ``parts`` that no other of ``prefixes`` has; all of them, joined, if there is none."""
+    """The first of ``parts`` that no other of ``prefixes`` has.
+
+    If there is none, all parts joined.
+    """
     return next((part for part in parts if sum(part in other for other in prefixes) == 1), ".".join(parts))
 
 
 def not_finite(state: Mapping[str, Any]) -> str:
-    """Names of the dense tensors of ``state`` that hold NaN or infinity, as text; "" if none does."""
+    """Names of the dense tensors of ``state`` that hold NaN or infinity, as text.
+
+    The text is empty if none does.
+    """
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     dense = {name: value for name, value in state.items() if getattr(value, "layout", None) == torch.strided}
     return _listed([name for name, value in dense.items() if value.dtype in floats and not value.isfinite().all()])
 
 
 def mismatch(wanted: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> str:
-    """Names of the tensors of ``found`` that do not fit ``wanted``, and why, as text; "" if all fit."""
+    """Names of the tensors of ``found`` that do not fit ``wanted``, and why, as text.
+
+    The text is empty if all fit.
+    """
     shapes = {name: list(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)}
     missing = [name for name in wanted if name not in found]
     unknown = [str(name) for name in found if name not in wanted]

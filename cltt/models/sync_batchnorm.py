@@ -45,7 +45,7 @@ class _SyncMixin(_BatchNorm):
         return y
 
     def update_running(self, mean: torch.Tensor, unbiased_var: torch.Tensor) -> None:
-        """Update the running statistics as torch does: exponentially or, if momentum is None, as the mean."""
+        """Update the running statistics: exponentially or, without momentum, as the mean."""
         if not self.track_running_stats or self.running_mean is None:
             return
         count, *running = self.num_batches_tracked, self.running_mean, self.running_var
@@ -57,11 +57,17 @@ class _SyncMixin(_BatchNorm):
 
 
 class SyncBatchNorm1d(_SyncMixin, nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` over all ranks: [n, C] or [n, C, L] with n >= 1 on each; same parameters and buffers."""
+    """``nn.BatchNorm1d`` over all ranks: [n, C] or [n, C, L] with n >= 1 on each.
+
+    It has the same parameters and buffers.
+    """
 
 
 class SyncBatchNorm2d(_SyncMixin, nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` over all ranks: [n, C, H, W] with n >= 1 on each; same parameters and buffers."""
+    """``nn.BatchNorm2d`` over all ranks: [n, C, H, W] with n >= 1 on each.
+
+    It has the same parameters and buffers.
+    """
 
 
 class _SyncActMixin(_SyncMixin):
@@ -76,7 +82,9 @@ class _SyncActMixin(_SyncMixin):
 
 
 def synchronise(model: nn.Module) -> nn.Module:
-    """Replace every BatchNorm of ``model`` in place by one over all ranks; parameters and buffers stay.
+    """Replace every BatchNorm of ``model`` in place by one over all ranks.
+
+    Parameters and buffers stay.
 
     Raises SettingsError for an unknown class of BatchNorm, as its statistics would differ between ranks.
     """
@@ -100,7 +108,9 @@ def _synchronised(name: str, kind: type[_BatchNorm]) -> type[_BatchNorm]:
 def _forward(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x [n, C, ...] -> y like x; mean, 1/std and unbiased variance [C]; values per channel of each rank [W].
+    """x [n, C, ...] -> y like x.
+
+    Mean, 1/std and unbiased variance [C]; values per channel of each rank [W].
 
     Statistics are float32, or float64 for float64 input. Raises ValueError for no rows on this rank, or for a single
     value per channel over all ranks.
@@ -168,7 +178,10 @@ def _gradients(
     invstd: torch.Tensor,
     counts: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dx like x, and this rank's part of dweight [C] and dbias [C]; their sums over ranks are the gradients."""
+    """dx like x, and this rank's part of dweight [C] and dbias [C].
+
+    Their sums over ranks are the gradients.
+    """
     x = x.contiguous(memory_format=_layout(x))
     dy = dy.contiguous(memory_format=_layout(x))
     weight = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
@@ -182,7 +195,7 @@ def _fake_gradients(
 
 
 def _backward_cpu(dy: torch.Tensor, *saved: torch.Tensor) -> Backward:
-    """dx = weight/std * (dy - mean of dy - (x - mean)/var * mean of dy*(x - mean)), means over all ranks."""
+    """dx = weight/std * (dy - mean(dy) - (x - mean)/var * mean(dy*(x - mean))), over all ranks."""
     x, weight, mean, invstd, counts = saved
     wide, var = x.to(mean.dtype), invstd**-2
     # In evaluation the statistics are constants, so this operator gives dx = weight/std * dy.
@@ -238,7 +251,10 @@ def _backward(gradients: Callable[..., Backward], ctx: Any, dy: torch.Tensor | N
 
 
 class _Eager(torch.autograd.Function):
-    """Calls both passes directly; the dispatch of a custom operator takes several times as long as their kernels."""
+    """Calls both passes directly.
+
+    The dispatch of a custom operator takes several times as long as their kernels.
+    """
 
     @staticmethod
     def forward(

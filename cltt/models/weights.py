@@ -1,4 +1,4 @@
-"""Reads weights to start from, to evaluate or to export: of runs, of the older script, and of other programs.
+"""Reads weights of runs, of the older script and of other programs.
 
 Files that can be read: checkpoints of a run; files of the older script, ``{"model_state_dict": {"encoder.*",
 "projection_head.*"}, "backbone", "proj_dim", ...}``; state dicts of an encoder under torchvision's or timm's names, as
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,10 @@ class Weights:
     head: State | None
     origin: str
     normalise: str
-    image_size: int | None
-    epoch: int
-    step: int
-    saved: dict[str, Any]
+    image_size: int | None = None
+    epoch: int = 0
+    step: int = 0
+    saved: dict[str, Any] = field(default_factory=dict)
 
     def build_encoder(self) -> Encoder:
         """The encoder with these weights, on the CPU; DataError if they do not fit ``backbone``."""
@@ -74,7 +74,10 @@ class Weights:
         return empty_encoder(self.backbone, self.image_size or IMAGE_SIZE)
 
     def build_head(self) -> ProjectionHead:
-        """The projection head with these weights; DataError if there are none, or they fit no head of this program."""
+        """The projection head with these weights.
+
+        DataError if there are none, or they fit no head of this program.
+        """
         head_weights = self.head or {}
         matrices = [value for value in head_weights.values() if isinstance(value, torch.Tensor) and value.dim() == 2]
         if not matrices:
@@ -129,7 +132,10 @@ def read_weights(
 
 
 def load_into(module: nn.Module, state: State, path: Path) -> None:
-    """Load ``state``, whose names and shapes fit; DataError, naming ``path``, for tensors that torch cannot copy."""
+    """Load ``state``, whose names and shapes fit.
+
+    DataError, naming ``path``, for tensors that torch cannot copy.
+    """
     try:
         module.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
@@ -147,7 +153,7 @@ def _of_run(file: Path) -> Weights:
     encoder, head = _under(named, "encoder."), _under(named, "head.") or None
     if "settings" not in state:
         found = find_encoder(file, encoder, BACKBONES)
-        return Weights(file, found.backbone, found.weights, head, "run", "imagenet", None, _epoch_in(file), 0, {})
+        return Weights(file, found.backbone, found.weights, head, "run", "imagenet", epoch=_epoch_in(file))
     settings = checkpoint.settings_of(file, state)
     epoch, step = checkpoint.position(file) if file.name.startswith("epoch-") else (0, 0)
     return Weights(
@@ -172,7 +178,10 @@ def _of_others(
     prefix: str | None,
     normalise: str | None,
 ) -> Weights:
-    """The weights in a file of the older script or of another program; without metadata, ``imagenet`` is assumed."""
+    """The weights in a file of the older script or of another program.
+
+    Without metadata, ``imagenet`` is assumed.
+    """
     metadata = _metadata(file, state)
     own_normalise = metadata["normalise"] if metadata.get("normalise") in NORMALISATIONS else "imagenet"
     size = int(metadata["image_size"]) if re.fullmatch("[0-9]{1,4}", metadata.get("image_size", "")) else image_size
@@ -197,13 +206,13 @@ def _of_others(
         normalise=normalise or own_normalise,
         image_size=size,
         epoch=epoch if type(epoch) is int else _epoch_in(file),
-        step=0,
-        saved={},
     )
 
 
 def _without_redundant_bias(head: State) -> State:
-    """The same head without the bias of linear layers before a BatchNorm; the running mean absorbs it.
+    """The same head without the bias of linear layers before a BatchNorm.
+
+    The running mean absorbs it.
 
     Such a bias has no effect in training, as BatchNorm subtracts the mean of the batch.
     """

@@ -1,4 +1,4 @@
-"""Builds the objects of a training run from its settings: data, loader, model, optimizer, trainer."""
+"""Builds data, loader, model, optimizer and trainer of a run from its settings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def open_dataset(
     fingerprint: str | None = None,
     on_located: Callable[[Path], None] = lambda shards: None,
 ) -> ShardDataset:
-    """Open the shards of ``data``; for a folder of frames, build them first if they do not exist yet.
+    """Open the shards of ``data``.
+
+    For a folder of frames, build them first if they do not exist yet.
 
     A collective. Raises DataError on every rank if the ranks do not open the same shards.
 
@@ -95,7 +97,7 @@ def build_index(dataset: ShardDataset, settings: TrainSettings) -> WindowIndex:
 
 
 def data_identity(dataset: Any, settings: TrainSettings) -> dict[str, str | None]:
-    """Hashes that must be equal when a run is resumed: of the shards, and of the clips that a list chooses."""
+    """Hashes of the shards and of the listed clips, which must be equal at a resume."""
     clips = None
     if settings.data.clips is not None:
         clips = hashlib.sha256(dataset.listed_clips(settings.data.clips).astype("<i8").tobytes()).hexdigest()[:32]
@@ -130,10 +132,10 @@ def build_loader(
 
 
 def start_model(settings: TrainSettings, *, weights: str | None, say: Callable[[str], None]) -> ContrastiveModel:
-    """The model at the start of a run: with random weights of its seed, or with those of the file ``weights``.
+    """The model at the start of a run, with random weights or those of the file ``weights``.
 
-    ``say`` prints what was loaded. Raises SettingsError for an encoder that does not exist or does not accept the run's
-    images, and for weights that do not fit.
+    Random weights depend on the seed. ``say`` prints what was loaded. Raises SettingsError for an encoder that does not
+    exist or does not accept the run's images, and for weights that do not fit.
     """
     torch.manual_seed(settings.run.seed)
     model = build_model(settings.model, settings.data.image_size)
@@ -161,7 +163,7 @@ def build_model(settings: ModelSettings, image_size: int = IMAGE_SIZE) -> Contra
 
 
 def build_loss(settings: TrainSettings) -> TemporalInfoNCE:
-    """The loss. One with a memory also ignores remembered windows that are too close to share a batch."""
+    """The loss of the run; with a memory it also ignores pairs closer than ``min_gap``."""
     model = settings.model
     return TemporalInfoNCE(
         temperature=model.temperature,
@@ -172,7 +174,7 @@ def build_loss(settings: TrainSettings) -> TemporalInfoNCE:
 
 
 def prepare_model(model: ContrastiveModel, run: RunSettings, device: torch.device, info: RankInfo) -> nn.Module:
-    """Move the model to ``device``, compile it if asked to, and wrap it in DistributedDataParallel over ranks.
+    """Move the model to ``device``, compile it if asked to, and connect it to other ranks.
 
     BatchNorm takes its statistics over all ranks. The windows of one rank come from few clips, so its own statistics
     would be biased, and training would depend on the number of ranks.
@@ -285,7 +287,7 @@ def _evaluation(
     stop: StopSignals,
     abx: AbxEvaluator | None = None,
 ) -> Callable[[], dict[str, float] | None]:
-    """A function that evaluates ``encoder`` on rank 0 and returns the row for the CSV on every rank.
+    """A function that evaluates ``encoder`` on rank 0 and returns the result on all ranks.
 
     The other ranks wait as long as it takes. After a failure (missing data, a broken image, a full disk) it prints a
     warning and returns {}. A request to stop ends the evaluation: it returns None.

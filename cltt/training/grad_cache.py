@@ -1,4 +1,4 @@
-"""Gradient caching: the gradient of a loss over the whole batch, with the memory of one sub-batch.
+"""Gradient caching: the gradient of the whole batch with the memory of one sub-batch.
 
 Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv:2101.06983):
 
@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def random_state(device: torch.device) -> list[torch.Tensor]:
-    """States of the random generators that a forward pass on ``device`` can use, the CPU's first."""
+    """States of the random generators used on ``device``, the CPU's first."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
@@ -32,7 +32,10 @@ def random_state(device: torch.device) -> list[torch.Tensor]:
 
 
 def set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
-    """Restore what :func:`random_state` returned; the state of a device other than ``device`` is ignored."""
+    """Restore what :func:`random_state` returned.
+
+    The state of a device other than ``device`` is ignored.
+    """
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
@@ -47,7 +50,10 @@ def without_ddp(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _running_statistics_frozen(model: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics as they are; in training it still normalises by those of its batch."""
+    """Keep BatchNorm's running statistics as they are.
+
+    In training it still normalises by those of its batch.
+    """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     for module in norms:
         module.track_running_stats = False
@@ -66,7 +72,9 @@ def cached_backward(
     forward: Callable[[nn.Module, torch.Tensor], torch.Tensor],
     loss_of: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Add the gradient of the full batch to ``.grad`` of the parameters; returns the loss, a detached scalar.
+    """Add the gradient of the full batch to ``.grad`` of the parameters.
+
+    Returns the loss, a detached scalar.
 
     Args:
         model: the model, in DistributedDataParallel or not.

@@ -48,7 +48,7 @@ def _optimizer(model: nn.Module, optim: OptimSettings, device: torch.device) -> 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load ``state``, saved on any device, into ``optimizer``, which keeps its own device and memory layout.
+    """Load ``state`` of any device into ``optimizer``, which keeps its own memory layout.
 
     A state holds the choice of a fused kernel and the memory layout (channels-last on a GPU) of the machine that saved
     it. A fused kernel runs on one type of device and reads the moments in the memory layout of the parameter.

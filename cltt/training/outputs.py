@@ -1,4 +1,6 @@
-"""Writes the small files of a run. A file that cannot be written never ends the run: it is retried later.
+"""Writes the small files of a run.
+
+A file that cannot be written never ends the run: it is retried later.
 
 A disk that is full for an hour must not end a run of days. A failed write is reported once and retried with the next
 file and after RETRY_SECONDS. Nothing is lost meanwhile, as each write replaces the whole file.

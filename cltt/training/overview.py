@@ -21,7 +21,10 @@ COPIES_CPU, COPIES_GPU = 4, 3
 def overview(
     dataset: ShardDataset, split: str, model: nn.Module, loader: WindowLoader, steps_per_epoch: int, device: str
 ) -> Iterator[str]:
-    """The lines printed at the start; ``device`` is the text of :func:`cltt.distributed.described`."""
+    """The lines printed at the start.
+
+    ``device`` is the text of :func:`cltt.distributed.described`.
+    """
     index, windows = loader.index, steps_per_epoch * loader.plan.batch_size
     frames, size = int(index.clip_lengths[index.clips].sum()), int(dataset.shard_sizes.sum())
     clips = f"{counted(index.num_clips, 'clip')} of {dataset.num_clips:,}"

@@ -83,7 +83,10 @@ def waiting_text(share: float, digits: int = 1) -> str:
 
 
 def show(line: str) -> None:
-    """Print a line at once, without breaking a progress bar; a failed write is ignored as in :func:`cltt.text.say`."""
+    """Print a line at once, without breaking a progress bar.
+
+    A failed write is ignored as in :func:`cltt.text.say`.
+    """
     with never_failing_log():
         tqdm.write(line)
         sys.stdout.flush()

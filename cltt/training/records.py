@@ -1,4 +1,4 @@
-"""What rank 0 writes and prints during a run: CSV files, progress, TensorBoard, the summary and the plot."""
+"""Writes and prints a run's records on rank 0: CSV files, progress, TensorBoard, plot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ TENSORBOARD_STEPS = 10
 
 
 def check_outputs(settings: TrainSettings) -> None:
-    """Raise SettingsError if the run cannot write the files that ``settings`` ask for; creates nothing."""
+    """Raise SettingsError if the run cannot write the files that ``settings`` ask for.
+
+    Creates nothing.
+    """
     check_writable(settings.run_dir, "give another --checkpoint-dir")
     if settings.log.csv_log:
         for path, flag in ((settings.csv_path, "--csv-log-path"), (settings.eval_csv_path, "--eval-csv-log-path")):
@@ -120,7 +123,10 @@ class Records:
         return optim.lr * learning_rate(optim, optim.steps_per_epoch(len(self.loader)))(self.history.total_steps - 1)
 
     def note_end(self, done: bool) -> None:
-        """If ``done``, write the file that marks the run as complete; the exit status alone does not tell."""
+        """If ``done``, write the file that marks the run as complete.
+
+        The exit status alone does not tell.
+        """
         if done:
             self.outputs.write(self.settings.run_dir / COMPLETE_FILE, f"epoch {self.history.epoch}\n".encode())
 
@@ -162,7 +168,10 @@ class Records:
 
 
 class Board:
-    """Writes TensorBoard's files. A failure is reported once and never ends a run; the next values are a new try."""
+    """Writes TensorBoard's files.
+
+    A failure is reported once and never ends a run; the next values are a new try.
+    """
 
     def __init__(self, folder: Path, done_steps: int) -> None:
         self._folder = folder
@@ -223,7 +232,7 @@ class StepPlace(NamedTuple):
 
 
 def check_finite(what: str, value: float, place: StepPlace) -> None:
-    """Raise NonFiniteLossError and write the batch's windows to a file unless ``value`` is finite.
+    """Raise NonFiniteLossError unless ``value`` is finite; write the windows to a file.
 
     ``value`` must be equal on all ranks.
     """

@@ -145,7 +145,9 @@ def _listeners(records: Records, on_step: Callable[[float], None]) -> dict[str, 
 
 
 def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | None, str | None]:
-    """The checkpoint to resume and the fingerprint of its data; None for a run from the beginning.
+    """The checkpoint to resume and the fingerprint of its data.
+
+    None for a run from the beginning.
 
     The contents of the checkpoint go into ``read``. Raises SettingsError if the folder holds a run and --resume is not
     given.
@@ -214,7 +216,9 @@ def _resume(
 
 
 def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[Path]) -> None:
-    """Lock the run's folder until ``stack`` closes; two runs in one folder would mix their checkpoints.
+    """Lock the run's folder until ``stack`` closes.
+
+    Two runs in one folder would mix their checkpoints.
 
     A run that resumes waits LOCK_SECONDS for the lock, as a job can be restarted before the one before it has ended.
     Raises BusyError if another process holds the lock, and DataError if the checkpoints there are no longer
@@ -243,7 +247,7 @@ def _hold_run_dir(stack: ExitStack, settings: TrainSettings, saved_before: list[
 
 
 def _prepare_torch(run: RunSettings, device: torch.device) -> None:
-    """Let cuDNN choose its kernels by timing them on CUDA, or make torch deterministic if the run asks for it."""
+    """Let cuDNN time its kernels on CUDA, or make torch deterministic, as ``run`` says."""
     torch.backends.cudnn.benchmark = device.type == "cuda" and not run.deterministic
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it
@@ -276,7 +280,10 @@ def _open_evaluator(settings: TrainSettings, device: torch.device) -> Evaluator 
 
 
 def _open_abx(dataset: ShardDataset, settings: TrainSettings, device: torch.device) -> AbxEvaluator | None:
-    """The evaluator of ``--eval abx`` on the clips that are not trained on; None without that flag."""
+    """The evaluator of ``--eval abx`` on the clips that are not trained on.
+
+    None without that flag.
+    """
     if settings.log.eval is None:
         return None
     _, trained = dataset.training_clips(settings.data.split, settings.data.clips)
@@ -291,7 +298,10 @@ def _open_abx(dataset: ShardDataset, settings: TrainSettings, device: torch.devi
 
 
 def _say_changes(before: dict[str, dict[str, Any]], settings: TrainSettings) -> None:
-    """Print a note for each evaluation setting that changed; earlier evaluations used the old value."""
+    """Print a note for each evaluation setting that changed.
+
+    Earlier evaluations used the old value.
+    """
     names = ["eval_data", *(rule.name for rule in declared(LabelRules))]
     was, now = before.get("log", {}), settings.to_dict()["log"]
     flags = {name: f"--{name.replace('_', '-')}" for name in names}

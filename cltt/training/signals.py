@@ -16,7 +16,10 @@ STOPPED_LATE = (
 
 
 class Request(IntEnum):
-    """What the training loop must do after a step. Over several ranks, the largest request counts."""
+    """What the training loop must do after a step.
+
+    Over several ranks, the largest request counts.
+    """
 
     NOTHING = 0
     SAVE = 1  # save and continue

@@ -1,4 +1,6 @@
-"""The training loop: steps, epochs, checkpoints. It builds no objects: the factory passes them in.
+"""The training loop: steps, epochs, checkpoints.
+
+It builds no objects: the factory passes them in.
 
 Every step depends only on the state that a checkpoint holds (weights, optimizer, schedule, position in the epoch plan,
 random states, history). A run that is killed and resumed therefore makes the same steps as an uninterrupted one.
@@ -155,9 +157,10 @@ class Trainer:
         return self.optim.steps_per_epoch(len(self.loader))
 
     def run(self) -> Request:
-        """Train to the last epoch and return NOTHING, or save at a request to stop and return that request.
+        """Train to the last epoch, or until a request to stop; returns NOTHING or the request.
 
-        A rank that cannot read its data any more requests a stop, too; its ``failure`` says why.
+        At a request the state is saved. A rank that cannot read its data any more requests a stop, too; its ``failure``
+        says why.
         """
         self.model.train()
         asked = Request.NOTHING
@@ -187,7 +190,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``. A rank that did not exist when it was saved takes rank 0's random state."""
+        """Continue from ``state``.
+
+        A rank that did not exist when it was saved takes rank 0's random state.
+        """
         without_ddp(self.model).load_state_dict(state["model"])
         self.loss_fn.load_state_dict(state.get("loss", {}))
         load_optimizer(self.optimizer, state["optimizer"])
@@ -229,7 +235,10 @@ class Trainer:
             return None
 
     def _agree(self, batch: Batch | None) -> Request:
-        """The largest request of all ranks before the step with ``batch``; a rank without a batch requests a stop."""
+        """The largest request of all ranks before the step with ``batch``.
+
+        A rank without a batch requests a stop.
+        """
         asked = max(self.stop.request, Request.SAVE if self.saver.due else Request.NOTHING)
         if batch is None:
             asked = max(asked, Request.STOP)

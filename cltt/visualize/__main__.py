@@ -1,4 +1,4 @@
-"""``python -m cltt.visualize curves`` and ``cltt curves``: draw the curves of runs over each other."""
+"""``cltt curves``, also ``python -m cltt.visualize curves``: draws runs over each other."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def _draw(parser: Parser, argv: list[str] | None) -> int:
 
 
 def _read_runs(paths: list[Path]) -> dict[str, RunMetrics]:
-    """The runs with metrics, by name. Prints a line for each run without; DataError if none has metrics."""
+    """The runs with metrics, by name.
+
+    Prints a line for each run without; DataError if none has metrics.
+    """
     found: dict[str, RunMetrics] = {}
     problems: list[DataError] = []
     for name, path in name_runs(paths).items():

@@ -22,7 +22,10 @@ Style = tuple[str, float]  # colour and line width of a run
 
 
 def name_runs(paths: Sequence[Path]) -> dict[str, Path]:
-    """A short, unique name for each run: the last parts of its path. A run given twice is drawn once."""
+    """A short, unique name for each run: the last parts of its path.
+
+    A run given twice is drawn once.
+    """
     paths = list(dict.fromkeys(paths))
     for parts in range(1, max(len(path.resolve().parts) for path in paths) + 1):
         names = ["/".join(path.resolve().parts[-parts:]) for path in paths]
@@ -71,7 +74,10 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
 
 
 def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, styled: list[tuple[RunMetrics, Style]]) -> None:
-    """Loss and accuracy of the linear classifier; the line style tells train, val and test apart."""
+    """Loss and accuracy of the linear classifier.
+
+    The line style tells train, val and test apart.
+    """
     plain_axes(loss_axes, "Linear evaluation: loss", "epoch", "cross-entropy")
     plain_axes(accuracy_axes, "Linear evaluation: accuracy", "epoch", "accuracy")
     shown = set()
@@ -86,7 +92,10 @@ def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, styled: list[tuple[Ru
 
 
 def _draw_abx(within: Axes, across: Axes, styled: list[tuple[RunMetrics, Style]]) -> None:
-    """How often a frame is nearer to another frame of its window than to one outside it; chance is 0.5."""
+    """How often a frame is nearer to another frame of its window than to one outside it.
+
+    Chance is 0.5.
+    """
     for axes, column, where in (
         (within, "abx_within", "another moment of the clip"),
         (across, "abx_across", "another clip"),
@@ -110,12 +119,12 @@ def _line(axes: Axes, columns: Columns, name: str, style: Style, dashes: str = "
 
 
 def _widths(count: int) -> list[float]:
-    """Line widths in points, the first run's the broadest, so that equal curves do not hide each other."""
+    """Line widths in points, decreasing, so that equal curves do not hide each other."""
     return [THIN + (BROAD - THIN) * (count - 1 - number) / max(count - 1, 1) for number in range(count)]
 
 
 def _colors(count: int) -> list[str]:
-    """One colour per run; with more runs than PALETTE has colours, shades from dark to light in their order."""
+    """One colour per run; for more runs than PALETTE has, shades from dark to light."""
     import matplotlib
     from matplotlib.colors import to_hex
 
@@ -126,7 +135,7 @@ def _colors(count: int) -> list[str]:
 
 
 def plot_run(run_dir: Path, save_path: Path) -> None:
-    """Save loss, learning rate and evaluation of one run (``metrics.csv`` and ``metrics_eval.csv`` of its folder).
+    """Save a picture of loss, learning rate and evaluation of the run in ``run_dir``.
 
     Raises DataError if the metrics are missing or cannot be read.
     """

@@ -1,4 +1,6 @@
-"""Saves and loads features of frames, and finds the nearest frames of other clips. It does not import torch.
+"""Saves and loads features of frames, and finds the nearest frames of other clips.
+
+It does not import torch.
 
 Letters: n frames, m queries, F features.
 """
@@ -88,7 +90,7 @@ def load(path: Path) -> Embeddings:
 
 
 def _check(path: Path, arrays: dict[str, Any]) -> None:
-    """Raise DataError unless types and lengths of the arrays fit each other and all indices are valid."""
+    """Raise DataError unless the arrays fit each other and all indices are valid."""
     kinds = {name: (array.dtype.kind, array.ndim) for name, array in arrays.items()}
     same_length = {
         len(arrays[name]) for name in ("features", "label", "clip", "frame", "time", "path") if arrays[name].ndim
@@ -119,7 +121,7 @@ def unit(features: Floats) -> Floats:
 
 
 def nearest_elsewhere(queries: Floats, query_clips: Ids, bank: Floats, bank_clips: Ids, k: int) -> tuple[Ids, Floats]:
-    """For each query [m, F] the ``k`` nearest rows of ``bank`` [n, F] that are of other clips, by cosine.
+    """The ``k`` nearest rows of ``bank`` [n, F] of other clips for each query [m, F] (cosine).
 
     Returns:
         Rows int64 [m, k], nearest first, -1 if other clips have fewer, and their cosines float32 [m, k].
@@ -190,7 +192,9 @@ def neighbours_of_frames(
 
 
 def _nearest_with_features(chosen: Ids, frames: Ids, rows: Ids, reach: float) -> Ids:
-    """For each chosen frame the row of the nearest of ``frames`` (sorted) within ``reach``; -1 if there is none.
+    """For each chosen frame the row of the nearest of ``frames`` (sorted) within ``reach``.
+
+    A frame without one gets -1.
 
     ``reach`` is at least the median distance of ``frames``.
     """

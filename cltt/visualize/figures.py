@@ -31,7 +31,10 @@ PNG_LEVEL = 4  # of 9; higher levels take twice the time and make photographs ha
 
 
 def pixel_figure(width: int, height: int) -> tuple[Figure, Axes]:
-    """A white figure of ``width`` x ``height`` pixels; its one axes has pixel coordinates with y downwards."""
+    """A white figure of ``width`` x ``height`` pixels.
+
+    Its one axes has pixel coordinates with y downwards.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
@@ -43,14 +46,17 @@ def pixel_figure(width: int, height: int) -> tuple[Figure, Axes]:
 
 
 def write(axes: Axes, x: float, y: float, text: str, *, size: float = 13, color: str = INK, **options: Any) -> None:
-    """Write ``text``, vertically centred, at pixel ``(x, y)``; ``size`` in pixels. ``$`` and ``_`` stay as they are."""
+    """Write ``text``, vertically centred, at pixel ``(x, y)``.
+
+    ``size`` in pixels. ``$`` and ``_`` stay as they are.
+    """
     axes.text(
         x, y, printable_lines(text), fontsize=size * 72 / DPI, color=color, va="center", parse_math=False, **options
     )
 
 
 def plain_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    """Set title and axis names, and draw only the left and bottom spine and pale horizontal grid lines."""
+    """Set title and axis names; keep only two spines and pale horizontal grid lines."""
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(x, color=GREY)
     axes.set_ylabel(y, color=GREY)
@@ -70,7 +76,10 @@ def check_save_path(path: Path, flag: str = "--save-path") -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Save ``figure`` in the format of the suffix, creating parent folders; SettingsError if it cannot be written."""
+    """Save ``figure`` in the format of the suffix, creating parent folders.
+
+    SettingsError if it cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     check_save_path(path)
@@ -83,7 +92,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _use_fonts(figure: Figure) -> None:
-    """Draw characters that matplotlib's own font lacks in an installed font that has them, else as ``…``."""
+    """Draw characters that matplotlib's font lacks in another installed font, else as ``…``."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -96,7 +105,7 @@ def _use_fonts(figure: Figure) -> None:
 
 @lru_cache
 def _fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """Installed fonts for the characters that matplotlib's own font lacks, and the characters that none has."""
+    """Fonts for the characters that matplotlib's font lacks, and the characters no font has."""
     from matplotlib import font_manager
 
     own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
@@ -119,7 +128,10 @@ def _fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def show_figure(figure: Figure) -> None:
-    """Open a window with ``figure`` and wait until it is closed; SettingsError if no window can be opened."""
+    """Open a window with ``figure`` and wait until it is closed.
+
+    SettingsError if no window can be opened.
+    """
     require_window()
     from matplotlib import pyplot
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""Writes a static gallery of a data set: an HTML page with filmstrips of the clips and the windows of one batch.
+"""Writes a static HTML gallery: filmstrips of the clips and the windows of one batch.
 
 ``index.html`` holds the page and the data of every clip, ``strips/`` one picture per clip with its thumbnails,
 ``batch/`` one picture per window, ``neighbours/`` one script per clip with the nearest frames of other clips. The page
@@ -52,7 +52,9 @@ def write_gallery(
     batch_title: str,
     embeddings: Embeddings | None = None,
 ) -> Path:
-    """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery; returns its index page.
+    """Write the gallery of ``clips`` and one batch into ``out``, replacing an earlier gallery.
+
+    Returns its index page.
 
     ``settings``: the windows that the page marks in the clips; None: it marks none. With ``embeddings`` a click on a
     frame shows the nearest frames of other clips.
@@ -123,7 +125,7 @@ def _clear(out: Path) -> None:
 
 
 def thumb_spacing(length: int, clips: int, step: int = 1) -> int:
-    """Frames between two thumbs of a clip of ``length`` frames, if ``clips`` clips share the budget.
+    """Distance in frames between thumbs of a clip, if ``clips`` clips share the budget.
 
     It divides the windows' ``step`` or is a multiple of it, so that the frames of a window are evenly spaced on the
     strip.
@@ -141,14 +143,15 @@ def strip_path(number: int) -> str:
 
 
 def neighbours_path(number: int) -> str:
-    """Path of the script with the neighbours of the ``number``-th clip's frames, relative to the gallery."""
+    """Path of the neighbours script of the ``number``-th clip, relative to the gallery."""
     return f"neighbours/{number // FOLDER_SIZE:03d}/{number:06d}.js"
 
 
 def _neighbour_scripts(dataset: Dataset, clips: Ids, times: list[Ids], embeddings: Embeddings) -> list[str]:
-    """One script per clip: ``neighbours(clip, rows)`` with one row of [clip, thumb, cosine] per thumb.
+    """One script per clip: ``neighbours(clip, rows)``, one row per thumb.
 
-    They are scripts, as a page opened from disk cannot load data files.
+    A row lists [clip, thumb, cosine] of each neighbour. They are scripts, as a page opened from disk cannot load data
+    files.
     """
     names = [clip_name(dataset, clip) for clip in clips.tolist()]
     spacing = [length / len(chosen) for length, chosen in zip(dataset.clip_lengths[clips].tolist(), times, strict=True)]
@@ -243,7 +246,7 @@ def thumbnail(data: bytes, side: int) -> Pixels:
 
 
 def sheet(pictures: Pixels, columns: int) -> Pixels:
-    """One picture [rows*s, columns*s, 3] of pictures [n, s, s, 3] in rows of at most ``columns``."""
+    """Join pictures [n, s, s, 3] to one, [rows*s, columns*s, 3], with at most ``columns``."""
     count, side = pictures.shape[:2]
     columns = min(columns, count)
     rows = -(-count // columns)

@@ -1,4 +1,7 @@
-"""``cltt inspect``: shows what the network will see, as pictures, text and pages; one function per mode."""
+"""``cltt inspect``: shows what the network will see, as pictures, text and pages.
+
+One function per mode.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ class InspectSettings:
 
     @property
     def counts_windows(self) -> bool:
-        """Whether the output depends on the exact windows of training, so that every file must be checked."""
+        """Whether the output needs the exact windows of training, so every file is checked."""
         return self.mode == "stats" or (self.mode in ("batch", "html") and self.batch_sampling == "plan")
 
     def __post_init__(self) -> None:
@@ -165,7 +168,10 @@ class Inspection:
         return plan
 
     def view(self, index: WindowIndex, ids: np.ndarray) -> views.WindowView:
-        """The windows ``ids`` as the network sees them; with boxes, prints to stderr how many frames have none."""
+        """The windows ``ids`` as the network sees them.
+
+        With boxes, prints to stderr how many frames have none.
+        """
         epoch = EpochWindows(index, seed=self.look.seed, epoch=self.look.epoch)
         region = self.data.looked_at
         region.check_boxes(self.dataset)
@@ -255,10 +261,10 @@ def verify(inspection: Inspection) -> int:
 
 
 def corrupt_text(corrupt: list[FrameError]) -> list[str]:
-    """Lines of text: for each reason (it names the shard, if there is one) how many frames, and which.
+    """Lines of text: for each reason, how many frames are corrupt, and which.
 
-    A single frame with a reason has one line. Neighbouring frames of one name share a line: if a shard is missing, its
-    frames have only the name of their clip.
+    A reason names the shard, if there is one. A single frame with a reason has one line. Neighbouring frames of one
+    name share a line: if a shard is missing, its frames have only the name of their clip.
     """
     reasons: dict[str, list[FrameError]] = {}
     for error in corrupt:

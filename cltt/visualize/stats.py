@@ -89,7 +89,7 @@ def _frame_stats(dataset: Dataset, clips: Ids) -> dict[str, Any]:
 
 
 def _pieces(dataset: Dataset) -> Iterator[tuple[NDArray[Any], Ids, NDArray[np.bool_]]]:
-    """Records and clip ids of all frames, PIECE at a time, and whether each repeats the frame before it in its clip."""
+    """Records, clip ids and "repeats the frame before" of all frames, PIECE at a time."""
     last_clip, last_crc, last_size = -1, 0, 0
     bar = tqdm(total=dataset.num_frames, desc="read", unit="frame", unit_scale=True, delay=2, leave=False, disable=None)
     for start in range(0, dataset.num_frames, PIECE):
@@ -137,7 +137,7 @@ def _too_short(dataset: Dataset, clips: Ids, lengths: Ids, settings: WindowSetti
 
 
 def _windows_at(lengths: Ids, settings: WindowSettings) -> dict[str, Any]:
-    """Windows at other steps and strides: ``windows[i][j]`` at ``frame_steps[i]`` and ``window_strides[j]``."""
+    """Windows at other settings: ``windows[i][j]`` for frame step i and window stride j."""
     steps = sorted({*STEPS, settings.frame_steps[1]})
     strides = sorted({*STRIDES, settings.window_stride})
     table = [
@@ -154,7 +154,7 @@ def _group(dataset: Dataset, name: str, clips: Ids, settings: WindowSettings) ->
 
 
 def _label_groups(dataset: Dataset, clips: Ids, settings: WindowSettings) -> list[dict[str, Any]]:
-    """One entry per label in the order of ``label_names``, then one for the clips without a label, if any."""
+    """One entry per label in their order, then one for clips without a label, if any."""
     if not dataset.label_names:
         return []
     labels = np.asarray(dataset.labels)[clips]
@@ -203,7 +203,10 @@ def sizes_text(sizes: list[dict[str, int]]) -> str:
 
 
 def size_name(size: dict[str, int]) -> str:
-    """``WIDTHxHEIGHT`` of an entry of ``frame_sizes``; ``no picture`` for files that are not images."""
+    """``WIDTHxHEIGHT`` of an entry of ``frame_sizes``.
+
+    ``no picture`` for files that are not images.
+    """
     return f"{size['width']}x{size['height']}" if size["width"] else "no picture"
 
 

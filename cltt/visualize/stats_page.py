@@ -20,7 +20,7 @@ BLUE, ORANGE = PALETTE[0], PALETTE[1]
 
 
 def draw_stats(stats: dict[str, Any], title: str) -> Figure:
-    """A figure with totals, clip lengths, windows at other settings, and bars of frame sizes, splits and labels.
+    """Draw totals, clip lengths, windows at other settings, sizes, splits and labels.
 
     A single size, split or label is in the totals, not in a chart with one bar.
     """
@@ -89,7 +89,10 @@ def _draw_lengths(axes: Axes, stats: dict[str, Any]) -> None:
 
 
 def _draw_bars(axes: Axes, title: str, values: list[tuple[str, int]]) -> None:
-    """Horizontal bars with their numbers; if there are many, the last bar is the sum of the smallest."""
+    """Horizontal bars with their numbers.
+
+    If there are many, the last bar is the sum of the smallest.
+    """
     plain_axes(axes, title, "", "")
     axes.grid(False)
     if len(values) > BARS:

@@ -1,4 +1,7 @@
-"""Reads the windows that a picture shows: ids, names and decoded frames; chooses the windows of a batch."""
+"""Reads the windows that a picture shows: ids, names and decoded frames.
+
+Chooses the windows of a batch.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +139,10 @@ def seconds_text(seconds: float) -> str:
 def decode_frames(
     dataset: Dataset, frame_ids: Ids, image_size: int, region: Region, boxes: list[Box | None] | None
 ) -> tuple[Pixels, dict[int, str]]:
-    """Decode ``frame_ids`` [n] to uint8 [n, S, S, 3]; frames that fail stay grey and get a sentence by frame id."""
+    """Decode ``frame_ids`` [n] to uint8 [n, S, S, 3].
+
+    Frames that fail stay grey and get a sentence by frame id.
+    """
     from cltt.frames.decode_cpu import FrameDecoder
     from cltt.frames.geometry import Framing  # imported here, as OpenCV is slow to import
 
@@ -157,9 +163,10 @@ def decode_frames(
 def augment_windows(
     dataset: Dataset, view: WindowView, augment: Augment, scope: str, *, seed: int, epoch: int
 ) -> Pixels:
-    """The frames of ``view`` after training's augmentation in ``epoch``, uint8 [b, T, S, S, 3], by the loader's code.
+    """The frames of ``view`` after training's augmentation in ``epoch``: uint8 [b, T, S, S, 3].
 
-    Imports torch, as the loader does. A frame that cannot be decoded is grey, as in ``view``.
+    It uses the loader's code. Imports torch, as the loader does. A frame that cannot be decoded is grey, as in
+    ``view``.
     """
     import torch
 
@@ -193,7 +200,7 @@ def frame_name(dataset: Dataset, frame_id: int) -> str:
 
 
 def clip_name(dataset: Dataset, clip: int) -> str:
-    """The clip's key; with the part's number for later parts of a clip that was cut at an invalid frame."""
+    """The clip's key, with ``(part N)`` for later parts of a clip that was cut."""
     part = dataset.clip_part(clip)
     return dataset.clip_key(clip) + (f" (part {part})" if part else "")
 
@@ -206,7 +213,7 @@ def sample_id(index: WindowIndex, sample_idx: int) -> Ids:
 
 
 def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
-    """The windows [B] of batch ``batch_idx`` in data order, as a loader that does not shuffle gives them."""
+    """The windows [B] of batch ``batch_idx`` in data order, without shuffling."""
     batches = len(index) // batch_size
     if not 0 <= batch_idx < batches:
         raise SettingsError(
@@ -216,7 +223,10 @@ def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
 
 
 def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -> Ids:
-    """``batch_size`` distinct windows [B], uniformly at random; a function of ``(seed, batch_idx)``."""
+    """``batch_size`` distinct windows [B], uniformly at random.
+
+    A function of ``(seed, batch_idx)``.
+    """
     generator = np.random.default_rng(np.random.SeedSequence([seed, batch_idx]))
     return generator.choice(len(index), batch_size, replace=False).astype(np.int64)
 
@@ -236,7 +246,7 @@ def windows_text(info: dict[str, Any]) -> str:
 
 
 def corrupt_lines(info: dict[str, Any]) -> list[str]:
-    """One line for each of the first corrupt frames of :meth:`WindowView.info`, and what training does about them."""
+    """Lines about the first corrupt frames, and what training does about them."""
     lines = [f"damaged: {sentence}" for sentence in info["damaged"]]
     if not lines:
         return []

@@ -69,10 +69,10 @@ def draw_windows(
 
 
 def differences(frames: Pixels) -> tuple[Pixels, int]:
-    """Grey pictures [b, T, S, S, 3] of each pixel's change since the frame before, and the change drawn black.
+    """Pictures of each pixel's change since the frame before, and the change drawn black.
 
-    A pixel's change is that of its most changed channel, 0 to 255. 0 is white; the largest changes, a hundredth of all,
-    are black. The first frame of a window stays white.
+    The pictures are grey, [b, T, S, S, 3]. A pixel's change is that of its most changed channel, 0 to 255. 0 is white;
+    the largest changes, a hundredth of all, are black. The first frame of a window stays white.
     """
     shown = np.full_like(frames, 255)
     change = np.abs(np.diff(frames.astype(np.int16), axis=1)).max(axis=-1, keepdims=True)
@@ -82,7 +82,7 @@ def differences(frames: Pixels) -> tuple[Pixels, int]:
 
 
 class Layout:
-    """Positions of the frames in pixels: ``windows`` groups of ``rows`` rows of ``columns`` square cells."""
+    """Positions in pixels of ``windows`` groups of ``rows`` rows of ``columns`` square cells."""
 
     def __init__(self, windows: int, rows: int, columns: int, image_size: int) -> None:
         self.windows, self.rows, self.columns = windows, rows, columns
@@ -104,7 +104,9 @@ class Layout:
         return HEADER + window * self.group_height + row * (self.cell + GAP)
 
     def paste(self, grid: Pixels) -> Pixels:
-        """A white page, RGBA [height, width, 4], with the frames of ``grid`` [windows, rows, columns, S, S, 3].
+        """A white page, RGBA [height, width, 4], with the frames of ``grid``.
+
+        ``grid`` is uint8 [windows, rows, columns, S, S, 3].
 
         matplotlib draws RGBA directly, but copies RGB several times.
         """
@@ -125,7 +127,7 @@ def cell_size(rows: int, columns: int, image_size: int) -> int:
 
 
 def resize(image: Pixels, side: int) -> Pixels:
-    """Resize ``image`` [S, S, 3] to ``side``: pixels are averaged to shrink it and repeated to enlarge it."""
+    """Resize ``image`` [S, S, 3] to ``side`` by averaging or repeating pixels."""
     if image.shape[0] == side:
         return image
     if side > image.shape[0]:
@@ -186,7 +188,7 @@ def _letter_width(letter: str) -> float:
 
 
 def _time_text(view: WindowView, row: int, column: int, frames_per_second: float | None) -> str:
-    """A frame's time in its source or, if that is unknown, its number in the clip or the time of that number."""
+    """A frame's time in its source; if unknown, its number in the clip or the time of that."""
     if view.seconds is not None and not np.isnan(view.seconds[row, column]):
         return seconds_text(float(view.seconds[row, column]))
     number = int(view.times[row, column])

@@ -37,7 +37,7 @@ def test_positions_of_one_step_lie_max_conflicts_apart(
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 300), st.integers(1, 9))
 def test_ranks_keep_to_their_own_part_of_the_block(num_steps: int, num_rows: int, count: int) -> None:
-    """With four rows a rank or more, ranks take whole sets of neighbouring rows, hence whole stretches of the block."""
+    """With four or more rows per rank, ranks take whole sets of rows, so whole stretches of the block."""
     stretches = Stretches(num_steps, 1, min(count, num_steps))
     positions = dealt(stretches, num_rows, 0)
     for world_size in (size for size in (2, 4, 8) if num_rows % size == 0 and num_rows >= 4 * size):

@@ -73,7 +73,7 @@ def read_rows(path: Path) -> list[list[float]]:
 
 # ---- gradient caching over ranks
 
-B, T, SIDE, SUB = 4, 2, 8, 2  # windows a rank, frames a window, pixels, windows embedded at a time
+B, T, SIDE, SUB = 4, 2, 8, 2  # windows per rank, frames per window, pixels, windows embedded at a time
 
 
 def small_model() -> ContrastiveModel:
