@@ -263,8 +263,8 @@ def test_test_and_val_groups_are_those_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"test_groups": "s1"}, "give group_from"),
-        ({"group_from": "regex:x", "val_groups": "a"}, "test_groups leaves"),
+        ({"test_groups": "s1"}, "also give group_from"),
+        ({"group_from": "regex:x", "val_groups": "a"}, "val_groups needs test_groups"),
         ({"max_images": -1}, "max_images is -1"),
     ],
 )

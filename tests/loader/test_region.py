@@ -97,7 +97,7 @@ def test_boxes_that_are_not_there_are_refused(folder: Path) -> None:
         WindowLoader(dataset, index, 4, device="cpu", region="boxes")
     with WindowLoader(dataset, index, 4, device="cpu", image_size=16, region="center", num_threads=1) as loader:
         assert next(iter(loader)).frames.shape == (4, 3, 3, 16, 16)
-    with pytest.raises(SettingsError, match=r"region_effect is crop, but no region"):
+    with pytest.raises(SettingsError, match=r"region_effect is crop, but there is no region"):
         make(folder / "bare", region_effect="crop")
 
 
@@ -145,8 +145,8 @@ def test_the_flags_reach_the_loader_and_forbid_another_resume(folder: Path) -> N
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--shards", "x", "--region-effect", "crop"], "region_effect is crop, but no region"),
-        (["--shards", "x", "--region-scale", "0.3"], "region_scale is 0.3, but no region"),
+        (["--shards", "x", "--region-effect", "crop"], "region_effect is crop, but there is no region"),
+        (["--shards", "x", "--region-scale", "0.3"], "region_scale is 0.3, but there is no region"),
         (["--shards", "x", "--region", "center", "--region-scale", "2"], "region_scale is 2.0; it must be from"),
         (["--root-dir", "x", "--region", "boxes"], "build_shards --boxes csv:FILE"),
     ],

@@ -182,7 +182,7 @@ def test_a_job_submitted_from_within_another(cluster: Cluster, tmp_path: Path) -
 def test_a_step_that_srun_refuses_is_not_requeued(cluster: Cluster, tmp_path: Path) -> None:
     info = cluster.wait(cluster.submit(ONE_CPU, TRAIN, **python_that(tmp_path, "exit 0"), SLURM_MPI_TYPE="none_such"))
     assert (info["JobState"], info["ExitCode"], info["Restarts"]) == ("FAILED", "2:0", "0"), cluster.logs()
-    assert "was started: srun: error: Invalid MPI type 'none_such'" in cluster.logs()
+    assert "was not started: srun: error: Invalid MPI type 'none_such'" in cluster.logs()
 
 
 def test_a_python_of_another_cpu_ends_the_job(cluster: Cluster, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_run_counts_frames_without_a_box_and_resumes_with_its_own_region_alone
     (tmp_path / "boxes.csv").write_text("".join(f"a/frame_{k:06d}.jpg,{k},{k}\n" for k in range(30)))
     build_shards(tmp_path / "frames", tmp_path / "shards", workers=1, boxes=f"csv:{tmp_path / 'boxes.csv'}")
     argv = training.flags(tmp_path / "shards", tmp_path / "run", "--epochs", "1", "--max-batches-per-epoch", "2")
-    with pytest.raises(SettingsError, match="region_effect is crop, but no region"):
+    with pytest.raises(SettingsError, match="region_effect is crop, but there is no region"):
         main([*argv, "--region-effect", "crop"])
     boxes = ["--region", "boxes", "--region-effect", "crop"]
     assert main([*argv, *boxes]) == 0
