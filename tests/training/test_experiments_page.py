@@ -99,7 +99,7 @@ def test_recipes_have_the_values_of_the_authors_code(name: str) -> None:
     for arguments in found:
         values = {key: value for group in train.parse(arguments).to_dict().values() for key, value in group.items()}
         assert {key: values[key] for key in RECIPES[name]} == RECIPES[name]
-    for words in ("- The same: ", "- Differs: ", "Not "):
+    for words in ("- The same: ", "- Differs", "Not "):
         assert words in text
 
 
