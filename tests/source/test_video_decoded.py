@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,16 @@ def test_fields_of_hevc_are_said_to_be_fields(tmp_path: Path, name: str) -> None
     assert line.timing == DECODED and line.fields
     plain = video.write_video(tmp_path / f"plain{name}", 12, codec="libx265", options={"x265-params": "log-level=none"})
     assert not timeline(plain).fields
+
+
+def test_videos_decoded_by_several_threads_are_as_by_one(tmp_path: Path) -> None:
+    """PyAV finds what is attached to a packet by its address, and small numbers share theirs."""
+    one = video.write_video(tmp_path / "one.ts", 40)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(one.read_bytes() * 2)
+    alone = timeline(joined)
+    assert alone.timing == DECODED
+    with ThreadPoolExecutor(4) as pool:
+        for line in pool.map(timeline, [joined] * 60):
+            assert line.notes == alone.notes and np.array_equal(line.ids, alone.ids)
+            assert np.array_equal(line.times, alone.times) and np.array_equal(line.entries, alone.entries)

@@ -58,7 +58,7 @@ class Decoder:
                 if packet.is_corrupt:
                     self.bad.append(place)
                 for picture in pictures(packet):
-                    picture.opaque = place
+                    picture.opaque = (place,)  # not the int: PyAV finds it by its address, and small ints are shared
                     yield from self._decode(picture, place)
         except av.FFmpegError as error:
             place = len(self.positions)
@@ -76,7 +76,7 @@ class Decoder:
             self.bad.append(place)
             return
         for frame in frames:
-            of = place if frame.opaque is None else frame.opaque
+            of = place if frame.opaque is None else frame.opaque[0]
             if frame.is_corrupt:
                 self.bad.append(of)
             yield frame, of
