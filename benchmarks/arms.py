@@ -20,7 +20,8 @@ from torch import nn
 from benchmarks import coil20, harness, report
 from cltt import ShardDataset, build_shards
 from cltt.config import TrainSettings, WindowSettings
-from cltt.demo import __main__ as demo
+from cltt.demo import pipeline as demo
+from cltt.demo.settings import DemoSettings
 from cltt.errors import SettingsError
 from cltt.evaluation.probe import few_shot_accuracies, fit_linear_probe
 from cltt.evaluation.protocols.abx import AbxEvaluator
@@ -140,7 +141,7 @@ def few_label_probe(features: torch.Tensor, labels: torch.Tensor, shots: int = 4
 
 def demo_case(folder: Path, seed: int, epochs: int) -> tuple[TrainSettings, Measure]:
     """The same on the demo's clips: labels from the training clips, frames of the test clips to be named."""
-    asked = demo.DemoSettings(out=str(folder), seed=seed, epochs=epochs, device="cpu")
+    asked = DemoSettings(out=str(folder), seed=seed, epochs=epochs, device="cpu")
     settings = demo.train_settings(asked, demo.build(asked))
 
     def measure(encoder: nn.Module) -> dict[str, float]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks import harness
 from cltt import cli
-from cltt.demo.__main__ import AFTER, BASELINES, ONE_SHOT, PROBE, Accuracy, DemoSettings, run_demo
+from cltt.demo.pipeline import AFTER, BASELINES, ONE_SHOT, PROBE, Accuracy, run_demo
+from cltt.demo.settings import DemoSettings
 
 SEEDS = (0, 1, 2)
 TIMES_BETTER = 1.3

@@ -23,7 +23,7 @@ from cltt.config import (
     value_types,
 )
 from cltt.config.fields import items_of
-from cltt.demo.__main__ import DemoSettings
+from cltt.demo.settings import DemoSettings
 from cltt.errors import SettingsError
 from cltt.evaluation.__main__ import EvaluationSettings
 from cltt.evaluation.datasets import LabelledSettings

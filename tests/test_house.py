@@ -112,6 +112,13 @@ def test_importing_the_package_loads_nothing_heavy(tmp_path: Path) -> None:
     assert loaded_after("import cltt, cltt.__main__", tmp_path) == set()
 
 
+@pytest.mark.parametrize("name", ["train", "demo"])
+def test_help_does_not_wait_for_torch(name: str, tmp_path: Path) -> None:
+    code = "import contextlib\nfrom cltt.__main__ import main\n"
+    code += f"sys.argv[1:] = [{name!r}, '--help']\nwith contextlib.suppress(SystemExit):\n    main()"
+    assert not loaded_after(code, tmp_path) & {"torch", "nvidia", "triton", "matplotlib"}
+
+
 def test_building_loads_neither_torch_nor_dali(tmp_path: Path) -> None:
     data.make_clips(tmp_path / "frames", {"a": 6, "b": 6})
     code = "from cltt import build_shards\nbuild_shards('frames', 'shards', workers=1)"

@@ -15,8 +15,10 @@ import pytest
 
 from cltt import ShardDataset, build_shards
 from cltt.cli import EXIT_INTERRUPTED
-from cltt.demo import __main__, render
-from cltt.demo.__main__ import CLIPS_PER_OBJECT, SPLIT_SEED, SPLITS, DemoSettings, main, remove_demo, render_clips
+from cltt.demo import pipeline, render
+from cltt.demo.__main__ import main
+from cltt.demo.pipeline import CLIPS_PER_OBJECT, SPLIT_SEED, SPLITS, remove_demo, render_clips
+from cltt.demo.settings import DemoSettings
 from cltt.errors import SettingsError
 from cltt.loader.loader import Batch
 from cltt.training.trainer import Trainer
@@ -42,11 +44,11 @@ def test_the_demo_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
         (row,) = csv.DictReader(file)
     assert row["epoch"] == "1" and float(row["loss"]) > 0
     figures = json.loads((out / "accuracy.json").read_text())
-    results = {name: figures[name] for name in (*__main__.BASELINES, __main__.BEFORE, __main__.AFTER)}
+    results = {name: figures[name] for name in (*pipeline.BASELINES, pipeline.BEFORE, pipeline.AFTER)}
     for accuracy in results.values():
-        assert set(accuracy) == {__main__.ONE_SHOT, __main__.PROBE}
+        assert set(accuracy) == {pipeline.ONE_SHOT, pipeline.PROBE}
         assert all(0 <= value <= 1 for value in accuracy.values())
-    assert results[__main__.BEFORE] != results[__main__.AFTER]
+    assert results[pipeline.BEFORE] != results[pipeline.AFTER]
 
 
 def test_a_second_run_keeps_what_is_there_and_says_where_all_is(
@@ -58,6 +60,7 @@ def test_a_second_run_keeps_what_is_there_and_says_where_all_is(
     (out / "run" / "evaluation.json").write_text("of cltt evaluate")
     monkeypatch.setattr(render, "write_clip", lambda *_: pytest.fail("a clip was rendered again"))
     monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("a step was trained again"))
+    monkeypatch.setattr(pipeline, "evaluate", lambda *_: pytest.fail("an encoder was evaluated again"))
     kept = {path: path.stat().st_ino for path in [out / "shards" / "index.json", *(out / "run").glob("*.pt")]}
     assert main(["--out", given, *FLAGS, "--device", "cpu"]) == 0
     assert len(kept) == 2 and {path: path.stat().st_ino for path in kept} == kept
@@ -70,7 +73,7 @@ def test_a_second_run_keeps_what_is_there_and_says_where_all_is(
     assert lines[-2].startswith(f"{given}: windows.png, loss.png, accuracy.png, metrics.csv")
     shown = re.findall(r"([\d.]+)% -> ([\d.]+)%", lines[-2])
     gains = [
-        (before[__main__.BEFORE][name], before[__main__.AFTER][name]) for name in (__main__.ONE_SHOT, __main__.PROBE)
+        (before[pipeline.BEFORE][name], before[pipeline.AFTER][name]) for name in (pipeline.ONE_SHOT, pipeline.PROBE)
     ]
     assert shown == [(f"{100 * a:.1f}", f"{100 * b:.1f}") for a, b in gains]
 
@@ -100,7 +103,7 @@ def test_an_interrupted_demo_names_no_flag_that_it_lacks(
         main(command)
     assert stopped.value.code == EXIT_INTERRUPTED
     said = capsys.readouterr().out
-    assert "step 2; the same command continues from" in said and "--resume" not in said
+    assert "stopped on request at epoch 1/1, step 2; the same command continues from" in said and "--resume" not in said
     monkeypatch.setattr(Trainer, "_step", step)
     assert main(command) == 0
     assert "resuming from" in capsys.readouterr().out
@@ -136,3 +139,12 @@ def test_every_object_has_clips_in_both_parts(tmp_path: Path) -> None:
 def test_settings_that_cannot_work(bad: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match=f"{next(iter(bad))} is {next(iter(bad.values()))}"):
         DemoSettings(**bad)
+
+
+def test_a_picture_that_is_gone_is_made_again(finished: tuple[Path, str]) -> None:
+    out, given = finished
+    before = json.loads((out / "accuracy.json").read_text())
+    (out / "accuracy.png").unlink()
+    assert main(["--out", given, *FLAGS, "--device", "cpu"]) == 0
+    assert (out / "accuracy.png").is_file()
+    assert json.loads((out / "accuracy.json").read_text()) == before

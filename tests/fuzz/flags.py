@@ -13,7 +13,7 @@ from cltt.cli import Parser, add_settings, settings_from
 from cltt.commands import build as build_command
 from cltt.commands import train as train_command
 from cltt.config import TrainSettings, declared, value_types
-from cltt.demo.__main__ import DemoSettings
+from cltt.demo.settings import DemoSettings
 from cltt.evaluation.__main__ import EvaluationSettings
 from cltt.packing.settings import BuildSettings
 from cltt.visualize import inspect

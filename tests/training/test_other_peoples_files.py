@@ -9,7 +9,8 @@ import pytest
 
 from cltt import checkpoint
 from cltt.commands import train
-from cltt.demo.__main__ import DemoSettings, remove_demo, render_clips
+from cltt.demo.pipeline import remove_demo, render_clips
+from cltt.demo.settings import DemoSettings
 from cltt.errors import SettingsError
 from cltt.metrics import History, is_ours_to_replace
 from cltt.training import records
