@@ -59,8 +59,12 @@ class Progress:
             self._bar.update()
         elif time.monotonic() >= self._next_line:
             self._next_line += LINE_SECONDS
-            epoch = (self.done_steps - 1) // self.steps_per_epoch + 1
-            show(f"epoch {epoch} step {self.done_steps}/{self.total_steps} {self._status(loss)}")
+            show(f"epoch {self.epoch} step {self.done_steps}/{self.total_steps} {self._status(loss)}")
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 1; 0 before the first."""
+        return (self.done_steps - 1) // self.steps_per_epoch + 1
 
     @property
     def windows_per_second(self) -> float:

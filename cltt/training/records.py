@@ -134,7 +134,7 @@ class Records:
         """Print how the run ended and, if ``done``, draw its curves into the run's folder."""
         self.progress.close()  # the next lines must come below the bar
         history, run_dir = self.history, self.settings.run_dir
-        where = f"epoch {history.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
+        where = f"epoch {self.progress.epoch}/{self.settings.optim.epochs}, step {history.total_steps}"
         if not done:
             again = "the same command" if self.settings.checkpoint.resume else "the same command with --resume"
             say(f"stopped on request at {where}; {again} continues from {run_dir}")
@@ -142,8 +142,9 @@ class Records:
         loss = f"{history.train[-1]['loss']:.4f}"
         evaluation = _accuracies(history.evaluation[-1]) if history.evaluation else ""
         bad = int(self.loader.stats()["frames_bad"])
-        rate = f"{self.progress.windows_per_second:.1f} windows/s"
-        say(f"complete: {where}, loss {loss}{evaluation}, {rate}, bad frames {bad}; run in {run_dir}")
+        rate = self.progress.windows_per_second  # 0 if the run was complete before
+        speed = f", {rate:.1f} windows/s" if rate else ""
+        say(f"complete: {where}, loss {loss}{evaluation}{speed}, bad frames {bad}; run in {run_dir}")
         self._plot(run_dir)
 
     def _write_csv(self) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from cltt import checkpoint, cli, distributed
 from cltt.checkpoint import CheckpointStore
-from cltt.config import LabelRules, RunSettings, TrainSettings, declared, differences, values_of
+from cltt.config import DataSettings, LabelRules, RunSettings, TrainSettings, declared, differences, values_of
 from cltt.distributed import RankInfo
 from cltt.errors import EXIT_REQUEUE, BusyError, CLTTError, DataError, OutOfMemoryError, SettingsError, StorageError
 from cltt.evaluation.datasets import LabelledSettings, open_labelled
@@ -27,7 +27,9 @@ from cltt.metrics import History
 from cltt.models.weights import PIXELS_CHANGED
 from cltt.region import without_box_line
 from cltt.sets.use import in_use
+from cltt.shards.checks import read_index
 from cltt.shards.dataset import ShardDataset
+from cltt.source.scan import check_root
 from cltt.text import changes, say
 from cltt.training.factory import build_index, build_loader, build_trainer, data_identity, open_dataset, start_model
 from cltt.training.outputs import Outputs, finish_writing
@@ -155,6 +157,7 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
     run_dir = settings.run_dir
     if (older := checkpoint.older_run(run_dir)) is not None:
         raise SettingsError(_older_run_text(older))
+    _check_source(settings.data)
     check_outputs(settings)
     if not settings.checkpoint.resume:
         if checkpoint.list_checkpoints(run_dir):
@@ -170,6 +173,18 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
         return None, None
     read[path] = state
     return path, state.get("fingerprint")
+
+
+def _check_source(data: DataSettings) -> None:
+    """Raise SettingsError or DataError if the source of frames is not there.
+
+    A wrong path is said before what the run's folder holds.
+    """
+    if data.shards is not None:
+        read_index(Path(data.shards))
+    else:
+        assert data.root_dir is not None
+        check_root(data.root_dir)
 
 
 def _older_run_text(older: Path) -> str:

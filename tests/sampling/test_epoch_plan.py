@@ -195,7 +195,7 @@ def depth_and_run_follow_the_rule(case: Case) -> None:
 
 QUICK = settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
 DEEP = settings(QUICK, max_examples=300)
-RARE_WARNING = pytest.mark.filterwarnings("ignore:.*keeping windows of a clip")
+RARE_WARNING = pytest.mark.filterwarnings("ignore:.*to keep windows of a clip")
 
 
 @RARE_WARNING

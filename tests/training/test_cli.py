@@ -306,6 +306,14 @@ def test_values_that_would_lose_something_are_refused(flags: list[str], words: s
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("source", ["--shards", "--root-dir"])
+def test_a_wrong_path_is_said_before_what_the_folder_of_the_run_holds(source: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "epoch-0001.pt").touch()
+    done = run_train([source, "nowhere", *TINY, "--checkpoint-dir", "run"], tmp_path)
+    assert done.returncode == 2 and "nowhere" in done.stderr and "holds a run" not in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_resume_refuses_other_settings_and_data_naming_each(frames: Path, tmp_path: Path) -> None:
     shards = training.make_shards(tmp_path)
