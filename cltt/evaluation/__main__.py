@@ -40,6 +40,7 @@ from cltt.files import atomic
 from cltt.files.atomic import file_sha256
 from cltt.models.encoders import IMAGE_SIZE, Encoder, build_encoder, check_takes
 from cltt.models.weights import Weights, read_weights
+from cltt.sets.locate import SHARDS_HOME
 from cltt.shards.dataset import ShardDataset
 from cltt.visualize.embeddings import Embeddings, check_npz
 from cltt.visualize.figures import check_save_path, save_figure
@@ -348,14 +349,16 @@ def _note(name: str, weights: Weights) -> str:
 
 
 def _trained_on(weights: Weights, data: str) -> tuple[ShardDataset, np.ndarray] | None:
-    """The shards a run was trained on and the ids of its clips; None if they are neither at their path nor ``data``.
+    """The shards a run was trained on and the ids of its clips; None if they are not found.
+
+    They are looked for at their path, at ``data``, and among the sets that training with --root-dir has built here.
 
     Without the list of --clips that the run was given, all clips of its split count as trained on.
     """
     trained = weights.saved["settings"]["data"]
     shards, listed = trained.get("shards"), trained.get("clips")
     listed = listed if listed and Path(listed).is_file() else None
-    for path in (shards, data):
+    for path in (shards, data, *sorted(SHARDS_HOME.glob("*"))):
         if not path or not Path(path).is_dir():
             continue
         with contextlib.suppress(CLTTError):

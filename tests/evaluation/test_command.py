@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cltt import build_shards
+from cltt import ShardDataset, build_shards
 from cltt.config import DataSettings, TrainSettings, WindowSettings
 from cltt.errors import DataError, SettingsError
 from cltt.evaluation import plots, results
@@ -274,9 +274,20 @@ def test_a_map_keeps_two_heaps_apart_and_is_the_same_every_time() -> None:
     assert np.array_equal(places, plots.two_dimensional(heaps.astype(np.float32)))
 
 
-def test_clips_of_training_are_warned_of(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from cltt import ShardDataset
+def test_frames_of_a_run_that_built_its_shards_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = data.make_clips(tmp_path / "images", {"a": 5, "b": 5})
+    shards = ShardDataset(build_shards(images, tmp_path / "shards" / "images-1").path)
+    data_settings = DataSettings(root_dir=str(images), image_size=32)
+    settings = TrainSettings(windows=WindowSettings(), data=data_settings)
+    save_run(tmp_path / "run", steps=(0,), fingerprint=shards.fingerprint, settings=settings.to_dict())
+    assert main(flags(tmp_path / "run", images, "--no-baseline")) == 0
+    assert any("frames that the encoder is trained on" in record.getMessage() for record in caplog.records)
 
+
+def test_clips_of_training_are_warned_of(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_run(tmp_path / "run", steps=(0,), fingerprint=ShardDataset(shards / "s").fingerprint)
     assert main(flags(tmp_path / "run", shards / "s", "--no-baseline")) == 0
     assert any("images are of clips that the encoder is trained on" in record.getMessage() for record in caplog.records)
@@ -286,8 +297,6 @@ def test_clips_of_training_are_warned_of(shards: Path, tmp_path: Path, caplog: p
 def test_only_listed_clips_count_as_trained_on(
     clips: str, seen: int, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from cltt import ShardDataset
-
     (tmp_path / "clips.txt").write_text(clips)
     data_settings = DataSettings(shards=str(shards / "s"), clips=str(tmp_path / "clips.txt"), image_size=32)
     settings = TrainSettings(windows=WindowSettings(), data=data_settings)
