@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -204,15 +205,17 @@ def _sample(plan: Plan) -> list[image.Stored]:
 
 
 def _cost(frames: list[image.Stored], image_size: int) -> tuple[float, float]:
-    """Bytes of a frame, and seconds of CPU time for decoding it at ``image_size``, on average."""
+    """Bytes of a frame, and seconds of CPU time for decoding it at ``image_size``; medians: one frame may be huge."""
     from cltt.frames.decode_cpu import FrameDecoder  # OpenCV: most builds need it not
 
     decoder = FrameDecoder(Framing(image_size=image_size))
     decoder.frame(frames[0].data)  # what the first one takes is not a frame's
-    start = time.thread_time()
+    seconds = []
     for frame in frames:
+        start = time.thread_time()
         decoder.frame(frame.data)
-    return sum(len(frame.data) for frame in frames) / len(frames), (time.thread_time() - start) / len(frames)
+        seconds.append(time.thread_time() - start)
+    return statistics.median(len(frame.data) for frame in frames), statistics.median(seconds)
 
 
 # ---- progress

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from cltt import ShardDataset, build_shards
@@ -70,3 +72,14 @@ def test_frames_little_larger_than_asked_for_cost_nothing_to_speak_of(
     assert "--image-size 48 (90x72): --resize-short 55 would" in capsys.readouterr().out
     with pytest.raises(SettingsError, match="image_size is 1; it must be from 16 to 8192"):
         build_shards(root, tmp_path / "none", image_size=1)
+
+
+def test_one_huge_frame_does_not_stand_for_all(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8)
+    assert cv2.imwrite(str(root / "c/frame_000000.jpg"), noise)
+    build_shards(root, tmp_path / "out", dry_run=True)
+    said = capsys.readouterr().out
+    found = LINE.fullmatch(said)
+    assert found, said
+    sizes = [path.stat().st_size for path in root.rglob("*.jpg")]
+    assert float(found[4]) * UNITS[found[5]] == pytest.approx(12 * sorted(sizes)[6], rel=0.2)
