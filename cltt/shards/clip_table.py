@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import re
 from array import array
 from collections.abc import Iterator
@@ -172,10 +173,14 @@ class _ClipTable:
         return self.num_frames
 
     def __getitem__(self, frame_id: int) -> Image:
-        """The frame as a PIL image, RGB; raises as :meth:`read`. For looking at single frames: a loader is faster."""
+        """The frame as a PIL image, RGB; -1 is the last. For looking at single frames: a loader is faster.
+
+        Raises as :meth:`read`; TypeError unless ``frame_id`` is an integer.
+        """
         from PIL.Image import open as open_image
 
-        (data,) = self.read([frame_id])
+        number = operator.index(frame_id)
+        (data,) = self.read([number + self.num_frames if number < 0 else number])
         return open_image(io.BytesIO(data)).convert("RGB")
 
     def read(self, frame_ids: Any) -> list[bytes]:

@@ -142,8 +142,12 @@ def test_a_frame_by_its_number_is_an_image(built: Path, contents: list[bytes]) -
         )
         image = dataset[frame]
         assert image.mode == "RGB" and np.abs(np.asarray(image).astype(int) - shown).max() <= 3
-    with pytest.raises(IndexError):
-        dataset[FRAMES]
+    assert dataset[-1] == dataset[FRAMES - 1]
+    for beyond in (FRAMES, -FRAMES - 1):
+        with pytest.raises(IndexError):
+            dataset[beyond]
+    with pytest.raises(TypeError, match="slice"):
+        dataset[1:3]  # type: ignore[index]
     assert sum(1 for _ in dataset) == FRAMES  # Python's protocol of sequences: IndexError ends it
 
 
