@@ -28,7 +28,7 @@ VERIFY = {
 def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=f"Build shards; `{VERIFY[prog]} --help`: verify them.")
     parser.add_argument(
-        "--root-dir", required=True, help="folder of clip folders, one image file a frame, and of videos"
+        "--root-dir", required=True, help="folder of clip folders, one image file per frame, and of videos"
     )
     parser.add_argument("--out", required=True, help="folder of the shards to build")
     parser.add_argument("--workers", type=int, help="packing processes (default: the cores at hand)")

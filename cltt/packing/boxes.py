@@ -1,4 +1,4 @@
-"""Where to look in each frame: boxes and points of a table, found by the frame's name."""
+"""Boxes and points of frames from a CSV table, found by the frame's name."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from cltt.source.odd import Odd
 from cltt.text import counted, shorten
 
 Box = tuple[float, float, float, float]
-_EMPTY: Box = (math.nan, math.nan, math.nan, math.nan)  # a row that says that its frame has none
+_EMPTY: Box = (math.nan, math.nan, math.nan, math.nan)  # of a row whose frame has no box
 _NONE = {"", "na", "n/a", "nan", "none", "null"}
 
 
 class Boxes:
-    """The boxes of ``csv:FILE``; a point is a box without extent.
+    """The boxes of a table; a point is a box of no width and height.
 
     Args:
-        file: the table, with rows frame,x1,y1,x2,y2 or frame,x,y and perhaps a header; None: no boxes.
+        file: the table, with rows frame,x1,y1,x2,y2 or frame,x,y and an optional header; None: no boxes.
         unit: "pixel" of the upright source, or "share" of its width and height.
 
     Attributes:
-        used: frames that :meth:`of` gave a box.
+        used: number of frames for which :meth:`of` returned a box.
 
-    SettingsError for a row that is neither, and for numbers that cannot be of this unit.
+    Raises SettingsError for other rows, and for numbers that cannot be in this unit.
     """
 
     def __init__(self, file: str | None, unit: str) -> None:
@@ -50,11 +50,11 @@ class Boxes:
             raise SettingsError(f"{where} lie outside of 0 to 1: give --boxes-unit pixel, or write shares")
 
     def has_row(self, name: str) -> bool:
-        """Whether the table names the frame."""
+        """Whether the table has a row for the frame."""
         return self._table.find(name) is not None
 
     def of(self, name: str, width: int, height: int) -> np.ndarray | None:
-        """float64 [4], relative to the frame's ``width`` and ``height`` in pixels and within it; None: no box."""
+        """The frame's box: float64 [4], relative to its size in pixels and clipped to 0..1; None: no box."""
         box = self._table.find(name)
         if box is None:
             self._without.append(name)
@@ -68,11 +68,11 @@ class Boxes:
         return np.clip(np.divide(box, np.tile(size, 2)), 0, 1)
 
     def unused(self) -> list[str]:
-        """Rows that fit no frame."""
+        """Rows that fit no frame asked for so far; SettingsError if such a row is not in UTF-8."""
         return self._table.unused(f"boxes: {self._file!r}")
 
     def odd(self) -> Iterator[Odd]:
-        """What is odd once all frames have been asked for."""
+        """What looks odd, once all frames have been asked for."""
         empty = [name for name, box in self._table.values.items() if box is _EMPTY]
         kinds = {
             "rows of the table of boxes that fit no frame": self.unused(),
@@ -84,7 +84,7 @@ class Boxes:
 
 
 def _is_within(box: Box, width: float, height: float) -> bool:
-    """Whether any of the box lies in a frame of this size."""
+    """Whether any part of the box is inside a frame of this size."""
     return box[2] >= 0 and box[3] >= 0 and box[0] <= width and box[1] <= height
 
 
@@ -93,7 +93,7 @@ def _looks_like_shares(box: Box) -> bool:
 
 
 def _is_whole_point(box: Box) -> bool:
-    """Whether it is a point on whole numbers, which a table of few pixels may hold: ``1,1``."""
+    """Whether it is a point with integer coordinates, such as ``1,1``, which may be pixels."""
     return box[:2] == box[2:] and all(number.is_integer() for number in box)
 
 
@@ -107,11 +107,13 @@ def _read(file: str) -> dict[str, Box]:
 
 
 def _box(row: list[str], where: str) -> Box:
-    """A row's box; _EMPTY if it says that there is none."""
+    """The box of a row; _EMPTY if its cells are empty, NaN or -1."""
     try:
         numbers = [math.nan if value.lower() in _NONE else float(value) for value in row[1:]]
     except ValueError:
-        raise SettingsError(f"{where} is {','.join(row)[:80]!r}; behind the frame's name must come numbers") from None
+        raise SettingsError(
+            f"{where} is {','.join(row)[:80]!r}; the cells after the frame's name must be numbers"
+        ) from None
     none = not np.isfinite(numbers).all() or all(number == -1 for number in numbers)
     if len(numbers) == 2:
         numbers *= 2

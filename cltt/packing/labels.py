@@ -1,7 +1,7 @@
-"""Labels and splits of clips, by the clip's key alone; boxes of frames (``packing.boxes``), by the frame's name.
+"""Labels and splits of clips, from the clip's key alone; boxes of frames (``packing.boxes``), from the frame's name.
 
-They are given when the shards are merged, so they change no packed byte; but a rule that fits no clip is found when the
-source has been scanned, before hours of packing.
+They are added when the shards are merged, so they do not change the shards. A rule that fits no clip is refused after
+the scan of the source, before hours of packing.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from cltt.text import shorten
 
 Rule = Callable[[str], str | None]
 NONE = -1  # no label, no split
-# Rules that may name a table, and what tells its contents.
+# Settings that may name a table -> the setting with the hash of its contents.
 TABLES = {"label_from": "label_table_sha256", "splits": "split_table_sha256", "boxes": "box_table_sha256"}
-SETTINGS = ("split_by", "split_seed", "boxes_unit", *TABLES, *TABLES.values())  # all that is looked at here
+SETTINGS = ("split_by", "split_seed", "boxes_unit", *TABLES, *TABLES.values())  # all that this module reads
 
 
 def parent_of(key: str) -> str:
-    """The folder that holds the clip; a clip that lies directly under the root is its own."""
+    """The folder that holds the clip; the clip itself if that is the root."""
     return key.rpartition("/")[0] or key
 
 
 def split_fraction(name: str, seed: int) -> float:
-    """A number in [0, 1) that depends on ``name`` and ``seed`` alone."""
+    """A uniform number in [0, 1), a hash of ``name`` and ``seed``."""
     digest = hashlib.sha256(f"{seed}\0".encode() + os.fsencode(name)).digest()
     return int.from_bytes(digest[:7], "big") / (1 << 56)
 
 
 def split_names(splits: str | None) -> list[str]:
-    """The names of the splits, in the order given; SettingsError if ``splits`` is no rule."""
+    """The names of the splits in the order given; SettingsError if ``splits`` is invalid."""
     if (file := table_of(splits)) is not None:
         return list(dict.fromkeys(read_table(file, "splits", "split").values()))
     return list(parse_splits(splits))
 
 
 def parse_splits(splits: str | None) -> dict[str, float]:
-    """``"train=0.8,val=0.2"`` as a dict; SettingsError if it is not that or does not add up to 1."""
+    """``"train=0.8,val=0.2"`` as a dict; SettingsError if it is invalid or does not add up to 1."""
     if not splits:
         return {}
     try:
@@ -62,7 +62,7 @@ def parse_splits(splits: str | None) -> dict[str, float]:
     shares_fit = min(parsed.values()) >= 0 and abs(sum(parsed.values()) - 1) <= 1e-6  # neither holds for a NaN
     if len(parsed) != len(pairs) or "" in parsed or not shares_fit:
         raise SettingsError(
-            f"splits is {shorten(splits, 60)!r}; names must differ, shares be 0 or more and add up to 1"
+            f"splits is {shorten(splits, 60)!r}; names must differ, shares must be 0 or more and add up to 1"
         )
     return parsed
 
@@ -70,7 +70,7 @@ def parse_splits(splits: str | None) -> dict[str, float]:
 def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     """A function from clip key to the number of its split."""
     if (file := table_of(settings["splits"])) is not None:
-        return _tabled(read_table(file, "splits", "split"))
+        return _table_splitter(read_table(file, "splits", "split"))
     ends = np.cumsum(list(parse_splits(settings["splits"]).values()))
     by_parent = settings["split_by"] == "parent"
 
@@ -81,8 +81,8 @@ def splitter(settings: dict[str, Any]) -> Callable[[str], int]:
     return split_of if len(ends) else lambda key: NONE
 
 
-def _tabled(rows: dict[str, str]) -> Callable[[str], int]:
-    """A function from clip key to the number of its split, by the longest entry that is the key or a folder of it."""
+def _table_splitter(rows: dict[str, str]) -> Callable[[str], int]:
+    """A function from clip key to the number of its split: that of the key's row, or of the nearest folder above it."""
     number = {name: k for k, name in enumerate(dict.fromkeys(rows.values()))}
     table = PathTable(rows)
 
@@ -93,14 +93,14 @@ def _tabled(rows: dict[str, str]) -> Callable[[str], int]:
 
 
 def table_of(rule: str | None) -> str | None:
-    """The file of a rule ``csv:FILE``, None for any other rule."""
+    """FILE of a rule ``csv:FILE``; None for any other rule."""
     return rule[4:] if rule is not None and rule.startswith("csv:") else None
 
 
 def read_table(path: str, rule: str, column: str) -> dict[str, str]:
-    """Clip key -> ``column`` from a CSV file of two columns (a first row clip,``column`` is a header).
+    """A dict from clip key to ``column``, from a CSV file of two columns; the header clip,``column`` is optional.
 
-    A row with an empty cell gives its clip nothing.
+    Rows with an empty cell are skipped. Raises SettingsError, naming the setting ``rule``, for an invalid table.
     """
     found: dict[str, str] = {}
     for line, row in table_rows(path, rule, [["clip", column]]):
@@ -123,9 +123,9 @@ def _key_table(path: str) -> Rule:
 
 
 def labeller(label_from: str | None, flag: str = "label_from", table: Callable[[str], Rule] = _key_table) -> Rule:
-    """A function from clip key to label (None: none). SettingsError, naming ``flag``, for a rule that cannot work.
+    """A function from clip key to label, or None. Raises SettingsError, naming ``flag``, for an invalid rule.
 
-    ``table`` makes one of a CSV file.
+    ``table`` makes that function of a CSV file.
     """
     kind, _, rest = (label_from or "none").partition(":")
     if label_from is None:
@@ -144,7 +144,7 @@ def labeller(label_from: str | None, flag: str = "label_from", table: Callable[[
 
 
 def label_clips(keys: list[str], settings: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """(int64 [keys], label names in natural order): a number in the names for each clip, NONE where it has no label."""
+    """(int64 [keys]: positions in the names, or NONE; label names in natural order)."""
     labels = list(map(labeller(settings["label_from"]), keys))
     names = sorted(
         {label for label in labels if label is not None}, key=lambda name: scan.path_order(os.fsencode(name))
@@ -154,23 +154,23 @@ def label_clips(keys: list[str], settings: dict[str, Any]) -> tuple[np.ndarray[A
 
 
 def split_clips(keys: list[str], settings: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """int64 [keys]: the number of each clip's split."""
+    """int64 [keys], the number of each clip's split, or NONE."""
     return np.array(list(map(splitter(settings), keys)), np.int64)
 
 
 def check_rules(settings: dict[str, Any]) -> None:
-    """SettingsError for a rule that cannot work, whatever the clips."""
+    """Raise SettingsError for a rule that is invalid for any clips."""
     split_names(settings["splits"])
     labeller(settings["label_from"])
     boxes_of(settings)
 
 
 def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
-    """SettingsError if ``label_from``, a table of splits or one of boxes fits nothing in ``plan``."""
+    """Raise SettingsError if ``label_from``, a table of splits or a table of boxes fits nothing in ``plan``."""
     rule = settings["label_from"]
     label_of, split_of = labeller(rule), splitter(settings)
     keys = [os.fsdecode(key) for key in plan.keys(0, plan.num_clips)]
-    list(odd_tables(keys, settings))  # refuses tables in other encodings
+    list(odd_tables(keys, settings))  # raises for tables in other encodings
     if rule is not None and all(label_of(key) is None for key in keys):
         raise SettingsError(
             f"label_from {shorten(str(rule), 60)!r} gives no clip a label; it must fit clip keys such as {keys[0]!r}"
@@ -182,16 +182,16 @@ def check_labels(plan: Plan, settings: dict[str, Any]) -> None:
     if settings["boxes"] is not None:
         boxes = boxes_of(settings)
         names = (os.fsdecode(frame.path) for shard in range(plan.num_shards) for frame in plan.shard_plan(shard))
-        if not sum(map(boxes.has_row, names)):  # all of them: the rows that fit none are looked at
+        if not sum(map(boxes.has_row, names)):  # asks for all names, so that unused() knows the other rows
             first = os.fsdecode(next(plan.shard_plan(0)).path)
             raise SettingsError(f"boxes {settings['boxes']!r} names no frame; frames are named such as {first!r}")
         boxes.unused()
 
 
 def odd_tables(keys: list[str], settings: dict[str, Any]) -> Iterator[Odd]:
-    """Rows of the tables of labels and splits that fit no clip, and clips that they do not name.
+    """What looks odd in the tables of labels and splits: rows that fit no clip, clips without a row.
 
-    SettingsError for a row that fits none and is not in UTF-8.
+    Raises SettingsError for a row that fits no clip and is not in UTF-8.
     """
     for rule, column in (("label_from", "label"), ("splits", "split")):
         if (file := table_of(settings[rule])) is None:
@@ -214,7 +214,7 @@ def odd_tables(keys: list[str], settings: dict[str, Any]) -> Iterator[Odd]:
 
 
 def boxes_of(settings: dict[str, Any]) -> Boxes:
-    """The boxes that ``settings`` ask for; SettingsError if they cannot be."""
+    """The table of boxes in ``settings``; SettingsError if it is invalid."""
     rule = settings["boxes"]
     if rule is not None and table_of(rule) is None:
         raise SettingsError(f"boxes is {shorten(rule, 60)!r}; it must be csv:FILE")

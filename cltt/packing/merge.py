@@ -1,4 +1,4 @@
-"""From the parts of all shards to the index: cut clips where frames are missing, give labels and splits, publish."""
+"""Merging the parts of all shards into the index: cut clips at missing frames, add labels and splits, publish."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cltt.errors import DataError
 from cltt.files import atomic, npy
 from cltt.packing.labels import boxes_of, label_clips, odd_tables, split_clips, split_names
 from cltt.packing.pack import PART_DTYPE, read_part
-from cltt.packing.plan import Plan
+from cltt.packing.plan import Plan, write_strings
 from cltt.shards import layout
 from cltt.shards.clip_table import ClipCutter
 from cltt.source.odd import Odd, odd_lines
@@ -26,7 +26,7 @@ from cltt.source.videos import READ
 
 
 class _Frames:
-    """The frames of all shards, and the files of the index that have a row for each of them."""
+    """Writes the files of the index that have a row per frame, and cuts the clips."""
 
     def __init__(self, plan: Plan, out: Path, files: contextlib.ExitStack) -> None:
         self._plan, self._out = plan, out
@@ -46,7 +46,7 @@ class _Frames:
         return self._writers[layout.FRAMES].rows
 
     def add(self, shard: int) -> None:
-        """Write the rows of all valid frames of a shard, and tell the cutter of all files."""
+        """Write the rows of the valid frames of a shard, and pass all its frames to the cutter."""
         frames = self._plan.shard_frames(shard)
         rows = np.frombuffer(read_part(self._out, shard)[1], PART_DTYPE)
         planned = np.array(self._plan.frames[frames.start : frames.stop])
@@ -59,7 +59,7 @@ class _Frames:
             self._writers[layout.BOXES].write(self._box_rows(shard, rows)[good])
 
     def _box_rows(self, shard: int, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The boxes of a shard's planned frames, relative to the frames' sizes and within them; NaN for none."""
+        """BOX_FIELDS [frames] of a shard's planned frames, as :meth:`Boxes.of` gives them; NaN: no box."""
         found = np.full((len(rows), 4), np.nan, "<f4")
         for row, frame in enumerate(self._plan.shard_plan(shard)):
             if rows["good"][row]:
@@ -73,20 +73,8 @@ class _Frames:
             writer.close()
 
 
-def _clip_matrix(
-    cutter: ClipCutter, keys: list[bytes], settings: dict[str, Any]
-) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """(clips.npy [6, clips], label names)."""
-    first, length, part = cutter.columns()
-    _, key = cutter.keys()
-    names = [os.fsdecode(key) for key in keys]
-    labels, label_names = label_clips(names, settings)
-    splits = split_clips(names, settings)
-    return np.ascontiguousarray(np.stack([first, length, key, part, labels[key], splits[key]])), label_names
-
-
 def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str], list[Odd]]:
-    """Write frames.npy and the optional parts, clips.npy and the keys; (counts, label names, what is odd of boxes)."""
+    """Write all files of the index but the report; (counts, label names, what looks odd about boxes)."""
     with contextlib.ExitStack() as files:
         frames = _Frames(plan, out, files)
         for shard in range(plan.num_shards):
@@ -96,16 +84,17 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str]
         reasons = Counter(reason for _, what, reason in _notes(plan, out) if what == "skipped").most_common(1)
         why = f" (of {reasons[0][1]}: {reasons[0][0]})" if reasons else ""
         raise DataError(f"not one of the {plan.num_frames} files under {plan.root_dir!r} is a whole picture{why}")
-    cutter = frames.cutter
+    first, length, part = frames.cutter.columns()
+    folders, key = frames.cutter.keys()
     all_keys = plan.keys(0, plan.num_clips)
-    keys = [all_keys[folder] for folder in cutter.keys()[0].tolist()]
-    matrix, label_names = _clip_matrix(cutter, keys, plan.settings)
+    keys = [all_keys[folder] for folder in folders.tolist()]
+    names = list(map(os.fsdecode, keys))
+    labels, label_names = label_clips(names, plan.settings)
+    splits = split_clips(names, plan.settings)
+    matrix = np.ascontiguousarray(np.stack([first, length, key, part, labels[key], splits[key]]))
     with atomic.published(out / layout.CLIPS, sync=False) as file:
         np.save(file, matrix)
-    with atomic.published(out / layout.KEYS, sync=False) as file:
-        file.write(b"".join(keys))
-    with atomic.published(out / layout.KEY_OFFSETS, sync=False) as file:
-        np.save(file, np.cumsum([0, *map(len, keys)], dtype=np.int64))
+    write_strings(out, layout.KEYS, layout.KEY_OFFSETS, keys)
     counts: dict[str, Any] = {"frames": frames.rows, "clips": matrix.shape[1]}
     if plan.settings["boxes"] is not None:
         counts["boxes"] = {"used": frames.boxes.used, "unused": len(frames.boxes.unused())}
@@ -116,14 +105,14 @@ def _write_index_files(plan: Plan, out: Path) -> tuple[dict[str, Any], list[str]
 
 
 def _notes(plan: Plan, out: Path) -> Iterator[tuple[str, str, str]]:
-    """(path, "skipped", "cut" or "reencoded", reason), file by file."""
+    """(path, "skipped", "cut", READ or "reencoded", reason) of each noted file."""
     yield from plan.notes()
     for shard in range(plan.num_shards):
         yield from read_part(out, shard)[0]["notes"]
 
 
 def _odd(plan: Plan, out: Path) -> Iterator[Odd]:
-    """What the scan and the packing found odd, and the tables of clips."""
+    """What the scan and the packing found odd, and what is odd in the tables of clips."""
     yield from plan.odd
     yield from odd_tables([os.fsdecode(key) for key in plan.keys(0, plan.num_clips)], plan.settings)
     for shard in range(plan.num_shards):
@@ -131,7 +120,7 @@ def _odd(plan: Plan, out: Path) -> Iterator[Odd]:
 
 
 def _write_report(plan: Plan, out: Path, odd: list[str]) -> dict[str, dict[str, int]]:
-    """Write report.json a line a file; counts by reason of what was skipped, cut and re-encoded."""
+    """Write report.json, one line per noted file; returns counts by kind of note and reason."""
     counts: dict[str, Counter[str]] = {what: Counter() for what in ("skipped", "cut", READ, "reencoded")}
     with atomic.published(out / layout.REPORT, sync=False) as file:
         file.write(b'{"files": [')
@@ -150,7 +139,7 @@ def _write_report(plan: Plan, out: Path, odd: list[str]) -> dict[str, dict[str, 
 
 
 def merge(plan: Plan, out: Path) -> dict[str, Any]:
-    """Write the index of finished shards into ``out``, ``index.json`` last; returns its contents."""
+    """Write the index of the finished shards into ``out``, ``index.json`` last; returns the contents of index.json."""
     counts, label_names, odd_boxes = _write_index_files(plan, out)
     odd = odd_lines([*_odd(plan, out), *odd_boxes])
     reasons = _write_report(plan, out, odd)
@@ -176,6 +165,6 @@ def merge(plan: Plan, out: Path) -> dict[str, Any]:
         "shards": shards,
         "files": files,
     }
-    atomic.flush(out)  # all that the index speaks of
+    atomic.flush(out)  # all files that the index lists
     atomic.write_json(out / layout.INDEX, index)
     return index

@@ -1,6 +1,7 @@
 """Packing planned shards: read the source files, check each frame, write the tar and its part of the index.
 
-A shard is done when its part says so and a tar of that size lies under its final name; both appear whole or not at all.
+A shard is done if there are a part and, under its final name, a tar of the size in the part; both are written to
+temporary names and renamed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,10 @@ from cltt.source import image
 from cltt.source.clips import FrameReader, Planned, Result
 from cltt.source.odd import Odd, merge_odd
 
-PROGRESS_SECONDS = 0.05  # between two reports
-WRITE_BYTES = 1 << 20  # written at a time
-WRITE_BUFFERS = 1000  # IOV_MAX is 1024
-# A row of a part; full_width, full_height: pixels of the upright source, before shrinking; good: it is in the shard.
+PROGRESS_SECONDS = 0.05  # between two calls of the progress function
+WRITE_BYTES = 1 << 20  # per write
+WRITE_BUFFERS = 1000  # per write: IOV_MAX is 1024
+# A row of a part; full_width, full_height: pixels of the upright source before it is made smaller; good: it is stored.
 PART_DTYPE = np.dtype([*layout.FRAME_FIELDS, ("full_width", "<u4"), ("full_height", "<u4"), ("good", "?")])
 Progress = Callable[[int, int, float], None]  # frames, bytes of source, seconds of video
 
@@ -39,17 +39,17 @@ Progress = Callable[[int, int, float], None]  # frames, bytes of source, seconds
 
 
 class _ShardWriter:
-    """Writes one tar and collects what the index needs of it."""
+    """Writes one tar, and collects its part of the index."""
 
     def __init__(self, handle: int, shard: int) -> None:
         self._handle = handle
-        self._crc = 0  # of the whole tar: a tenth of all packing; SHA-256 was a quarter
+        self._crc = 0  # CRC of the whole tar takes a tenth of the packing time; SHA-256 took a quarter
         self._shard = shard
         self._pending: list[bytes] = []
         self._written = 0
         self.size = 0
         self._rows: list[tuple[int, ...]] = []
-        self._packed: list[bytes] = []  # rows of what is written: a tenth of what they take as tuples
+        self._packed: list[bytes] = []  # rows already written, in a tenth of the memory of tuples
         self.notes: list[tuple[str, str, str]] = []  # (path, "skipped" or "reencoded", reason)
         self.odd: list[Odd] = []
         self._last = b"", (0, 0)  # key and size of the frame before
@@ -64,10 +64,10 @@ class _ShardWriter:
         if stored.reencoded in (image.MAYBE_DEPTH, image.MAYBE_MASK):
             what = "PNGs of 16 bits or with a palette, perhaps depth or masks"
             self._note(Odd(what, os.fsdecode(frame.path), "--exclude GLOB leaves them out"))
-        self._look_at_size(frame, (stored.full_width, stored.full_height))
+        self._note_size_change(frame, (stored.full_width, stored.full_height))
         self._append(frame, stored)
 
-    def _look_at_size(self, frame: Planned, size: tuple[int, int]) -> None:
+    def _note_size_change(self, frame: Planned, size: tuple[int, int]) -> None:
         key, before = self._last
         if key == frame.key and size != before:
             what, sizes = "changes of frame size within a clip", f"{before[0]}x{before[1]} to {size[0]}x{size[1]}"
@@ -93,7 +93,7 @@ class _ShardWriter:
         for piece in self._pending:
             self._crc = zlib.crc32(piece, self._crc)
         done = os.writev(self._handle, self._pending)
-        if done < self.size - self._written:  # a full disk takes a part, and says so at the next write
+        if done < self.size - self._written:  # a full disk writes a part, and fails at the next write
             rest = memoryview(b"".join(self._pending))[done:]
             while rest:
                 rest = rest[os.write(self._handle, rest) :]
@@ -108,7 +108,7 @@ class _ShardWriter:
         self._write()
 
     def part(self) -> bytes:
-        """The part of the index: a line of JSON, and behind it a PART_DTYPE record for each planned frame."""
+        """The part of the index: one line of JSON, then one PART_DTYPE record per planned frame."""
         summary = {"size": self.size, "crc": self._crc, "notes": self.notes, "odd": merge_odd(self.odd)}
         return json.dumps(summary).encode() + b"\n" + b"".join(self._packed)
 
@@ -118,13 +118,13 @@ def part_path(out: Path, shard: int) -> Path:
 
 
 def read_part(out: Path, shard: int) -> tuple[dict[str, Any], bytes]:
-    """(size, crc, notes and odd; rows as bytes) of a finished shard."""
+    """(a dict with size, crc, notes and odd; PART_DTYPE rows as bytes) of a finished shard."""
     summary, _, rows = part_path(out, shard).read_bytes().partition(b"\n")
     return json.loads(summary), rows
 
 
 def is_done(out: Path, shard: int) -> bool:
-    """Whether the shard lies whole under its final name."""
+    """Whether the shard is complete under its final name."""
     try:
         size = (out / layout.shard_name(shard)).stat().st_size
         return bool(size == read_part(out, shard)[0]["size"])
@@ -133,14 +133,12 @@ def is_done(out: Path, shard: int) -> bool:
 
 
 class _Meter:
-    """Counts what has been packed, and tells of it now and then."""
+    """Counts what is packed, and calls ``progress`` with it every PROGRESS_SECONDS."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._told = time.monotonic()
-        self._frames = self._bytes = 0
-        self._seconds = 0.0
         self._last = b"", 0.0  # video and time of the frame before
+        self._reset()
 
     def add(self, frame: Planned) -> None:
         self._frames += 1
@@ -154,13 +152,16 @@ class _Meter:
 
     def tell(self) -> None:
         self._progress(self._frames, self._bytes, self._seconds)
+        self._reset()
+
+    def _reset(self) -> None:
         self._told = time.monotonic()
         self._frames = self._bytes = 0
         self._seconds = 0.0
 
 
 class Packer:
-    """Packs one shard after another; while one is flushed to disk, the next is written."""
+    """Packs one shard after another; the next is written while the last one is flushed to disk."""
 
     def __init__(self, plan: Plan, out: Path) -> None:
         self._plan = plan
@@ -173,16 +174,16 @@ class Packer:
     def __enter__(self) -> Packer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._reader.close()
         self._flusher.shutdown()
 
     def pack(self, shard: int, progress: Progress) -> None:
-        """Write ``shard`` unless it is done; :meth:`finish`, or the next shard, waits until it lies on disk.
+        """Write ``shard`` unless it is done; :meth:`finish`, or the next call, waits until it is on disk.
 
-        ``progress`` is told (frames, bytes, seconds of video) now and then. Waits while another process is at this
-        shard. Raises DataError naming the source file that is gone, changed or unreadable, or the shard that cannot be
-        written.
+        Calls ``progress`` with (frames, bytes, seconds of video) packed since the last call. Waits while another
+        process packs this shard. Raises DataError naming the source file that is gone, changed or unreadable, or the
+        shard that cannot be written.
         """
         temporary = self._out / layout.BUILD / (layout.shard_name(shard) + ".tmp")
         with contextlib.ExitStack() as stack:
@@ -197,7 +198,7 @@ class Packer:
             self._flushing = self._flusher.submit(self._flush, stack.pop_all(), shard, part)
 
     def finish(self) -> None:
-        """Wait until all shards are done."""
+        """Wait until all shards are on disk."""
         if self._flushing is not None:
             self._flushing.result()
 
@@ -213,6 +214,6 @@ class Packer:
         return writer.part()
 
     def _flush(self, unpublished: contextlib.ExitStack, shard: int, part: bytes) -> None:
-        """Let the part and the tar appear, and give back the shard's lock."""
+        """Publish the part and the tar, and release the shard's lock."""
         with unpublished, atomic.published(part_path(self._out, shard), sync=False) as file:
             file.write(part)

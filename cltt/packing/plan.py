@@ -1,7 +1,7 @@
-"""The plan of a build: which frame goes into which shard, on disk before any shard is written and shared by all tasks.
+"""The plan of a build: which frame goes into which shard. All tasks share it; it is written before any shard.
 
-Shards are cut by the sizes of the source files alone, so the plan needs no look into a frame, and any worker can build
-any shard alone.
+The sizes of the source files alone decide where a shard ends, so no frame is opened for the plan, and any worker can
+build any shard by itself.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from cltt.files import atomic
 from cltt.shards import layout
 from cltt.source.clips import Planned
 from cltt.source.odd import Odd
 
 PLAN = "plan"
 PLAN_INFO = "plan.json"
-# A scan.SourceFrame; name: where its name starts in names.bin; gap: it does not follow the frame before it, as it
-# begins a part or the frame number jumped (where gaps split clips).
+# A row per frame, with the fields of scan.SourceFrame. name: offset of its name in names.bin; gap: it does not continue
+# the frame before it, as a part begins or, with split_gaps, the frame number jumps.
 PLAN_DTYPE = np.dtype(
     [
         ("size", "<i8"),
@@ -35,19 +36,16 @@ PLAN_DTYPE = np.dtype(
         ("gap", "?"),
     ]
 )
-VIDEOS, VIDEO_OFFSETS = (
-    "videos.bin",
-    "video_offsets.npy",
-)  # what the frames of each clip have in common: scan.SourceClip
+VIDEOS, VIDEO_OFFSETS = "videos.bin", "video_offsets.npy"  # scan.SourceClip.video of each clip
 NOTES = "notes.jsonl"
-_READ_FRAMES = 4096  # planned frames held at a time
+_READ_FRAMES = 4096  # planned frames in memory
 
 
 class Plan:
     """A plan on disk, opened for reading.
 
-    Attributes: root (bytes), settings, num_frames, num_clips, num_shards, num_bytes, largest (bytes of a frame),
-    has_times (there are videos), odd (what the scan found).
+    Attributes: root (path as bytes), settings, num_frames, num_clips, num_shards, num_bytes, largest (bytes of the
+    largest image file), has_times (whether there are videos), odd (what the scan found odd).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,55 +64,63 @@ class Plan:
 
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:
-        """One PLAN_DTYPE record a frame and one behind the last; memory-mapped."""
+        """One PLAN_DTYPE record per frame and one after the last; memory-mapped."""
         return np.load(self.folder / layout.FRAMES, mmap_mode="r")
 
     def shard_frames(self, shard: int) -> range:
-        """Planned frames of one shard."""
+        """The numbers of the planned frames of one shard."""
         return range(*self._offsets("shards.npy", shard, shard + 2))
 
     def shard_plan(self, shard: int) -> Iterator[Planned]:
-        """All frames of one shard in order."""
+        """The planned frames of one shard in order."""
         frames = self.shard_frames(shard)
         for start in range(frames.start, frames.stop, _READ_FRAMES):
             yield from self._planned(start, min(start + _READ_FRAMES, frames.stop))
 
     def _planned(self, start: int, stop: int) -> Iterator[Planned]:
         rows = self.frames[start : stop + 1].tolist()
-        names = _cut(self.folder / "names.bin", [row[3] for row in rows])
+        names = _read_strings(self.folder / "names.bin", [row[3] for row in rows])
         first, last = rows[0][5], rows[-2][5]
         keys, videos = self.keys(first, last + 1), self._videos(first, last + 1)
         for name, (size, mark, entry, _, time, clip, _) in zip(names, rows[:-1], strict=True):
             yield Planned(keys[clip - first], videos[clip - first], name, size, mark, entry, time)
 
     def sample(self, count: int) -> Iterator[Planned]:
-        """At most ``count`` frames, evenly spread."""
+        """At most ``count`` evenly spread frames."""
         for frame in np.unique(np.linspace(0, self.num_frames - 1, count, dtype=np.int64)).tolist():
             yield from self._planned(frame, frame + 1)
 
     def keys(self, start: int, stop: int) -> list[bytes]:
         """Keys of the folders and videos ``start`` to ``stop``-1."""
-        return _cut(self.folder / layout.KEYS, self._offsets(layout.KEY_OFFSETS, start, stop + 1))
+        return _read_strings(self.folder / layout.KEYS, self._offsets(layout.KEY_OFFSETS, start, stop + 1))
 
     def _videos(self, start: int, stop: int) -> list[bytes]:
-        return _cut(self.folder / VIDEOS, self._offsets(VIDEO_OFFSETS, start, stop + 1))
+        return _read_strings(self.folder / VIDEOS, self._offsets(VIDEO_OFFSETS, start, stop + 1))
 
     def _offsets(self, name: str, start: int, stop: int) -> list[int]:
         offsets: list[int] = np.load(self.folder / name, mmap_mode="r")[start:stop].tolist()
         return offsets
 
     def notes(self) -> Iterator[tuple[str, str, str]]:
-        """(path, "skipped" or "cut", reason) of what the scan left out, and where it cuts clips."""
+        """(path, "skipped", "cut" or READ, reason) of the scan."""
         with (self.folder / NOTES).open() as lines:
             for line in lines:
                 path, what, reason = json.loads(line)
                 yield path, what, reason
 
 
-def _cut(path: Path, offsets: list[int]) -> list[bytes]:
-    """The pieces of a blob between neighbouring ``offsets``."""
-    with path.open("rb") as file:
-        file.seek(offsets[0])
-        blob = file.read(offsets[-1] - offsets[0])
+def _read_strings(path: Path, offsets: list[int]) -> list[bytes]:
+    """The byte strings in a file between neighbouring ``offsets``."""
     first = offsets[0]
+    with path.open("rb") as file:
+        file.seek(first)
+        blob = file.read(offsets[-1] - first)
     return [blob[a - first : b - first] for a, b in itertools.pairwise(offsets)]
+
+
+def write_strings(folder: Path, name: str, offsets_name: str, strings: list[bytes]) -> None:
+    """Write the byte strings into one file, and int64 [strings + 1], where each begins and the last ends."""
+    with atomic.published(folder / name, sync=False) as file:
+        file.write(b"".join(strings))
+    with atomic.published(folder / offsets_name, sync=False) as file:
+        np.save(file, np.cumsum([0, *map(len, strings)], dtype=np.int64))

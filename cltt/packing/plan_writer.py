@@ -1,6 +1,6 @@
 """Making the plan of a build: scan the source folder and write which frame goes into which shard.
 
-Arrays are written in pieces, so the plan of a hundred million frames costs no more memory than that of ten.
+Frames are written in pieces, so the memory needed does not grow with their number.
 """
 
 from __future__ import annotations
@@ -20,48 +20,43 @@ from cltt.config import require
 from cltt.errors import SettingsError
 from cltt.files import atomic, npy
 from cltt.packing.labels import check_labels
-from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan
+from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEOS, Plan, write_strings
 from cltt.packing.settings import BuildSettings
 from cltt.shards import layout, tar
 from cltt.source import clips, scan, videos
 from cltt.source.names import HOLES, choice_of, frame_number
 from cltt.source.odd import Odd, merge_odd
 
-WRITE_FRAMES = 8192  # frames held before they are written
+WRITE_FRAMES = 8192  # frames in memory before they are written
 
 
-class _Columns:
-    """The files of a plan under way: grow by one clip at a time."""
+class _PlanFiles:
+    """Writes the files of a plan, one clip after another."""
 
     def __init__(self, folder: Path, shard_size: int, files: contextlib.ExitStack) -> None:
+        self._folder = folder
         self._names: IO[bytes] = files.enter_context((folder / "names.bin").open("wb"))
-        self._keys: IO[bytes] = files.enter_context((folder / layout.KEYS).open("wb"))
-        self._frames = self._npy(folder / layout.FRAMES, PLAN_DTYPE, files)
-        self._key_offsets = self._npy(folder / layout.KEY_OFFSETS, np.dtype("<i8"), files)
-        self._videos: IO[bytes] = files.enter_context((folder / VIDEOS).open("wb"))
-        self._video_offsets = self._npy(folder / VIDEO_OFFSETS, np.dtype("<i8"), files)
-        self._shards = self._npy(folder / "shards.npy", np.dtype("<i8"), files)
+        self._frames = npy.NpyWriter(files.enter_context((folder / layout.FRAMES).open("wb")), PLAN_DTYPE)
+        self._keys: list[bytes] = []
+        self._videos: list[bytes] = []
+        self._shard_starts: list[int] = []
         self._shard_size = shard_size
         self._shard_bytes = 0
         self._rows: list[tuple[int, int, int, int, float, int, bool]] = []
+        self.frames = 0
         self.bytes = 0
         self.largest = 0
-        self.frames = 0
-        self.clips = 0
-        self.shards = 0
         self.has_times = False
 
-    @staticmethod
-    def _npy(path: Path, dtype: np.dtype[Any], files: contextlib.ExitStack) -> npy.NpyWriter:
-        writer = npy.NpyWriter(files.enter_context(path.open("wb")), dtype)
-        files.callback(writer.close)
-        return writer
+    @property
+    def clips(self) -> int:
+        return len(self._keys)
+
+    @property
+    def shards(self) -> int:
+        return len(self._shard_starts)
 
     def add(self, clip: scan.SourceClip, split_gaps: bool) -> None:
-        self._key_offsets.write(np.array([self._keys.tell()]))
-        self._keys.write(clip.key)
-        self._video_offsets.write(np.array([self._videos.tell()]))
-        self._videos.write(clip.video)
         self.has_times |= bool(clip.video)
         number = None
         for frame in clip.frames:
@@ -77,14 +72,14 @@ class _Columns:
             self.frames += 1
             if len(self._rows) == WRITE_FRAMES:
                 self._flush()
-        self.clips += 1
+        self._keys.append(clip.key)
+        self._videos.append(clip.video)
 
     def _start_shard_if_full(self, size: int) -> None:
         member = tar.BLOCK + size + tar.padding(size)
         if self.frames == 0 or self._shard_bytes + member > self._shard_size:
-            self._shards.write(np.array([self.frames]))
+            self._shard_starts.append(self.frames)
             self._shard_bytes = 0
-            self.shards += 1
         self._shard_bytes += member
 
     def _flush(self) -> None:
@@ -92,11 +87,12 @@ class _Columns:
         self._rows.clear()
 
     def finish(self) -> None:
-        self._rows.append((0, 0, 0, self._names.tell(), 0, self.clips, False))  # a sentinel: where the last name ends
+        self._rows.append((0, 0, 0, self._names.tell(), 0, self.clips, False))  # tells where the last name ends
         self._flush()
-        self._key_offsets.write(np.array([self._keys.tell()]))
-        self._video_offsets.write(np.array([self._videos.tell()]))
-        self._shards.write(np.array([self.frames]))
+        self._frames.close()
+        np.save(self._folder / "shards.npy", np.array([*self._shard_starts, self.frames]))
+        write_strings(self._folder, layout.KEYS, layout.KEY_OFFSETS, self._keys)
+        write_strings(self._folder, VIDEOS, VIDEO_OFFSETS, self._videos)
 
 
 def _write_notes(file: IO[str], skipped: list[tuple[bytes, str]], notes: Iterable[tuple[bytes, str, str]] = ()) -> None:
@@ -106,10 +102,10 @@ def _write_notes(file: IO[str], skipped: list[tuple[bytes, str]], notes: Iterabl
 
 
 def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
-    """Scan ``root_dir`` and write the plan of its shards into ``folder``, which appears only when whole.
+    """Scan ``root_dir`` and write the plan of its shards into ``folder``, which is renamed to when complete.
 
-    Raises SettingsError if there is no frame at all or no clip gets a label that should, DataError for a folder or file
-    that cannot be read; ``folder`` is not there then.
+    Raises SettingsError if there are no frames, or ``label_from`` or a table fits nothing, DataError for a folder or
+    file that cannot be read; ``folder`` is not made then.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -118,7 +114,7 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
             temporary.mkdir(parents=True)
             _write_plan(root_dir, temporary, settings)
         check_labels(Plan(temporary), settings)
-        with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # together: the disk can take them together
+        with ThreadPoolExecutor(len(os.listdir(temporary))) as pool:  # at once: faster on most disks
             list(pool.map(atomic.flush, temporary.iterdir()))
         os.replace(temporary, folder)
     except BaseException:
@@ -130,37 +126,37 @@ def make_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
 def _write_plan(root_dir: str, folder: Path, settings: dict[str, Any]) -> None:
     root = scan.check_root(root_dir)
     with contextlib.ExitStack() as files, ThreadPoolExecutor(scan.SCAN_THREADS) as pool:
-        columns = _Columns(folder, settings["shard_size"], files)
+        plan_files = _PlanFiles(folder, settings["shard_size"], files)
         notes = files.enter_context((folder / NOTES).open("w"))
         found = scan.scan_folders(root, pool, choice_of(settings))
         odd: list[Odd] = []
         for clip, about, strange in clips.list_clips(found, pool, videos.sampling_of(settings)):
             if clip.frames:
-                columns.add(clip, settings["split_gaps"])
+                plan_files.add(clip, settings["split_gaps"])
             _write_notes(notes, found.skipped, about)
             odd = merge_odd([*odd, *strange]) if strange else odd
         _write_notes(notes, found.skipped)
         odd = merge_odd([*odd, *found.odd])
         if settings["split_gaps"]:
             odd = [one for one in odd if one.what != HOLES]
-        columns.finish()
-    if columns.frames == 0:
+        plan_files.finish()
+    if plan_files.frames == 0:
         chosen = " that --include and --exclude choose" if {"include", "exclude"} & settings.keys() else ""
         raise SettingsError(
             f"no frames under {root_dir!r}{chosen}: give the folder that holds videos, or folders with one image file "
-            "a frame"
+            "per frame"
         )
     require(
-        columns.has_times or settings["resize_short"] is not None or settings["quality"] == BuildSettings.quality,
+        plan_files.has_times or settings["resize_short"] is not None or settings["quality"] == BuildSettings.quality,
         f"quality is {settings['quality']}, but frames are stored as they are; give resize_short too, or leave it out",
     )
     names = ("frames", "clips", "shards", "bytes", "largest", "has_times")
-    counts = {name: getattr(columns, name) for name in names}
+    counts = {name: getattr(plan_files, name) for name in names}
     atomic.write_json(folder / PLAN_INFO, {"root_dir": root_dir, "settings": settings, **counts, "odd": odd})
 
 
 def regroup(plan: Plan, settings: dict[str, Any]) -> Plan:
-    """``plan`` with other labels and splits: they change nothing that is packed. Raises as :func:`make_plan` does."""
+    """``plan`` with other labels, splits and boxes, which change no shard; raises as :func:`make_plan` does."""
     check_labels(plan, settings)
     info = json.loads((plan.folder / PLAN_INFO).read_text())
     atomic.write_json(plan.folder / PLAN_INFO, {**info, "settings": settings})

@@ -1,4 +1,4 @@
-"""What a build tells: its progress, what frames too large cost, and a report: of a set, a plan or a task's share."""
+"""What a build prints and returns: progress, a line about large frames, and reports of sets, plans and tasks."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ from cltt.text import byte_size, counted, say
 
 Array = np.ndarray[Any, Any]
 LINE_SECONDS = 60.0
-LARGE = 1.5  # times the size asked for, of a frame's short side: from there on a smaller copy is proposed
-SAMPLE = 8  # frames that tell what it would save
+LARGE = 1.5  # short side of a large frame, as a multiple of the size that a network will see
+SAMPLE = 8  # frames measured to estimate what smaller ones would save
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build gave, over the whole set; after a task its share of it; after a dry run what is planned.
+    """The result of a build: of the whole set, after a task of its shards alone, after a dry run of the plan.
 
     Attributes:
         path: the folder of the shards.
-        clips, frames, bytes, shards: counts; bytes is the size of all shards; if only planned, of all source files,
-            of videos what their frames are likely to have. A task counts the clips of which it packed a frame, before
-            any is cut.
-        reencoded: frames that are not the source's bytes.
-        skipped: files left out, counted by reason; read: videos, counted by the way in which their frames were listed.
-        clip_lengths: int64 [clips], frames of each clip.
-        splits, labels: clips by split and by label; empty without splits or labels, and after a task.
-        boxes: (frames that have one, rows of the table that fit no frame); None without boxes.
-        cut: (clips as they lie in the source that were cut, the parts they gave), at invalid frames or gaps.
-        odd: what looks odd, a line each: how many, an example, what to do.
-        already_complete: nothing was built, as a set of the same settings was there; the source was not compared.
+        clips, frames, bytes, shards: counts; bytes is the size of all shards. After a dry run it is the size of all
+            source files, and an estimate for the frames of videos. A task counts the clips of which it packed a frame,
+            not cut at invalid frames.
+        reencoded: frames whose bytes are not those of the source.
+        skipped: files left out, counted by reason.
+        clip_lengths: int64 [clips], frames per clip.
+        splits, labels: clips per split and per label; empty without splits or labels, and after a task.
+        boxes: (frames with a box, rows of the table that fit no frame); None without boxes.
+        cut: (source clips that were cut, the clips made of them), at invalid frames or gaps.
+        odd: what looks odd, one line per kind: how many, an example, what to do.
+        read: videos, counted by how their frames were listed.
+        already_complete: a set of the same settings was there, so nothing was built; the source was not compared.
     """
 
     path: Path
@@ -77,7 +78,7 @@ class BuildReport:
 
 
 def _tally(numbers: Array, names: list[str]) -> dict[str, int]:
-    """How often each of ``names`` is meant by ``numbers``, NONE left out."""
+    """Counts by name of ``numbers``, which are positions in ``names`` or NONE."""
     counts = np.bincount(numbers[numbers != NONE], minlength=len(names)).tolist()
     return dict(zip(names, counts, strict=True))
 
@@ -94,7 +95,7 @@ def _count(plan: Plan, wanted: str) -> dict[str, int]:
 
 
 def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
-    """Of the complete set in ``out``."""
+    """The report of the complete set in ``out``."""
     counts, clips = index["counts"], np.load(out / layout.CLIPS)
     return BuildReport(
         path=out,
@@ -115,7 +116,7 @@ def built_report(out: Path, index: dict[str, Any]) -> BuildReport:
 
 
 def planned_report(plan: Plan, out: Path) -> BuildReport:
-    """Of all that is planned, as if every file were a whole picture."""
+    """The report of a plan, as if every file were a valid image."""
     folders = plan.frames["clip"][:-1]
     starts = np.flatnonzero(plan.frames["gap"][:-1] | (np.diff(folders, prepend=-1) != 0))
     clips = folders[starts].astype(np.int64)
@@ -139,7 +140,7 @@ def planned_report(plan: Plan, out: Path) -> BuildReport:
 
 
 def task_report(plan: Plan, out: Path, shards: list[int]) -> BuildReport:
-    """Of the packed ``shards`` alone."""
+    """The report of the packed ``shards`` alone."""
     frames: Counter[int] = Counter()
     notes: dict[str, Counter[str]] = {"skipped": Counter(), "reencoded": Counter()}
     size = 0
@@ -163,26 +164,26 @@ def task_report(plan: Plan, out: Path, shards: list[int]) -> BuildReport:
     )
 
 
-# ---- what frames too large cost
+# ---- large frames
 
 
-def resize_line(plan: Plan, image_size: int) -> str:
-    """A line that says what ``--resize-short`` would save, by a few frames; "" unless most of them are large.
+def suggest_resize(plan: Plan, image_size: int) -> None:
+    """Print what ``--resize-short`` would save, if most frames are large for a network that sees ``image_size`` pixels.
 
-    A frame is large if its short side is at least LARGE times ``image_size``, pixels. Frames are read, decoded and
-    encoded for it; one that cannot be read now does not count, as packing will tell of it.
+    A frame is large if its short side is at least LARGE times ``image_size``. A few frames are read, decoded and
+    encoded to estimate it; frames that cannot be read do not count, as packing will report them.
     """
-    if not image_size or plan.settings["resize_short"] is not None:
-        return ""
+    if plan.settings["resize_short"] is not None:
+        return
     frames = _sample(plan)
     large = [frame for frame in frames if min(frame.width, frame.height) >= LARGE * image_size]
     if 2 * len(large) <= len(frames):
-        return ""
+        return
     framing = Framing(image_size=image_size, margin=True)
     smaller = [image.as_stored(frame.data, verify="header", resize_short=framing.short) for frame in frames]
     (size, seconds), (less, faster) = (_cost(some, image_size) for some in (frames, smaller))
     kinds = Counter(f"{frame.width}x{frame.height}" for frame in large)
-    return (
+    say(
         f"frames are large for --image-size {image_size} ({kinds.most_common(1)[0][0]}): --resize-short "
         f"{framing.short} would store {byte_size(less * plan.num_frames)} instead of "
         f"{byte_size(size * plan.num_frames)} and decode a frame in {faster / seconds:.0%} of the time, by a sample of "
@@ -191,7 +192,7 @@ def resize_line(plan: Plan, image_size: int) -> str:
 
 
 def _sample(plan: Plan) -> list[image.Stored]:
-    """A few frames, evenly spread, as shards would keep them."""
+    """A few evenly spread frames, as shards would store them."""
     options = {name: plan.settings[name] for name in ("resize_short", "quality", "max_pixels")}
     reader = FrameReader(plan.root, plan.largest, verify="header", **options)
     found = []
@@ -205,11 +206,11 @@ def _sample(plan: Plan) -> list[image.Stored]:
 
 
 def _cost(frames: list[image.Stored], image_size: int) -> tuple[float, float]:
-    """Bytes of a frame, and seconds of CPU time for decoding it at ``image_size``; medians: one frame may be huge."""
-    from cltt.frames.decode_cpu import FrameDecoder  # OpenCV: most builds need it not
+    """Median (bytes per frame, seconds of CPU time to decode a frame at ``image_size``): one frame may be huge."""
+    from cltt.frames.decode_cpu import FrameDecoder  # not at the top: it imports OpenCV, which few builds need
 
     decoder = FrameDecoder(Framing(image_size=image_size))
-    decoder.frame(frames[0].data)  # what the first one takes is not a frame's
+    decoder.frame(frames[0].data)  # not timed: the first call also sets up the decoder
     seconds = []
     for frame in frames:
         start = time.thread_time()
@@ -223,7 +224,7 @@ def _cost(frames: list[image.Stored], image_size: int) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def progress_bar(frames: int) -> Iterator[Progress]:
-    """frames/s, MB/s or hours of video, and the time left: on a terminal a bar, in a log file a line a minute."""
+    """A function that adds progress to a bar on a terminal, or to one line per minute in a log file."""
     with tqdm(total=frames, desc="pack", unit=" frames", disable=None, smoothing=0.05) as bar:
         done, packed, watched = 0, 0, 0.0
         began = told = time.monotonic()

@@ -1,4 +1,4 @@
-"""The settings of a build; the flags of ``cltt build`` are made from them."""
+"""The settings of a build, from which the flags of ``cltt build`` are made."""
 
 from __future__ import annotations
 
@@ -10,28 +10,26 @@ from cltt.config import MAX_SEED, check_fields, require, setting
 from cltt.source.image import MAX_PIXELS, MAX_SIDE
 from cltt.source.videos import MAX_STREAM
 
-# Settings that came after 0.2.0: kept with the shards only where they are not at their default, which older sets have.
+# Settings newer than 0.2.0 are stored with the shards only if not at their default, so that older sets still match.
 LATER = ("include", "exclude", "stream", "boxes_unit")
 _GLOBS: dict[str, Any] = {"action": "append", "metavar": "GLOB"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """What decides the bytes of a set of shards, and so what a build that goes on must share with its start."""
+    """All settings that decide the contents of a set; a build can be continued only with the same ones."""
 
     verify: str = setting("decode", "check every bit of each frame, or only its header", choices=["decode", "header"])
     resize_short: int | None = setting(None, "store frames with this short side, in pixels", within=(8, MAX_SIDE))
     quality: int = setting(90, "JPEG quality of frames of videos, or stored smaller by --resize-short", within=(1, 100))
-    fps: float | None = setting(None, "frames a second taken of videos (default: every frame)", within=(1e-3, 1e3))
+    fps: float | None = setting(None, "frames per second taken of videos (default: every frame)", within=(1e-3, 1e3))
     max_gap: float | None = setting(
         None,
         "cut the clip of a video where no frame comes for longer than this, in seconds (default: the larger of 0.5 and "
         "2/fps, or without --fps of 0.5 and twice the usual distance of its frames)",
         within=(1e-3, 1e6),
     )
-    shard_size: int = setting(
-        1 << 30, "start a new shard beyond so many bytes of source files, of videos roughly", within=(1, 1 << 50)
-    )
+    shard_size: int = setting(1 << 30, "bytes of source files per shard; for videos an estimate", within=(1, 1 << 50))
     max_pixels: int = setting(MAX_PIXELS, "leave out pictures of more pixels than this", within=(1, 1 << 32))
     splits: str | None = setting(
         None,
@@ -41,22 +39,22 @@ class BuildSettings:
     split_seed: int = setting(0, "another seed, another split", within=(-MAX_SEED, MAX_SEED))
     label_from: str | None = setting(
         None,
-        "a clip's label: parent, regex:PATTERN or csv:FILE, asked about the clip's key, its folder's path",
+        "label of each clip, by its key (the path of its folder): parent, regex:PATTERN or csv:FILE",
     )
     boxes: str | None = setting(
         None,
-        "where to look in each frame: csv:FILE (frame,x1,y1,x2,y2 or frame,x,y in pixels of the upright source)",
+        "boxes of frames: csv:FILE (frame,x1,y1,x2,y2 or frame,x,y in pixels of the upright source)",
     )
     boxes_unit: str = setting(
         "pixel",
-        "what numbers of --boxes count: pixels, or shares of a frame's width and height",
+        "unit of the numbers of --boxes: pixels, or shares of a frame's width and height",
         choices=["pixel", "share"],
     )
     split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
 
     include: tuple[str, ...] | None = setting(
         None,
-        "take only files whose path below the root fits this pattern, as in 'cam0/*' (* stands for / too; the flag may "
+        "take only files whose path below the root fits this pattern, as in 'cam0/*' (* also matches /; the flag may "
         "be given several times)",
         **_GLOBS,
     )
@@ -65,8 +63,7 @@ class BuildSettings:
     )
     stream: int | None = setting(
         None,
-        "video stream to take of each video, by its number among them, the first is 0 (default: the largest that is no "
-        "thumbnail)",
+        "number of the video stream to take of each video, from 0 (default: the largest that is no thumbnail)",
         within=(0, MAX_STREAM),
     )
 
@@ -78,12 +75,12 @@ class BuildSettings:
             require(bool(fits), f"{name} is {globs!r}; it must be patterns of paths, as in 'cam0/*'")
 
     def kept(self) -> dict[str, Any]:
-        """The settings as they are kept with the shards, as JSON holds them."""
+        """The settings as index.json stores them."""
         defaults = BuildSettings()
         kept = {k: v for k, v in asdict(self).items() if k not in LATER or v != getattr(defaults, k)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
 def with_defaults(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """``kept`` settings of a set with those at their default that it does not hold."""
+    """The settings stored with a set, completed by the defaults of those that it lacks."""
     return {**{name: getattr(BuildSettings, name) for name in LATER}, **kept}

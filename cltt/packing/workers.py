@@ -1,9 +1,9 @@
 """Packing by several processes.
 
-A worker is a fresh interpreter, not a fork: the caller may hold threads (torch, DALI), have no ``__main__`` guard,
-or be typed into a shell. It gets shard numbers on its standard input and answers with one JSON line an event. When the
-input closes, because the parent is done or dead, the worker ends at once: a killed build leaves no process behind.
-It starts without ``site`` and imports little: that took longer than packing a thousand frames.
+A worker is a fresh interpreter, not a fork, as the caller may hold threads (torch, DALI), have no ``__main__`` guard,
+or be an interactive shell. It reads shard numbers from standard input and writes one JSON line per event. When its
+input closes, because the parent has finished or died, it exits at once, so a killed build leaves no process behind. It
+starts without ``site`` and imports little, as that would take longer than packing a thousand frames.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +27,7 @@ from cltt.packing.plan import PLAN, Plan
 from cltt.shards import layout
 
 _START = "import sys; sys.path[:] = {path!r}; from cltt.packing.workers import serve; serve({out!r}, {io_patience!r})"
-_PACKAGES = str(Path(__file__).parents[2])  # where this package lies, for an editable one is not on sys.path
+_PACKAGES = str(Path(__file__).parents[2])  # an editable install is not on sys.path without site
 FINISH = "finish"
 
 
@@ -36,25 +35,23 @@ FINISH = "finish"
 
 
 def serve(out_dir: str, io_patience: float) -> None:
-    """Pack the shards named on standard input until it closes; "finish" waits until all of them are done."""
+    """Pack the shards named on standard input until it closes; "finish" waits until all are on disk."""
     logging.basicConfig(format="warning: %(message)s")
     retry.set_policy(io_patience)
     todo: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     out = Path(out_dir)
-    task = todo.get()  # there is a plan once there is work
+    task = todo.get()  # the plan exists once there is work
     with Packer(Plan(out / layout.BUILD / PLAN), out) as packer:
         while True:
             try:
                 if task == FINISH:
                     packer.finish()
                 else:
-                    packer.pack(
-                        int(task), lambda frames, size, seconds: _tell(frames=frames, bytes=size, seconds=seconds)
-                    )
+                    packer.pack(int(task), _tell_progress)
                 _tell(done=task)
             except CLTTError as error:
-                _tell(error=str(error), passes=isinstance(error, StorageError))
+                _tell(error=str(error), transient=isinstance(error, StorageError))
             task = todo.get()
 
 
@@ -62,6 +59,10 @@ def _listen(todo: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
         todo.put(line.strip())
     os._exit(0)
+
+
+def _tell_progress(frames: int, size: int, seconds: float) -> None:
+    _tell(frames=frames, bytes=size, seconds=seconds)
 
 
 def _tell(**event: Any) -> None:
@@ -72,7 +73,7 @@ def _tell(**event: Any) -> None:
 
 
 class Worker:
-    """One packing process, as the parent sees it."""
+    """A packing process, started and driven by the parent."""
 
     def __init__(self, out: Path) -> None:
         code = _START.format(path=[*sys.path, _PACKAGES], out=str(out.absolute()), io_patience=retry.io_patience())
@@ -81,8 +82,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OPENCV_FOR_THREADS_NUM": "1"},  # one thread a process, not one a core in each
-            start_new_session=True,  # Ctrl-C goes to the parent, which ends its workers
+            env={**os.environ, "OPENCV_FOR_THREADS_NUM": "1"},  # one thread per process, not one per core
+            start_new_session=True,  # Ctrl-C goes to the parent, which stops its workers
         )
         assert self._process.stdin and self._process.stdout
         self._stdin: IO[str] = self._process.stdin
@@ -90,34 +91,38 @@ class Worker:
         self._shard: int | None = None
 
     def pack(self, shard: int, progress: Progress) -> None:
-        """Have one shard written; DataError with the worker's own words, or saying that it is gone."""
+        """Pack one shard; raises the worker's DataError or StorageError, or a DataError if it has died."""
         self._shard = shard
-        self._ask(str(shard), progress)
+        self._request(str(shard), progress)
 
     def finish(self) -> None:
-        """Wait until all its shards are done; raises as :meth:`pack` does."""
+        """Wait until all its shards are on disk; raises as :meth:`pack` does."""
         if self._shard is not None:
-            self._ask(FINISH, lambda frames, size, seconds: None)
+            self._request(FINISH, lambda frames, size, seconds: None)
 
-    def _ask(self, task: str, progress: Progress) -> None:
+    def _request(self, task: str, progress: Progress) -> None:
         try:
             self._stdin.write(f"{task}\n")
             self._stdin.flush()
         except BrokenPipeError:
-            raise self._gone() from None
+            raise self._death() from None
         for line in self._stdout:
             event = json.loads(line)
             if "done" in event:
                 return
             if "error" in event:
-                raise (StorageError if event["passes"] else DataError)(event["error"])
+                raise (StorageError if event["transient"] else DataError)(event["error"])
             progress(event["frames"], event["bytes"], event["seconds"])
-        raise self._gone()
+        raise self._death()
 
-    def _gone(self) -> DataError:
+    def _death(self) -> DataError:
         assert self._shard is not None
         status = self._process.wait()
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status} (its words are above)"
+        how = (
+            f"was killed by signal {-status}"
+            if status < 0
+            else f"ended with status {status} (its error is printed above)"
+        )
         return DataError(
             f"a packing process {how} while it wrote {layout.shard_name(self._shard)}; "
             "start the build again: finished shards are kept"
@@ -126,60 +131,47 @@ class Worker:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
-        with contextlib.suppress(BrokenPipeError):  # what a dead worker left unread
+        with contextlib.suppress(BrokenPipeError):  # a dead worker may not have read all of it
             self._stdin.close()
         self._stdout.close()
 
 
-@contextlib.contextmanager
-def started_workers(out: Path, workers: int) -> Iterator[list[Worker]]:
-    """``workers`` - 1 packing processes, as the caller packs too; stopped at the end.
+def pack_shards(plan: Plan, out: Path, shards: list[int], workers: int, progress: Progress) -> None:
+    """Pack those of ``shards`` that are not done, in ``workers`` processes, this one among them.
 
-    They import what they need while the caller packs its first shard.
+    Raises the first worker's DataError; the other workers are stopped, and unfinished shards are not published.
     """
-    started = [Worker(out) for _ in range(workers - 1)]
-    try:
-        yield started
-    finally:
-        _stop(started)
-
-
-def pack_shards(out: Path, shards: list[int], workers: list[Worker], progress: Progress) -> None:
-    """Pack those of ``shards`` that are not done, in this process and by ``workers``.
-
-    Raises the first worker's DataError; the others are stopped, and what they had not finished leaves no shard.
-    """
-    plan = Plan(out / layout.BUILD / PLAN)
-    shards = [shard for shard in shards if not _tell_if_done(plan, out, shard, progress)]
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for shard in shards:
+    missing = [shard for shard in shards if not is_done(out, shard)]
+    progress(sum(len(plan.shard_frames(shard)) for shard in set(shards).difference(missing)), 0, 0.0)
+    started = [Worker(out) for _ in range(min(workers, len(missing)) - 1)]
+    todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for shard in [*missing, *[None] * (len(started) + 1)]:  # None ends a process
         todo.put(shard)
-    with Packer(plan, out) as packer:
-        _serve_all(workers, todo, progress, packer)
+    with Packer(plan, out) as packer, ThreadPoolExecutor(max(1, len(started))) as pool:
+        try:
+            _drive_all(started, todo, progress, packer, pool)
+        finally:
+            for worker in started:  # before the pool waits for its threads, which wait for the workers
+                worker.stop()
 
 
-def _tell_if_done(plan: Plan, out: Path, shard: int, progress: Progress) -> bool:
-    done = is_done(out, shard)
-    if done:
-        progress(len(plan.shard_frames(shard)), 0, 0.0)
-    return done
-
-
-def _serve_all(
+def _drive_all(
     workers: list[Worker],
-    todo: queue.SimpleQueue[int],
+    todo: queue.SimpleQueue[int | None],
     progress: Progress,
     packer: Packer,
+    pool: ThreadPoolExecutor,
 ) -> None:
-    """Give every worker one shard after another, each from a thread of its own, and take shards here as well."""
+    """Give every worker one shard after another, each from its own thread, and pack shards here as well."""
     lock = threading.Lock()
+    drives: list[Future[None]] = []
 
     def tell(frames: int, size: int, seconds: float) -> None:
         with lock:
             progress(frames, size, seconds)
 
     def drive(worker: Worker) -> None:
-        for shard in iter(_next(todo), None):
+        for shard in iter(todo.get, None):
             worker.pack(shard, tell)
         worker.finish()
 
@@ -187,31 +179,11 @@ def _serve_all(
         tell(frames, size, seconds)
         for driven in drives:
             if driven.done():
-                driven.result()  # a worker's error ends our own packing at once
+                driven.result()  # a worker's error ends packing here at once
 
-    with ThreadPoolExecutor(max(1, len(workers))) as pool:
-        drives = [pool.submit(drive, worker) for worker in workers]
-        try:
-            for shard in iter(_next(todo), None):
-                packer.pack(shard, tell_here)
-            packer.finish()
-            for driven in as_completed(drives):
-                driven.result()
-        except BaseException:
-            _stop(workers)  # before the pool waits for its threads, which wait for the workers
-            raise
-
-
-def _next(todo: queue.SimpleQueue[int]) -> Callable[[], int | None]:
-    def take() -> int | None:
-        try:
-            return todo.get_nowait()
-        except queue.Empty:
-            return None
-
-    return take
-
-
-def _stop(workers: list[Worker]) -> None:
-    for worker in workers:
-        worker.stop()
+    drives += [pool.submit(drive, worker) for worker in workers]
+    for shard in iter(todo.get, None):
+        packer.pack(shard, tell_here)
+    packer.finish()
+    for driven in as_completed(drives):
+        driven.result()

@@ -131,7 +131,7 @@ def test_a_disk_that_fills_while_planning(root: Path, tmp_path: Path, monkeypatc
     def full(_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(plan_writer._Columns, "finish", full)
+    monkeypatch.setattr(plan_writer._PlanFiles, "finish", full)
     with pytest.raises(DataError, match=r"cannot write .*plan: No space left on device; make room"):
         _build(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()

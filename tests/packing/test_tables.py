@@ -134,7 +134,7 @@ def test_other_boxes_of_a_finished_set_are_refused(root: Path, tmp_path: Path) -
 BAD_BOXES = {
     "frame,x1,y1,x2,y2\nbenny/a/frame_000000.jpg,5,1,4,2\n": "line 2 .*must be frame,x1,y1,x2,y2",
     "benny/a/frame_000000.jpg,5\n": "line 1",
-    "benny/a/frame_000000.jpg,a,b\n": "must come numbers",
+    "benny/a/frame_000000.jpg,a,b\n": "must be numbers",
     "benny/a/frame_000000.jpg,nan,1\nada/m01/a/frame_000000.jpg,-1,-1,-1,-1\n": "all 2 rows .* are without a box",
     # After https://github.com/pupil-labs/pupil/issues/559 and https://github.com/jiahansu/GazeJS/issues/7
     "benny/a/frame_000000.jpg,0.4,0.3\nada/m01/a/frame_000000.jpg,0,1\n": "between 0 and 1.*--boxes-unit share",
