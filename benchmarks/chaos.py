@@ -4,9 +4,9 @@
 
 A small model trains on drawn clips, by one process and by two, while one fault after another is drawn from the seed:
 reads that fail for a while (EIO, ESTALE), hang, come short or with a bit turned; a disk that is full for a while;
-SIGKILL (of one of the ranks, where there are two); SIGUSR1. What has ended is started again. Two ranks that keep decoded
-frames in a file (``--keep-dir``) are killed alone, from the first frame on. Beside them shards are built of frames
-and videos under the same faults, with killed builders and killed packing processes.
+SIGKILL (of one of the ranks, where there are two); SIGUSR1. What has ended is started again. Two ranks that keep
+decoded frames in a file (``--keep-dir``) are killed alone, from the first frame on. Beside them shards are built of
+frames and videos under the same faults, with killed builders and killed packing processes.
 
 ``results/chaos.csv`` is written after every run, so that what was found stays, however this ends.
 """
