@@ -1,11 +1,12 @@
 """Training and building under faults, against the same undisturbed: every loss, the weights and all files, bit by bit.
 
-    python -m benchmarks.chaos [--seed 0] [--faults 300] [--build-faults 100]
+    python -m benchmarks.chaos [--seed 0] [--faults 300] [--kills 30] [--build-faults 100]
 
 A small model trains on drawn clips, by one process and by two, while one fault after another is drawn from the seed:
 reads that fail for a while (EIO, ESTALE), hang, come short or with a bit turned; a disk that is full for a while;
-SIGKILL (of one of the ranks, where there are two); SIGUSR1. What has ended is started again. Beside them shards are
-built of frames and videos under the same faults, with killed builders and killed packing processes.
+SIGKILL (of one of the ranks, where there are two); SIGUSR1. What has ended is started again. Two ranks that keep
+decoded frames in a file (``--keep-dir``) are killed alone, from the first frame on. Beside them shards are built of
+frames and videos under the same faults, with killed builders and killed packing processes.
 
 ``results/chaos.csv`` is written after every run, so that what was found stays, however this ends.
 """
@@ -66,6 +67,7 @@ class Part:
 def training_part(nursery: Nursery, folder: Path, *, faults: int, ranks: int, **how: Any) -> Part:
     """``how``: as :func:`chaos_training.episodes` takes it."""
     what = "training" if ranks == 1 else f"training, {ranks} ranks"
+    what += ", frames kept on disk" if how.get("keep") else ""
     return Part(
         what, folder, faults, lambda orders: chaos_training.episodes(nursery, folder, orders, ranks=ranks, **how)
     )
@@ -98,17 +100,19 @@ def main() -> int:
     parser = harness.parser("chaos", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=300, help="of training, a third of them with two ranks")
+    parser.add_argument("--kills", type=int, default=30, help="of ranks that keep frames")
     parser.add_argument("--build-faults", type=int, default=100)
     parser.add_argument("--gap", type=float, default=0.3, help="seconds between two faults, about")
     args = parser.parse_args()
     if args.quick:
-        args.faults, args.build_faults = 12, 12
+        args.faults, args.build_faults, args.kills = 12, 12, 3
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     drawn = {"seed": args.seed, "gap": args.gap}
     with Nursery(**chaos_building.video_faults(folder)) as nursery:
         rows = play_all([
             training_part(nursery, folder / "one", faults=args.faults - args.faults // 3, ranks=1, **drawn),
             training_part(nursery, folder / "two", faults=args.faults // 3, ranks=2, **drawn),
+            training_part(nursery, folder / "kept", faults=args.kills, ranks=2, keep=True, **drawn),
             building_part(nursery, folder / "build", faults=args.build_faults, **drawn),
         ])  # fmt: skip
     harness.print_table(rows, "Faults that struck; every run ended bit-identical to the undisturbed one")

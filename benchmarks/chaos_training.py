@@ -17,6 +17,7 @@ from tests.helpers.nursery import Nursery
 
 FAULTS = {**dict.fromkeys(READ_FAULTS, 3), "hanging read": 1, "flipped bit": 3, "full disk": 3}  # and their weights
 SIGNALS = {"SIGKILL": 1, "SIGUSR1": 1}
+KILLS = {"SIGKILL": 1}  # alone, where frames are kept: what is kept is not read again, so little else could strike
 EXPECTED = {"SIGKILL": -signal.SIGKILL, "SIGUSR1": 85}  # exit status
 CLIPS = {"a/one": 60, "a/two": 45, "b/one": 70, "b/two": 40}
 EPOCHS, STEPS = 5, 24  # and steps an epoch
@@ -26,7 +27,10 @@ STRAGGLERS, GOODBYE = 5.0, 10.0  # seconds until ranks that have not met are tol
 
 @dataclass
 class Run:
-    """One run, started as often as it takes; without ``orders`` undisturbed."""
+    """One run, started as often as it takes; without ``orders`` undisturbed.
+
+    ``keep``: decoded frames lie in a file from which the next start goes on.
+    """
 
     nursery: Nursery
     folder: Path
@@ -34,6 +38,7 @@ class Run:
     ranks: int
     epochs: int = EPOCHS
     orders: Orders | None = None
+    keep: bool = False
     starts: list[Started] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,6 +62,7 @@ class Run:
     def _flags(self) -> list[str]:
         flags = training.flags(self.shards, self.run, "--resume", "--checkpoint-minutes", "0.008", "--depth", "4")
         flags += ["--epochs", str(self.epochs), "--max-batches-per-epoch", str(STEPS), "--cache-gb", "0.0004"]
+        flags += ["--keep-dir", str(self.folder / "kept")] if self.keep else []
         return [*flags, "--eval-data", str(self.shards), "--eval-every", "2"]
 
     def _losses(self, start: int) -> Path:
@@ -76,14 +82,14 @@ def undisturbed(nursery: Nursery, folder: Path, shards: Path, ranks: int, epochs
     return run
 
 
-def disturbed(folder: Path, calm: Run, orders: Orders, rng: random.Random, gap: float) -> None:
+def disturbed(folder: Path, calm: Run, orders: Orders, rng: random.Random, gap: float, *, keep: bool = False) -> None:
     """A run under faults, to its end; ChaosError unless it ends as the undisturbed one."""
-    run = Run(calm.nursery, folder, calm.shards, calm.ranks, calm.epochs, orders)
+    run = Run(calm.nursery, folder, calm.shards, calm.ranks, calm.epochs, orders, keep)
     with ExitStack() as stack:
         while True:
             started = run.start()
             stack.callback(started.kill)
-            _strike(started, orders, rng, gap)
+            _strike(started, orders, rng, gap, KILLS if keep else {**FAULTS, **SIGNALS})
             statuses = started.wait()
             if all(status == 0 for status in statuses):
                 break
@@ -92,9 +98,8 @@ def disturbed(folder: Path, calm: Run, orders: Orders, rng: random.Random, gap: 
     check_same_run(run, calm)
 
 
-def _strike(started: Started, orders: Orders, rng: random.Random, gap: float) -> None:
+def _strike(started: Started, orders: Orders, rng: random.Random, gap: float, weights: dict[str, int]) -> None:
     """One fault after another, from the first moment on, until the start has ended, or is killed or told to stop."""
-    weights = {**FAULTS, **SIGNALS}
     while started.running:
         time.sleep(gap * rng.uniform(0.3, 1.5))
         (kind,) = rng.choices(list(weights), weights=list(weights.values()))
@@ -159,10 +164,21 @@ def check_same_run(run: Run, calm: Run) -> None:
 
 
 def episodes(
-    nursery: Nursery, folder: Path, orders: Orders, *, seed: int, ranks: int, gap: float, epochs: int = EPOCHS
+    nursery: Nursery,
+    folder: Path,
+    orders: Orders,
+    *,
+    seed: int,
+    ranks: int,
+    gap: float,
+    epochs: int = EPOCHS,
+    keep: bool = False,
 ) -> Callable[[int], None]:
-    """Runs under faults, by their number: each ends as the undisturbed one, or ChaosError."""
+    """Runs under faults, by their number: each ends as the undisturbed one, or ChaosError.
+
+    ``keep``: as :class:`Run` takes it; the undisturbed run keeps nothing.
+    """
     rng = random.Random(f"{seed} training {ranks}")
     build_shards(data.make_clips(folder / "frames", CLIPS), folder / "shards", label_from="parent", workers=1)
     calm = undisturbed(nursery, folder / "calm", folder / "shards", ranks, epochs)
-    return lambda number: disturbed(folder / f"run-{number}", calm, orders, rng, gap)
+    return lambda number: disturbed(folder / f"run-{number}", calm, orders, rng, gap, keep=keep)

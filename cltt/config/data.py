@@ -218,7 +218,7 @@ class DataSettings(ViewSettings, AugmentSettings, OrderSettings, SourceSettings)
     keep_gb: float | None = setting(
         None,
         "main memory per node for decoded frames that are kept between epochs, in GB (default: what all frames need, "
-        "but at most half of the free memory; 0: keep none)",
+        "but at most half of the free memory, and none in a run of one epoch; 0: keep none)",
         within=(0, 1e6),
         free=True,
     )

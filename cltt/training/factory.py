@@ -122,13 +122,20 @@ def build_loader(
         rank=info.rank,
         world_size=info.world_size,
         cache_bytes=None if data.cache_gb is None else int(data.cache_gb * 1e9),
-        keep_bytes=None if data.keep_gb is None else int(data.keep_gb * 1e9),
+        keep_bytes=_keep_bytes(settings),
         keep_dir=data.keep_dir,
         num_threads=data.num_workers,
         channels_last=device.type == "cuda",
         max_bad_frames=data.max_bad_frames,
         io_patience=data.io_patience,
     )
+
+
+def _keep_bytes(settings: TrainSettings) -> int | None:
+    """Most bytes of decoded frames that stay; None: by the free memory. In a run of one epoch none are used again."""
+    if settings.data.keep_gb is not None:
+        return int(settings.data.keep_gb * 1e9)
+    return 0 if settings.optim.epochs == 1 and settings.data.keep_dir is None else None
 
 
 def start_model(settings: TrainSettings, *, weights: str | None, say: Callable[[str], None]) -> ContrastiveModel:

@@ -38,6 +38,13 @@ def test_two_ranks_under_faults_end_bit_identical(nursery: Nursery, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_ranks_killed_while_they_keep_frames_end_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
+    part = chaos.training_part(nursery, tmp_path / "chaos", seed=3, faults=3, ranks=2, gap=2.0, epochs=2, keep=True)
+    part.play()
+    assert part.struck == {"SIGKILL": part.struck.total()} and part.identical == part.runs >= 1
+
+
+@pytest.mark.slow
 def test_building_under_faults_ends_byte_identical(nursery: Nursery, tmp_path: Path) -> None:
     part = chaos.building_part(nursery, tmp_path / "chaos", seed=5, faults=8, gap=0.5)
     part.play()
