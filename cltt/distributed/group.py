@@ -73,7 +73,9 @@ def _store(address: tuple[str, int], info: RankInfo, *, serves: bool = False) ->
 
     if not serves:
         _wait_for_server(*address)
-    store = dist.TCPStore(*address, info.world_size, serves, timeout=_CONNECT, wait_for_workers=False)
+    store = _interruptible(
+        lambda: dist.TCPStore(*address, info.world_size, serves, timeout=_CONNECT, wait_for_workers=False)
+    )
     store.set_timeout(timedelta(seconds=TIMEOUT))
     return dist.PrefixStore(f"cltt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
@@ -117,21 +119,20 @@ def _until_timeout(awaited: Callable[[], list[str]]) -> Iterator[None]:
         time.sleep(0.05)
 
 
-def _interruptible(call: Callable[[], None]) -> None:
-    """Make a call that waits in C++, in another thread, so that this one still reacts to signals."""
-    ended: Future[None] = Future()
+def _interruptible(call: Callable[[], Any]) -> Any:
+    """The result of a call that waits in C++, made in another thread, so that this one still reacts to signals."""
+    ended: Future[Any] = Future()
 
     def work() -> None:
         try:
-            call()
-            ended.set_result(None)
+            ended.set_result(call())
         except BaseException as error:
             ended.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
     while not wait([ended], 0.5).done:
         pass
-    ended.result()
+    return ended.result()
 
 
 def poll(store: Any, keys: list[str]) -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -187,3 +188,18 @@ def test_a_rank_that_waits_for_the_others_ends_when_it_is_told_to(rank: int) -> 
             assert alone.wait(timeout=10) == 85
         finally:
             alone.kill()
+
+
+def test_a_rank_ends_when_it_is_told_to_after_rank_0_has_died_while_it_connects() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as rank_0:
+        own = training.rank_environment(1, 2, rank_0.getsockname()[1])
+        command = [sys.executable, "-c", ALONE]
+        with subprocess.Popen(command, cwd=training.ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE) as alone:
+            try:
+                rank_0.accept()[0].close()  # it listens, so the rank connects; then it is gone
+                rank_0.close()
+                time.sleep(2)
+                alone.send_signal(signal.SIGUSR1)
+                assert alone.wait(timeout=10) == 85
+            finally:
+                alone.kill()
