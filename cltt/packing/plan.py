@@ -86,9 +86,18 @@ class Plan:
             yield Planned(keys[clip - first], videos[clip - first], name, size, mark, entry, time)
 
     def sample(self, count: int) -> Iterator[Planned]:
-        """At most ``count`` evenly spread frames."""
-        for frame in np.unique(np.linspace(0, self.num_frames - 1, count, dtype=np.int64)).tolist():
+        """At most ``count`` evenly spread frames; of videos the nearest earlier ones that are quick to decode."""
+        spread = np.linspace(0, self.num_frames - 1, count, dtype=np.int64).tolist()
+        for frame in sorted({self._quick_to_decode(frame) for frame in spread}):
             yield from self._planned(frame, frame + 1)
+
+    def _quick_to_decode(self, frame: int) -> int:
+        """The first frame of the video for which decoding begins where it does for ``frame``; of a folder ``frame``."""
+        row = self.frames[frame]
+        if np.isnan(row["time"]):
+            return frame
+        begin = int(np.searchsorted(self.frames["clip"], row["clip"]))
+        return begin + int(np.argmax(self.frames["entry"][begin : frame + 1] == row["entry"]))
 
     def keys(self, start: int, stop: int) -> list[bytes]:
         """Keys of the folders and videos ``start`` to ``stop``-1."""

@@ -12,6 +12,8 @@ import pytest
 
 from cltt import ShardDataset, build_shards
 from cltt.errors import SettingsError
+from cltt.packing.plan import PLAN, Plan
+from cltt.shards import layout
 from tests.helpers import data, video
 
 LINE = re.compile(
@@ -83,3 +85,17 @@ def test_one_huge_frame_does_not_stand_for_all(root: Path, tmp_path: Path, capsy
     assert found, said
     sizes = [path.stat().st_size for path in root.rglob("*.jpg")]
     assert float(found[4]) * UNITS[found[5]] == pytest.approx(12 * sorted(sizes)[6], rel=0.2)
+
+
+def test_sampled_frames_of_videos_are_those_where_decoding_begins(tmp_path: Path) -> None:
+    """Others would be decoded from there on; of long groups of pictures that takes longer than a short build."""
+    data.make_clips(tmp_path / "root", {"a": 9})
+    video.write_video(tmp_path / "root/b.mp4", 90, gop=45, b_frames=0)
+    build_shards(tmp_path / "root", tmp_path / "out", task="0/2")
+    plan = Plan(tmp_path / "out" / layout.BUILD / PLAN)
+    sampled = [(frame.key, number_in(frame.name)) for frame in plan.sample(8)]
+    assert sampled == [(b"b.mp4", 0), (b"b.mp4", 45), (b"a", 8)]
+
+
+def number_in(name: bytes) -> int:
+    return int(re.findall(rb"\d+", name)[-1])
