@@ -127,7 +127,7 @@ def coil_case(data: Path, folder: Path, seed: int, epochs: int) -> tuple[TrainSe
 
 
 def few_label_probe(features: torch.Tensor, labels: torch.Tensor, shots: int = 4, draws: int = 10) -> float:
-    """Accuracy of a linear probe fitted on ``shots`` rows a class, on all others; mean over draws."""
+    """Accuracy of a linear probe fitted on ``shots`` rows per class, on all others; mean over draws."""
     accuracies = []
     for draw in range(draws):
         order = torch.from_numpy(np.random.default_rng(draw).permutation(len(labels)))

@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks import chaos_building, chaos_training, harness
 from benchmarks.chaos_orders import Orders, until
-from tests.helpers.nursery import Nursery
+from tests.helpers.fork_server import ForkServer
 
 
 @dataclass
@@ -64,18 +64,18 @@ class Part:
         ]
 
 
-def training_part(nursery: Nursery, folder: Path, *, faults: int, ranks: int, **how: Any) -> Part:
+def training_part(fork_server: ForkServer, folder: Path, *, faults: int, ranks: int, **how: Any) -> Part:
     """``how``: as :func:`chaos_training.episodes` takes it."""
     what = "training" if ranks == 1 else f"training, {ranks} ranks"
     what += ", frames kept on disk" if how.get("keep") else ""
     return Part(
-        what, folder, faults, lambda orders: chaos_training.episodes(nursery, folder, orders, ranks=ranks, **how)
+        what, folder, faults, lambda orders: chaos_training.episodes(fork_server, folder, orders, ranks=ranks, **how)
     )
 
 
-def building_part(nursery: Nursery, folder: Path, *, faults: int, **how: Any) -> Part:
+def building_part(fork_server: ForkServer, folder: Path, *, faults: int, **how: Any) -> Part:
     """``how``: as :func:`chaos_building.episodes` takes it."""
-    return Part("building", folder, faults, lambda orders: chaos_building.episodes(nursery, folder, orders, **how))
+    return Part("building", folder, faults, lambda orders: chaos_building.episodes(fork_server, folder, orders, **how))
 
 
 def play_all(parts: Sequence[Part]) -> list[dict[str, Any]]:
@@ -108,12 +108,12 @@ def main() -> int:
         args.faults, args.build_faults, args.kills = 12, 12, 3
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     drawn = {"seed": args.seed, "gap": args.gap}
-    with Nursery(**chaos_building.video_faults(folder)) as nursery:
+    with ForkServer(**chaos_building.video_faults(folder)) as fork_server:
         rows = play_all([
-            training_part(nursery, folder / "one", faults=args.faults - args.faults // 3, ranks=1, **drawn),
-            training_part(nursery, folder / "two", faults=args.faults // 3, ranks=2, **drawn),
-            training_part(nursery, folder / "kept", faults=args.kills, ranks=2, keep=True, **drawn),
-            building_part(nursery, folder / "build", faults=args.build_faults, **drawn),
+            training_part(fork_server, folder / "one", faults=args.faults - args.faults // 3, ranks=1, **drawn),
+            training_part(fork_server, folder / "two", faults=args.faults // 3, ranks=2, **drawn),
+            training_part(fork_server, folder / "kept", faults=args.kills, ranks=2, keep=True, **drawn),
+            building_part(fork_server, folder / "build", faults=args.build_faults, **drawn),
         ])  # fmt: skip
     harness.print_table(rows, "Faults that struck; every run ended bit-identical to the undisturbed one")
     shutil.rmtree(folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.chaos_orders import POLL_SECONDS, READ_FAULTS, ChaosError, Orders, Started, told
 from cltt import build_shards
 from tests.helpers import data, video
-from tests.helpers.nursery import Child, Nursery
+from tests.helpers.fork_server import Child, ForkServer
 
 KILLS = ("killed builder", "killed packing process")
 FAULTS = (*READ_FAULTS, "full disk", *KILLS)
@@ -26,7 +26,7 @@ VIDEOS = {"p0/film.mp4": "libx264", "p1/film.webm": "libvpx", "p2/film.avi": "mp
 
 
 def disturbed(
-    nursery: Nursery, folder: Path, root: Path, calm: Path, orders: Orders, rng: random.Random, gap: float
+    fork_server: ForkServer, folder: Path, root: Path, calm: Path, orders: Orders, rng: random.Random, gap: float
 ) -> None:
     """A build under faults, to its end; ChaosError unless all of its files are those of the undisturbed one."""
     folder.mkdir(parents=True)
@@ -34,7 +34,7 @@ def disturbed(
     flags = ["--root-dir", str(root), "--out", str(out), "--shard-size", str(SHARD_SIZE), "--workers", "2"]
     status: int | None = 1
     while status != 0:
-        process = nursery.start("benchmarks.faults", ["build", *flags], told(orders, folder, root, out), log=log)
+        process = fork_server.start("benchmarks.faults", ["build", *flags], told(orders, folder, root, out), log=log)
         started = Started([process], log, lambda: _sizes(out))
         try:
             _strike(started, process, out, orders, rng, gap)
@@ -112,12 +112,12 @@ def _source(root: Path, videos: bool) -> Path:
     return root
 
 
-def episodes(nursery: Nursery, folder: Path, orders: Orders, *, seed: int, gap: float) -> Callable[[int], None]:
+def episodes(fork_server: ForkServer, folder: Path, orders: Orders, *, seed: int, gap: float) -> Callable[[int], None]:
     """Builds under faults, by their number: each ends as the undisturbed one, or ChaosError.
 
-    Over videos, too, if ``nursery`` can have them struck (:func:`video_faults`).
+    Over videos, too, if ``fork_server`` can strike them (:func:`video_faults`).
     """
     rng = random.Random(f"{seed} building")
-    root = _source(folder / "frames", videos="LD_PRELOAD" in nursery.environment)
+    root = _source(folder / "frames", videos="LD_PRELOAD" in fork_server.environment)
     build_shards(root, folder / "calm", workers=1, shard_size=SHARD_SIZE)
-    return lambda number: disturbed(nursery, folder / f"build-{number}", root, folder / "calm", orders, rng, gap)
+    return lambda number: disturbed(fork_server, folder / f"build-{number}", root, folder / "calm", orders, rng, gap)

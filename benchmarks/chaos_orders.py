@@ -26,7 +26,7 @@ class ChaosError(AssertionError):
 
 
 class Process(Protocol):
-    """What is watched: a child of :mod:`tests.helpers.nursery`, or a ``Popen``."""
+    """What is watched: a child of :mod:`tests.helpers.fork_server`, or a ``Popen``."""
 
     @property
     def returncode(self) -> int | None: ...

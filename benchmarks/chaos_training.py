@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.chaos_orders import READ_FAULTS, ChaosError, Orders, Started, told
 from cltt import build_shards
 from tests.helpers import data, training
-from tests.helpers.nursery import Nursery
+from tests.helpers.fork_server import ForkServer
 
 FAULTS = {**dict.fromkeys(READ_FAULTS, 3), "hanging read": 1, "flipped bit": 3, "full disk": 3}  # and their weights
 SIGNALS = {"SIGKILL": 1, "SIGUSR1": 1}
@@ -32,7 +32,7 @@ class Run:
     ``keep``: decoded frames lie in a file from which the next start goes on.
     """
 
-    nursery: Nursery
+    fork_server: ForkServer
     folder: Path
     shards: Path
     ranks: int
@@ -55,7 +55,7 @@ class Run:
         for rank in range(self.ranks):
             own = training.rank_environment(rank, self.ranks, port) if self.ranks > 1 else {}
             started.processes.append(
-                self.nursery.start("benchmarks.faults", ["train", *self._flags()], {**environment, **own}, log=log)
+                self.fork_server.start("benchmarks.faults", ["train", *self._flags()], {**environment, **own}, log=log)
             )
         return started
 
@@ -74,9 +74,9 @@ class Run:
         return [[float.fromhex(line) for line in log.read_text().split()] for log in logs if log.is_file()]
 
 
-def undisturbed(nursery: Nursery, folder: Path, shards: Path, ranks: int, epochs: int) -> Run:
+def undisturbed(fork_server: ForkServer, folder: Path, shards: Path, ranks: int, epochs: int) -> Run:
     """The run that all others are held to."""
-    run = Run(nursery, folder, shards, ranks, epochs)
+    run = Run(fork_server, folder, shards, ranks, epochs)
     if any(status != 0 for status in run.start().wait()):
         raise ChaosError(f"the undisturbed run failed:\n{run.starts[0].output()}")
     return run
@@ -84,7 +84,7 @@ def undisturbed(nursery: Nursery, folder: Path, shards: Path, ranks: int, epochs
 
 def disturbed(folder: Path, calm: Run, orders: Orders, rng: random.Random, gap: float, *, keep: bool = False) -> None:
     """A run under faults, to its end; ChaosError unless it ends as the undisturbed one."""
-    run = Run(calm.nursery, folder, calm.shards, calm.ranks, calm.epochs, orders, keep)
+    run = Run(calm.fork_server, folder, calm.shards, calm.ranks, calm.epochs, orders, keep)
     with ExitStack() as stack:
         while True:
             started = run.start()
@@ -164,7 +164,7 @@ def check_same_run(run: Run, calm: Run) -> None:
 
 
 def episodes(
-    nursery: Nursery,
+    fork_server: ForkServer,
     folder: Path,
     orders: Orders,
     *,
@@ -180,5 +180,5 @@ def episodes(
     """
     rng = random.Random(f"{seed} training {ranks}")
     build_shards(data.make_clips(folder / "frames", CLIPS), folder / "shards", label_from="parent", workers=1)
-    calm = undisturbed(nursery, folder / "calm", folder / "shards", ranks, epochs)
+    calm = undisturbed(fork_server, folder / "calm", folder / "shards", ranks, epochs)
     return lambda number: disturbed(folder / f"run-{number}", calm, orders, rng, gap, keep=keep)

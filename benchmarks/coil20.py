@@ -3,7 +3,7 @@
 ``python -m benchmarks.coil20 [--quick] [--data FOLDER]``. FOLDER holds one folder an object with its 72 views in
 turning order (Nene, Nayar and Murase, "Columbia Object Image Library (COIL-20)", 1996; here as 32x32 JPEG frames). The
 turntable is time: five neighbouring views are a window. Trained through ``cltt.training.run``, as ``train.py`` does:
-ResNet-18 from scratch on the CPU, 64x64 pixels, window 5, step 1, stride 1, 32 windows a batch, temperature 0.5, Adam
+ResNet-18 from scratch on the CPU, 64x64 pixels, window 5, step 1, stride 1, 32 windows per batch, temperature 0.5, Adam
 1e-3 on a cosine over six epochs, no augmentation.
 
 One (or four) views an object are labelled; all other views go by their nearest labelled one, by cosine of the frozen

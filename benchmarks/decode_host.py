@@ -1,7 +1,7 @@
 """Python's share of decoding with DALI: microseconds a frame in which a thread holds the interpreter's lock.
 
 Every decoding thread of a rank shares that lock with the training loop, so on a fast GPU this, not the decoder, bounds
-how many frames a second arrive. Measured on the CPU graph, which the host feeds in the same way: processor time of the
+how many frames per second arrive. Measured on the CPU graph, which the host feeds alike: processor time of the
 calling thread for 128 frames, less the time inside DALI's ``run``, which lets go of the lock. Frames are stored at 16 x
 16, so that copying them, which a GPU does on its own, takes no part.
 """

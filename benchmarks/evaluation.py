@@ -1,4 +1,4 @@
-"""How fast evaluation computes features: images a second against the network alone, from data already on hand.
+"""How fast evaluation computes features: images per second against the network alone, from data already on hand.
 
 ``python -m benchmarks.evaluation [--quick]``. CIFAR's case: 32x32 images out of an archive through ResNet-18, 256 a
 batch, on all cores. The bare loop calls the encoder on one ready float batch again and again; evaluation reads, frames,
@@ -56,7 +56,7 @@ def bare_loop(encoder: nn.Module, batch: torch.Tensor, count: int) -> None:
 
 
 def measure(name: str, images: Images, image_size: int, rounds: int) -> Row:
-    """Images a second of both, and their ratio round by round."""
+    """Images per second of both, and their ratio round by round."""
     encoder = build_encoder("resnet18").eval()
     batch = torch.randn(BATCH, 3, image_size, image_size)
     calls: dict[str, Callable[[], Any]] = {

@@ -1,4 +1,4 @@
-"""Windows a second of the loader at its defaults and of its peers, decodes a frame, and the decode ceiling.
+"""Windows per second of the loader at its defaults and of its peers, decodes a frame, and the decode ceiling.
 
 ``python -m benchmarks.loader [--quick] [--frames 256,853x480,...]``. Same JPEG bytes, same batches of float32
 [B, T, 3, S, S], normalised, as ``WindowLoader`` gives where nothing is changed (raw uint8 beside them, as a view of
@@ -203,7 +203,7 @@ def run_race(race: Race, rounds: int) -> tuple[dict[str, harness.Timing], dict[s
 
 
 def rows_of(race: Race, timings: dict[str, harness.Timing], cpu: dict[str, harness.Timing]) -> list[dict[str, object]]:
-    """One row a loader: windows a second, how many times that ours is, frames a second over the ceiling, CPU time."""
+    """One row a loader: windows per second, how many times that ours is, frames per second over the ceiling, CPU."""
     rows: list[dict[str, object]] = []
     for name, timing in timings.items():
         rate = harness.Timing(name, tuple(1 / s for s in timing.seconds))
@@ -247,7 +247,7 @@ def verdict(race: Race, timings: dict[str, harness.Timing]) -> list[dict[str, ob
 
 
 def plot(rows: list[dict[str, object]]) -> None:
-    """Windows a second of float32 batches, one panel a case that a figure is asked of."""
+    """Windows per second of float32 batches, one panel a case that a figure is asked of."""
     cases = [case for case in CASES if case.asked is not None]
     figure, axes = plt.subplots(2, 2, figsize=(11, 5.5), constrained_layout=True)
     for axis, case in zip(axes.flat, cases, strict=True):
@@ -261,7 +261,9 @@ def plot(rows: list[dict[str, object]]) -> None:
         values = [float(str(row["windows_per_s"])) for row in shown][::-1]
         bars = axis.barh(names, values, color=["tab:blue" if name == OURS else "silver" for name in names])
         axis.bar_label(bars, fmt="%.0f", padding=3)
-        axis.set(xlabel="windows a second", title=f"{case.size}, T={T}, step {case.step}, stride {case.stride}, S={S}")
+        axis.set(
+            xlabel="windows per second", title=f"{case.size}, T={T}, step {case.step}, stride {case.stride}, S={S}"
+        )
         axis.margins(x=0.15)
     figure.savefig(harness.RESULTS / "loader.png", dpi=120)
 
@@ -284,7 +286,7 @@ def run_size(size: Size, cases: list[Case], quick: bool) -> tuple[list[dict[str,
 
 
 def main() -> None:
-    parser = harness.parser("loader", "Windows a second of the loader and its peers on the CPU.")
+    parser = harness.parser("loader", "Windows per second of the loader and its peers on the CPU.")
     names = [size.name for size in SIZES]
     parser.add_argument("--frames", help=f"sizes of frames, of {', '.join(names)} (default: all; fewer write no files)")
     args = parser.parse_args()
@@ -296,7 +298,7 @@ def main() -> None:
     for size in (size for size in SIZES if size.name in wanted):
         more = run_size(size, [case for case in CASES if case.size == size.name], args.quick)
         rows, figures = rows + more[0], figures + more[1]
-        harness.print_table(more[0], f"Windows a second, {size.name}")
+        harness.print_table(more[0], f"Windows per second, {size.name}")
         harness.print_table(more[1], "Figures asked for")
         if wanted == names:
             harness.write_csv("loader", rows)

@@ -1,8 +1,8 @@
 """The loader and an earlier version of it, in turns: raw bytes, small pictures, and what augmenting costs.
 
 ``python -m benchmarks.loader_before --before CHECKOUT [--quick]``: CHECKOUT is a folder with an earlier version (a
-``git worktree``). Both read the same shards of real frames at 256 lines: T = 5, frame_step 2, 16 windows a batch, two
-threads, an epoch a turn after one to warm up, by several pairs of processes. Writes loader_before.csv: windows a second
+``git worktree``). Both read the same shards of real frames at 256 lines: T = 5, frame_step 2, 16 windows per batch, two
+threads, an epoch per turn after a warm-up, in several pairs of processes. Writes loader_before.csv: windows per second
 and CPU time a window of either, the ratio round by round, and for crop and simclr the share of ``none``'s rate left.
 """
 

@@ -40,7 +40,7 @@ class Wanted:
     Attributes:
         files: path of each frame.
         index: the windows.
-        batch: windows a batch.
+        batch: windows per batch.
         workers: processes or threads.
         floats: float32, normalised, [B, T, 3, S, S] in memory; else uint8, a view of channels-last memory.
         halve: the frames are at least twice as large as wanted.

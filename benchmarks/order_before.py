@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.order_before --before CHECKOUT [--quick]``: CHECKOUT is a folder that holds an earlier version (a
 ``git worktree``). Both read the same shards: real frames at 256 lines, repeated forwards and backwards to 60 clips of
-1,000 frames, 16 windows a batch, two threads. ``read`` leaves decoding out and makes every read 1 ms longer, as a busy
+1,000 frames, 16 windows per batch, two threads. ``read`` leaves decoding out and makes reads 1 ms longer, as a busy
 network file system does. Writes order_before_loader.csv, order_before_read.csv and order_before_costs.csv: decodes,
 memory and mixing of both orders with 200 clips of 4,500 to 13,500 frames.
 """

@@ -1,7 +1,7 @@
 """One contender of ``benchmarks.order_before``, run with a checkout's folder as PYTHONPATH: ``SHARDS WHAT STEP``.
 
 WHAT is ``loader`` (some blocks of uint8 batches at S = 224) or ``read`` (the same reads and CRC checks by the same
-threads, 1 ms longer each, and no decoding): prints windows and frames a second. Or it is ``order``, with the file
+threads, 1 ms longer each, and no decoding): prints windows and frames per second. Or it is ``order``, with the file
 ``order_figures.py`` in the place of SHARDS: prints what STEP costs and how it mixes. Only names that are the same in
 every version since 0.1.0 are used, but for the rooms of two modules.
 """

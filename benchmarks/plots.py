@@ -63,7 +63,7 @@ def build() -> None:
     axis.set_yticks(range(len(rows)), [row["what"] for row in rows])
     axis.invert_yaxis()
     axis.margins(x=0.35)
-    axis.set(xlabel="frames a second", xscale="log")
+    axis.set(xlabel="frames per second", xscale="log")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(harness.RESULTS / "build.png", dpi=120)
     plt.close(figure)

@@ -10,7 +10,7 @@ five views of a window, nothing else:
 - time, augmented: five frames that follow each other, each augmented;
 - shuffled time: five frames of the clip from anywhere in it (``--shuffle-frames``), as they are.
 
-Nearest neighbour by cosine of the frozen encoder's features, one and four labelled images a class, mean of ten draws.
+Nearest neighbour by cosine of the frozen encoder's features, one and four labelled images per class, mean of ten draws.
 COIL-20: labelled views of the clips that were trained on, all other views to be named. Demo: labels from the training
 clips, frames of the test clips to be named. ResNet-18 on the CPU, Adam 1e-3 (:mod:`benchmarks.arms`).
 """

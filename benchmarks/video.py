@@ -4,7 +4,7 @@
 
 Four H.264 videos of 720 lines are made from the real frames beside the repository (drawn ones where there are none),
 with a key frame every two seconds and B-frames. Both sides take two processes and shrink to 256 lines, once at five
-frames a second and once all frames: ours is the whole command ``build_shards.py --workers 2``, theirs two ``ffmpeg
+frames per second and once all frames: ours is the whole command ``build_shards.py --workers 2``, theirs two ``ffmpeg
 -threads 1``, each with one video at a time, and one ``tar``. Our quality is the one that gives files of their size to a
 tenth. Both end flushed. The memory is that of the largest process at 1080 lines. Needs ffmpeg.
 """

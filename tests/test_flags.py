@@ -31,7 +31,7 @@ from cltt.evaluation.probe import ProbeSettings
 from cltt.packing.settings import BuildSettings
 from cltt.visualize.inspect import InspectSettings
 from tests.helpers import data
-from tests.helpers.nursery import nursery
+from tests.helpers.fork_server import fork_server
 
 REPOSITORY = Path(__file__).parents[1]
 CLASSES = [*TrainSettings.groups().values(), BuildSettings, DemoSettings, InspectSettings]
@@ -164,7 +164,7 @@ LONG = "x" * 300
 )
 def test_odd_values_get_one_sentence(tmp_path: Path, arguments: list[str]) -> None:
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = nursery().run("cltt", arguments, environment, folder=tmp_path)
+    done = fork_server().run("cltt", arguments, environment, folder=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1 and len(done.stderr) < 1500
     assert list(tmp_path.iterdir()) == []

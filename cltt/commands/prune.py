@@ -36,6 +36,6 @@ def main(argv: list[str] | None = None, prog: str = "cltt prune") -> int:
         print(f"removed {len(removed)} of {len(sets)}, {byte_size(sum(kept.bytes for kept in removed))}")
     for path in node_files.unused(args.keep_dir):
         size = path.stat().st_blocks * 512
-        removed_it = args.remove and not args.names and node_files.is_unused(path, remove=True)
+        removed_it = args.remove and not args.names and node_files.remove_unused(path)
         print(f"{path}  decoded frames  {byte_size(size)}  {'is removed' if removed_it else 'can go: --remove'}")
     return 0

@@ -21,7 +21,7 @@ class DemoSettings:
     image_size: int = setting(
         32, "side of the frames the network sees, in pixels", within=(MIN_IMAGE_SIZE, RENDERED_SIZE)
     )
-    batch_size: int = setting(32, "windows a step", within=(1, 100_000))
+    batch_size: int = setting(32, "windows per step", within=(1, 100_000))
     epochs: int = setting(6, "epochs of training", within=(1, 100_000))
     seed: int = setting(0, "seed of the clips, the weights and the order", within=(0, MAX_SEED))
     device: str = setting("auto", "auto takes cuda, else mps, else cpu", choices=DEVICES)

@@ -1,4 +1,4 @@
-"""CIFAR's python archives, read without making anything of what a pickle asks for.
+"""CIFAR's python archives, unpickled with an allow-list.
 
 A pickle is a program. The only ones run here are those that give dictionaries, lists, tuples, text, numbers and, in
 place of numpy's arrays, a note of what they hold; the array is made from the note once all of it has been checked.

@@ -4,8 +4,8 @@
     python -m cltt.evaluation --checkpoint checkpoints/run/epoch-0010.pt --data LABELLED
 
 Features are computed once, by the encoder in evaluation mode, from centre crops. A linear classifier is fitted on the
-train part; its loss and accuracy are given for every part. Nearest neighbours, by cosine, take 1 or 4 labelled images a
-class (ten drawings) or all of the train part, and classify the test part; so does the weighted vote of 20.
+train part; its loss and accuracy are given for every part. Nearest neighbours, by cosine, take 1 or 4 labelled images
+per class (ten drawings) or all of the train part, and classify the test part; so does the weighted vote of 20.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EvaluationResult:
 
     Attributes:
         loss, accuracy, top5: of the linear probe, by part; top5 is empty where there are not more than five classes.
-        nearest: accuracy of nearest neighbours, by the number of labelled images a class ("1", "4", "all").
+        nearest: accuracy of nearest neighbours, by the number of labelled images per class ("1", "4", "all").
         nearest_std: standard deviation of that over drawings, of those that are drawn.
         knn, knn_top5: accuracy of the weighted vote of k neighbours, by k; top-5 as above.
         fraction, fraction_std: accuracy of linear probes on a share of the train labels, by the share: mean and

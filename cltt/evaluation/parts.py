@@ -156,7 +156,7 @@ def by_part(images: Images, part: np.ndarray) -> dict[str, Images]:
 def held_out(train: Images) -> np.ndarray | None:
     """Which of ``train`` are to be its val part, bool [n]: a tenth of the groups, spread evenly over the classes.
 
-    No class loses its last group; None where so there is nothing to hold out.
+    No class loses its last group; None if nothing can be held out.
     """
     groups = _Groups(train)
     classes = groups.shuffled()

@@ -36,7 +36,7 @@ class ProbeSettings:
     )
     probe_epochs: int = setting(100, "epochs of --probe sgd", within=(1, MANY))
     probe_lr: float = setting(0.1, "learning rate of --probe sgd for 256 images, on a cosine", within=(1e-9, 1e9))
-    probe_batch_size: int = setting(256, "images a step of --probe sgd", within=(1, MANY))
+    probe_batch_size: int = setting(256, "images per step of --probe sgd", within=(1, MANY))
 
     protocol: str | None = setting(
         None,
@@ -244,7 +244,7 @@ def few_shot_accuracies(
     queries: torch.Tensor | None = None,
     query_labels: torch.Tensor | None = None,
 ) -> np.ndarray:
-    """Nearest-neighbour accuracy by cosine with ``shots`` labelled rows a class -> float64 [draws].
+    """Nearest-neighbour accuracy by cosine with ``shots`` labelled rows per class -> float64 [draws].
 
     Args:
         features: [n, F], rows to draw the labelled ones from.

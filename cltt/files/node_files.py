@@ -9,6 +9,7 @@ import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,8 +29,18 @@ def unused(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob(f"{_PREFIX}{os.getuid()}-*")) if is_unused(path)]
 
 
-def is_unused(path: Path, *, remove: bool = False) -> bool:
-    """Whether the file ``path`` exists and no process has it open; with ``remove`` such a file is removed."""
+def is_unused(path: Path) -> bool:
+    """Whether the file ``path`` exists and no process has it open."""
+    return _if_unused(path, lambda path: None)
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove the file ``path`` unless a process has it open; returns whether it did."""
+    return _if_unused(path, Path.unlink)
+
+
+def _if_unused(path: Path, action: Callable[[Path], None]) -> bool:
+    """Call ``action`` with ``path`` if that exists and no process has it open, nor can open it meanwhile."""
     try:
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -40,8 +51,8 @@ def is_unused(path: Path, *, remove: bool = False) -> bool:
             free = is_still_there(file, path)
         except OSError:
             return False
-        if free and remove:
-            path.unlink()
+        if free:
+            action(path)
         return free
 
 

@@ -33,12 +33,12 @@ VALUES_A_TURN = 2**18 - 1
 class CpuBatchMaker:
     """Gather, augment, normalise in ``threads`` threads, of which the caller's is one.
 
-    Frames are as ``framing`` stores them, batches in ``format``.
+    Frames are as ``framing`` stores them, batches in ``batch_format``.
     """
 
-    def __init__(self, framing: Framing, format: BatchFormat, augment: Augment, threads: int) -> None:
+    def __init__(self, framing: Framing, batch_format: BatchFormat, augment: Augment, threads: int) -> None:
         self.framing, self.augment = framing, augment
-        self._writer = FrameWriter(framing.image_size, format)
+        self._writer = FrameWriter(framing.image_size, batch_format)
         self._memory = LeasedMemory()
         self._scratch = Scratch(framing.image_size)
         self._threads = threads
@@ -129,16 +129,16 @@ class FrameWriter:
         turn: most frames of one :meth:`write`.
     """
 
-    def __init__(self, image_size: int, format: BatchFormat) -> None:
-        dtype = format.dtype
-        self._size, self._dtype, self._channels_last = image_size, dtype, format.channels_last
-        self.copies = dtype == torch.uint8 and format.channels_last
+    def __init__(self, image_size: int, batch_format: BatchFormat) -> None:
+        dtype = batch_format.dtype
+        self._size, self._dtype, self._channels_last = image_size, dtype, batch_format.channels_last
+        self.copies = dtype == torch.uint8 and batch_format.channels_last
         self.frame_bytes = image_size * image_size * 3 * dtype.itemsize
         self.turn = min(max(VALUES_A_TURN // image_size**2, 1), FRAMES_A_TURN)
         self._planes = Planes(self.turn, image_size)
         self._tables = np.empty((3, 0))
         if dtype != torch.uint8:
-            self._tables = tables(dtype, format.normalise)
+            self._tables = tables(dtype, batch_format.normalise)
             self._interleaved = np.ascontiguousarray(self._tables.T)[None]
 
     def write(self, frames: Iterable[np.ndarray], rows: np.ndarray) -> None:

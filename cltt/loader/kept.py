@@ -23,6 +23,7 @@ from cltt.frames.decoders import Decoder
 from cltt.loader.bad_frames import Dataset
 from cltt.loader.control_group import ranks_on_node
 from cltt.loader.memory import frames_used, keep_limit
+from cltt.sampling.permutation import GOLDEN
 from cltt.sampling.windows import WindowIndex
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 LAYOUT = 1  # of the file; part of its name
 _HEADER = 8  # bytes before a frame's pixels: int32 h and w
 _WHOLE = b"\1"
-# Fibonacci hashing (Knuth, TAOCP 3, 6.4): of consecutive or evenly spaced frames it takes the share nearly exactly.
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class KeptFrames:
@@ -73,7 +72,7 @@ class KeptFrames:
         self.pixels = rows[:, _HEADER : _HEADER + frame_bytes]
         if folder is not None:
             for other in node_files.unused(folder):  # of other data or settings, or from before a reboot
-                node_files.is_unused(other, remove=True)
+                node_files.remove_unused(other)
 
     @property
     def held_bytes(self) -> int:
@@ -101,7 +100,8 @@ class KeptFrames:
         """Which of ``frames`` int64 [n] are to be kept: bool [n], the same in every process and epoch."""
         if self.share >= 1:
             return np.ones(len(frames), bool)
-        return frames.astype(np.uint64) * _GOLDEN < np.uint64(self.share * 2**64)
+        # Fibonacci hashing (Knuth, TAOCP 3, 6.4) takes the share of consecutive or evenly spaced frames nearly exactly.
+        return frames.astype(np.uint64) * GOLDEN < np.uint64(self.share * 2**64)
 
     def put(self, frame: int, size: np.ndarray, pixels: np.ndarray) -> None:
         """Keep ``frame``: its (h, w) int32 [2] and ``pixels`` uint8 [h*w*3]. Nothing is kept once there is no room."""

@@ -1,6 +1,6 @@
-"""Batches of windows: each frame is read and decoded once a block and gathered into every window that needs it.
+"""Batches of windows: each frame is read and decoded once per block and gathered into every window that needs it.
 
-Legend: B windows a step over all ranks; b = B/world_size; T frames in a window; S image_size; C = 3.
+Legend: B windows per step over all ranks; b = B/world_size; T frames in a window; S image_size; C = 3.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class WindowLoader:
     Args:
         dataset: a :class:`~cltt.ShardDataset`, or anything with its reading methods.
         index: the windows; of the same dataset.
-        batch_size: B, windows a step over all ranks.
+        batch_size: B, windows per step over all ranks.
         image_size: S, pixels.
         device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device, where the batches are wanted.
         dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).

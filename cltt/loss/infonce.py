@@ -349,10 +349,10 @@ def _check(
         (clips, frames) == expected,
         f"clip_ids, frame_ids have shapes {clips}, {frames}; expected {expected[0]}, {expected[1]} because {given}",
     )
-    types = [ids.dtype for ids in (clip_ids, frame_ids) if ids is not None]
+    dtypes = [ids.dtype for ids in (clip_ids, frame_ids) if ids is not None]
     require(
-        not any(dtype.is_floating_point or dtype.is_complex or dtype == torch.bool for dtype in types),
-        f"clip_ids, frame_ids are of types {', '.join(map(str, types))}; integers are expected",
+        not any(dtype.is_floating_point or dtype.is_complex or dtype == torch.bool for dtype in dtypes),
+        f"clip_ids, frame_ids are of types {', '.join(map(str, dtypes))}; integers are expected",
     )
 
 

@@ -11,42 +11,42 @@ from pathlib import Path
 import pytest
 
 from benchmarks import chaos, chaos_building, chaos_orders
-from tests.helpers.nursery import Nursery
+from tests.helpers.fork_server import ForkServer
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(**chaos_building.video_faults(tmp_path_factory.mktemp("library"))) as nursery:
-        yield nursery
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(**chaos_building.video_faults(tmp_path_factory.mktemp("library"))) as fork_server:
+        yield fork_server
 
 
 # By these seeds the fourth fault is a SIGKILL, and of one process the eighth a SIGUSR1.
 
 
 @pytest.mark.slow
-def test_training_under_faults_ends_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
-    part = chaos.training_part(nursery, tmp_path / "chaos", seed=333, faults=5, ranks=1, gap=0.2, epochs=2)
+def test_training_under_faults_ends_bit_identical(fork_server: ForkServer, tmp_path: Path) -> None:
+    part = chaos.training_part(fork_server, tmp_path / "chaos", seed=333, faults=5, ranks=1, gap=0.2, epochs=2)
     part.play()
     assert part.struck.total() >= 5 and part.identical == part.runs >= 1
 
 
 @pytest.mark.slow
-def test_two_ranks_under_faults_end_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
-    part = chaos.training_part(nursery, tmp_path / "chaos", seed=1519, faults=3, ranks=2, gap=0.2, epochs=2)
+def test_two_ranks_under_faults_end_bit_identical(fork_server: ForkServer, tmp_path: Path) -> None:
+    part = chaos.training_part(fork_server, tmp_path / "chaos", seed=1519, faults=3, ranks=2, gap=0.2, epochs=2)
     part.play()
     assert part.struck.total() >= 3 and part.identical == part.runs >= 1
 
 
 @pytest.mark.slow
-def test_ranks_killed_while_they_keep_frames_end_bit_identical(nursery: Nursery, tmp_path: Path) -> None:
-    part = chaos.training_part(nursery, tmp_path / "chaos", seed=3, faults=3, ranks=2, gap=2.0, epochs=2, keep=True)
+def test_ranks_killed_while_they_keep_frames_end_bit_identical(fork_server: ForkServer, tmp_path: Path) -> None:
+    part = chaos.training_part(fork_server, tmp_path / "chaos", seed=3, faults=3, ranks=2, gap=2.0, epochs=2, keep=True)
     part.play()
     assert part.struck == {"SIGKILL": part.struck.total()} and part.identical == part.runs >= 1
 
 
 @pytest.mark.slow
-def test_building_under_faults_ends_byte_identical(nursery: Nursery, tmp_path: Path) -> None:
-    part = chaos.building_part(nursery, tmp_path / "chaos", seed=5, faults=8, gap=0.5)
+def test_building_under_faults_ends_byte_identical(fork_server: ForkServer, tmp_path: Path) -> None:
+    part = chaos.building_part(fork_server, tmp_path / "chaos", seed=5, faults=8, gap=0.5)
     part.play()
     assert part.struck.total() >= 8 and part.identical == part.runs >= 1
 

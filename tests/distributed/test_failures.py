@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import training
-from tests.helpers.nursery import nursery
+from tests.helpers.fork_server import fork_server
 
 Ends = list[tuple[int, str, str]]
 
@@ -17,7 +17,7 @@ def play(folder: Path, scenario: str, size: int = 3) -> Ends:
     port = training.free_port()
     outputs = [(folder / f"out-{rank}", folder / f"err-{rank}") for rank in range(size)]
     ranks = [
-        nursery().start(
+        fork_server().start(
             "tests.helpers.watched_rank", [str(rank), str(size), str(port), scenario], {}, log=log, errors=errors
         )
         for rank, (log, errors) in enumerate(outputs)

@@ -62,10 +62,10 @@ def test_the_kernel_compiles_and_writes_whole_vectors(
     from cltt.frames.gpu.gather_kernel import _BLOCK, gather_kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    types = {"rows": "*u8", "slots": "*i64", "out": "*bf16"}
-    types |= {f"{name}{c}": "fp32" for name in ("offset", "scale") for c in range(3)}
+    kinds = {"rows": "*u8", "slots": "*i64", "out": "*bf16"}
+    kinds |= {f"{name}{c}": "fp32" for name in ("offset", "scale") for c in range(3)}
     constants = {"CHANNELS_LAST": channels_last, "BLOCK": _BLOCK}
-    kernel = Compiled(gather_kernel, arch, types, constants, {"num_warps": 4, "num_stages": 1}, tmp_path)
+    kernel = Compiled(gather_kernel, arch, kinds, constants, {"num_warps": 4, "num_stages": 1}, tmp_path)
     assert kernel.spilled == 0
     stores = [text for text in kernel.instructions() if "STG" in text]
     assert stores and all(".128" in text or ".64" in text for text in stores), stores

@@ -135,8 +135,8 @@ class Flags:
 
 
 def _flags(group: type) -> list[tuple[str, bool]]:
-    types = value_types(group)
-    return [("--" + known.name.replace("_", "-"), types[known.name] is bool) for known in declared(group)]
+    kinds = value_types(group)
+    return [("--" + known.name.replace("_", "-"), kinds[known.name] is bool) for known in declared(group)]
 
 
 def tried(name: str, call: Any) -> str:

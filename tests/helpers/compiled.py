@@ -23,23 +23,23 @@ class Compiled:
         self,
         kernel: Any,
         arch: int,
-        types: dict[str, str],
+        kinds: dict[str, str],
         constants: dict[str, object],
         options: dict[str, int],
         folder: Path,
     ) -> None:
         """Compile ``kernel`` for compute capability ``arch`` / 10.
 
-        ``types`` of arguments that are no constants (else i32); pointers are aligned to 16 bytes, as torch's are.
+        ``kinds`` of arguments that are no constants (else i32); pointers are aligned to 16 bytes, as torch's are.
         """
         triton = pytest.importorskip("triton")
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
         known = {name: value for name, value in constants.items() if name in kernel.arg_names}
-        signature = {n: "constexpr" if n in known else types.get(n, "i32") for n in kernel.arg_names}
+        signature = {n: "constexpr" if n in known else kinds.get(n, "i32") for n in kernel.arg_names}
         aligned = {
-            (i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if types.get(n, "").startswith("*")
+            (i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if kinds.get(n, "").startswith("*")
         }
         source = ASTSource(kernel, signature, constexprs=known, attrs=aligned)
         built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

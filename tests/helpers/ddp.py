@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.helpers.nursery import nursery
+from tests.helpers.fork_server import fork_server
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60) -> list[Any]:
@@ -40,7 +40,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         folder = Path(name)
         (folder / "job").write_bytes(pickle.dumps((function, args)))
         ranks = [
-            nursery().start("tests.helpers.ddp", [name, str(rank), str(world_size), str(timeout)], os.environ)
+            fork_server().start("tests.helpers.ddp", [name, str(rank), str(world_size), str(timeout)], os.environ)
             for rank in range(world_size)
         ]
         try:

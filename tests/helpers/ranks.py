@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.helpers import training
-from tests.helpers.nursery import Child, nursery
+from tests.helpers.fork_server import Child, fork_server
 
 
 @dataclass
@@ -83,7 +83,7 @@ def start_ranks(
     shared = {**os.environ, "LOSSES": str(ranks.losses), "GAVE_UP": str(folder / "gave-up"), **environment}
     for rank in range(world_size):
         own = training.rank_environment(rank, world_size, port) | (own_environment or {}).get(rank, {})
-        process = nursery().start(
+        process = fork_server().start(
             module,
             [*arguments, *(own_arguments or {}).get(rank, [])],
             {**shared, **own},

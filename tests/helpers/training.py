@@ -17,7 +17,7 @@ from cltt.commands import train
 from cltt.errors import SettingsError
 from cltt.training import factory, run
 from tests.helpers import data, tiny_run
-from tests.helpers.nursery import Child, nursery
+from tests.helpers.fork_server import Child, fork_server
 
 ROOT = Path(__file__).parents[2]
 CLIPS = {"a/one": 40, "a/two": 33, "b/one": 51, "b/two": 28}
@@ -41,7 +41,9 @@ def flags(shards: Path, run_dir: Path, *more: str) -> list[str]:
 
 def start_tiny(arguments: list[str], losses: Path, **environment: str) -> Child:
     """Start ``tests.helpers.tiny_run``; its output comes with ``communicate``."""
-    return nursery().start("tests.helpers.tiny_run", arguments, {**os.environ, "LOSSES": str(losses), **environment})
+    return fork_server().start(
+        "tests.helpers.tiny_run", arguments, {**os.environ, "LOSSES": str(losses), **environment}
+    )
 
 
 def run_tiny(arguments: list[str], losses: Path, **environment: str) -> tuple[int, str]:

@@ -68,7 +68,9 @@ def test_a_video_is_a_clip_of_evenly_sampled_frames(root: Path, shards: Path) ->
     shown = [numbers(dataset, range(*dataset.clip_offsets[clip : clip + 2])) for clip in range(5)]
     assert shown[0] == list(range(0, 90, 3)) and shown[1] == list(range(0, 40, 3))
     assert shown[2] == list(range(40, 60, 3)) and shown[4] == list(range(0, 60, 3))
-    assert shown[3] == [int(k * 2.5 + 1e-9) for k in range(20)]  # 25 frames a second, the last shown at or before k/10
+    assert shown[3] == [
+        int(k * 2.5 + 1e-9) for k in range(20)
+    ]  # 25 frames per second, the last shown at or before k/10
     assert [dataset.label_names[label] for label in dataset.labels] == ["ada", "ada", "ada", "ben", "ben", "frames"]
 
 

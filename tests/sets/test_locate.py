@@ -24,7 +24,7 @@ from cltt.sets.use import in_use
 from cltt.shards import layout
 from tests.helpers import data, video
 from tests.helpers.folders import assert_same
-from tests.helpers.nursery import nursery
+from tests.helpers.fork_server import fork_server
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = {"a/one": 30, "a/two": 25}
@@ -202,7 +202,7 @@ def test_no_wait_raises_what_says_who_builds(folder: Path, capsys: pytest.Captur
 
 
 def prune(folder: Path, *arguments: str) -> str:
-    done = nursery().run("cltt", ["prune", *arguments], os.environ, folder=folder)
+    done = fork_server().run("cltt", ["prune", *arguments], os.environ, folder=folder)
     assert done.returncode == 0 or "error" in done.stderr, done.stderr
     return done.stdout + done.stderr
 

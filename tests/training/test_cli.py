@@ -25,7 +25,7 @@ import pytest
 from cltt import cli
 from cltt.commands import train
 from tests.helpers import data, training
-from tests.helpers.nursery import nursery
+from tests.helpers.fork_server import fork_server
 
 TINY = ["--window-size", "3", "--frame-step", "2", "--batch-size", "8", "--image-size", "32", "--epochs", "1"]
 TINY += ["--max-batches-per-epoch", "2", "--num-workers", "1", "--device", "cpu"]
@@ -34,7 +34,7 @@ TINY += ["--max-batches-per-epoch", "2", "--num-workers", "1", "--device", "cpu"
 def run_train(arguments: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run train.py with the tiny model, in ``cwd``."""
     env = {**os.environ, "LOSSES": str(cwd / "losses"), **environment}
-    return nursery().run("tests.helpers.tiny_run", arguments, env, folder=cwd)
+    return fork_server().run("tests.helpers.tiny_run", arguments, env, folder=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 
 from cltt import checkpoint
 from tests.helpers import training
-from tests.helpers.nursery import Child
+from tests.helpers.fork_server import Child
 from tests.helpers.tiny_run import read_losses
 
 EPOCHS, STEPS = 4, 48

@@ -11,7 +11,7 @@ import pytest
 
 from cltt import checkpoint
 from tests.helpers import training
-from tests.helpers.nursery import nursery
+from tests.helpers.fork_server import fork_server
 from tests.helpers.ranks import start_ranks
 from tests.helpers.tiny_run import read_losses
 
@@ -30,7 +30,7 @@ def struck_run(folder: Path, arguments: list[str], order: dict[str, object] | No
     (folder / "order").unlink(missing_ok=True)
     environment = {"CHAOS": str(folder), "CHAOS_DATA": arguments[1], "CHAOS_OUT": str(folder / "run")}
     environment |= {"CHAOS_PACE": "0.05", "LOSSES": str(folder / "losses")}
-    process = nursery().start("benchmarks.faults", ["train", *arguments], {**os.environ, **environment})
+    process = fork_server().start("benchmarks.faults", ["train", *arguments], {**os.environ, **environment})
     if order is not None:
         while len((folder / "losses").read_text().split() if (folder / "losses").is_file() else []) < 5:
             assert process.poll() is None, process.communicate()[0]

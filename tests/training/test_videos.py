@@ -10,8 +10,8 @@ import pytest
 
 from cltt import ShardDataset, build_shards
 from tests.helpers import data, video
+from tests.helpers.fork_server import fork_server
 from tests.helpers.inspecting import info, refusal
-from tests.helpers.nursery import nursery
 
 TINY = ["--window-size", "3", "--frame-step", "2", "--batch-size", "8", "--image-size", "32"]
 RUN = [*TINY, "--epochs", "1", "--max-batches-per-epoch", "2", "--num-workers", "1", "--device", "cpu"]
@@ -20,7 +20,7 @@ RUN = [*TINY, "--epochs", "1", "--max-batches-per-epoch", "2", "--num-workers", 
 def train(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run train.py with the tiny model, in ``cwd``."""
     env = {**os.environ, "LOSSES": str(cwd / "losses")}
-    return nursery().run("tests.helpers.tiny_run", arguments, env, folder=cwd)
+    return fork_server().run("tests.helpers.tiny_run", arguments, env, folder=cwd)
 
 
 @pytest.fixture(scope="module")

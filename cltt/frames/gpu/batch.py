@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class GpuBatchMaker:
-    """Gather, augment, normalise on ``device``; frames as ``framing`` stores them, batches in ``format``."""
+    """Gather, augment, normalise on ``device``; frames as ``framing`` stores them, batches in ``batch_format``."""
 
     def __init__(
-        self, framing: Framing, device: torch.device, format: BatchFormat, augment: Augment, threads: int
+        self, framing: Framing, device: torch.device, batch_format: BatchFormat, augment: Augment, threads: int
     ) -> None:
-        self.framing, self.device, self.format, self.augment = framing, device, format, augment
+        self.framing, self.device, self.format, self.augment = framing, device, batch_format, augment
         self._threads = threads
         self._graph: AugmentGraph | None = None
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import nvidia.dali
 import nvidia.dali.fn as fn
-import nvidia.dali.types
 import torch
 from nvidia.dali import Pipeline, math
 from nvidia.dali.tensors import TensorCPU
@@ -24,7 +24,7 @@ from nvidia.dali.tensors import TensorCPU
 from cltt.frames.augment import LUMA, TO_GREY, Augmentation
 from cltt.frames.geometry import Framing
 
-types: Any = nvidia.dali.types  # its stubs leave the enumerations out
+dali_types: Any = nvidia.dali.types  # its stubs leave the enumerations out
 Frames = Sequence[torch.Tensor]
 
 
@@ -68,12 +68,14 @@ class DecodeGraph(Graph):
         super().__init__(batch_size, threads, device_id)
         self.batch_size, self._marks_clear = batch_size, framing.region.changes_outside
         with self.pipe:
-            jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1)
-            start, end, size = (fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("start", "end", "size"))
+            jpegs = fn.external_source(name="jpegs", dtype=dali_types.UINT8, ndim=1)
+            start, end, size = (
+                fn.external_source(name=n, dtype=dali_types.FLOAT, ndim=1) for n in ("start", "end", "size")
+            )
             frames = fn.decoders.image(
                 jpegs,
                 device="mixed" if self.on_gpu else "cpu",
-                output_type=types.RGB,
+                output_type=dali_types.RGB,
                 adjust_orientation=False,
                 hw_decoder_load=float(hardware),
                 jpeg_fancy_upsampling=True,  # else edges of strong colours differ from the CPU's by over 2/255
@@ -117,7 +119,7 @@ def _blurred_outside(frames: Any, taps: int, sigma: float) -> Any:
 
     The blurred frame with nothing in the rectangle, and the clear one with nothing outside it, are added.
     """
-    corner, extent = (fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("corner", "extent"))
+    corner, extent = (fn.external_source(name=n, dtype=dali_types.FLOAT, ndim=1) for n in ("corner", "extent"))
 
     def without(pictures: Any) -> Any:
         return fn.erase(pictures, axis_names="HW", anchor=corner, shape=extent)
@@ -141,16 +143,16 @@ class AugmentGraph(Graph):
         self._turns_hue = turns_hue
         device = "gpu" if self.on_gpu else "cpu"
         with self.pipe:
-            frames = fn.external_source(name="frames", device=device, dtype=types.UINT8, ndim=3, layout="HWC")
-            start, end = (fn.external_source(name=n, dtype=types.FLOAT, ndim=1) for n in ("start", "end"))
-            matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)
-            of_mean = fn.external_source(name="of_mean", device=device, dtype=types.FLOAT, ndim=1)
-            sigma = fn.external_source(name="sigma", dtype=types.FLOAT, ndim=0)
+            frames = fn.external_source(name="frames", device=device, dtype=dali_types.UINT8, ndim=3, layout="HWC")
+            start, end = (fn.external_source(name=n, dtype=dali_types.FLOAT, ndim=1) for n in ("start", "end"))
+            matrix = fn.external_source(name="matrix", dtype=dali_types.FLOAT, ndim=2)
+            of_mean = fn.external_source(name="of_mean", device=device, dtype=dali_types.FLOAT, ndim=1)
+            sigma = fn.external_source(name="sigma", dtype=dali_types.FLOAT, ndim=0)
             # A box whose left edge is right of its right edge comes out mirrored.
             cropped: Any = fn.resize(frames, size=[image_size] * 2, roi_start=start, roi_end=end, antialias=True)
-            luma = types.Constant(np.asarray(LUMA, np.float32), device=device)
+            luma = dali_types.Constant(np.asarray(LUMA, np.float32), device=device)
             mean = fn.reductions.sum(fn.reductions.mean(cropped, axes=[0, 1]) * luma, axes=[0])
-            coloured = fn.cast(fn.coord_transform(cropped, M=matrix) + of_mean * mean, dtype=types.UINT8)
+            coloured = fn.cast(fn.coord_transform(cropped, M=matrix) + of_mean * mean, dtype=dali_types.UINT8)
             if turns_hue:
                 coloured = _hue_turned(coloured, device)
             self.pipe.set_outputs(fn.gaussian_blur(coloured, window_size=blur_window, sigma=sigma))
@@ -179,17 +181,17 @@ def _hue_turned(frames: Any, device: str) -> Any:
     DALI fuses the arithmetic into few operators.
     """
     names = "start_of", "end_of", "to_grey"
-    start, end, to_grey = (fn.external_source(name=name, dtype=types.FLOAT, ndim=2) for name in names)
-    odd, share = (fn.external_source(name=n, device=device, dtype=types.FLOAT, ndim=1) for n in ("odd", "share"))
+    start, end, to_grey = (fn.external_source(name=name, dtype=dali_types.FLOAT, ndim=2) for name in names)
+    odd, share = (fn.external_source(name=n, device=device, dtype=dali_types.FLOAT, ndim=1) for n in ("odd", "share"))
     most = fn.reductions.max(frames, axes=[2], keep_dims=True)
     least = fn.reductions.min(frames, axes=[2], keep_dims=True)
-    both, part = fn.cast(most, dtype=types.FLOAT) + least, (most - least) * share
+    both, part = fn.cast(most, dtype=dali_types.FLOAT) + least, (most - least) * share
     begin = fn.coord_transform(frames, M=start) + odd * both
     target = fn.coord_transform(frames, M=end) + (1 - odd) * both
     falling = math.min(math.max(target, least + part), begin)
     middle = math.max(falling, math.min(target, most - part))
-    turned = fn.cast(begin + target - middle, dtype=types.UINT8)
-    return fn.cast(fn.coord_transform(turned, M=to_grey), dtype=types.UINT8)
+    turned = fn.cast(begin + target - middle, dtype=dali_types.UINT8)
+    return fn.cast(fn.coord_transform(turned, M=to_grey), dtype=dali_types.UINT8)
 
 
 def _turns(drawn: Augmentation) -> dict[str, np.ndarray]:

@@ -1,12 +1,11 @@
 """Python processes that start at once, each forked from one that has imported torch and the package already.
 
-    child = nursery().start("tests.helpers.tiny_run", arguments, environment)
+    child = fork_server().start("tests.helpers.tiny_run", arguments, environment)
     output, _ = child.communicate()
 
-A child is what ``python -m MODULE ARGUMENTS`` is, but that the libraries are imported; the seconds which that takes are
-most of many a test. ``python -m tests.helpers.nursery`` is the parent of the children: it reads an order a line on its
-standard input, forks, and tells each child's number and exit status on its standard output. When the input closes it
-kills those that are left.
+A child is what ``python -m MODULE ARGUMENTS`` is, with the libraries already imported, which takes most of the time of
+many tests. ``python -m tests.helpers.fork_server`` is the parent of the children: it reads one order per line on its
+standard input, forks, and prints each child's number and exit status. When the input closes it kills the children.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ POLL_SECONDS = 0.01
 class Child:
     """One started process, as a ``subprocess.Popen`` whose output goes to the file ``log``."""
 
-    def __init__(self, nursery: Nursery, pid: int, log: Path) -> None:
-        self._nursery, self.pid, self.log = nursery, pid, log
+    def __init__(self, fork_server: ForkServer, pid: int, log: Path) -> None:
+        self._fork_server, self.pid, self.log = fork_server, pid, log
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._nursery.status_of(self.pid)
+            self.returncode = self._fork_server.status_of(self.pid)
         return self.returncode
 
     def wait(self, timeout: float = float("inf")) -> int:
@@ -72,7 +71,7 @@ class Child:
         self.send_signal(signal.SIGKILL)
 
 
-class Nursery:
+class ForkServer:
     """Starts processes from any number of threads; leaves none behind.
 
     ``environment`` is theirs, and that of what they start.
@@ -80,21 +79,21 @@ class Nursery:
 
     def __init__(self, **environment: str) -> None:
         self.environment = {**ALONE, **environment}
-        self._folder = Path(tempfile.mkdtemp(prefix="nursery-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="fork-server-"))
         self._pids: list[int] = []  # in the order of the requests
         self._statuses: dict[int, int] = {}
         self._asked = 0
         self._rest = b""
         self._lock = threading.Lock()
         self._parent = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.nursery"],
+            [sys.executable, "-m", "tests.helpers.fork_server"],
             cwd=ROOT,
             env={**os.environ, **self.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,7 +156,7 @@ class Nursery:
         with self._lock:
             while select.select([self._parent.stdout], [], [], seconds)[0]:
                 if not (piece := os.read(self._parent.stdout.fileno(), 1 << 16)):
-                    raise RuntimeError("the nursery is gone")
+                    raise RuntimeError("the fork server is gone")
                 *lines, self._rest = (self._rest + piece).split(b"\n")
                 for line in lines:
                     self._hear(**json.loads(line))
@@ -171,9 +170,9 @@ class Nursery:
 
 
 @functools.cache
-def nursery() -> Nursery:
-    """The nursery of this process, made when it is first asked for."""
-    made = Nursery()
+def fork_server() -> ForkServer:
+    """The fork server of this process, started at the first call."""
+    made = ForkServer()
     atexit.register(made.close)
     return made
 
