@@ -1,4 +1,4 @@
-"""The rule of the house: one package a stage, imports only downward, small rooms, heavy libraries kept apart."""
+"""The structure of cltt/: one package per stage, imports only downward, short files, heavy libraries kept apart."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.helpers import data
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cltt"
-# From the ground up: a room imports from itself and from the floors below its own.
-FLOORS: list[set[str]] = [
+# From the lowest up: a package imports from itself and from the layers below its own.
+LAYERS: list[set[str]] = [
     {"errors", "text", "machine", "start"},
     {"region"},
     {"config", "distributed", "files"},
@@ -28,7 +28,7 @@ FLOORS: list[set[str]] = [
     {"commands", "demo"},
     {"__main__", "__init__"},
 ]
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 MAX_LINES = 400
 MAX_MODULES = 10
 SCRIPT_LINES = 60
@@ -37,7 +37,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     """The package under cltt/ that a module belongs to, or the module itself at the top."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -57,15 +57,15 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_imports_only_go_down(path: Path) -> None:
-    assert room(path) in FLOOR, f"{room(path)} stands on no floor; add it to FLOORS"
+    assert package_of(path) in LAYER, f"{package_of(path)} is in no layer; add it to LAYERS"
     for module in sorted(imported(path)):
-        if module.startswith("cltt.") and (target := module.split(".")[1]) != room(path):
-            assert FLOOR[target] < FLOOR[room(path)], f"{path} imports {module}, which is not on a floor below"
+        if module.startswith("cltt.") and (target := module.split(".")[1]) != package_of(path):
+            assert LAYER[target] < LAYER[package_of(path)], f"{path} imports {module}, which is not in a layer below"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_only_frames_import_dali(path: Path) -> None:
-    assert room(path) == "frames" or not any(module.split(".")[0] == "nvidia" for module in imported(path))
+    assert package_of(path) == "frames" or not any(module.split(".")[0] == "nvidia" for module in imported(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
