@@ -9,14 +9,12 @@ and 224 pixels; test accuracy of four linear heads on its features:
 - ``ours``: our splits and our probe on the same pixels. ``cltt evaluate`` resizes by another filter; the column
   ``ours_own_pixels`` of the quick run has its pixels, too.
 
-Every second view is taken, 720 of 1,440 images: two cores take long for 224 pixels. ``--quick`` is one seed at 64
-pixels, and writes ``older_coil_quick.csv``.
+``--quick`` is one seed at 64 pixels, and writes ``older_coil_quick.csv``.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +36,6 @@ SIZES = (128, 224)
 CPU = torch.device("cpu")
 Row = dict[str, Any]
 Labelled = tuple[torch.Tensor, torch.Tensor]
-
-
-def every_second(data: Path, folder: Path) -> Path:
-    """Links in ``folder`` to every second view of each object."""
-    for thing in sorted(path for path in data.iterdir() if path.is_dir()):
-        (folder / thing.name).mkdir()
-        for view in sorted(thing.glob("[!.]*"))[::2]:
-            (folder / thing.name / view.name).symlink_to(view.resolve())
-    return folder
 
 
 def features_of(encoder: Encoder, data: LabelledData, size: int) -> Features:
@@ -109,21 +98,19 @@ def measure(seed: int, size: int, older: LabelledData, ours: LabelledData, *, ow
 def main() -> int:
     parser = harness.parser("older_coil", "Random weights on COIL-20 by the older script's protocol and by ours.")
     parser.add_argument(
-        "--data", type=Path, default=SHARED / "coil20", help="folder with one folder of views an object"
+        "--data", type=Path, default=SHARED / "coil20", help="folder with one folder of views per object"
     )
     args = parser.parse_args()
     if not args.data.is_dir():
-        raise SettingsError(f"no folder {args.data}; give COIL-20's views, one folder an object, with --data")
+        raise SettingsError(f"no folder {args.data}; give COIL-20's views, one folder per object, with --data")
     name, sizes, seeds = ("older_coil_quick", (64,), SEEDS[:1]) if args.quick else ("older_coil", SIZES, SEEDS)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        views = every_second(args.data, Path(folder))
-        older, ours = open_older_coil(views), open_labelled(views)
-        for size in sizes:
-            for seed in seeds:
-                rows.append(measure(seed, size, older, ours, own_pixels=args.quick))
-                harness.print_table(rows[-1:])
-                harness.write_csv(name, rows)
+    older, ours = open_older_coil(args.data), open_labelled(args.data)
+    for size in sizes:
+        for seed in seeds:
+            rows.append(measure(seed, size, older, ours, own_pixels=args.quick))
+            harness.print_table(rows[-1:])
+            harness.write_csv(name, rows)
     return 0
 
 
