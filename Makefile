@@ -27,11 +27,20 @@ $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP)
 	$(BIN)/python -m cltt.demo --out outputs/demo
 
+# Tests that only compute are shared out over the cores. Others start processes, wait, and hold limits of time.
+COMPUTING := $(addprefix tests/,evaluation frames loss models sampling shards source)
+define run-tests
+	status=0; \
+	$(BIN)/python -m pytest $(1) -n auto $(COMPUTING) || status=1; \
+	$(BIN)/python -m pytest $(1) $(addprefix --ignore=,$(COMPUTING)) || status=1; \
+	exit $$status
+endef
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(call run-tests,-m "not slow")
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(call run-tests)
 
 check: check-format check-lint check-types check-shell
 

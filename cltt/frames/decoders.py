@@ -1,7 +1,7 @@
 """Decoding JPEGs into slots: libjpeg-turbo with OpenCV on the CPU, DALI on a GPU.
 
-Both crop first and resize then, on the same sampling grid, so only pixels that are stored are resized. Their pixels
-agree to within 2/255 on average. The CPU has its own decoder because DALI's resize takes three times as long there.
+Both crop before they resize, so they resize only pixels that are stored. They use the same sampling grid: pixels agree
+to within 2/255 on average. The CPU has its own decoder because DALI's resize takes three times as long there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cltt.source import libjpeg
 
 log = logging.getLogger(__name__)
 _LITTLE_MEMORY = 512 << 20  # bytes; what a decode graph of 128 frames may need
-LookAt = Sequence[Box | None]  # per frame: its box, for a region of boxes; None: it has none
+LookAt = Sequence[Box | None]  # per frame: its box, where the region is taken from boxes; None: it has none
 
 
 class Decoder(Protocol):
@@ -211,7 +211,7 @@ def _may_write_together(rows: torch.Tensor) -> bool:
 
 
 def _cut(framing: Framing, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
-    """The part of a JPEG to store (4 numbers), its stored size (2), and its unblurred part (4)."""
+    """What to store of a JPEG (4 numbers), at what size (2), and the part left as it is (4)."""
     clear = framing.clear(height, width, look_at) or (0, 0, 0, 0)
     return *framing.box(height, width, look_at), *framing.stored_size(height, width), *clear
 

@@ -36,7 +36,7 @@ class GaveUp(Exception):
 
 @dataclass
 class Chunk:
-    """Jobs that were queued together; the consumer may take their steps once ``jobs_left`` is 0."""
+    """Jobs queued together; the consumer may take their steps once ``jobs_left`` is 0."""
 
     jobs_left: int = 0
 
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ReadyStep:
-    """A planned step; its frames are in ``slots`` int64 [b, T] once no jobs of ``chunk`` are left.
+    """A planned step; its frames are in ``slots`` int64 [b, T] once ``chunk`` has no jobs left.
 
     ``fresh``: how many frames are decoded for this step.
     """
@@ -66,7 +66,7 @@ class ReadyStep:
 
 @dataclass
 class SharedState:
-    """State that consumer, planner and workers share; every write holds the lock of ``changed``."""
+    """State shared by consumer, planner and workers; every write holds the lock of ``changed``."""
 
     consumed: int
     stopped: bool = False
@@ -188,7 +188,7 @@ class Prefetcher:
         pending.flush()
 
     def _place(self, step: int, uses: StepUses, pending: PendingChunk) -> tuple[np.ndarray, np.ndarray] | None:
-        """As :meth:`SlotTable.place`, but waits for enough slots; None if the loader is closed meanwhile."""
+        """As :meth:`SlotTable.place`, but waits for enough slots; None if the loader is closed."""
         shared = self._shared
         while not shared.stopped:
             consumed = shared.consumed
@@ -219,7 +219,8 @@ class Prefetcher:
 class PendingChunk:
     """Collects the fresh frames of consecutive steps.
 
-    They are published after 1, 2, 4 ... steps, so that the first batch is ready early, or at CHUNK_FRAMES frames.
+    They are published after 1, 2, 4 ... steps, so that the first batch is ready early, at CHUNK_FRAMES frames, or when
+    the planner must wait for slots.
     """
 
     def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None]) -> None:
@@ -234,7 +235,7 @@ class PendingChunk:
         self._slots: list[np.ndarray] = []
 
     def add(self, step: int, uses: StepUses, slots: np.ndarray, fresh: np.ndarray) -> None:
-        """Add a step whose unique frames belong in ``slots``; those marked ``fresh`` are to be decoded."""
+        """Add a step; ``slots`` and ``fresh`` (to be decoded) are per frame of ``uses.unique``."""
         where = slots[np.searchsorted(uses.unique, uses.frame_ids)]
         self._steps.append(ReadyStep(step, uses, where, int(fresh.sum()), self._chunk))
         self._frames.append(uses.unique[fresh])

@@ -70,7 +70,7 @@ def build_shards(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> BuildReport:
-    """Pack the frames of image folders and videos under ``root_dir`` into shards in ``out_dir``.
+    """Pack frames of image folders and videos under ``root_dir`` into shards in ``out_dir``.
 
     An unfinished build of the same settings continues.
 
@@ -95,8 +95,8 @@ def build_shards(
             and 2/fps or, without ``fps``, the larger of 0.5 and twice the median distance of its frames.
         boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point). frame is as ``frame_name`` returns it;
             the numbers are pixels of the upright source or, with ``boxes_unit`` "share", shares of its width and
-            height. The boxes are stored with the frames, relative to their size (``ds.frame_boxes``). A row of
-            -1, or with NaN, an empty cell or a place outside the frame, is no box.
+            height. The boxes are stored with the frames, relative to their size (``ds.frame_boxes``). A row is no box
+            if all its numbers are -1, if one is NaN or empty, or if the place lies outside the frame.
         max_pixels: an image with more pixels by its header is left out, before it takes memory.
         include, exclude: patterns of paths below ``root_dir`` (fnmatch; ``*`` also matches ``/``), as in
             ``["cam0/*"]``: only files that fit one of ``include`` (None: all) and none of ``exclude`` are taken.
@@ -219,13 +219,15 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
 def _remove_leftovers(out: Path) -> None:
     """Remove the working files that a killed build left in a complete set.
 
-    It was killed after publishing, or before replacing the set.
+    The build was killed after it published the set or, with ``overwrite``, before it removed the set.
     """
     working = out / layout.BUILD
+    if not os.access(out, os.W_OK):
+        return  # a read-only set can be used, too
     if owned.is_owned(working) or owned.is_empty(working):
         with _locked(out, LOCK):
             owned.remove(working)
-    with contextlib.suppress(OSError):  # a read-only set can be used, too
+    with contextlib.suppress(OSError):
         owned.remove_leftovers(working)
 
 

@@ -1,4 +1,4 @@
-"""One block of an epoch: its windows in conflict-free chains, assigned to the steps of the block.
+"""One block of an epoch: its windows, sorted into chains and assigned to steps.
 
 Two windows of one clip conflict if their starts are less than ``gap`` frames apart. A chain is a list of windows of one
 clip in rising order of start. Windows of different chains never conflict. ``max_conflicts`` (d) of a block is the
@@ -30,9 +30,10 @@ class Spacing:
     Attributes:
         gap: minimum distance in frames between the starts of two windows of one clip in a batch.
         max_conflicts_per_run: the most windows of one run that start within ``gap`` frames.
-        num_blocks: blocks that windows of one clip are spread over. Windows of one run always share a block, other
-            windows of the clip do so with probability 1/num_blocks. In a block, a pair of windows of a run that do not
-            conflict therefore counts only 1/num_blocks, so that all such pairs share a batch equally often.
+        num_blocks: number of blocks that the windows of one clip are spread over. Two windows of one run are in one
+            block in every epoch, two other windows of the clip with probability 1/num_blocks. A block therefore counts
+            a pair of one run as 1/num_blocks of a pair in the number of pairs that should share a step. So all pairs
+            without conflict share a batch equally often.
     """
 
     gap: int
@@ -48,7 +49,7 @@ class Chains:
         lengths: windows of each chain, int64 [chains].
         max_conflicts: the most windows of one clip that start within ``gap`` frames.
         far_pairs: pairs of windows of one chain that do not conflict.
-        far_in_runs: those of the far pairs that belong to one run.
+        far_in_runs: far pairs whose two windows are of the same run.
     """
 
     def __init__(self, index: WindowIndex, segments: Segments, spacing: Spacing) -> None:
@@ -96,7 +97,7 @@ class Block:
         self._dealing = Dealing(self._stretches(num_rows, num_steps, spacing.num_blocks), num_rows, dealing)
 
     def windows(self, steps: Any, rows: np.ndarray) -> np.ndarray:
-        """Window ids of ``rows`` at ``steps`` (0: the first of the block): int64; the arguments broadcast."""
+        """Window ids of ``rows`` at ``steps``, broadcast: int64. Step 0 is the block's first."""
         return self._windows[self._dealing.positions(steps, rows)]
 
     def _stretches(self, num_rows: int, num_steps: int, num_blocks: int) -> Stretches:
@@ -108,21 +109,22 @@ class Block:
 
 
 class FreeBlock:
-    """A block of single windows without conflicts, in random order already, so without a table."""
+    """A block of single windows without conflicts. Their order is random without a table."""
 
     def __init__(self, layout: SingleWindows, low: int, num_steps: int, seeds: np.random.SeedSequence) -> None:
         self._layout, self._low = layout, low
         self._slot = shuffled(num_steps, seeds)
 
     def windows(self, steps: Any, rows: np.ndarray) -> np.ndarray:
-        """Window ids of ``rows`` at ``steps`` (0: the first of the block): int64; the arguments broadcast."""
+        """Window ids of ``rows`` at ``steps``, broadcast: int64. Step 0 is the block's first."""
         return self._layout.windows(self._low + self._slot[steps] + rows * len(self._slot))
 
 
 def max_conflicts_bound(index: WindowIndex, segments: Segments, spacing: Spacing) -> int:
-    """Upper bound of ``max_conflicts`` of a block of ``segments``, cheaper than the value itself.
+    """Upper bound of ``max_conflicts`` of a block of ``segments``; cheaper than the value.
 
-    It is ``max_conflicts_per_run`` times the most runs of one clip that have windows within ``gap`` frames.
+    A run covers the frames from its first start to ``gap`` frames after its last start. The bound is
+    ``max_conflicts_per_run`` times the most runs of one clip that cover the same frame.
     """
     clip, begin = index.locate(segments.first)
     end = index.locate(segments.first + (segments.count - 1) * segments.distance)[1]

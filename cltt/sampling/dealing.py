@@ -1,11 +1,12 @@
-"""Assigns the positions of a block to steps, so that windows in conflict never share a step.
+"""Assigns the positions of a block to steps, so that no step holds windows in conflict.
 
 A block holds B*K windows in B rows of K positions. Every step takes one position of every row. Windows in conflict lie
 less than d positions apart in the block (d is the block's ``max_conflicts``), also across the end of a row. The rules:
 
 - Each row is cut into q stretches of m = K//q or m+1 positions, with m >= d.
-- Each stretch is divided into groups of at most m-d+1 neighbouring positions. All rows are divided alike. Two positions
-  of the same group in different stretches are at least d positions apart.
+- Each stretch is divided into groups of at most m-d+1 neighbouring positions. All stretches of all rows are divided
+  alike: each group has positions in every stretch. Two positions of one group in different stretches are at least d
+  positions apart.
 - A group has as many steps as it has positions in a row. Each row assigns its positions of the group to these steps
   at random, one position per step.
 - Before that, each stretch moves to a random row of a small set of neighbouring rows, so that windows of one row can
@@ -75,13 +76,13 @@ class Stretches:
         """Expected number of pairs of windows of one chain that share a step.
 
         Args:
-            pairs: int64 [longest chain]; ``pairs[D]`` pairs lie D positions apart.
+            pairs: int64 [longest chain + 1]; ``pairs[D]`` pairs lie D positions apart.
             neighbours: rows in a set.
 
-        For two positions D apart, the probability of sharing a group is triangular around multiples of the stretch.
-        Both then take each of the group's steps with the same probability. If both stretches lie in one set of rows,
-        they move to the same row with probability 1/neighbours, and then the pair does not share a step. Stretches at
-        the same place in two rows never move to the same row.
+        For two positions D apart, the probability of sharing a group is triangular around multiples of the stretch's
+        length. In a group, each position takes every step of the group with the same probability. If both stretches lie
+        in one set of rows, they move to the same row with probability 1/neighbours, and the pair does not share a step.
+        Stretches with the same number in two rows never move to the same row.
         """
         width = -(-self.size // self.groups)
         apart = np.arange(len(pairs))
@@ -144,18 +145,19 @@ class Dealing:
         self._slot = shuffled(stretches.num_steps, steps)
 
     def positions(self, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Positions in the block, 0 to B*K-1, that ``rows`` take at ``steps``: int64; the arguments broadcast."""
+        """Positions in the block (0 to B*K-1) of ``rows`` at ``steps``, broadcast: int64."""
         position = self._position[rows, self._slot[steps]]
         return self._source_row[self._stretch[position], rows] * len(self._slot) + position
 
 
 def _number_of_sets(num_rows: int) -> int:
+    """Number of sets: a power of two, at most 8; from 64 rows on, 8 per full 64 rows."""
     power_of_two = 1 << (max(1, num_rows // _LEAST_NEIGHBOURS).bit_length() - 1)
     return min(power_of_two, _SETS * max(1, num_rows // (_SETS * _NEIGHBOURS)))
 
 
 def _pairs_by_distance(chains: np.ndarray) -> np.ndarray:
-    """Pairs of one chain that lie 0, 1, 2, ... positions apart, int64 [longest chain]; none at 0."""
+    """Pairs of one chain 0, 1, 2, ... positions apart: int64 [longest chain + 1]; none at 0."""
     at_least = np.cumsum(np.bincount(chains)[::-1])[::-1]  # chains of this many windows or more
     pairs = np.append(np.cumsum(at_least[::-1])[::-1][1:], 0)
     pairs[0] = 0

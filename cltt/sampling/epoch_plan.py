@@ -119,7 +119,7 @@ class EpochPlan(EpochWindows):
         )
 
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Window ids of rows ``rank*b`` to ``(rank+1)*b - 1`` of the batch at ``step``: int64 [B/world_size].
+        """Window ids of rows ``rank*b`` to ``(rank+1)*b-1`` at ``step``: int64 [B/world_size].
 
         Raises:
             IndexError: a ``step`` outside 0..len-1.
@@ -200,7 +200,7 @@ class EpochPlan(EpochWindows):
         return ((operator.index(step) + 1) * self.num_blocks - 1) // self._num_steps
 
     def block_steps(self, block: int) -> range:
-        """The steps of ``block``. The blocks divide the steps of the epoch, in order, as equally as possible.
+        """The steps of ``block``; blocks divide the epoch's steps in order, as equally as possible.
 
         Raises:
             IndexError: a ``block`` outside 0..num_blocks-1.
@@ -211,7 +211,7 @@ class EpochPlan(EpochWindows):
         return range(block * self._num_steps // self.num_blocks, (block + 1) * self._num_steps // self.num_blocks)
 
     def state_dict(self, step: int = 0) -> dict[str, int | str | None]:
-        """State before ``step`` (0..len): the position and everything the order depends on, as plain values."""
+        """State before ``step`` (0..len), plain values: position and what the order depends on."""
         return self._state.saved(self.epoch, require_int("step", step, 0, len(self) + 1))
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -239,8 +239,8 @@ class EpochPlan(EpochWindows):
         return asked if self.index.sharing_distance.any() else 1
 
     def _shuffled_sequence(self) -> SingleWindows | ShuffledRuns:
-        """All windows in the order that blocks take them; single windows need no table, unless clips are grouped."""
-        if self.run == 1 and self._clip_groups is None:
+        """All windows in the order that blocks take them."""
+        if self.run == 1 and self._clip_groups is None:  # needs no table
             return SingleWindows(len(self.index), self._seeds(RUNS))
         groups = self._clip_groups.of_clip if self._clip_groups else None
         return ShuffledRuns(self.index, self.run, self._seeds(RUNS), self._seeds(SHIFT), groups)
@@ -274,9 +274,9 @@ class EpochPlan(EpochWindows):
         return steps >= self._steps_needed or all(self._fits(block, steps) for block in range(self.num_blocks))
 
     def _fits(self, block: int, steps: int) -> bool:
-        """Whether ``max_conflicts`` of the block is at most ``steps``. The bound is cheap and often decides."""
+        """Whether ``max_conflicts`` of the block is at most ``steps``."""
         segments = self._sequence.segments(*self._positions(block))
-        if max_conflicts_bound(self.index, segments, self._spacing) <= steps:
+        if max_conflicts_bound(self.index, segments, self._spacing) <= steps:  # cheap, and often decides
             return True
         return Chains(self.index, segments, self._spacing).max_conflicts <= steps
 
@@ -287,12 +287,13 @@ class EpochPlan(EpochWindows):
 
     @cached_property
     def _max_conflicts_per_run(self) -> int:
+        """The most windows of one run that start within span + min_gap frames."""
         sharing = self.index.sharing_distance
         most = np.where(sharing > 0, -(-self.index.index_distance(self._gap) // np.maximum(sharing, 1)), 1).max()
         return min(int(most), self.run)
 
     def _positions(self, block: int) -> tuple[int, int]:
-        """(low, high): ``block`` holds the windows at positions ``low`` to ``high-1`` of the sequence."""
+        """(low, high): ``block`` holds positions ``low`` to ``high-1`` of the sequence."""
         steps = self.block_steps(block)
         return steps.start * self.batch_size, steps.stop * self.batch_size
 

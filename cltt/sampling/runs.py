@@ -1,4 +1,4 @@
-"""Runs: lists of windows of one clip that share frames. An epoch draws windows run by run, in random order.
+"""Runs: lists of windows of one clip that share frames. An epoch shuffles the runs.
 
 Legend: p (``distance``) is the index offset between windows that share the most frames, see
 ``WindowIndex.sharing_distance``. A clip has p phases: windows j, j+p, j+2p, ... A run is up to ``windows_per_run``
@@ -23,9 +23,9 @@ _PIECE = 1 << 18
 
 @dataclass(frozen=True)
 class Segments:
-    """Runs or parts of runs. Each holds the windows first, first + distance, ..., ``count`` of them.
+    """Runs or parts of runs. Each has ``count`` windows: first, first + distance, ...
 
-    All three are int64 [segments].
+    ``first``, ``count`` and ``distance`` are int64 [segments].
     """
 
     first: np.ndarray
@@ -66,6 +66,7 @@ class RunTable:
     def __init__(self, index: WindowIndex, windows_per_run: int) -> None:
         self._first_window = index.first_window
         self._windows = np.diff(self._first_window)
+        # In a clip whose windows share no frames, each window is a phase and a run.
         self._distance = np.where(index.sharing_distance > 0, index.sharing_distance, self._windows)
         self._windows_per_run = windows_per_run
         short, long, num_long = self._phases(np.arange(len(self._windows)))[1:]
@@ -101,8 +102,8 @@ class RunTable:
         return lengths
 
     def _phases(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(phases, windows per short phase, windows per long phase, long phases), per clip; long ones come first."""
-        short, num_long = np.divmod(self._windows[clip], self._distance[clip])
+        """Per clip: number of phases, windows per short and per long phase, number of long phases."""
+        short, num_long = np.divmod(self._windows[clip], self._distance[clip])  # long phases come first
         return self._distance[clip], short, short + 1, num_long
 
     def _runs_in(self, windows: np.ndarray) -> np.ndarray:
@@ -110,7 +111,7 @@ class RunTable:
 
 
 class ClipGroups:
-    """Random groups of at most ``clips_per_group`` clips, as equal as possible; ``len()`` is their number.
+    """``len()`` random groups of at most ``clips_per_group`` clips, as equal as possible.
 
     Attributes:
         of_clip: group of each clip that has windows, int64 [clips with windows].
@@ -139,9 +140,9 @@ class ClipGroups:
 class ShuffledRuns:
     """The sequence of an epoch: all runs in random order.
 
-    It stores the order of the runs and the position of every 64th run. The sequence begins at a random window, not at
-    the beginning of a run: an epoch leaves out the last few positions, which would otherwise always be the end of a
-    run. The first part of the run that is divided by this lies at the end of the sequence.
+    It stores the order of the runs and the position of every 64th run. The sequence begins at a random window, often in
+    the middle of a run; the part of that run before it is the end of the sequence. An epoch leaves out the last few
+    positions: if the sequence began with a whole run, these would always be the end of a run.
 
     With ``group_of_clip``, int64 [clips with windows], runs are shuffled within groups of clips only, and the groups
     follow each other in the order of their numbers.
@@ -172,7 +173,7 @@ class ShuffledRuns:
         del ends
         self._runs = np.concatenate([order[divided:], order[: divided + 1]])
         windows = np.add.reduceat(lengths[self._runs], np.arange(0, len(self._runs), _STRIDE), dtype=np.int64)
-        self._begins = np.cumsum(windows) - windows - skipped  # of runs 0, 64, ...; the first begins at 0 or before
+        self._begins = np.cumsum(windows) - windows - skipped  # of runs 0, 64, ...; run 0 begins at -skipped
 
     def segments(self, low: int, high: int) -> Segments:
         """The runs and parts of runs at positions ``low`` to ``high-1``."""

@@ -61,6 +61,7 @@ def locate_shards(data: DataSettings, *, fingerprint: str | None = None) -> Path
 
 
 def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
+    """The set that the run began with, else one of the present source state, else a new one."""
     assert data.root_dir is not None
     root = os.path.realpath(os.fsdecode(check_root(data.root_dir)))
     first = SHARDS_HOME / shards_name(root, _build_settings(data))
@@ -87,7 +88,7 @@ def _build_settings(data: DataSettings) -> BuildSettings:
 
 
 def shards_name(root: str, settings: BuildSettings) -> str:
-    """The name of the set of ``root``: readable, different for each path and for other settings."""
+    """The name of the set of ``root``: readable, unique per path and settings."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(root).name).strip("-").lower()[:40] or "root"
     defaults = asdict(BuildSettings())
     named = {name: value for name, value in asdict(settings).items() if name in _NAMING or value != defaults[name]}
@@ -118,9 +119,10 @@ def _record_of(shards: Path) -> Source | None:
 
 
 def _of_source(sets: list[Path], now: Source) -> Path | None:
-    """The newest of ``sets`` built from the state ``now``, as far as it tells; None if none was.
+    """The newest of ``sets`` that was built from the state ``now``, or None.
 
-    Shards that `cltt build` made have no record. They count as built from the present state, which is then recorded.
+    Where a state lists only folders, their modification times decide. Shards that `cltt build` made have no record.
+    They count as built from the present state, which is then recorded.
     """
     for shards in reversed(sets):
         before = _record_of(shards)
@@ -195,7 +197,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
 
 
 def _left_out(shards: Path) -> str:
-    """``; skipped: 11 x hidden file; re-encoded as JPEG: 45 x PNG (PATH names each)``, or ""."""
+    """The end of a line, with the files skipped or re-encoded per reason; "" if there are none."""
     counts = checks.read_index(shards)["counts"]
     kinds = {"skipped": counts["skipped"], "re-encoded as JPEG": counts["reencoded"]}
     parts = [

@@ -84,7 +84,7 @@ class Saver:
 
     @property
     def due(self) -> bool:
-        """Whether rank 0 should save now: ``minutes`` have passed, or a failed save is to be retried."""
+        """Whether rank 0 should save now: ``minutes`` have passed, or it retries a failed save."""
         if self.store is None:
             return False
         now, failed_at = time.monotonic(), self.store.failed_at
@@ -271,7 +271,7 @@ class Trainer:
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The loss of the batch; autocast sets the dtype of its products. The ids stay on the CPU."""
+        """The loss of the batch, matrix products in autocast's dtype. The ids stay on the CPU."""
         with self._autocast():
             if self.places is None:
                 return self.loss_fn(z)

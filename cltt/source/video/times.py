@@ -76,8 +76,9 @@ class _Packets:
     """The packets of a stream, in file order.
 
     Attributes:
-        pts: int64 [packets], time stamps. hidden: bool [packets], whether a packet is not shown. entries: the packets
-            where decoding may begin. break_reason: why the file ends early, or empty.
+        pts, hidden: int64 and bool [packets], time stamps and whether a packet is not shown.
+        entries: int64 [entries], positions of the packets where decoding may begin.
+        break_reason: why the file ends early, or empty.
     """
 
     def __init__(self, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> None:
@@ -103,6 +104,7 @@ class _Packets:
             if not is_damaged(path_of(container), len(pts), error):
                 raise
             self.break_reason = reason_of(error)
+        # B-frames are shown in another order than decoded, so pts - dts must vary.
         if len(delays) == 1 and len(pts) > 1 and stream.codec_context.has_b_frames:
             raise NotSure("times in the order of decoding")
         if len(set(pts)) < len(pts):
@@ -115,20 +117,21 @@ class _Packets:
 
 
 def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoStream) -> Iterator[Note]:
+    """A note if the file breaks off, or if the video ends before the length in its header."""
     last = float(line.times[-1]) if len(line.times) else None
     if packets.break_reason:
         yield Note(last, "cut", f"{CUT_OFF}: {packets.break_reason}")
     elif last is not None and (length := _header_seconds(stream)):
         missing = length - last - 1 / float(rate_of(stream))
         fewer = len(packets.pts) < stream.frames and missing > 1 / float(rate_of(stream))  # edit lists leave frames out
-        if not line.starts.any() and (fewer or missing > SHORT_SECONDS):
+        if fewer or missing > SHORT_SECONDS:
             yield Note(last, "cut", CUT_OFF if fewer else SHORT)
 
 
 def _header_seconds(stream: av.video.stream.VideoStream) -> float:
     """The length of the stream in the header; 0 if it has none.
 
-    Matroska has a tag per stream or, without it, the length of the whole file.
+    Matroska has a tag per stream. Without it, the length of the whole file is taken if the stream is the only one.
     """
     if seconds := stream_seconds(stream):
         return seconds
@@ -143,12 +146,13 @@ def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
     """The timeline from the times of the packets; NotSure if these step back.
 
     A group (the packets from one entry to the next) is decoded together. A leading picture comes after its entry in the
-    file but is shown before it. It also refers to the group before, and is left out if there is none.
+    file but is shown before it. It also refers to the group before: decoding for it begins at that group's entry.
+    If there is no group before, the picture is left out.
     """
     places: list[Array] = [np.zeros(0, np.int64)]
     entries: list[Array] = [np.zeros(0, np.int64)]
     lost_head = bool(len(packets.entries)) and packets.entries[0] > 0
-    latest, previous = NO_TIME, -1  # the largest time stamp so far; the entry of the group before
+    latest, previous = NO_TIME, -1  # the largest time stamp so far; the entry of the group before (-1: none)
     for entry, stop in zip(packets.entries, np.append(packets.entries[1:], len(packets.pts)), strict=True):
         group = np.arange(entry, stop)[~packets.hidden[entry:stop]]
         if not len(group):
