@@ -211,7 +211,10 @@ def _may_write_together(rows: torch.Tensor) -> bool:
 
 
 def _cut(framing: Framing, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
-    """What to store of a JPEG (4 numbers), at what size (2), and the part left as it is (4)."""
+    """What to store of a JPEG (4 numbers), at what size (2), and what stays clear (4).
+
+    The last is the part of the stored frame that the region's effect, such as blur, does not change.
+    """
     clear = framing.clear(height, width, look_at) or (0, 0, 0, 0)
     return *framing.box(height, width, look_at), *framing.stored_size(height, width), *clear
 

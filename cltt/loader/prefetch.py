@@ -219,8 +219,8 @@ class Prefetcher:
 class PendingChunk:
     """Collects the fresh frames of consecutive steps.
 
-    They are published after 1, 2, 4 ... steps, so that the first batch is ready early, at CHUNK_FRAMES frames, or when
-    the planner must wait for slots.
+    They are published after 1, 2, 4 ... steps, at CHUNK_FRAMES frames, or when the planner must wait for slots. The
+    first step is published alone, so that the first batch is ready early.
     """
 
     def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None]) -> None:

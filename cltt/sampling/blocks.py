@@ -109,7 +109,10 @@ class Block:
 
 
 class FreeBlock:
-    """A block of single windows without conflicts. Their order is random without a table."""
+    """A block of single windows without conflicts.
+
+    ``layout`` gives them in random order already, so they need no chains and no groups.
+    """
 
     def __init__(self, layout: SingleWindows, low: int, num_steps: int, seeds: np.random.SeedSequence) -> None:
         self._layout, self._low = layout, low

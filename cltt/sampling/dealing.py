@@ -4,9 +4,9 @@ A block holds B*K windows in B rows of K positions. Every step takes one positio
 less than d positions apart in the block (d is the block's ``max_conflicts``), also across the end of a row. The rules:
 
 - Each row is cut into q stretches of m = K//q or m+1 positions, with m >= d.
-- Each stretch is divided into groups of at most m-d+1 neighbouring positions. All stretches of all rows are divided
-  alike: each group has positions in every stretch. Two positions of one group in different stretches are at least d
-  positions apart.
+- Each stretch is divided into groups of at most m-d+1 neighbouring positions; the last position of a stretch of m+1
+  comes on top, in the last group. All stretches of all rows are divided alike: each group has positions in every
+  stretch. Two positions of one group in different stretches are at least d positions apart.
 - A group has as many steps as it has positions in a row. Each row assigns its positions of the group to these steps
   at random, one position per step.
 - Before that, each stretch moves to a random row of a small set of neighbouring rows, so that windows of one row can

@@ -38,7 +38,7 @@ EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 class EpochPlan(EpochWindows):
     """The windows of each step of one epoch, with random access to any step.
 
-    Memory is a table of runs and the last two blocks.
+    Memory is a table of runs, the last two blocks and the frame uses of the last four.
 
     Args:
         index: the windows.
