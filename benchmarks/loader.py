@@ -8,7 +8,7 @@ worker processes as there are cores, and take turns: nobody works ahead while an
 is missing is left out, with the reason.
 
 Each is timed over some batches in the middle of an epoch, with its workers busy before and after. *cltt, first epoch*
-is a new loader each time that keeps decoded frames for later epochs: one block untimed, one block timed. *cltt, later
+is a new loader each time that keeps decoded frames for later epochs: where windows share frames two blocks untimed and one timed. *cltt, later
 epochs* is a loader of some of the clips whose frames are kept since its first epoch. A peer decodes in every epoch as
 in its first.
 
@@ -48,7 +48,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 T, STEP, BATCH = 5, 2, 16
-FRAMES, QUICK_FRAMES = 100_000, 12_000
+FRAMES, QUICK_FRAMES = 100_000, 20_000
 SHARD_SIZE = 64 << 20
 LATER_FRAMES = 20_000  # of the part whose frames are all kept: 3 GB
 CEILING = "libjpeg-turbo decode alone"
@@ -63,11 +63,11 @@ class FirstEpoch(Peer):
     def __init__(self, wanted: Wanted) -> None:
         super().__init__(wanted)
         plan = our_loader(wanted, wanted.index).plan
-        middle = plan.num_blocks // 2 - 1
-        self._start = plan.block_steps(middle).start
-        self.untimed, self.timed = (len(plan.block_steps(block)) for block in (middle, middle + 1))
-        if plan.frames_per_block() >= self.untimed * wanted.batch * wanted.index.window_size:
-            self.untimed, self.timed = 16, 64  # windows share no frames: every step decodes as many
+        first = max(plan.num_blocks // 2 - 2, 0)
+        steps = [len(plan.block_steps(block)) for block in range(first, min(first + 3, plan.num_blocks))]
+        self._start, self.untimed, self.timed = plan.block_steps(first).start, sum(steps[:-1]), steps[-1]
+        if plan.frames_per_block() >= steps[0] * wanted.batch * wanted.index.window_size:
+            self._start, self.untimed, self.timed = len(plan) // 4, 16, 64  # no window shares frames: steps are alike
         self.decodes: list[float] = []
 
     def batches(self) -> Iterator[torch.Tensor]:
