@@ -67,12 +67,15 @@ class ThreadPool(Peer):
     def make(self, ids: np.ndarray) -> np.ndarray:
         """One batch of the windows ``ids`` int64 [B]: uint8 [B*T, frame bytes]."""
         rows = self._free.get()
-        places = self.wanted.index.frames(ids).reshape(-1).tolist()
+        self.write(self.wanted.index.frames(ids).reshape(-1).tolist(), rows)
+        return rows
+
+    def write(self, places: list[int], rows: np.ndarray) -> None:
+        """Frames ``places`` into ``rows`` uint8 [len(places), frame bytes]."""
         with quick_kernels:
             for k in range(0, len(places), self._writer.turn):
                 part = places[k : k + self._writer.turn]
                 self._writer.write(self.frames(part), rows[k : k + len(part)])
-        return rows
 
     def frames(self, places: list[int]) -> Iterator[np.ndarray]:
         """Frames uint8 [S, S, 3], each used before the next."""
