@@ -25,7 +25,6 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ import torch
 
 from benchmarks import harness, loader_peers, loader_pools
 from benchmarks.loader_data import repeat_clips, write_clips
-from benchmarks.loader_peers import Peer, S, Wanted
+from benchmarks.loader_peers import Batches, Peer, S, Wanted
 from benchmarks.report import read_rows
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards, cli
 from cltt.errors import SettingsError
@@ -71,7 +70,7 @@ class FirstEpoch(Peer):
             self._start, self.untimed, self.timed = len(plan) // 4, 16, 64  # no window shares frames: steps are alike
         self.decodes: list[float] = []
 
-    def batches(self) -> Iterator[torch.Tensor]:
+    def batches(self) -> Batches:
         with our_loader(self.wanted, self.wanted.index) as loader:
             loader.load_state_dict({**loader.state_dict(), "plan": loader.plan.state_dict(self._start)})
             for step, batch in enumerate(loader, 1):
@@ -92,7 +91,7 @@ class LaterEpochs(Peer):
     def __init__(self, wanted: Wanted) -> None:
         super().__init__(wanted)
         ends = np.cumsum(wanted.dataset.clip_lengths)
-        clips = np.arange(max(1, np.searchsorted(ends, LATER_FRAMES)))
+        clips = np.arange(max(1, int(np.searchsorted(ends, LATER_FRAMES))))
         s, lengths = wanted.index.settings, wanted.dataset.clip_lengths
         index = WindowIndex(lengths, s.window_size, s.frame_step, s.window_stride, clips=clips)
         self._loader = our_loader(wanted, index)
@@ -102,15 +101,22 @@ class LaterEpochs(Peer):
         if share < 1:
             raise RuntimeError(f"only {share:.0%} of {LATER_FRAMES:,} frames are kept; free some memory")
 
-    def batches(self) -> Iterator[torch.Tensor]:
+    def batches(self) -> Batches:
         while True:
             for batch in self._loader:
                 yield batch.frames
 
 
 def our_loader(wanted: Wanted, index: WindowIndex) -> WindowLoader:
-    form = {} if wanted.floats else {"dtype": torch.uint8, "channels_last": True}
-    return WindowLoader(wanted.dataset, index, wanted.batch, device="cpu", num_threads=wanted.workers, **form)
+    return WindowLoader(
+        wanted.dataset,
+        index,
+        wanted.batch,
+        device="cpu",
+        num_threads=wanted.workers,
+        dtype=torch.float32 if wanted.floats else torch.uint8,
+        channels_last=not wanted.floats,
+    )
 
 
 RANDOM_PEERS: tuple[type[Peer], ...] = (
@@ -166,11 +172,11 @@ def cpu_seconds() -> float:
 def seconds_a_window(peer: Peer) -> tuple[float, float]:
     """Time per window by the clock, and CPU time."""
     gc.collect()
-    with closing(peer.batches()) as batches:  # type: ignore[type-var]  # a generator
+    with closing(peer.batches()) as batches:
         for frames in itertools.islice(batches, peer.untimed):
             check(frames, peer.wanted.floats)
         start, cpu = time.perf_counter(), cpu_seconds()
-        taken = sum(map(len, itertools.islice(batches, peer.timed)))
+        taken = sum(len(frames) for frames in itertools.islice(batches, peer.timed))
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     assert taken == peer.timed * BATCH, f"{peer.name} gave {taken} windows"
     return seconds / taken, cpu / taken

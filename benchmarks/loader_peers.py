@@ -13,7 +13,7 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from cltt import ShardDataset, WindowIndex
 from cltt.frames.gather import IMAGENET_MEAN, IMAGENET_STD
 
 S = 224
+Batches = Generator[torch.Tensor, None, None]
 SHUFFLE_WINDOWS = 500
 _SCALE = (1 / (np.array(IMAGENET_STD) * 255)).astype(np.float32)
 _OFFSET = (np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
@@ -90,7 +91,7 @@ class Peer(ABC):
         return ""
 
     @abstractmethod
-    def batches(self) -> Iterator[torch.Tensor]:
+    def batches(self) -> Batches:
         """Batches without end, of new workers; closing the iterator ends them."""
 
     def set_bytes(self) -> int:
@@ -166,7 +167,7 @@ class OpenCv(Peer):
     name = "OpenCV + DataLoader"
     load = staticmethod(with_opencv)
 
-    def batches(self) -> Iterator[torch.Tensor]:
+    def batches(self) -> Batches:
         wanted = self.wanted
         dataset = WindowFiles(wanted, partial(self.load, halve=wanted.halve))
         sampler = RandomSampler(dataset, num_samples=1 << 30)
@@ -194,7 +195,7 @@ class Dali(Peer):
     name = "DALI file reader"
     needs = "nvidia.dali"
 
-    def batches(self) -> Iterator[torch.Tensor]:
+    def batches(self) -> Batches:
         import nvidia.dali.fn as fn
         from nvidia.dali import Pipeline, types
 
@@ -281,7 +282,7 @@ class WebDataset(Peer):
     name = "webdataset, clip by clip"
     needs = "webdataset"
 
-    def batches(self) -> Iterator[torch.Tensor]:
+    def batches(self) -> Batches:
         workers = self.wanted.workers
         streamed = Streamed(self.wanted)
         for frames in DataLoader(streamed, batch_size=None, num_workers=workers, worker_init_fn=_quickest):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Approximate(ThreadPool):
     name = "torchcodec on videos, approximate seek"
     needs = "torchcodec.decoders"
     untimed, timed = 1, 4
-    seek_mode = "approximate"
+    seek_mode: Literal["approximate", "exact"] = "approximate"
 
     def __init__(self, wanted: Wanted) -> None:
         from torchcodec.decoders import VideoDecoder
@@ -62,8 +63,7 @@ class Approximate(ThreadPool):
 
         dataset, path = self.wanted.dataset, self.wanted.files[places[0]]
         first = int(dataset.clip_offsets[dataset.clip_of(places[0])])
-        options = {"dimension_order": "NHWC", "transforms": self._transforms}
-        decoder = VideoDecoder(path, seek_mode=self.seek_mode, **options)
+        decoder = VideoDecoder(path, seek_mode=self.seek_mode, dimension_order="NHWC", transforms=self._transforms)
         yield from decoder.get_frames_at([place - first for place in places]).data.numpy()
 
     def set_bytes(self) -> int:
@@ -103,7 +103,7 @@ def wanted_of(videos: Path, shards: Path, stride: int) -> Wanted:
 def rows_of(wanted: Wanted, peers: dict[str, Peer], timings: Timings, build: tuple[float, float]) -> list[harness.Row]:
     """One row per loader; ``build``: seconds by the clock and of the CPU, per video."""
     first, later = timings[FirstEpoch.name], timings[LaterEpochs.name]
-    rows = []
+    rows: list[harness.Row] = []
     for name, peer in peers.items():
         clock, cpu = timings[name]
         direct = isinstance(peer, Approximate)

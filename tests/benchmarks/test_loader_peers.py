@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 
 from benchmarks import harness, loader, loader_pools, loader_video
 from benchmarks.loader_data import repeat_clips
-from benchmarks.loader_peers import Peer, S, Wanted
+from benchmarks.loader_peers import Batches, Peer, S, Wanted
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.frames.gather import statistics
 from tests.helpers import data, video
@@ -68,9 +67,9 @@ def some_pixels(frames: torch.Tensor) -> np.ndarray:
     return few.float().flatten(1).numpy()
 
 
-def nearest(batches: Iterator[torch.Tensor], count: int, expected: np.ndarray) -> tuple[list[int], float]:
+def nearest(batches: Batches, count: int, expected: np.ndarray) -> tuple[list[int], float]:
     """Windows that the first ``count`` batches are nearest to, and the largest mean difference."""
-    with closing(batches):  # type: ignore[type-var]
+    with closing(batches):
         # Copied: the memory of a batch is used again.
         pixels = np.concatenate([some_pixels(frames.clone()) for frames in itertools.islice(batches, count)])
     far = np.stack([np.abs(expected - window).mean(1) for window in pixels])
@@ -94,7 +93,7 @@ def test_peers_give_the_windows(kind: type[Peer], wanted: Wanted, expected: np.n
 @pytest.mark.parametrize("kind", [peer for peer in loader.AS_BYTES if peer in PEERS], ids=lambda peer: peer.__name__)
 def test_bytes_are_a_view_of_channels_last_memory(kind: type[Peer], wanted: Wanted, expected: np.ndarray) -> None:
     peer = kind(dataclasses.replace(wanted, floats=False))
-    with closing(peer.batches()) as batches:  # type: ignore[type-var]
+    with closing(peer.batches()) as batches:
         first = next(batches)
         assert first.shape == (BATCH, T, 3, S, S) and first.dtype == torch.uint8 and first.stride()[2] == 1
     assert nearest(peer.batches(), 3, expected)[1] == 0
