@@ -32,7 +32,7 @@ def example() -> tuple[EpochPlan, Segments]:
     """The plan of the epoch and its row: runs and parts of runs, end to end."""
     index = WindowIndex([FRAMES, FRAMES], window_size=2, frame_step=2)
     plan = EpochPlan(index, B, seed=SEED, depth=K, run=RUN)
-    row = plan._row.segments(0, len(index))
+    row = plan._sequence.segments(0, len(index))
     assert len(index) == len(NAMES) and plan.num_blocks == 2
     return plan, row
 

@@ -1,4 +1,4 @@
-"""The failure monitor: when one rank fails, all ranks end within seconds, and the reason is printed once.
+"""The failure monitor: if one rank fails, all end within seconds and one prints the reason.
 
 A rank that waits in a collective does not notice that another rank has failed. So a rank that fails writes its exit
 status to the process group's store. In each rank a thread with its own store client reads the store every second, and
@@ -61,7 +61,10 @@ class FailureMonitor:
         self._leave(int(first.split()[0]))
 
     def silent_ranks(self) -> list[int]:
-        """The ranks that no longer read the store. It takes seconds; a failure that becomes known ends the process."""
+        """The ranks that no longer read the store, found in about five seconds.
+
+        If a rank's exit status is in the store by then, the thread ends this process instead.
+        """
         time.sleep(_CONSEQUENCE)
         before = self._reads()
         time.sleep(_SILENT)
@@ -72,7 +75,7 @@ class FailureMonitor:
         self._count_to_all(_DONE)
 
     def close(self) -> None:
-        """Stop the thread; the process with the store returns when all ranks have."""
+        """Stop the thread; the process with the store returns when all ranks have called this."""
         self._closed.set()
         self._thread.join()
         self._count_to_all(_LEFT, wait=self._serves)
@@ -108,7 +111,7 @@ class FailureMonitor:
         leave_now(status)
 
     def _count_to_all(self, key: str, *, wait: bool = True, seconds: float = float("inf")) -> None:
-        """Count this rank under ``key``; with ``wait`` return when all are counted, or after ``seconds``."""
+        """Count this rank under ``key``; with ``wait``, wait for all ranks, at most ``seconds``."""
         deadline = time.monotonic() + seconds
         counted = self._store.add(key, 1)
         while wait and counted < self._info.world_size and time.monotonic() < deadline:

@@ -32,7 +32,7 @@ _monitor: FailureMonitor | None = None
 
 
 def start(info: RankInfo, *, cuda: bool, io_patience: float = 0.0) -> None:
-    """Start the default process group if there are several ranks: gloo, and with ``cuda`` also nccl.
+    """Start the default process group if there are several ranks: gloo, with ``cuda`` also nccl.
 
     It needs ``MASTER_ADDR``, an address of rank 0's node, and ``MASTER_PORT``. A collective fails after TIMEOUT +
     ``io_patience`` seconds, since a rank may retry reads for ``io_patience`` seconds before it joins. For longer work
@@ -91,7 +91,7 @@ def _wait_for_server(host: str, port: int) -> None:
 
 
 def _meet(store: Any, info: RankInfo) -> None:
-    """Return when every rank has called this; DataError, which names the missing ranks, after TIMEOUT seconds."""
+    """Return when all ranks have called this. After TIMEOUT s, DataError names those missing."""
     store.set(f"came/{info.rank}", "")
     if not info.is_main:
         return poll(store, ["all came"])
@@ -109,7 +109,7 @@ def _meet(store: Any, info: RankInfo) -> None:
 
 
 def _until_timeout(awaited: Callable[[], list[str]]) -> Iterator[None]:
-    """Iterations of a loop that waits, for TIMEOUT seconds in all; prints once what it waits for."""
+    """Yield every 50 ms for TIMEOUT seconds; prints once, after TELL_AFTER, what is awaited."""
     began, told = time.monotonic(), False
     while (waited := time.monotonic() - began) < TIMEOUT:
         if waited > TELL_AFTER and not told:
@@ -120,7 +120,7 @@ def _until_timeout(awaited: Callable[[], list[str]]) -> Iterator[None]:
 
 
 def _interruptible(call: Callable[[], Any]) -> Any:
-    """The result of a call that waits in C++, made in another thread, so that this one still reacts to signals."""
+    """The result of ``call``, which waits in C++: made in a thread, so that signals still work."""
     ended: Future[Any] = Future()
 
     def work() -> None:
@@ -136,7 +136,7 @@ def _interruptible(call: Callable[[], Any]) -> Any:
 
 
 def poll(store: Any, keys: list[str]) -> None:
-    """Wait for ``keys`` without a timeout, in short sleeps, between which the process reacts to signals."""
+    """Wait for ``keys`` without a timeout; short sleeps let the process react to signals."""
     pause = 0.005
     while not store.check(keys):
         time.sleep(pause)
@@ -176,10 +176,10 @@ def _leave_after(seconds: float, status: int) -> threading.Timer:
 
 @contextlib.contextmanager
 def ending_together(explain: Explain) -> Iterator[None]:
-    """An exception that leaves this block ends all ranks, and its sentence is printed once. A single rank raises it.
+    """End all ranks if an exception leaves this block; its sentence is printed once.
 
-    ``explain`` gives the exit status and the sentence of an exception; None: it is a defect, and its traceback is
-    printed.
+    Without a process group, the exception is raised. ``explain`` returns an exception's exit status and sentence, or
+    None for a defect, whose traceback is printed.
     """
     try:
         yield
@@ -206,7 +206,7 @@ def _end_all(monitor: FailureMonitor, error: BaseException, explain: Explain) ->
 
 
 def _explain_broken_collective(monitor: FailureMonitor, error: BaseException) -> tuple[int, str] | None:
-    """Exit status and sentence if another rank's end or a timeout of a collective has caused ``error``."""
+    """Exit status and sentence if another rank's end or a collective's timeout caused ``error``."""
     if silent := monitor.silent_ranks():
         return FAILED, lost_ranks(silent)
     if "timed out" in str(error).lower():

@@ -1,7 +1,7 @@
-"""JPEGs into slots: libjpeg-turbo with OpenCV on the CPU, DALI's graph on a GPU.
+"""Decoding JPEGs into slots: libjpeg-turbo with OpenCV on the CPU, DALI on a GPU.
 
-Both cut first and resize then, on one sampling grid, so only pixels that are stored are resized; their pixels agree to
-within 2/255 on average. On the CPU DALI's own resize takes three times as long, hence the twin.
+Both crop first and resize then, on the same sampling grid, so only pixels that are stored are resized. Their pixels
+agree to within 2/255 on average. The CPU has its own decoder because DALI's resize takes three times as long there.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from cltt.source import libjpeg
 
 log = logging.getLogger(__name__)
 _LITTLE_MEMORY = 512 << 20  # bytes; what a decode graph of 128 frames may need
-LookAt = Sequence[Box | None]  # of each frame the box that a region of boxes looks at, if it has one
+LookAt = Sequence[Box | None]  # per frame: its box, for a region of boxes; None: it has none
 
 
 class Decoder(Protocol):
     """Decodes JPEGs into a store; called by several threads at once.
 
     Attributes:
-        framing: of the frames it makes.
-        device: where the store must lie.
-        job_frames: how many frames to decode in one call, at most.
-        identity: equal where equal JPEGs become equal pixels: libraries and their versions.
+        framing: which part of a frame is stored, and at what size.
+        device: the device of the store.
+        job_frames: the most frames to decode in one call.
+        identity: libraries and versions; decoders with equal identity decode a JPEG to equal pixels.
     """
 
     framing: Framing
@@ -50,11 +50,11 @@ class Decoder(Protocol):
     def decode(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
     ) -> dict[int, str]:
-        """Decode ``jpegs`` into ``slots`` of ``store``; returns {position in jpegs: why it cannot be decoded}."""
+        """Decode ``jpegs`` into ``slots`` of ``store``; returns {position of a bad JPEG: reason}."""
 
 
 class CpuDecoder(FrameDecoder):
-    """libjpeg-turbo and OpenCV into slots; any number of threads may call one decoder."""
+    """Decodes with libjpeg-turbo and OpenCV; any number of threads may call one decoder."""
 
     device = torch.device("cpu")
     job_frames = 32
@@ -70,20 +70,20 @@ class CpuDecoder(FrameDecoder):
                 try:
                     box = look_at[position] if look_at is not None else None
                     store.sizes[slot] = self.decode_into(jpeg, store.host_row(slot), box)
-                except Exception as error:  # may be anything, MemoryError too; the frame is named and counted
+                except Exception as error:  # even MemoryError: the caller names and counts the frame
                     failures[position] = f"cannot be decoded ({str(error) or type(error).__name__})"
         return failures
 
 
 class DaliDecoder:
-    """DALI's decode graph: ``mixed`` on a GPU, the same graph on the CPU with ``device`` cpu (slow; for comparison).
+    """Decodes with DALI: ``mixed`` on a GPU; with ``device`` cpu on the CPU (slow, to compare).
 
-    One bad JPEG fails DALI's whole batch. Then each is decoded on the CPU to find out which, and the good ones go
-    through a new graph. If that fails as well, a picture drawn here goes through one more: if DALI takes it, it only
-    dislikes what the CPU can decode, and these frames' pixels are those of the CPU decoder; if not, DALI does not work
-    here (a library or driver it needs is missing, say), which is said once, and all further frames are the CPU's.
+    One bad JPEG makes DALI's whole batch fail. The CPU then decodes each JPEG to find the bad ones, and the good ones
+    go through a new graph. If that fails too, the CPU's pixels are stored, and a generated test JPEG goes through
+    another graph. If DALI decodes the test JPEG, only these frames are affected. If not, DALI does not work on this
+    machine (a library or driver is missing, for example): one warning says so, and the CPU decodes all further frames.
 
-    Raises DataError when DALI finds no memory on the GPU.
+    Raises DataError if DALI finds no memory on the GPU.
     """
 
     job_frames = 128
@@ -103,7 +103,7 @@ class DaliDecoder:
         self._graphs = DecodeGraphs(self._GRAPHS, make)
         self._cpu = CpuDecoder(framing)
         self._works = True
-        self._cut = lru_cache(maxsize=1024)(partial(_cut, framing))  # no method: the cache would keep this decoder
+        self._cut = lru_cache(maxsize=1024)(partial(_cut, framing))  # a cached method would keep this decoder alive
 
     def decode(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
@@ -111,7 +111,7 @@ class DaliDecoder:
         """As :meth:`Decoder.decode`; any number of JPEGs."""
         failures: dict[int, str] = {}
         look_at = look_at or [None] * len(jpegs)
-        # A worker thread's device is the first until it is told: a CUDA context of half a gigabyte there.
+        # A new thread's device is GPU 0 until it is set, and using that makes a CUDA context of half a gigabyte there.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             for first in range(0, len(jpegs), self.job_frames):
                 part = slice(first, first + self.job_frames)
@@ -126,26 +126,26 @@ class DaliDecoder:
         whole = all(map(_has_end, jpegs))
         if self._works and whole and self._run_or_say_why(jpegs, slots, store, look_at) is None:
             return {}
-        aside = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
-        failures = self._cpu.decode(jpegs, range(len(jpegs)), aside, look_at)
+        on_cpu = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
+        failures = self._cpu.decode(jpegs, range(len(jpegs)), on_cpu, look_at)
         cut_short = [k for k, jpeg in enumerate(jpegs) if k not in failures and not _has_end(jpeg)]
-        self._write(store, [slots[k] for k in cut_short], [aside.frame(k) for k in cut_short])
+        self._write(store, [slots[k] for k in cut_short], [on_cpu.frame(k) for k in cut_short])
         good = [k for k in range(len(jpegs)) if k not in failures and k not in cut_short]
-        rest = [slots[k] for k in good]
+        good_slots = [slots[k] for k in good]
         if not good:
             return failures
         if self._works:
-            reason = self._run_or_say_why([jpegs[k] for k in good], rest, store, [look_at[k] for k in good])
+            reason = self._run_or_say_why([jpegs[k] for k in good], good_slots, store, [look_at[k] for k in good])
             if reason is None:
                 return failures
             self._note_failure(reason, len(good))
-        self._write(store, rest, [aside.frame(k) for k in good])
+        self._write(store, good_slots, [on_cpu.frame(k) for k in good])
         return failures
 
     def _run_or_say_why(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt
     ) -> str | None:
-        """Decode into slots -> None, or why DALI cannot."""
+        """Decode into slots with DALI; returns None, or why DALI cannot."""
         try:
             self._write(store, slots, self._graphs.decode(jpegs, *self._parts(jpegs, look_at)))
         except (RuntimeError, ValueError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -155,9 +155,9 @@ class DaliDecoder:
         return None
 
     def _note_failure(self, reason: str, frames: int) -> None:
-        """DALI failed on frames that the CPU can decode: on these, or on all?
+        """Warn that DALI failed on good frames; stop using it if it fails on a test JPEG, too.
 
-        nvJPEG's own lack of memory reaches DALI as a frame that cannot be decoded.
+        DataError if the GPU has little free memory: DALI reports nvJPEG's lack of memory as a bad frame.
         """
         if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _LITTLE_MEMORY:
             raise _no_memory(reason)
@@ -173,7 +173,7 @@ class DaliDecoder:
             )
 
     def why_it_fails(self) -> str:
-        """Why DALI cannot decode a picture drawn here, in its words; empty if it can."""
+        """DALI's error message for a generated test JPEG; empty if DALI decodes it."""
         probe = libjpeg.encode(np.full((64, 64, 3), 128, np.uint8))
         try:
             self._graphs.decode([probe], *self._parts([probe], [None]))
@@ -182,12 +182,12 @@ class DaliDecoder:
         return ""
 
     def _parts(self, jpegs: Sequence[bytes], look_at: LookAt) -> tuple[np.ndarray, ...]:
-        """Of each JPEG the part stored, int64 [n, 4], its size in the store, [n, 2], and what stays clear, [n, 4]."""
+        """What :func:`_cut` returns for each JPEG, as int64 [n, 4], [n, 2] and [n, 4]."""
         cuts = np.array([self._cut(*frame_size(jpeg), box) for jpeg, box in zip(jpegs, look_at, strict=True)])
         return cuts[:, :4], cuts[:, 4:6], cuts[:, 6:]
 
     def _write(self, store: FrameStore, slots: Sequence[int], frames: torch.Tensor | list[torch.Tensor]) -> None:
-        """Copy frames [h, w, 3] into slots; when this returns the copy is done and ``frames`` may go."""
+        """Copy frames [h, w, 3] into slots; ``frames`` may be freed when this returns."""
         if not len(frames):
             return
         where = np.asarray(slots)
@@ -204,20 +204,20 @@ class DaliDecoder:
 def _may_write_together(rows: torch.Tensor) -> bool:
     """Whether several threads may ``index_copy_`` into ``rows`` [slots, n] at once.
 
-    Deterministic algorithms write into a copy of all of a tensor that is not contiguous, and then copy it back: each
-    thread would undo what others wrote meanwhile.
+    With deterministic algorithms, torch writes into a copy of a tensor that is not contiguous, and copies all of it
+    back. Each thread would undo what others wrote meanwhile.
     """
     return rows.is_contiguous() or not torch.are_deterministic_algorithms_enabled()
 
 
 def _cut(framing: Framing, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
-    """Of a JPEG of this size the part stored (4 numbers), its size in the store (2) and what stays clear (4)."""
+    """The part of a JPEG to store (4 numbers), its stored size (2), and its unblurred part (4)."""
     clear = framing.clear(height, width, look_at) or (0, 0, 0, 0)
     return *framing.box(height, width, look_at), *framing.stored_size(height, width), *clear
 
 
 def _has_end(jpeg: bytes) -> bool:
-    """Whether the end marker is there; little follows it."""
+    """Whether the end marker is in the last 1024 bytes, so that the JPEG is not cut short."""
     return b"\xff\xd9" in jpeg[-1024:]
 
 
@@ -233,12 +233,12 @@ def _is_out_of_memory(message: str) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """What DALI says is wrong, without the operator it names before and the stack it adds."""
+    """DALI's error message, without the operator's name before it and the stack after it."""
     return str(error).split("encountered:")[-1].strip().split("\n")[0]
 
 
 def best_decoder(framing: Framing, device: torch.device, threads: int) -> Decoder:
-    """DALI on the GPU for batches wanted on CUDA where DALI is installed, else libjpeg-turbo and OpenCV on the CPU."""
+    """DaliDecoder if ``device`` is a GPU and DALI is installed, else CpuDecoder."""
     if device.type == "cuda" and dali_installed():
         return DaliDecoder(framing, device, threads)
     return CpuDecoder(framing)

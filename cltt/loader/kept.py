@@ -30,43 +30,43 @@ log = logging.getLogger(__name__)
 
 LAYOUT = 1  # of the file; part of its name
 _HEADER = 8  # bytes before a frame's pixels: int32 h and w
-_WHOLE = b"\1"
+_COMPLETE = b"\1"
 
 
 class KeptFrames:
     """Decoded frames of one dataset by frame id, in a sparse file that all processes of a node map.
 
-    A frame's row is written first and its flag byte after it: a process that is killed at any moment leaves no torn
-    frame visible. Rows are written by system calls, never through the mapping, where a full file system would kill the
-    process. Two processes may write the same frame: they write the same bytes. Any thread may call it.
+    A frame's row is written first, then its flag byte, so a process that is killed at any moment leaves no partly
+    written frame visible. Rows are written by system calls: a write through the mapping would kill the process if the
+    file system is full. Two processes may write the same frame, as they write the same bytes. Any thread may call it.
 
     Args:
         key: equal for equal pixels, see :func:`key_of`.
-        frames: of the dataset, kept or not.
+        frames: number of all frames of the dataset, kept or not.
         frame_bytes: P*3.
         folder: where the file lies; None: memory of this process alone, without a name.
-        stays: the file is left for a later process. Else the last process that uses it removes it.
+        stays: the file is left for later processes. Else the last process that uses it removes it.
 
-    Raises OSError if there is no such file or mapping to be had.
+    Raises OSError if the file cannot be made or mapped.
 
     Attributes:
-        share: share (0..1) of the frames that are kept; none before :meth:`limit` is called.
-        planned_bytes: what they take in the end.
-        row_bytes: memory of a kept frame.
-        sizes: int32 [frames, 2], h and w; pixels: uint8 [frames, P*3]. Only rows of whole frames mean anything.
+        share: share (0..1) of the windows' frames that are kept; 0 before :meth:`limit` is called.
+        planned_bytes: bytes of these frames once all are written.
+        row_bytes: bytes per kept frame.
+        sizes: int32 [frames, 2], h and w; pixels: uint8 [frames, P*3]. Only rows of frames that :meth:`has` are valid.
     """
 
     def __init__(self, key: str, frames: int, frame_bytes: int, folder: Path | None = None, *, stays: bool = False):
         self._path = None if folder is None else node_files.path_of(folder, key)
         self._file = node_files.anonymous() if self._path is None else node_files.open_shared(self._path)
         self._end = weakref.finalize(self, node_files.release, self._file, None if stays else self._path)
-        self._start = _whole_pages(frames)
-        self.row_bytes = _whole_pages(_HEADER + frame_bytes)
+        self._start = _rounded_to_pages(frames)
+        self.row_bytes = _rounded_to_pages(_HEADER + frame_bytes)
         self.share, self.planned_bytes = 0.0, 0
         size = self._start + frames * self.row_bytes
         os.ftruncate(self._file, size)
         memory = mmap.mmap(self._file, size, access=mmap.ACCESS_READ)
-        self._whole = np.frombuffer(memory, np.uint8, frames)
+        self._complete = np.frombuffer(memory, np.uint8, frames)
         rows = np.ndarray((frames, self.row_bytes), np.uint8, memory, self._start)
         self.sizes = rows[:, :_HEADER].view(np.int32)
         self.pixels = rows[:, _HEADER : _HEADER + frame_bytes]
@@ -81,20 +81,20 @@ class KeptFrames:
 
     @property
     def most_bytes(self) -> int | None:
-        """What the file may take in all on its file system; None: nothing limits it."""
-        room = os.fstatvfs(self._file)
-        return self.held_bytes + room.f_bavail * room.f_frsize if room.f_blocks else None
+        """Bytes that the file could have if it filled its file system; None: nothing limits it."""
+        disk = os.fstatvfs(self._file)
+        return self.held_bytes + disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
     def limit(self, most: int, frames: int) -> None:
-        """Keep of ``frames`` frames, all that windows have, the share that fits ``most`` bytes and the file system."""
-        room = self.most_bytes
-        most = most if room is None else min(most, room)
+        """Set ``share`` to what of the windows' ``frames`` frames fits in ``most`` bytes and the file system."""
+        available = self.most_bytes
+        most = most if available is None else min(most, available)
         self.share = min(1.0, most / (frames * self.row_bytes))
         self.planned_bytes = int(self.share * frames * self.row_bytes)
 
     def has(self, frames: np.ndarray) -> np.ndarray:
-        """Which of ``frames`` int64 [n] are there as a whole: bool [n]."""
-        return self._whole[frames] != 0
+        """Which of ``frames`` int64 [n] are completely written: bool [n]."""
+        return self._complete[frames] != 0
 
     def keeps(self, frames: np.ndarray) -> np.ndarray:
         """Which of ``frames`` int64 [n] are to be kept: bool [n], the same in every process and epoch."""
@@ -104,11 +104,11 @@ class KeptFrames:
         return frames.astype(np.uint64) * GOLDEN < np.uint64(self.share * 2**64)
 
     def put(self, frame: int, size: np.ndarray, pixels: np.ndarray) -> None:
-        """Keep ``frame``: its (h, w) int32 [2] and ``pixels`` uint8 [h*w*3]. Nothing is kept once there is no room."""
+        """Keep ``frame``: its (h, w) int32 [2] and ``pixels`` uint8 [h*w*3]. None is kept after a failed write."""
         try:
             written = os.pwritev(self._file, [size.data, pixels.data], self._start + frame * self.row_bytes)
             if written == size.nbytes + pixels.nbytes:
-                os.pwrite(self._file, _WHOLE, frame)
+                os.pwrite(self._file, _COMPLETE, frame)
                 return
             why = "no room is left"
         except OSError as error:
@@ -119,9 +119,9 @@ class KeptFrames:
 
 
 def key_of(fingerprint: str, framing: object, decoder: str) -> str:
-    """What the pixels of kept frames depend on, in hexadecimal: data, framing, decoder, and the node since it booted.
+    """Hash, in hexadecimal, of what the pixels of kept frames depend on: data, framing, decoder.
 
-    After a crash of the machine a flag may be on disk whose frame is not.
+    The boot of the node is part of it: after a crash of the machine, a flag may be on disk whose frame is not.
     """
     boot = Path("/proc/sys/kernel/random/boot_id")
     booted = boot.read_text().strip() if boot.is_file() else ""
@@ -132,11 +132,12 @@ def key_of(fingerprint: str, framing: object, decoder: str) -> str:
 def open_kept(
     dataset: Dataset, index: WindowIndex, decoder: Decoder, most: int | None, folder: Path | None, cache_bytes: int
 ) -> KeptFrames | None:
-    """Memory for decoded frames that stay; None: none stay.
+    """Storage for decoded frames that stay from epoch to epoch; None: no frames are kept.
 
     Args:
-        most: bytes; None: by the free memory, beside a frame cache of ``cache_bytes`` a rank in main memory.
-        folder: where they lie in a file that stays; None: in memory, shared by the ranks of the node.
+        most: bytes allowed; None: a share of the free memory.
+        folder: for a file that stays; None: memory that the ranks of the node share.
+        cache_bytes: bytes per rank of the frame cache in main memory, which the default of ``most`` leaves free.
     """
     if most == 0:
         return None
@@ -154,5 +155,5 @@ def open_kept(
     return kept
 
 
-def _whole_pages(size: int) -> int:
+def _rounded_to_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE

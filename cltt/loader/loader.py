@@ -1,4 +1,4 @@
-"""Batches of windows: each frame is read and decoded once per block and gathered into every window that needs it.
+"""Batches of windows; a frame is read and decoded once per block, for all windows that use it.
 
 Legend: B windows per step over all ranks; b = B/world_size; T frames in a window; S image_size; C = 3.
 """
@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 STATE_VERSION = 1
-# The block in use, and the next one that is filled meanwhile.
+# The block in use, and the next one, which is decoded meanwhile.
 BLOCKS_HELD = 2
-BATCHES_HELD = 2  # one that is used, one that is made
-STEPS_AHEAD = 8
+BATCHES_HELD = 2  # the one in use, and the next one
+STEPS_AHEAD = 8  # held in frame memory where no frame has to stay for a whole block
 
 
 @dataclass(frozen=True)
@@ -65,38 +65,38 @@ class Batch:
 
 
 class WindowLoader:
-    """Iterable over the batches of an epoch; iterating gives the rest of the epoch, then moves on to the next one.
+    """Iterable over the batches of the rest of an epoch; then moves on to the next epoch.
 
     Args:
         dataset: a :class:`~cltt.ShardDataset`, or anything with its reading methods.
-        index: the windows; of the same dataset.
+        index: the windows of this dataset.
         batch_size: B, windows per step over all ranks.
         image_size: S, pixels.
         device: ``"auto"`` (CUDA, else MPS, else CPU) or a torch device, where the batches are wanted.
         dtype: float32, bfloat16, float16 (normalised) or uint8 (raw).
-        normalise: of float batches: ``imagenet``, by its mean and deviation, or ``none``, from 0 to 1.
-        augment: ``none``, ``crop`` or ``simclr``, or :class:`~cltt.config.AugmentSettings` for anything between.
-        augment_scope: augmentations are drawn for each ``frame`` or once a ``window``.
+        normalise: of float batches: ``imagenet`` (its mean and standard deviation) or ``none`` (0 to 1).
+        augment: ``none``, ``crop`` or ``simclr``, or :class:`~cltt.config.AugmentSettings` for other values.
+        augment_scope: augmentations are drawn per ``frame`` or per ``window``.
         region, region_effect, region_scale: which box of a frame counts, see :class:`~cltt.region.Region`.
         seed, min_gap, depth, run, clips_per_block: of the order, see :class:`~cltt.EpochPlan`.
         rank, world_size: which part of each batch this process takes.
-        cache_bytes: most memory for decoded frames; None: what two blocks need, but no more than a share of what is
-            free. Less only means that some frames are decoded again.
+        cache_bytes: maximum memory for decoded frames; None: what two blocks need, but no more than a share of what is
+            free. With less, some frames are decoded again.
         num_threads: threads that read and decode.
         channels_last: keep C innermost in memory ([b, T, C, S, S] stays the shape); for uint8 it saves a copy.
-        max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. In the
-            place of a bad frame comes the nearest good one of its window, or, if it has none, of its clip.
-        keep_bytes: most main memory for decoded frames that stay from epoch to epoch, one copy per node, so that they
-            are decoded once; where not all fit, a fixed share of them stays. None: what the windows need, but no more
-            than half of what is free; 0: none.
-        keep_dir: folder on the node's own disk for these frames instead, in a file that a later process on the same
-            node finds again until the machine restarts.
-        io_patience: seconds for which all reads of this process that fail with a transient error (EIO, ESTALE ...) are
-            tried again, from now on: no frame is bad for that. Whatever sets it last in a process holds.
+        max_bad_frames: how many frames may be unusable (counted once each, on this rank) before the run stops. The
+            nearest good frame of the window replaces a bad one or, if the window has none, the nearest of the clip.
+        keep_bytes: maximum main memory for kept frames: decoded frames that stay from epoch to epoch, one copy per
+            node, so that they are decoded once. Where not all fit, a fixed share of them stays. None: what the windows
+            need, but no more than half of what is free; 0: no frames are kept.
+        keep_dir: folder on the node's own disk that holds the kept frames instead. Later processes on the same node
+            use its file again, until the machine restarts.
+        io_patience: seconds for which all reads of this process are retried after a transient error (EIO, ESTALE ...).
+            Such an error makes no frame bad. The value set last in a process counts.
 
     Attributes:
-        give_up: asked now and then while the consumer waits for a batch; once it is true, GaveUp is raised and the
-            loader stays where it is.
+        give_up: called regularly while the consumer waits for a batch; once it returns true, the loader raises GaveUp
+            and its position stays the same.
 
     Threads run only while an iterator is open; leaving the loop, closing the loader or leaving its ``with`` ends them.
 
@@ -156,7 +156,7 @@ class WindowLoader:
         set_policy(io_patience)
         self.give_up: Callable[[], bool] = lambda: False
         self.device = chosen_device(device)
-        self._share = RankInfo(rank, world_size)
+        self._rank_info = RankInfo(rank, world_size)
         self._cache_bytes, self._threads = cache_bytes, num_threads
         self._keep_bytes, self._keep_dir = keep_bytes, None if keep_dir is None else Path(keep_dir)
         self._kept: KeptFrames | None = None
@@ -169,9 +169,9 @@ class WindowLoader:
         self._bad = BadFrames(dataset, max_bad_frames)
         self._fetcher: FrameFetcher | None = None
         self._prefetcher: Prefetcher | None = None
-        self._slots = 0  # of the frame memory; 0: not known yet
-        self._reuses = True  # a frame within its block
-        self._uses = 0
+        self._slots = 0  # in frame memory; 0: not known yet
+        self._reuses = True  # whether a block uses frames more than once
+        self._frames_reused = 0
         self._clock = Clock()
         self._stop: weakref.finalize | None = None
         self._longest_block = 0  # steps that the frame memory is sized for
@@ -179,7 +179,7 @@ class WindowLoader:
             index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run, clips_per_block=clips_per_block
         )
         self._step = 0
-        self.plan.batch(0, rank=rank, world_size=world_size)  # a rank or world size that cannot work is said here
+        self.plan.batch(0, rank=rank, world_size=world_size)  # raises if rank or world_size cannot work
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -187,7 +187,7 @@ class WindowLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that iterating goes on with."""
+        """The epoch that the next iteration continues or begins."""
         return self.plan.epoch
 
     def __enter__(self) -> WindowLoader:
@@ -204,17 +204,17 @@ class WindowLoader:
         self._maker.close()
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of ``epoch``; nothing changes if the loader is in that epoch already."""
+        """Go to the start of ``epoch``; does nothing if the loader is in that epoch already."""
         if epoch != self.epoch:
             self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the consumer is (batches handed out, not those made ahead): plain values, the same on every rank."""
+        """Position after the batches returned, not those made ahead: plain values, the same on every rank."""
         plan = self.plan.state_dict(self._step)
         return {"version": STATE_VERSION, "plan": plan, **self._pixels()}
 
     def _pixels(self) -> dict[str, Any]:
-        """What the pixels of a batch depend on, other than the order."""
+        """What the pixels of a batch depend on, apart from the order."""
         size = self._decoder.framing.image_size
         return {
             "fingerprint": self.dataset.fingerprint,
@@ -224,7 +224,7 @@ class WindowLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken, on any number of ranks. SettingsError if it is of other data or settings."""
+        """Continue from ``state``, on any number of ranks. SettingsError if its data or settings differ."""
         require(
             state.get("version") == STATE_VERSION,
             f"the loader's state has version {state.get('version')}, this program reads version {STATE_VERSION}; "
@@ -237,16 +237,16 @@ class WindowLoader:
     def stats(self) -> dict[str, float]:
         """Totals of this rank since the loader was made.
 
-        frames_read, frames_decoded, bytes_read; frames_without_box: of those read, with region boxes, the ones that
-        took the center; frames_reused: places in windows that needed no decoding of their own; frames_bad: distinct
-        frames that could not be used; wait_share: share (0..1) of the time from the start of each iteration to the end
-        of its last step that the consumer spent waiting for batches.
+        frames_read, frames_decoded, bytes_read; frames_without_box: with region boxes, frames read that have no box
+        and use the center; frames_reused: frames in windows that needed no decoding of their own; frames_bad: distinct
+        frames that could not be used; wait_share: share (0..1) of the iterations' time, counted to the end of their
+        last step, that the consumer waited for batches.
         """
         totals = (self._fetcher.totals if self._fetcher else Totals())._asdict()
         copied = totals.pop("frames_copied")
         return {
             **totals,
-            "frames_reused": self._uses + copied,
+            "frames_reused": self._frames_reused + copied,
             "frames_bad": len(self._bad),
             "wait_share": self._clock.share,
         }
@@ -279,7 +279,7 @@ class WindowLoader:
 
     @property
     def _begins_ahead(self) -> bool:
-        """Whether a thread begins batches: DALI's augmentation returns when it is done, so someone has to wait."""
+        """Whether a thread begins batches: DALI's augmentation blocks, and the consumer should not wait for it."""
         return self._decoder.device.type == "cuda" and self._augments
 
     @property
@@ -291,13 +291,13 @@ class WindowLoader:
         self.plan, self._step = self.plan.at_epoch(epoch), step
 
     def keeps(self) -> tuple[int, float]:
-        """Bytes of a node's main memory that kept frames will take, and the share of the frames used that are kept."""
+        """(bytes of main memory per node for kept frames, share (0..1) of the windows' frames that are kept)."""
         self._frame_slots()
         share = 0.0 if self._kept is None else self._kept.share
         return (self._kept.planned_bytes if self._kept is not None and self._keep_dir is None else 0), share
 
     def host_bytes(self) -> tuple[int, int]:
-        """Bytes of main memory for (decoded frames, batches)."""
+        """Bytes of main memory for (decoded frames, batches); (0, 0) if batches are on another device."""
         if self.device.type != "cpu":
             return 0, 0
         frame = self._decoder.framing.image_size**2 * 3
@@ -318,9 +318,9 @@ class WindowLoader:
                 self._block_steps,
                 self._longest_block,
             )
-        store, share = self._fetcher.store, self._share
+        store, rank_info = self._fetcher.store, self._rank_info
         self._prefetcher = Prefetcher(
-            block_uses(self.plan, self._step, rank=share.rank, world_size=share.world_size),
+            block_uses(self.plan, self._step, rank=rank_info.rank, world_size=rank_info.world_size),
             self._fetcher.fetch,
             SlotTable(store.slots, self._kept if store.device.type == "cpu" else None),
             start=self._step,
@@ -332,27 +332,27 @@ class WindowLoader:
     @property
     def _step_frames(self) -> int:
         """b*T"""
-        return self.plan.batch_size // self._share.world_size * self.index.window_size
+        return self.plan.batch_size // self._rank_info.world_size * self.index.window_size
 
     @property
     def _block_steps(self) -> int:
-        """Steps of the longest block of this epoch; two epochs may cut theirs differently."""
+        """Steps of the longest block of this epoch; other epochs may have blocks of other lengths."""
         return -(-len(self.plan) // self.plan.num_blocks)
 
     def _new_store(self) -> FrameStore:
         store = FrameStore(self._frame_slots(), self._decoder.framing, self._decoder.device)
-        if self._kept is not None and store.device.type == "cpu":  # its frames are used where they lie
+        if self._kept is not None and store.device.type == "cpu":  # windows use kept frames in place, without a copy
             store.extend(self._kept.sizes, self._kept.pixels)
         return store
 
     def _frame_slots(self) -> int:
-        """How many frames the frame memory holds: sized once, for the epoch at hand."""
+        """Number of frames that frame memory holds; computed once, for the epoch at that time."""
         if not self._slots:
-            block = self.plan.frames_per_block(self._share.rank, self._share.world_size)
+            block = self.plan.frames_per_block(self._rank_info.rank, self._rank_info.world_size)
             needed = block * min(BLOCKS_HELD, self.plan.num_blocks)
             self._longest_block = self._block_steps
             self._reuses = block < self._step_frames * self._longest_block
-            if not self._reuses:  # a few steps ahead do, in memory that stays in the processor's caches
+            if not self._reuses:  # a few steps are enough, and stay in the processor's caches
                 needed = block = min(block, STEPS_AHEAD * self._step_frames)
             size = self._decoder.framing.pixels * 3
             on_cpu = self._decoder.device.type == "cpu"
@@ -365,7 +365,7 @@ class WindowLoader:
         return self._slots
 
     def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
-        """The next step, once its frames are there, and its batch as far as it can be made ahead; frees its slots."""
+        """The next step and what of its batch can be made ahead, once its frames are decoded; frees its slots."""
         assert self._fetcher is not None
         ready = prefetcher.take(self.give_up)
         uses, store = ready.uses, self._fetcher.store
@@ -379,7 +379,7 @@ class WindowLoader:
         uses = ready.uses
         frames = self._maker.finish(begun, uses.frame_ids.shape) if self._begins_ahead else begun
         clip_ids, _ = self.index.locate(uses.window_ids)
-        self._uses += uses.frame_ids.size - ready.fresh
+        self._frames_reused += uses.frame_ids.size - ready.fresh
         # Copies: the arrays belong to the plan, the batch to the consumer.
         return Batch(frames, *(torch.from_numpy(np.array(ids)) for ids in (uses.window_ids, clip_ids, uses.frame_ids)))
 
@@ -390,7 +390,7 @@ class WindowLoader:
 
 
 def chosen_device(device: str | torch.device) -> torch.device:
-    """The device asked for; ``auto`` and names without a number are this rank's. SettingsError if it is not there."""
+    """The device asked for; for ``auto`` or without a number, this rank's. SettingsError if there is none."""
     try:
         asked = torch.device(device) if device != "auto" else None
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""The threads behind a loader: one that plans ahead, and some that read and decode.
+"""The threads of a loader: one plans ahead, the others read and decode.
 
-The planner walks the steps of an epoch, gives every frame a slot and hands out jobs; the workers read and decode into
-the slots; the consumer takes the steps in order. Whatever fails in a thread is raised where the consumer waits.
+The planner goes through the steps of an epoch, gives every frame a slot and queues jobs. The workers read and decode
+into the slots. The consumer takes the steps in order. An error in a thread is raised in the consumer's :meth:`take`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import numpy as np
 from cltt.errors import CLTTError, SettingsError
 from cltt.loader.slots import BlockUses, SlotTable, StepUses
 
-# Steps that may push a held frame out; steps further ahead only take slots that nobody needs again.
+# Only the next two steps may evict frames that are needed again. Steps further ahead take slots of other frames.
 EVICT_AHEAD = 2
-# Steps planned ahead, at most: where frames are kept, the number of slots sets no bound.
+# Most steps planned ahead. Kept frames need no slots, so the number of slots would be no bound for them.
 MOST_AHEAD = 1024
-# Frames handed out together: sorted, so that neighbours come in one read, and cut into jobs.
+# A chunk is complete at this many frames. They are sorted, so that one read covers neighbours, and cut into jobs.
 CHUNK_FRAMES = 256
-# How long a thread may take to see that it should stop, in seconds.
-PATIENCE = 3.0
-# How long the consumer waits before it asks whether to go on waiting, in seconds.
-LOOK_UP = 0.2
+# Seconds that close() waits for the threads to end.
+CLOSE_TIMEOUT = 3.0
+# Seconds between two calls of ``give_up`` while the consumer waits.
+GIVE_UP_INTERVAL = 0.2
 
 
 class GaveUp(Exception):
-    """The consumer does not want to wait for the next batch any longer."""
+    """Raised in the consumer if ``give_up()`` is true while it waits for the next batch."""
 
 
 @dataclass
 class Chunk:
-    """Jobs that were handed out together; the steps that wait for them may start once none is left."""
+    """Jobs that were queued together; the consumer may take their steps once ``jobs_left`` is 0."""
 
     jobs_left: int = 0
 
@@ -52,7 +52,10 @@ class Job:
 
 @dataclass(frozen=True)
 class ReadyStep:
-    """A step whose frames lie in the store: ``slots`` int64 [b, T]."""
+    """A planned step; its frames are in ``slots`` int64 [b, T] once no jobs of ``chunk`` are left.
+
+    ``fresh``: how many frames are decoded for this step.
+    """
 
     step: int
     uses: StepUses
@@ -63,7 +66,7 @@ class ReadyStep:
 
 @dataclass
 class SharedState:
-    """What the threads know of each other; every field is guarded by ``changed``."""
+    """State that consumer, planner and workers share; every write holds the lock of ``changed``."""
 
     consumed: int
     stopped: bool = False
@@ -73,14 +76,14 @@ class SharedState:
 
 
 class Prefetcher:
-    """Runs the steps ``start`` .. len(plan)-1 of an epoch ahead of the consumer.
+    """Plans and decodes the steps from ``start`` to the end of an epoch ahead of the consumer.
 
     Args:
         blocks: yields the uses of each block in turn, beginning with the block of ``start``.
         fetch: ``fetch(frames, slots)`` reads and decodes; called by ``threads`` threads at once.
         table: slots, all free.
         start: first step.
-        job_frames: most frames of one call of ``fetch``.
+        job_frames: most frames per call of ``fetch``.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class Prefetcher:
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._work,), name=f"cltt-decode-{k}", daemon=True)
             for k in range(threads)
-        ]  # the planner last: it keeps the interpreter's lock, and the others could not start
+        ]  # the planner starts last: it holds the GIL, and the others could not start
         self._threads.append(threading.Thread(target=self._guarded, args=(self._plan,), name="cltt-plan", daemon=True))
         try:
             for thread in self._threads:
@@ -113,14 +116,17 @@ class Prefetcher:
 
     @property
     def running(self) -> bool:
-        """Whether a thread is left: before :meth:`close`, or after it, where one hangs in a read."""
+        """Whether a thread is alive: any before :meth:`close`; after it, one that hangs in a read."""
         return any(thread.is_alive() for thread in self._threads)
 
     def take(self, give_up: Callable[[], bool] = lambda: False) -> ReadyStep:
-        """The next step, once its frames are in the store. Raises what a thread raised, GaveUp once ``give_up()``."""
+        """The next step, once its frames are in the store.
+
+        Raises the error of a thread, GaveUp if ``give_up()`` is true, or RuntimeError if the loader is closed.
+        """
         shared = self._shared
         with shared.changed:
-            while not shared.changed.wait_for(self._settled, LOOK_UP):
+            while not shared.changed.wait_for(self._settled, GIVE_UP_INTERVAL):
                 if give_up():
                     raise GaveUp
             if isinstance(shared.failure, CLTTError):
@@ -137,7 +143,7 @@ class Prefetcher:
         return bool(shared.stopped or shared.failure or (shared.steps and not shared.steps[0].chunk.jobs_left))
 
     def release(self, step: int) -> None:
-        """``step`` has been gathered: its slots may be used again."""
+        """Free the slots of ``step``, once its batch has been gathered."""
         with self._shared.changed:
             self._shared.consumed = step + 1
             self._shared.changed.notify_all()
@@ -149,7 +155,7 @@ class Prefetcher:
             self._shared.changed.notify_all()
         for _ in self._threads:
             self._jobs.put(None)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + CLOSE_TIMEOUT
         for thread in self._threads:
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -182,7 +188,7 @@ class Prefetcher:
         pending.flush()
 
     def _place(self, step: int, uses: StepUses, pending: PendingChunk) -> tuple[np.ndarray, np.ndarray] | None:
-        """Slots for ``step``, waiting until there are enough; None if the loader was closed meanwhile."""
+        """As :meth:`SlotTable.place`, but waits for enough slots; None if the loader is closed meanwhile."""
         shared = self._shared
         while not shared.stopped:
             consumed = shared.consumed
@@ -207,13 +213,13 @@ class Prefetcher:
             self._shared.changed.notify_all()
         for part in parts:
             self._jobs.put(Job(frames[part], slots[part], chunk))
-        time.sleep(0)  # lets go of the interpreter's lock, or the workers would wait until the planner does
+        time.sleep(0)  # releases the GIL, or the workers would not start before the planner waits
 
 
 class PendingChunk:
     """Collects the fresh frames of consecutive steps.
 
-    They are published after 1, 2, 4 ... steps, so that the first batch is soon there, and at CHUNK_FRAMES.
+    They are published after 1, 2, 4 ... steps, so that the first batch is ready early, or at CHUNK_FRAMES frames.
     """
 
     def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None]) -> None:
@@ -228,7 +234,7 @@ class PendingChunk:
         self._slots: list[np.ndarray] = []
 
     def add(self, step: int, uses: StepUses, slots: np.ndarray, fresh: np.ndarray) -> None:
-        """Add a step whose unique frames lie in ``slots``, those marked ``fresh`` not yet decoded."""
+        """Add a step whose unique frames belong in ``slots``; those marked ``fresh`` are to be decoded."""
         where = slots[np.searchsorted(uses.unique, uses.frame_ids)]
         self._steps.append(ReadyStep(step, uses, where, int(fresh.sum()), self._chunk))
         self._frames.append(uses.unique[fresh])
@@ -238,7 +244,7 @@ class PendingChunk:
             self.flush()
 
     def flush(self) -> None:
-        """Hand out what was collected."""
+        """Publish the collected steps."""
         if self._steps:
             self._publish(self._steps, np.concatenate(self._frames), np.concatenate(self._slots), self._chunk)
         self._clear()

@@ -1,8 +1,9 @@
-"""Building shards from clip folders and videos: plan, pack, merge; a killed build continues when started again.
+"""Building shards from clip folders and videos, in three steps: plan, pack, merge.
 
-``build_shards`` does all steps on one machine. On a cluster, each task of a job array packs its share of the shards of
-one common plan (``task="2/8"``), and a last call (``finalize=True``) merges and publishes. ``out_dir/.build`` holds the
-plan, a part of the index per finished shard, and locks; it is removed when ``index.json`` has been written.
+A killed build continues when it is started again. ``build_shards`` does all steps on one machine. On a cluster, each
+task of a job array packs its share of the shards of one common plan (``task="2/8"``), and a last call
+(``finalize=True``) merges and publishes. ``out_dir/.build`` holds the plan, a part of the index per finished shard, and
+locks; it is removed when ``index.json`` has been written.
 """
 
 from __future__ import annotations
@@ -74,27 +75,28 @@ def build_shards(
     An unfinished build of the same settings continues.
 
     Args:
-        workers: packing processes; None: one per core that this process may use. There are never more than shards.
+        workers: packing processes; None: one per core that this process may use. At most one per shard.
         verify: "decode" reads every bit of each frame, "header" only its markers and its end.
         resize_short: store frames with this short side (pixels), as JPEG of ``quality``; None: store them as they are.
             Frames of videos are stored as JPEG of ``quality`` in any case.
-        shard_size: bytes of source files per shard, whatever is stored for them. For a frame of a video, an estimate of
-            its JPEG counts.
+        shard_size: bytes of source files per shard, even if frames are stored smaller. A frame of a video counts with
+            the estimated size of its JPEG.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
             keeps the clips of one parent folder together; another ``split_seed`` gives another split. Or "csv:FILE"
-            (columns clip key, or a folder of clips, and split); clips that it does not name are in no split.
-        label_from: "parent" (the folder that holds the clip; the clip itself if that is the root),
+            with two columns, a clip key or folder, and its split; clips that the file does not name are in no split.
+        label_from: "parent" (the folder that holds the clip, or the clip itself if it lies directly in ``root_dir``),
             "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
         split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
             twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
-        fps: frames per second taken of videos; None: every frame. Frame k of a part is the last one shown at or before
-            k/fps seconds from the part's first, so a frame step is the same time in all videos.
-        max_gap: seconds without a frame that cut the clip of a video; None: the larger of 0.5 and 2/fps, or without
-            ``fps`` of 0.5 and twice the usual distance of its frames.
+        fps: frames per second taken of videos; None: every frame. Sample k of a part (the frames between two cuts) is
+            the last frame shown at or before k/fps seconds after the part's first frame. So a frame step is the same
+            time in all videos.
+        max_gap: cut the clip of a video where no frame comes for longer than this, in seconds; None: the larger of 0.5
+            and 2/fps or, without ``fps``, the larger of 0.5 and twice the median distance of its frames.
         boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point). frame is as ``frame_name`` returns it;
             the numbers are pixels of the upright source or, with ``boxes_unit`` "share", shares of its width and
-            height. The boxes are stored with the frames, relative to their size (``ds.frame_boxes``). -1, NaN, an empty
-            cell, or a place outside the frame is no box.
+            height. The boxes are stored with the frames, relative to their size (``ds.frame_boxes``). A row of
+            -1, or with NaN, an empty cell or a place outside the frame, is no box.
         max_pixels: an image with more pixels by its header is left out, before it takes memory.
         include, exclude: patterns of paths below ``root_dir`` (fnmatch; ``*`` also matches ``/``), as in
             ``["cam0/*"]``: only files that fit one of ``include`` (None: all) and none of ``exclude`` are taken.
@@ -112,11 +114,11 @@ def build_shards(
     source). An unfinished build may continue with other labels, splits and boxes, as they change no shard; tasks and
     ``finalize`` must agree on all settings.
 
-    Raises SettingsError for settings that cannot work, among them a ``label_from`` that fits no clip, or that differ
-    from those of the shards in ``out_dir``. Raises DataError, naming the file, for a source that cannot be read or has
-    changed since the plan was made, for a disk that is full or cannot be written, and for an ``out_dir`` that another
-    process is building. A build that is refused before packing leaves nothing behind. Only files that a build wrote are
-    deleted or replaced in ``out_dir``: if it holds any other file, SettingsError is raised and nothing is changed.
+    Raises SettingsError for settings that cannot work (such as a ``label_from`` that fits no clip), for settings that
+    differ from those of the shards in ``out_dir``, and for an ``out_dir`` that holds files that no build wrote: these
+    are never deleted or replaced. Raises DataError, naming the file, for a source that cannot be read or has changed
+    since the plan was made, for a disk that is full or cannot be written, and for an ``out_dir`` that another process
+    is building. A build that is refused before packing leaves nothing behind.
     """
     given = locals()
     settings = _settings({field.name: given[field.name] for field in dataclasses.fields(BuildSettings)})
@@ -154,7 +156,7 @@ def _carry_out(mode: _Mode, root: str, out: Path, settings: dict[str, Any], work
 
 @dataclasses.dataclass(frozen=True)
 class _Mode:
-    """What a build is asked to do; ``task``: the slice of the shards that one task packs, None: all."""
+    """What a build does; ``task``: the slice of the shards that one task packs, None: all."""
 
     task: slice | None
     finalize: bool
@@ -172,7 +174,7 @@ class _Mode:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """The checked settings as the shards keep them, with a hash of the contents of each table."""
+    """The checked settings as the shards keep them, with a hash of each CSV file they name."""
     if isinstance(given["splits"], Mapping):
         given["splits"] = ",".join(f"{name}={share}" for name, share in given["splits"].items())
     settings = BuildSettings(**given).kept()
@@ -196,7 +198,7 @@ def _parse_task(task: str | None) -> slice | None:
 
 
 def _changes(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_root: str) -> str:
-    """The settings that differ from those of the build in ``out_dir``, as a phrase; empty if none."""
+    """A phrase that names the settings that differ from those in ``out_dir``; empty if none."""
     before, now = with_defaults(theirs), with_defaults(settings)
     return "; ".join(changes({"root_dir": their_root, **before}, {"root_dir": root, **now}))
 
@@ -205,7 +207,7 @@ def _changes(settings: dict[str, Any], root: str, theirs: dict[str, Any], their_
 
 
 def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | None:
-    """The report of the complete set in ``out``, or None; SettingsError if it has other settings."""
+    """The report of the complete set in ``out``, or None. SettingsError if its settings differ."""
     if not (out / layout.INDEX).exists():
         return None
     index = checks.read_index(out)
@@ -215,7 +217,10 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove the working files of a build that was killed after publishing, or before replacing a complete set."""
+    """Remove the working files that a killed build left in a complete set.
+
+    It was killed after publishing, or before replacing the set.
+    """
     working = out / layout.BUILD
     if owned.is_owned(working) or owned.is_empty(working):
         with _locked(out, LOCK):
@@ -225,7 +230,7 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def discard_unfinished(out: Path) -> None:
-    """Remove the files of an unfinished build in ``out``. Raises BusyError if a process is building there."""
+    """Remove an unfinished build in ``out``. Raises BusyError if a process is building there."""
     _check_out(out)
     with _locked(out, LOCK):
         if not (out / layout.INDEX).exists():
@@ -233,7 +238,7 @@ def discard_unfinished(out: Path) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Raise SettingsError if ``out`` holds anything that was not, or may not have been, written by a build."""
+    """Raise SettingsError if ``out`` holds anything that is not certainly written by a build."""
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is not a folder; give a folder for the shards")
     if not out.is_dir():
@@ -251,7 +256,10 @@ def _check_out(out: Path) -> None:
 
 
 def _remove_shards(out: Path) -> None:
-    """Remove all that a build wrote into ``out`` but locks; ``index.json`` first, as it lists the other files."""
+    """Remove what a build wrote into ``out``, except locks.
+
+    ``index.json`` goes first, as it lists the other files.
+    """
     (out / layout.INDEX).unlink(missing_ok=True)
     for path in out.iterdir():
         if layout.is_our_file(path.name):
@@ -265,13 +273,13 @@ def _remove_shards(out: Path) -> None:
 
 @contextlib.contextmanager
 def _nothing_left_if_refused(out: Path) -> Iterator[None]:
-    """On an error before there is a plan, remove the working files, and ``out`` if this build made it."""
+    """On an error before there is a plan, remove the working files, and ``out`` if it is new."""
     was_there = out.exists()
     try:
         yield
     except BaseException:
         if not (out / layout.BUILD / PLAN).exists():
-            with contextlib.suppress(CLTTError, OSError), _locked(out, LOCK):  # unless another builds
+            with contextlib.suppress(CLTTError, OSError), _locked(out, LOCK):  # unless another process is building
                 if not (out / layout.BUILD / PLAN).exists():
                     owned.remove(out / layout.BUILD)
         if not was_there:
@@ -283,7 +291,7 @@ def _nothing_left_if_refused(out: Path) -> Iterator[None]:
 def _open_plan(root: str, out: Path, settings: dict[str, Any], mode: _Mode) -> Plan:
     """The plan in ``out``; if there is none, one task makes it while the others wait.
 
-    Only a build on one machine may change the labels, splits and boxes of a plan.
+    Only a build without ``task`` and ``finalize`` may change the labels, splits and boxes of a plan.
     """
     folder = out / layout.BUILD / PLAN
     with _locked(out, "plan.lock", wait=True):
@@ -322,7 +330,7 @@ def _dry_run(root: str, out: Path, settings: dict[str, Any], image_size: int) ->
 
 
 def _task_lock(out: Path, task: slice | None) -> contextlib.AbstractContextManager[None]:
-    """A lock that keeps a task of a job array from running twice at a time."""
+    """A lock that keeps a task of a job array from running twice at the same time."""
     if task is None:
         return contextlib.nullcontext()
     return _locked(out, f"task-{task.start}-of-{task.step}.lock")

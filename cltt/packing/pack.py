@@ -1,7 +1,7 @@
-"""Packing planned shards: read the source files, check each frame, write the tar and its part of the index.
+"""Packing planned shards: read and check frames, write each tar and its part of the index.
 
-A shard is done if there are a part and, under its final name, a tar of the size in the part; both are written to
-temporary names and renamed.
+A shard is done if its part of the index exists and its tar, under its final name, has the size that the part records.
+Both are written under temporary names and then renamed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cltt.source.odd import Odd, merge_odd
 PROGRESS_SECONDS = 0.05  # between two calls of the progress function
 WRITE_BYTES = 1 << 20  # per write
 WRITE_BUFFERS = 1000  # per write: IOV_MAX is 1024
-# A row of a part; full_width, full_height: pixels of the upright source before it is made smaller; good: it is stored.
+# A row of a part. full_width, full_height: size of the upright source before resizing. good: the frame is stored.
 PART_DTYPE = np.dtype([*layout.FRAME_FIELDS, ("full_width", "<u4"), ("full_height", "<u4"), ("good", "?")])
 Progress = Callable[[int, int, float], None]  # frames, bytes of source, seconds of video
 
@@ -43,13 +43,13 @@ class _ShardWriter:
 
     def __init__(self, handle: int, shard: int) -> None:
         self._handle = handle
-        self._crc = 0  # CRC of the whole tar takes a tenth of the packing time; SHA-256 took a quarter
+        self._crc = 0  # of the whole tar: takes a tenth of the packing time; SHA-256 took a quarter
         self._shard = shard
         self._pending: list[bytes] = []
         self._written = 0
         self.size = 0
         self._rows: list[tuple[int, ...]] = []
-        self._packed: list[bytes] = []  # rows already written, in a tenth of the memory of tuples
+        self._packed: list[bytes] = []  # older rows as bytes: a tenth of the memory of tuples
         self.notes: list[tuple[str, str, str]] = []  # (path, "skipped" or "reencoded", reason)
         self.odd: list[Odd] = []
         self._last = b"", (0, 0)  # key and size of the frame before
@@ -93,7 +93,7 @@ class _ShardWriter:
         for piece in self._pending:
             self._crc = zlib.crc32(piece, self._crc)
         done = os.writev(self._handle, self._pending)
-        if done < self.size - self._written:  # a full disk writes a part, and fails at the next write
+        if done < self.size - self._written:  # a disk that fills up writes less, and the next write fails
             rest = memoryview(b"".join(self._pending))[done:]
             while rest:
                 rest = rest[os.write(self._handle, rest) :]
@@ -118,7 +118,7 @@ def part_path(out: Path, shard: int) -> Path:
 
 
 def read_part(out: Path, shard: int) -> tuple[dict[str, Any], bytes]:
-    """(a dict with size, crc, notes and odd; PART_DTYPE rows as bytes) of a finished shard."""
+    """A finished shard's part: (a dict with size, crc, notes and odd; PART_DTYPE rows as bytes)."""
     summary, _, rows = part_path(out, shard).read_bytes().partition(b"\n")
     return json.loads(summary), rows
 
@@ -179,11 +179,11 @@ class Packer:
         self._flusher.shutdown()
 
     def pack(self, shard: int, progress: Progress) -> None:
-        """Write ``shard`` unless it is done; :meth:`finish`, or the next call, waits until it is on disk.
+        """Write ``shard`` unless it is done.
 
-        Calls ``progress`` with (frames, bytes, seconds of video) packed since the last call. Waits while another
-        process packs this shard. Raises DataError naming the source file that is gone, changed or unreadable, or the
-        shard that cannot be written.
+        :meth:`finish`, or the next call, waits until it is on disk. Calls ``progress`` with (frames, bytes, seconds of
+        video) packed since the last call. Waits while another process packs this shard. Raises DataError naming the
+        source file that is gone, changed or unreadable, or the shard that cannot be written.
         """
         temporary = self._out / layout.BUILD / (layout.shard_name(shard) + ".tmp")
         with contextlib.ExitStack() as stack:
@@ -214,6 +214,6 @@ class Packer:
         return writer.part()
 
     def _flush(self, unpublished: contextlib.ExitStack, shard: int, part: bytes) -> None:
-        """Publish the part and the tar, and release the shard's lock."""
+        """Publish the part; leaving ``unpublished`` then publishes the tar and releases the lock."""
         with unpublished, atomic.published(part_path(self._out, shard), sync=False) as file:
             file.write(part)

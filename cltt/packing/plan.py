@@ -1,7 +1,7 @@
-"""The plan of a build: which frame goes into which shard. All tasks share it; it is written before any shard.
+"""The plan of a build: which frame goes into which shard.
 
-The sizes of the source files alone decide where a shard ends, so no frame is opened for the plan, and any worker can
-build any shard by itself.
+All tasks share the plan, and it is written before any shard. The sizes of the source files alone decide where a shard
+ends, so no frame is opened for the plan, and any worker can build any shard by itself.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from cltt.source.odd import Odd
 
 PLAN = "plan"
 PLAN_INFO = "plan.json"
-# A row per frame, with the fields of scan.SourceFrame. name: offset of its name in names.bin; gap: it does not continue
-# the frame before it, as a part begins or, with split_gaps, the frame number jumps.
+# A row per frame, with the fields of scan.SourceFrame. name: offset of its name in names.bin. gap: the frame does not
+# continue the one before it, because a part of the clip begins or, with split_gaps, the frame number jumps.
 PLAN_DTYPE = np.dtype(
     [
         ("size", "<i8"),
@@ -38,7 +38,7 @@ PLAN_DTYPE = np.dtype(
 )
 VIDEOS, VIDEO_OFFSETS = "videos.bin", "video_offsets.npy"  # scan.SourceClip.video of each clip
 NOTES = "notes.jsonl"
-_READ_FRAMES = 4096  # planned frames in memory
+_READ_FRAMES = 4096  # planned frames per read
 
 
 class Plan:
@@ -64,11 +64,11 @@ class Plan:
 
     @functools.cached_property
     def frames(self) -> np.ndarray[Any, Any]:
-        """One PLAN_DTYPE record per frame and one after the last; memory-mapped."""
+        """One PLAN_DTYPE record per frame, and one for where the last name ends; memory-mapped."""
         return np.load(self.folder / layout.FRAMES, mmap_mode="r")
 
     def shard_frames(self, shard: int) -> range:
-        """The numbers of the planned frames of one shard."""
+        """The range of frame numbers of one shard."""
         return range(*self._offsets("shards.npy", shard, shard + 2))
 
     def shard_plan(self, shard: int) -> Iterator[Planned]:
@@ -86,13 +86,13 @@ class Plan:
             yield Planned(keys[clip - first], videos[clip - first], name, size, mark, entry, time)
 
     def sample(self, count: int) -> Iterator[Planned]:
-        """At most ``count`` evenly spread frames; of videos the nearest earlier ones that are quick to decode."""
+        """At most ``count`` evenly spread frames, moved back in videos to ones quick to decode."""
         spread = np.linspace(0, self.num_frames - 1, count, dtype=np.int64).tolist()
         for frame in sorted({self._quick_to_decode(frame) for frame in spread}):
             yield from self._planned(frame, frame + 1)
 
     def _quick_to_decode(self, frame: int) -> int:
-        """The first frame of the video for which decoding begins where it does for ``frame``; of a folder ``frame``."""
+        """The first frame of the video with the same entry as ``frame``; in a folder, ``frame``."""
         row = self.frames[frame]
         if np.isnan(row["time"]):
             return frame
@@ -111,7 +111,7 @@ class Plan:
         return offsets
 
     def notes(self) -> Iterator[tuple[str, str, str]]:
-        """(path, "skipped", "cut" or READ, reason) of the scan."""
+        """The notes of the scan: (path, kind, reason), with the kind "skipped", "cut" or READ."""
         with (self.folder / NOTES).open() as lines:
             for line in lines:
                 path, what, reason = json.loads(line)
@@ -128,7 +128,7 @@ def _read_strings(path: Path, offsets: list[int]) -> list[bytes]:
 
 
 def write_strings(folder: Path, name: str, offsets_name: str, strings: list[bytes]) -> None:
-    """Write the byte strings into one file, and int64 [strings + 1], where each begins and the last ends."""
+    """Write strings into ``name``, their offsets (int64 [strings + 1]) into ``offsets_name``."""
     with atomic.published(folder / name, sync=False) as file:
         file.write(b"".join(strings))
     with atomic.published(folder / offsets_name, sync=False) as file:

@@ -25,14 +25,14 @@ from cltt.sampling.windows import WindowIndex
 
 @dataclass(frozen=True)
 class Spacing:
-    """What decides how far apart windows of one clip must be, and how often they should share a batch.
+    """How far apart windows of one clip must be, and how often they should share a batch.
 
     Attributes:
-        gap: frames that two starts of one clip in one batch must be apart, at least.
+        gap: minimum distance in frames between the starts of two windows of one clip in a batch.
         max_conflicts_per_run: the most windows of one run that start within ``gap`` frames.
         num_blocks: blocks that windows of one clip are spread over. Windows of one run always share a block, other
-            windows of the clip do so with probability 1/num_blocks. Far windows of a run must therefore share a step
-            that much more rarely, so that all pairs share a batch equally often.
+            windows of the clip do so with probability 1/num_blocks. In a block, a pair of windows of a run that do not
+            conflict therefore counts only 1/num_blocks, so that all such pairs share a batch equally often.
     """
 
     gap: int
@@ -71,11 +71,11 @@ class Chains:
 
 
 class Block:
-    """The ``num_rows * num_steps`` windows of ``segments``, assigned to steps so that no step holds a conflict.
+    """The windows of a block, assigned to steps so that no step holds a conflict.
 
-    The shuffled chains form one sequence. It is rotated by a random number of windows and then cut into rows. A chain
-    that the rotation divides continues from the end of the sequence at its beginning; the assignment keeps these
-    windows apart, too.
+    ``segments`` hold ``num_rows * num_steps`` windows. Their shuffled chains, end to end, are rotated by a random
+    number of windows and then cut into rows. A chain that the rotation divides continues from the end of the last
+    row at the beginning of the first; the assignment keeps these windows apart, too.
 
     Attributes:
         chains: the block's windows in chains.
@@ -96,7 +96,7 @@ class Block:
         self._dealing = Dealing(self._stretches(num_rows, num_steps, spacing.num_blocks), num_rows, dealing)
 
     def windows(self, steps: Any, rows: np.ndarray) -> np.ndarray:
-        """Window ids of ``rows`` at ``steps``, which count from 0 in the block: int64, the two broadcast together."""
+        """Window ids of ``rows`` at ``steps`` (0: the first of the block): int64; the arguments broadcast."""
         return self._windows[self._dealing.positions(steps, rows)]
 
     def _stretches(self, num_rows: int, num_steps: int, num_blocks: int) -> Stretches:
@@ -108,21 +108,21 @@ class Block:
 
 
 class FreeBlock:
-    """A block of single windows that never conflict. They are in random order already, so no table is kept."""
+    """A block of single windows without conflicts, in random order already, so without a table."""
 
     def __init__(self, layout: SingleWindows, low: int, num_steps: int, seeds: np.random.SeedSequence) -> None:
         self._layout, self._low = layout, low
         self._slot = shuffled(num_steps, seeds)
 
     def windows(self, steps: Any, rows: np.ndarray) -> np.ndarray:
-        """Window ids of ``rows`` at ``steps``, which count from 0 in the block: int64, the two broadcast together."""
+        """Window ids of ``rows`` at ``steps`` (0: the first of the block): int64; the arguments broadcast."""
         return self._layout.windows(self._low + self._slot[steps] + rows * len(self._slot))
 
 
 def max_conflicts_bound(index: WindowIndex, segments: Segments, spacing: Spacing) -> int:
-    """Upper bound of ``max_conflicts`` of a block of ``segments``, from the first and last window of each run.
+    """Upper bound of ``max_conflicts`` of a block of ``segments``, cheaper than the value itself.
 
-    It is the largest number of runs of one clip that have windows within ``gap`` frames, times the conflicts of a run.
+    It is ``max_conflicts_per_run`` times the most runs of one clip that have windows within ``gap`` frames.
     """
     clip, begin = index.locate(segments.first)
     end = index.locate(segments.first + (segments.count - 1) * segments.distance)[1]
@@ -133,7 +133,10 @@ def max_conflicts_bound(index: WindowIndex, segments: Segments, spacing: Spacing
 
 
 def starts_on_one_axis(index: WindowIndex, windows: np.ndarray, gap: int) -> np.ndarray:
-    """Starts of sorted ``windows``, the clips laid end to end at least ``gap`` frames apart: int64 [n], rising."""
+    """Starts of sorted ``windows`` on one axis for all clips: int64 [n], rising.
+
+    Starts of different clips lie at least ``gap`` frames apart.
+    """
     clip, start = index.locate(windows)
     return np.cumsum(np.diff(clip, prepend=clip[:1]) != 0) * (gap + int(start.max())) + start
 

@@ -32,18 +32,18 @@ import numpy as np
 
 from cltt.sampling.permutation import shuffled, shuffled_in_groups
 
-# Rows in a set: at least 4 and about 8. The number of sets is one that world sizes of 2, 4 and 8 divide.
+# Rows in a set: at least 4 and about 8. From 32 rows on, world sizes of 2, 4 and 8 divide the number of sets.
 _LEAST_NEIGHBOURS, _NEIGHBOURS, _SETS = 4, 8, 8
-# Co-occurrence shortfall accepted in exchange for wider groups, as a part of what is wanted.
+# Co-occurrence shortfall accepted in exchange for wider groups, as a share of the wanted pairs.
 TOLERANCE = Fraction(1, 10)
-_PARTS = 64  # probabilities are counted in 64ths, so in whole numbers
+_PARTS = 64  # probabilities are integers, in units of 1/64
 
 
 @dataclass(frozen=True)
 class Stretches:
-    """Division of a row of ``num_steps`` positions into ``count`` stretches of ``size`` positions or one more.
+    """Division of a row of ``num_steps`` positions into ``count`` stretches.
 
-    ``max_conflicts`` is the distance in positions that two windows of one step must have at least.
+    Each has ``size`` positions or one more. Two windows of one step are at least ``max_conflicts`` positions apart.
     """
 
     num_steps: int
@@ -57,7 +57,7 @@ class Stretches:
 
     @property
     def groups(self) -> int:
-        """Groups per stretch: the fewest that keep equal groups of two stretches ``max_conflicts`` positions apart."""
+        """Groups per stretch: the fewest of at most ``size - max_conflicts + 1`` positions each."""
         return -(-self.size // max(1, self.size - self.max_conflicts + 1))
 
     def of_positions(self) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ class Stretches:
         return stretch, np.minimum(position * self.groups // self.size, self.groups - 1)
 
     def expected_meetings(self, pairs: np.ndarray, neighbours: int) -> Fraction:
-        """Expected number of pairs of a chain that share a step.
+        """Expected number of pairs of windows of one chain that share a step.
 
         Args:
             pairs: int64 [longest chain]; ``pairs[D]`` pairs lie D positions apart.
@@ -80,7 +80,8 @@ class Stretches:
 
         For two positions D apart, the probability of sharing a group is triangular around multiples of the stretch.
         Both then take each of the group's steps with the same probability. If both stretches lie in one set of rows,
-        they move to the same row with probability 1/neighbours, and then the pair does not share a step.
+        they move to the same row with probability 1/neighbours, and then the pair does not share a step. Stretches at
+        the same place in two rows never move to the same row.
         """
         width = -(-self.size // self.groups)
         apart = np.arange(len(pairs))
@@ -97,12 +98,12 @@ class Stretches:
 def choose_stretches(
     num_steps: int, max_conflicts: int, chains: np.ndarray, *, wanted: Fraction, num_rows: int
 ) -> Stretches:
-    """The fewest stretches with which ``wanted`` pairs of a chain share a step, to within a tenth.
+    """The fewest stretches with which about ``wanted`` pairs of a chain share a step.
 
-    If no number of stretches comes that close, the nearest. Few stretches have wide groups, so that other pairs share a
-    step in each epoch, but they keep windows of one short chain apart. Many stretches let windows of a chain share a
-    step, but only at distances near a multiple of the stretch, so the same pairs meet epoch after epoch
-    (benchmarks/NOTES.md has the figures). Everything is counted in whole numbers, so every machine chooses the same.
+    About is within a tenth; if no number of stretches comes that close, the closest is taken. Few stretches have wide
+    groups, so different pairs share a step in each epoch, but they keep windows of a short chain apart. Many stretches
+    let windows of a chain share a step, but only at distances near a multiple of the stretch, so the same pairs do so
+    in every epoch (benchmarks/NOTES.md has the figures). The arithmetic is exact, so every machine chooses the same.
 
     Args:
         num_steps: K.
@@ -143,7 +144,7 @@ class Dealing:
         self._slot = shuffled(stretches.num_steps, steps)
 
     def positions(self, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Positions in the block, 0 to B*K-1, that ``rows`` take at ``steps``: int64, the two broadcast together."""
+        """Positions in the block, 0 to B*K-1, that ``rows`` take at ``steps``: int64; the arguments broadcast."""
         position = self._position[rows, self._slot[steps]]
         return self._source_row[self._stretch[position], rows] * len(self._slot) + position
 

@@ -1,8 +1,8 @@
-"""The order of an epoch: window ids of any step, as a function of (seed, epoch, step), equal for any number of ranks.
+"""The order of an epoch: window ids of any step, from (seed, epoch, step) alone.
 
-An epoch draws windows in runs that share frames. About ``depth`` steps form a block and share its runs, so a loader
-decodes each frame once per block. Within a block, windows are assigned to steps so that no batch holds two windows of
-one clip that overlap in time. docs/order.md explains it with a picture.
+The order is the same for any number of ranks. An epoch draws windows in runs that share frames. About ``depth`` steps
+form a block and share its runs, so a loader decodes each frame once per block. Within a block, windows are assigned to
+steps so that no batch holds two windows of one clip that overlap in time. docs/order.md explains it with a picture.
 
 Legend: N windows; B windows per batch over all ranks; b = B/world_size; S = N//B steps; K steps per block.
 """
@@ -30,7 +30,7 @@ DEFAULT_DEPTH = 128
 # A run of n windows that share T-1 frames costs (T + n - 1)/n decodes per window: 1.2 for n = 5*(T-1). Runs of more
 # than 32 windows leave too few runs per block to mix.
 WINDOWS_PER_SHARED_FRAME, MOST_WINDOWS_PER_RUN = 5, 32
-WINDOWS_PER_RUN_OF_DRAWN_STEPS = 20  # where frame_step is a range: they share what their steps happen to meet
+WINDOWS_PER_RUN_OF_DRAWN_STEPS = 20  # where frame_step is a range: windows share frames only by chance
 # frames_per_block is exact up to this many frames over all windows, else estimated from this many blocks.
 EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 
@@ -44,7 +44,7 @@ class EpochPlan(EpochWindows):
         index: the windows.
         batch_size: B, windows per step over all ranks.
         seed, epoch: integers from 0 to 2**64-1; each pair gives another order.
-        min_gap: frames between two windows of one clip in a batch, at least; 0: they only do not overlap.
+        min_gap: minimum number of frames between two windows of one clip in a batch; 0: they only do not overlap.
         depth: steps per block; None: 128. Blocks are longer where keeping windows apart needs it. A larger depth saves
             decoding and costs frame memory.
         run: windows per run; None: 5*(T-1), at most 32, and 20 where frame_step is a range. It is 1 where no windows
@@ -57,8 +57,8 @@ class EpochPlan(EpochWindows):
     Attributes:
         index, batch_size, seed, epoch, min_gap, depth, run, clips_per_block: as given, or what None stands for.
         num_blocks: blocks in the epoch.
-        overlaps: number of window pairs, summed over all batches, of one clip with starts less than span + min_gap
-            frames apart. It is 0 if the epoch has at least ``index.steps_needed(span + min_gap)`` steps.
+        overlaps: number of pairs of windows of one clip in one batch, over all batches, whose starts are less than
+            span + min_gap frames apart. It is 0 if the epoch has at least ``index.steps_needed(span + min_gap)`` steps.
 
     Raises:
         SettingsError: (a ValueError) fewer windows than ``batch_size``, or a value out of its range.
@@ -90,7 +90,7 @@ class EpochPlan(EpochWindows):
         self._steps_needed = index.steps_needed(self._gap)
         self._num_steps = len(index) // self.batch_size
         self._clip_groups = ClipGroups(index, self.clips_per_block, self._seeds(GROUPS)) if clips_per_block else None
-        self._row = self._shuffled_row()
+        self._sequence = self._shuffled_sequence()
         self.num_blocks = self._most_blocks()
         self._block = lru_cache(2)(self._build_block)
         self._uses = lru_cache(4)(self._build_uses)
@@ -141,7 +141,9 @@ class EpochPlan(EpochWindows):
         return self._block(operator.index(block)).windows(np.arange(len(self.block_steps(block)))[:, None], rows)
 
     def block_uses(self, block: int, *, rank: int = 0, world_size: int = 1) -> FrameUses:
-        """The rank's windows of ``block``, their frames and the steps that use them. The arrays are shared: read only.
+        """The rank's windows of ``block``, their frames and the steps that use them.
+
+        The arrays are shared with later calls: do not write to them.
 
         Raises:
             IndexError, SettingsError: as :meth:`block_windows`.
@@ -150,7 +152,7 @@ class EpochPlan(EpochWindows):
         return self._uses(operator.index(block), int(rows[0]), len(rows))
 
     def fresh_frames(self, step: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Frames that ``batch(step)`` uses first in its block: sorted unique int64.
+        """Frames of ``batch(step)`` that no earlier step of its block uses: sorted unique int64.
 
         Raises:
             IndexError, SettingsError: as :meth:`batch`.
@@ -171,10 +173,11 @@ class EpochPlan(EpochWindows):
         return uses.frame[uses.first]
 
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
-        """The most distinct frames of the rank in any block: a cache of this size decodes each frame once per block.
+        """The largest number of distinct frames of the rank in any block.
 
-        Exact up to 4 million frames over all windows. Above, an estimate: the most in 64 blocks spread over the epoch,
-        plus 1/64. Blocks are alike, because runs are shuffled over all of them.
+        A cache of this size decodes each frame once per block. The number is exact up to 4 million frames over all
+        windows. Above, it is an upper bound where ``run`` is 1, as if no frame were shared. Else it is an estimate: the
+        most in 64 blocks spread over the epoch, plus 1/64. Blocks are alike: runs are shuffled over all of them.
         """
         rows = self._rows(rank, world_size)
         exact = len(self.index) * self.index.window_size <= EXACT_FRAMES
@@ -235,8 +238,8 @@ class EpochPlan(EpochWindows):
         asked = default if run is None else require_int("run", run, 1)
         return asked if self.index.sharing_distance.any() else 1
 
-    def _shuffled_row(self) -> SingleWindows | ShuffledRuns:
-        """A table of runs; single windows need none, unless they are grouped by clips."""
+    def _shuffled_sequence(self) -> SingleWindows | ShuffledRuns:
+        """All windows in the order that blocks take them; single windows need no table, unless clips are grouped."""
         if self.run == 1 and self._clip_groups is None:
             return SingleWindows(len(self.index), self._seeds(RUNS))
         groups = self._clip_groups.of_clip if self._clip_groups else None
@@ -246,10 +249,11 @@ class EpochPlan(EpochWindows):
         return seed_sequence(self.seed, self.epoch, purpose, block)
 
     def _most_blocks(self) -> int:
-        """Blocks of ``depth`` steps, or their number doubled until each takes windows from at most two clip groups.
+        """The number of blocks of the epoch; also sets ``num_blocks``.
 
-        The number is then halved until no block has more ``max_conflicts`` than steps. Blocks of ``steps_needed``
-        steps always fit, so there are never fewer than that gives.
+        It begins with blocks of ``depth`` steps. Their number is doubled until each takes windows from at most two clip
+        groups, then halved until no block has more ``max_conflicts`` than steps. Blocks of max(depth, steps_needed)
+        steps always fit, so the number never falls below that of such blocks.
         """
         self.num_blocks = max(1, len(self) // self.depth)
         while self._clip_groups and self.num_blocks < len(self) and not self._hold_two_groups(self._clip_groups):
@@ -261,9 +265,9 @@ class EpochPlan(EpochWindows):
 
     def _hold_two_groups(self, groups: ClipGroups) -> bool:
         """Whether no block holds windows of more than two clip groups."""
-        assert isinstance(self._row, ShuffledRuns)
+        assert isinstance(self._sequence, ShuffledRuns)
         bounds = np.arange(self.num_blocks + 1) * self._num_steps // self.num_blocks * self.batch_size
-        return groups.most_between(bounds, self._row.begin) <= 2
+        return groups.most_between(bounds, self._sequence.begin) <= 2
 
     def _all_fit(self) -> bool:
         steps = len(self) // self.num_blocks
@@ -271,7 +275,7 @@ class EpochPlan(EpochWindows):
 
     def _fits(self, block: int, steps: int) -> bool:
         """Whether ``max_conflicts`` of the block is at most ``steps``. The bound is cheap and often decides."""
-        segments = self._row.segments(*self._positions(block))
+        segments = self._sequence.segments(*self._positions(block))
         if max_conflicts_bound(self.index, segments, self._spacing) <= steps:
             return True
         return Chains(self.index, segments, self._spacing).max_conflicts <= steps
@@ -288,16 +292,16 @@ class EpochPlan(EpochWindows):
         return min(int(most), self.run)
 
     def _positions(self, block: int) -> tuple[int, int]:
-        """The part of the row that ``block`` holds: from the first position up to, not including, the second."""
+        """(low, high): ``block`` holds the windows at positions ``low`` to ``high-1`` of the sequence."""
         steps = self.block_steps(block)
         return steps.start * self.batch_size, steps.stop * self.batch_size
 
     def _build_block(self, block: int) -> Block | FreeBlock:
         low, high = self._positions(block)
         steps, seeds = len(self.block_steps(block)), self._seeds(BLOCK, block)
-        if self._steps_needed == 1 and isinstance(self._row, SingleWindows):
-            return FreeBlock(self._row, low, steps, seeds)
-        segments = self._row.segments(low, high)
+        if self._steps_needed == 1 and isinstance(self._sequence, SingleWindows):
+            return FreeBlock(self._sequence, low, steps, seeds)
+        segments = self._sequence.segments(low, high)
         return Block(self.index, segments, (self.batch_size, steps), self._spacing, seeds)
 
     # ---- ranks and frames --------------------------------------------------------------------------------------------
@@ -320,7 +324,8 @@ class EpochPlan(EpochWindows):
         return np.unique(np.linspace(0, self.num_blocks - 1, SAMPLED_BLOCKS).astype(int)).tolist()
 
     def _counted_overlaps(self) -> int:
-        """0 where the construction excludes overlaps, else counted batch by batch, with a warning if there are any."""
+        """The value of ``overlaps``, with a warning if it is not 0."""
+        # The construction excludes overlaps if a block fits. Several blocks always fit, so only a single one may not.
         if len(self) // self.num_blocks >= self._steps_needed or self._fits(0, len(self)):
             return 0
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))

@@ -1,9 +1,9 @@
 """Runs: lists of windows of one clip that share frames. An epoch draws windows run by run, in random order.
 
-Legend: p is the index offset between windows that share the most frames (``WindowIndex.sharing_distance``). A clip
-has p phases: windows j, j+p, j+2p, ... A run is up to ``windows_per_run`` consecutive windows of one phase. The runs of
-a phase are as equal in length as possible. All runs, laid end to end in random order, are the row of the epoch; a
-position counts windows along the row, from 0 to N-1.
+Legend: p (``distance``) is the index offset between windows that share the most frames, see
+``WindowIndex.sharing_distance``. A clip has p phases: windows j, j+p, j+2p, ... A run is up to ``windows_per_run``
+consecutive windows of one phase. The runs of a phase are as equal in length as possible. All runs, laid end to end in
+random order, are the sequence of the epoch. A position is the index of a window in this sequence, from 0 to N-1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cltt.sampling.windows import WindowIndex
 
 # ShuffledRuns keeps the position of every 64th run.
 _STRIDE = 64
-# Runs that are computed at once where all runs are needed; bounds the memory.
+# RunTable.lengths computes this many runs at a time, which bounds its memory.
 _PIECE = 1 << 18
 
 
@@ -41,7 +41,7 @@ class Segments:
 
 
 class SingleWindows:
-    """The row of an epoch whose runs are single windows, computed without a table.
+    """The sequence of an epoch whose runs are single windows, computed without a table.
 
     Attributes:
         windows: maps positions to window ids.
@@ -57,9 +57,10 @@ class SingleWindows:
 
 
 class RunTable:
-    """All runs of all clips, numbered clip by clip and phase by phase, in closed form; memory is per clip, not per run.
+    """All runs of all clips, numbered clip by clip and phase by phase.
 
-    Clips are counted among those that have windows. ``len()`` is the number of runs.
+    Runs are computed from their numbers, so memory is per clip, not per run. Clip numbers count only the clips that
+    have windows. ``len()`` is the number of runs.
     """
 
     def __init__(self, index: WindowIndex, windows_per_run: int) -> None:
@@ -100,7 +101,7 @@ class RunTable:
         return lengths
 
     def _phases(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(phases, windows of a short phase, of a long phase, number of long phases) of ``clip``; long ones first."""
+        """(phases, windows per short phase, windows per long phase, long phases), per clip; long ones come first."""
         short, num_long = np.divmod(self._windows[clip], self._distance[clip])
         return self._distance[clip], short, short + 1, num_long
 
@@ -126,9 +127,9 @@ class ClipGroups:
         return self._num_groups
 
     def most_between(self, bounds: np.ndarray, begin: int) -> int:
-        """The most groups between two neighbouring positions of ``bounds``, in a row that begins at window ``begin``.
+        """The most groups that have windows between two neighbouring positions of ``bounds``.
 
-        A group that the beginning of the row divides counts as one at either end.
+        The sequence is rotated by ``begin`` windows. A group that the rotation divides counts once at each end.
         """
         ends = np.sort((self._ends - begin) % self._ends[-1])
         inside = np.searchsorted(ends, bounds[1:], side="left") - np.searchsorted(ends, bounds[:-1], side="right")
@@ -136,16 +137,17 @@ class ClipGroups:
 
 
 class ShuffledRuns:
-    """The row of an epoch: all runs in random order. Keeps the order of the runs and where every 64th begins.
+    """The sequence of an epoch: all runs in random order.
 
-    The row begins at a random window, not at the beginning of a run: an epoch leaves out the last few positions, which
-    would otherwise always be the end of a run. The first part of the divided run therefore lies at the end of the row.
+    It stores the order of the runs and the position of every 64th run. The sequence begins at a random window, not at
+    the beginning of a run: an epoch leaves out the last few positions, which would otherwise always be the end of a
+    run. The first part of the run that is divided by this lies at the end of the sequence.
 
     With ``group_of_clip``, int64 [clips with windows], runs are shuffled within groups of clips only, and the groups
     follow each other in the order of their numbers.
 
     Attributes:
-        begin: how many windows the row is rotated by, so that it begins at a random one.
+        begin: number of windows that the sequence is rotated by.
     """
 
     def __init__(
@@ -169,8 +171,8 @@ class ShuffledRuns:
         skipped = begin - int(ends[divided]) + int(lengths[order[divided]])
         del ends
         self._runs = np.concatenate([order[divided:], order[: divided + 1]])
-        steps = np.add.reduceat(lengths[self._runs], np.arange(0, len(self._runs), _STRIDE), dtype=np.int64)
-        self._begins = np.cumsum(steps) - steps - skipped  # of runs 0, 64, ...; the first begins at 0 or before
+        windows = np.add.reduceat(lengths[self._runs], np.arange(0, len(self._runs), _STRIDE), dtype=np.int64)
+        self._begins = np.cumsum(windows) - windows - skipped  # of runs 0, 64, ...; the first begins at 0 or before
 
     def segments(self, low: int, high: int) -> Segments:
         """The runs and parts of runs at positions ``low`` to ``high-1``."""

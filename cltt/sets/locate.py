@@ -1,7 +1,7 @@
-"""The set of shards that a run reads. It is built on first use, by one process while the others wait.
+"""The set of shards that a run reads, built on first use by one process; the others wait.
 
 shards/NAME             a folder of clips, as it was when it was first used
-shards/NAME@1a2b3c4d    the same folder after a change; the digits begin the digest of its files
+shards/NAME@1a2b3c4d    the same folder after a change, with the first 8 digits of its files' digest
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cltt.source.videos import Sampling, guess_bytes, small_bytes
 from cltt.text import byte_size, counted, say
 
 SHARDS_HOME = Path("shards")
-# Settings of 0.1.0, which are always hashed into a set's name; a later setting is only if it is not at its default.
+# Settings of 0.1.0 are always hashed into a set's name; later settings only if they are not at their default.
 _NAMING = {"verify", "resize_short", "quality", "shard_size", "splits", "split_by", "split_seed", "label_from"}
 _NAMING |= {"split_gaps"}
 MEMBER_BYTES = 1024 + 24  # roughly a frame's tar header, padding and record
@@ -44,9 +44,9 @@ TELL_SECONDS = 60.0  # between two lines that say how long a run has waited
 
 
 def locate_shards(data: DataSettings, *, fingerprint: str | None = None) -> Path:
-    """The folder of shards that ``data`` asks for; built if there is none yet. All ranks must call it.
+    """The folder of shards that ``data`` asks for; they are built if there are none yet.
 
-    Rank 0 finds or builds the shards, and all ranks use the folder that it names. It prints what it does.
+    All ranks must call it. Rank 0 finds or builds the shards, prints what it does, and tells all ranks the folder.
 
     Args:
         data: with ``root_dir``, the shards are looked for, and built, under ``shards/``.
@@ -71,7 +71,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     now = describe(root, files=data.rescan or not sets)
     found = _of_source(sets, now)
     if found is None and now.digest is None:
-        now = describe(root, files=True)
+        now = describe(root, files=True)  # no set matches by the folders' times: compare every file
         found = _of_source(sets, now)
     if found is None and (data.fps, data.stream) != (None, None) and not _videos(now):
         say(f"no video is under {root}: --fps and --stream change nothing")
@@ -87,7 +87,7 @@ def _build_settings(data: DataSettings) -> BuildSettings:
 
 
 def shards_name(root: str, settings: BuildSettings) -> str:
-    """The name of the set of ``root``: readable, and different for each path and for other build settings."""
+    """The name of the set of ``root``: readable, different for each path and for other settings."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(root).name).strip("-").lower()[:40] or "root"
     defaults = asdict(BuildSettings())
     named = {name: value for name, value in asdict(settings).items() if name in _NAMING or value != defaults[name]}
@@ -96,7 +96,7 @@ def shards_name(root: str, settings: BuildSettings) -> str:
 
 
 def complete_sets(first: Path) -> list[Path]:
-    """The complete sets of one source folder, the newest last: ``first``, and those that begin with its name."""
+    """The complete sets of one source folder, the newest last: ``first`` and ``first@DIGEST``."""
     found = [path for path in (first, *first.parent.glob(f"{first.name}@????????")) if (path / layout.INDEX).is_file()]
     return sorted(found, key=lambda path: (path / layout.INDEX).stat().st_mtime_ns)
 
@@ -111,14 +111,14 @@ def _building_path(shards: Path) -> Path:
 
 
 def _record_of(shards: Path) -> Source | None:
-    """The record of a complete set. If the build was killed before it renamed the record, it is renamed here."""
+    """The record of a complete set; renamed here if the build was killed before it did so."""
     if not record_path(shards).is_file() and _building_path(shards).is_file():
         os.replace(_building_path(shards), record_path(shards))
     return read_source(record_path(shards))
 
 
 def _of_source(sets: list[Path], now: Source) -> Path | None:
-    """The newest of ``sets`` that was built from the folder's present state, as far as ``now`` tells; None: none was.
+    """The newest of ``sets`` built from the state ``now``, as far as it tells; None if none was.
 
     Shards that `cltt build` made have no record. They count as built from the present state, which is then recorded.
     """
@@ -138,12 +138,12 @@ def _of_source(sets: list[Path], now: Source) -> Path | None:
 
 
 def _remember(shards: Path, now: Source) -> None:
-    with contextlib.suppress(OSError):  # in a read-only folder every file is compared again the next time
+    with contextlib.suppress(OSError):  # if the folder is read-only, the next run compares every file again
         replace_file(record_path(shards), to_json(now))
 
 
 def _kept(shards: Path, root: str, now: Source) -> Path:
-    """The set that a run began with; says if the source folder has changed since."""
+    """``shards``, which the run began with; prints what has changed in the source folder since."""
     before = _record_of(shards)
     changed = differences(shards, root, before, now) if before is not None else ""
     if changed:
@@ -157,7 +157,7 @@ def _kept(shards: Path, root: str, now: Source) -> Path:
 
 
 def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSettings) -> Path:
-    """Build the first set of the folder, or a further one for its present state: runs may be reading the others."""
+    """Build a set of the folder's present state; older sets stay, as runs may be reading them."""
     assert now.digest is not None
     out = first
     if first in sets or _is_built_otherwise(first, now):
@@ -195,7 +195,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
 
 
 def _left_out(shards: Path) -> str:
-    """``; skipped: 11 x hidden file; re-encoded as JPEG: 45 x PNG (PATH names each)``; "" if there was neither."""
+    """``; skipped: 11 x hidden file; re-encoded as JPEG: 45 x PNG (PATH names each)``, or ""."""
     counts = checks.read_index(shards)["counts"]
     kinds = {"skipped": counts["skipped"], "re-encoded as JPEG": counts["reencoded"]}
     parts = [
@@ -207,7 +207,7 @@ def _left_out(shards: Path) -> str:
 
 
 def _sets_of_same_files(root: str, now: Source, data: DataSettings) -> Iterator[str]:
-    """One line per set with the same build settings that holds clips of these files under another root folder."""
+    """One line per set that holds some of these clips: same settings, but another root folder."""
     wanted, files = asdict(_build_settings(data)), _files_of(root, now)
     for path in sorted(SHARDS_HOME.glob("*.source.json")):
         shards, record = path.with_name(path.name.removesuffix(".source.json")), read_source(path)
@@ -235,7 +235,7 @@ def _is_built_otherwise(out: Path, now: Source) -> bool:
 
 
 def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> BuildReport:
-    """Build ``out``, or wait while another process builds it; finish the build if that process dies."""
+    """Build ``out``, or wait for the process that builds it; finish its build if it dies."""
     began = last_told = time.monotonic()
     waited = False
     while True:
@@ -259,13 +259,13 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
 
 
 def _prepare(out: Path, root: str, now: Source, data: DataSettings) -> None:
-    """Prepare ``out`` for a build from the folder's present state. BusyError if another process is building it."""
+    """Prepare ``out`` for a build of the present state. BusyError if another process builds it."""
     before = read_source(_building_path(out))
     if before is None or before.digest != now.digest:
         if out.exists():
             discard_unfinished(out)  # its plan may list other files
         replace_file(_building_path(out), to_json(now))
-    _check_room(out, root, now, data)
+    _check_space(out, root, now, data)
 
 
 def _videos(source: Source) -> dict[str, int]:
@@ -274,7 +274,7 @@ def _videos(source: Source) -> dict[str, int]:
     return {key: clip.size for key, clip in clips if has_video_name(os.fsencode(key))}
 
 
-def _check_room(out: Path, root: str, now: Source, data: DataSettings) -> None:
+def _check_space(out: Path, root: str, now: Source, data: DataSettings) -> None:
     """Print how many bytes the build still needs. SettingsError if the disk has fewer."""
     videos = _videos(now)
     images = now.files - len(videos)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 OTHER_STREAM = "another video stream than the one that is taken"
 MAX_STREAM = 1000
-_GUESSED_VIDEOS, _GUESSED_PLACES = 12, (0.1, 0.5, 0.9)
+_GUESSED_VIDEOS, _GUESSED_PLACES = 12, (0.1, 0.5, 0.9)  # of ``guess_bytes``; places: shares of a video's length
 READ = "read"  # the kind of a note that says how the frames of a video were listed
 BY_PACKETS = "by its packets"
 NO_FRAMES = "a video without frames"
@@ -49,7 +49,7 @@ class Sampling:
 
 
 def sampling_of(settings: Mapping[str, Any]) -> Sampling:
-    """The sampling in the settings of a build; what they lack, as in sets of older versions, has its default."""
+    """The sampling in a build's settings; what those of older versions lack has its default."""
     given = {field.name: settings.get(field.name, field.default) for field in fields(Sampling)}
     return Sampling(**given)
 
@@ -190,11 +190,11 @@ def _check_unchanged(path: bytes, identity: tuple[int, int]) -> None:
         raise not_as_planned(path)
 
 
-# ---- how much it will be
+# ---- estimated bytes
 
 
 def small_bytes(sampling: Sampling) -> int:
-    """About how many bytes a picture of 16:9 takes that is made as small as ``resize_short``."""
+    """Estimated bytes of a stored 16:9 frame whose short side is ``resize_short``."""
     return int((sampling.resize_short or 0) ** 2 * 16 / 9 * _bytes_per_pixel(sampling.quality))
 
 
@@ -220,11 +220,11 @@ def _guess(path: bytes, size: int, sampling: Sampling, overhead: int) -> float:
             seconds = (container.duration or 0) / av.time_base
             rate = float(rate_of(stream))
             frames = seconds * (rate if sampling.fps is None else min(rate, sampling.fps))
-            store = _Encoder(stream, crop_of(file, container, stream), sampling)
+            encode = _Encoder(stream, crop_of(file, container, stream), sampling)
             stored = []
             for share in _GUESSED_PLACES:
                 container.seek(int(share * seconds * av.time_base) + (container.start_time or 0))
-                stored.append(store(next(container.decode(stream))))
+                stored.append(encode(next(container.decode(stream))))
             found = [len(one.data) for one in stored if not isinstance(one, InvalidImage)]
     except (InvalidVideo, av.FFmpegError, OSError, StopIteration):
         return size
@@ -237,9 +237,10 @@ def _guess(path: bytes, size: int, sampling: Sampling, overhead: int) -> float:
 def read_frames(
     root: bytes, key: bytes, video: bytes, wanted: Sequence[tuple[int, int]], sampling: Sampling
 ) -> Generator[image.Stored | InvalidImage, None, None]:
-    """Frames of the video ``key``, one for each of ``wanted``: (mark, entry), in time order.
+    """Frames of the video ``key``, one for each of ``wanted``, in time order.
 
-    ``video``: ``SourceClip.video`` as listed, which also tells the stream; ``sampling`` tells how frames are stored.
+    ``wanted``: (mark, entry) of each ``SourceFrame``. ``video``: ``SourceClip.video`` as listed, which also names the
+    stream. ``sampling`` tells how frames are stored.
     Raises DataError if the file is gone, cannot be read or has changed since it was listed.
     """
     info = json.loads(video)
@@ -275,9 +276,9 @@ def _decode(
     given = 0
     try:
         with VideoReader(path, info["timing"], number=info.get("stream"), max_pixels=sampling.max_pixels) as reader:
-            store = _Encoder(reader.stream, reader.crop, sampling)
+            encode = _Encoder(reader.stream, reader.crop, sampling)
             for frame in reader.frames([Wanted(*one) for one in wanted]):
-                yield InvalidImage(frame) if isinstance(frame, str) else store(frame)
+                yield InvalidImage(frame) if isinstance(frame, str) else encode(frame)
                 given += 1
     except InvalidVideo as error:
         for _ in wanted[given:]:

@@ -71,7 +71,7 @@ class Saver:
         store: writes the checkpoints (None on ranks other than 0).
         minutes: also save within an epoch after this many minutes (0: only at the end of epochs).
         extra: saved with every checkpoint: settings, fingerprint of the data.
-        saved_at: (epoch, step) of the last save, or of the start of this process, where nothing needs saving.
+        saved_at: (epoch, step) of the last save, or of the start of this process; no save is needed there.
     """
 
     store: CheckpointStore | None
@@ -84,7 +84,7 @@ class Saver:
 
     @property
     def due(self) -> bool:
-        """Whether rank 0 should save now: ``minutes`` are over, or a failed save is to be retried."""
+        """Whether rank 0 should save now: ``minutes`` have passed, or a failed save is to be retried."""
         if self.store is None:
             return False
         now, failed_at = time.monotonic(), self.store.failed_at
@@ -107,15 +107,15 @@ class Trainer:
 
     Attributes:
         model: ContrastiveModel, in DistributedDataParallel if there are several ranks.
-        loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank; with ``places`` ``(z, clip_ids, places)``. Its
-            ``state_dict()`` is saved and restored if it is not empty.
+        loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank. If ``places`` is given, it is called with
+            ``(z, clip_ids, places)``. Its ``state_dict()`` is saved and restored if it is not empty.
         optimizer: updates the parameters of ``model``.
         scheduler: stepped once per epoch or, if ``optim.moves_every_step``, after every step.
         loader: batches of this rank.
         saver: saves the checkpoints.
         stop: requests to stop, checked before every step and while the loop waits for a batch.
         device: device of the model.
-        optim: epochs, batches per epoch, clipping, sub-batches.
+        optim: epochs, batches per epoch, gradient clipping, sub-batches.
         run_dir: folder for ``nonfinite.json``.
         autocast: dtype of the model's autocast (None: off).
         places: ``(window ids [b]) -> [b, T]``, positions of the frames in the order that windows are cut from. If
@@ -159,8 +159,8 @@ class Trainer:
     def run(self) -> Request:
         """Train to the last epoch, or until a request to stop; returns NOTHING or the request.
 
-        At a request the state is saved. A rank that cannot read its data any more requests a stop, too; its ``failure``
-        says why.
+        At a request the trainer saves the state. A rank that cannot read its data any more requests a stop, too; its
+        ``failure`` says why.
         """
         self.model.train()
         asked = Request.NOTHING
@@ -176,7 +176,7 @@ class Trainer:
     def state_dict(self, place: dict[str, Any] | None = None) -> dict[str, Any]:
         """Everything the next step depends on. A collective: all ranks must call it together.
 
-        ``place``: the loader's state before it returned a batch that no step was made with yet.
+        ``place``: the loader's state from before a batch that no step has used yet; None: its state now.
         """
         loss = self.loss_fn.state_dict()
         return {
@@ -192,7 +192,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``.
 
-        A rank that did not exist when it was saved takes rank 0's random state.
+        A rank that did not exist when the state was saved takes the random state of rank 0.
         """
         without_ddp(self.model).load_state_dict(state["model"])
         self.loss_fn.load_state_dict(state.get("loss", {}))
@@ -260,7 +260,7 @@ class Trainer:
         value = copy.read()
         self._check_norm()
         check_finite("loss", value, self._place(batch))
-        self._clip(batch)
+        self._clip_gradient(batch)
         self.optimizer.step()
         return value
 
@@ -280,11 +280,11 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
-    def _clip(self, batch: Batch) -> None:
-        """Clip the gradient and check its norm before the update.
+    def _clip_gradient(self, batch: Batch) -> None:
+        """Clip the gradient and refuse one whose norm is not finite, unless ``max_grad_norm`` is 0.
 
-        A fused optimizer checks the norm itself and skips the update; here it is read one step later, as waiting for it
-        would leave the GPU idle at every step. No checkpoint is saved before it is read.
+        A fused optimizer skips that update itself. The host then reads the norm one step later, because waiting for it
+        would leave the GPU idle at every step. No checkpoint is saved before the norm is read.
         """
         if self.optim.max_grad_norm == 0:
             return
@@ -315,7 +315,7 @@ class Trainer:
 
     @property
     def _evaluation_due(self) -> bool:
-        """Whether an epoch has just ended that is to be evaluated, and is not evaluated yet."""
+        """Whether the epoch that has just ended must be evaluated and is not evaluated yet."""
         epoch, step, rows = self.history.epoch, self.history.step, self.history.evaluation
         if self.evaluate is None or epoch == 0 or step > 0 or (rows and rows[-1]["epoch"] == epoch):
             return False

@@ -94,11 +94,11 @@ def blocks_hold_few_clips_unless_conflicts_need_longer_ones(case: Case) -> None:
     held = [len(np.unique(clip[windows])) for _, _, windows in case.rank_parts(1)]
     if max(held) <= 2 * plan.clips_per_block or plan.num_blocks == len(plan):
         return
-    row = plan._row.segments(0, len(case.listed)).windows()
+    sequence = plan._sequence.segments(0, len(case.listed)).windows()
 
     def fits(num_blocks: int) -> bool:
         bounds = [block * len(plan) // num_blocks * case.batch_size for block in range(num_blocks + 1)]
-        blocks = [case.listed[row[low:high]].T for low, high in pairwise(bounds)]
+        blocks = [case.listed[sequence[low:high]].T for low, high in pairwise(bounds)]
         return all(count_conflicts(*block, case.gap) <= len(plan) // num_blocks for block in blocks)
 
     finer = [min(2 * plan.num_blocks + odd, len(plan)) for odd in (0, 1)]

@@ -1,6 +1,6 @@
 """The timeline of a stream by decoding all of it.
 
-For every stream whose packets may not be one frame each with a valid time stamp: pictures of single fields, several
+This is for streams whose packets may not be one frame each with a valid time stamp: pictures of single fields, several
 pictures in a packet, packets without times or with wrong ones. Such a stream is decoded twice, once to list its frames
 and once to pack them, and a reader always starts at the first packet.
 """
@@ -83,11 +83,11 @@ class Decoder:
 
 
 def prepared(stream: av.video.stream.VideoStream, max_pixels: int) -> Any:
-    """The stream's decoder, set to fail on errors and to refuse pictures of more than ``max_pixels``."""
+    """The stream's decoder, set to fail on errors and on pictures of more than ``max_pixels``."""
     context = stream.codec_context
     context.thread_count = 1  # packing uses one process per core
     options = {"max_pixels": str(min(max_pixels, (1 << 31) - 1))}
-    if context.name != "h264":  # marks concealed pictures itself, and would not start at a recovery point
+    if context.name != "h264":  # h264 marks concealed pictures; with this, it does not start at a recovery point
         options["err_detect"] = "explode"
     context.options = options
     return context
@@ -97,7 +97,7 @@ def prepared(stream: av.video.stream.VideoStream, max_pixels: int) -> Any:
 
 
 class _Shown(NamedTuple):
-    """Of all decoded frames: time stamps in ticks (NaN: none) and the numbers of their packets."""
+    """The decoded frames: time stamps in ticks (NaN: none) and the numbers of their packets."""
 
     pts: Array
     dts: Array
@@ -137,21 +137,21 @@ def _tick(stamp: int | None) -> float:
 
 
 def _faults(decoder: Decoder, places: Array, starts: Array) -> tuple[Array, Array]:
-    """Two bool [frames]: frames spoilt by an error, and frames that refer to pictures before the start of a part.
+    """Two bool [frames]: spoilt by an error; refers to pictures before the start of a part.
 
     A group is an entry with the packets up to the next entry. An error spoils the rest of its group, and the leading
-    pictures of the next: those sent after its entry but shown before it, which refer to the group before, too. If the
-    stream has no entry, only the decoder's own errors count.
+    pictures of the next group: these come after its entry but are shown before it, and also refer to the group before.
+    If the stream has no entry, only the decoder's own errors count.
     """
     count = len(places)
     entries = np.array(decoder.entries or [0], np.int64)
     group = np.searchsorted(entries, places, side="right") - 1
-    bad_from = np.full(len(entries) + 1, np.iinfo(np.int64).max)  # the last one: before the first entry
+    bad_from = np.full(len(entries) + 1, np.iinfo(np.int64).max)  # last: what comes before the first entry (group -1)
     for place in decoder.bad:
         at = int(np.searchsorted(entries, place, side="right")) - 1
         bad_from[at] = min(bad_from[at], place)
-    key_at = np.full(len(entries) + 1, -1)  # when each group's entry comes out
-    keys = np.flatnonzero(np.isin(places, entries))[::-1]  # reversed: of two pictures in a packet the first counts
+    key_at = np.full(len(entries) + 1, -1)  # the position in ``places`` of each group's entry
+    keys = np.flatnonzero(np.isin(places, entries))[::-1]  # reversed, so the first picture of a packet counts
     key_at[group[keys]] = keys
     leads = (group >= 0) & (np.arange(count) < key_at[group])
     lost = (group < 0) | (leads & ((group == 0) | np.isin(group, group[starts & leads])))
@@ -162,9 +162,9 @@ def _faults(decoder: Decoder, places: Array, starts: Array) -> tuple[Array, Arra
 def _ticks(shown: _Shown, container: av.container.InputContainer, distance: float) -> Array:
     """Times in ticks, float64 [frames], from the kind of stamps that steps back least.
 
-    A frame has a presentation stamp (of its own packet) and a decoding stamp (of the packet after which it came out);
-    the second is right where packets are numbered in decoding order. Without stamps, frames are ``distance`` ticks
-    apart.
+    A frame has a presentation stamp (of its own packet) and a decoding stamp (of the packet after which it came out).
+    If a file stamps its packets in decoding order, the decoding stamps are right. Without stamps, frames are
+    ``distance`` ticks apart.
     """
     even = np.arange(len(shown.pts)) * distance
     if container.format.name in kinds.RAW_FORMATS:
@@ -179,13 +179,13 @@ def _filled(stamps: Array, distance: float) -> tuple[Array, int]:
     filled = np.interp(places, known, stamps[known])
     steps = np.diff(filled[known[0] : known[-1] + 1])
     distance = float(np.median(steps[steps > 0])) if (steps > 0).any() else distance
-    filled -= distance * np.maximum(0, known[0] - places)  # before the first that is known, and behind the last
+    filled -= distance * np.maximum(0, known[0] - places)  # before the first known stamp, and after the last
     filled += distance * np.maximum(0, places - known[-1])
     return filled, int(len(stamps) - len(known) + (np.diff(filled) <= 0).sum())
 
 
 def _rising(ticks: Array, starts: Array, distance: float) -> Array:
-    """``ticks`` with each part that steps back moved behind the part before it, so that no two are equal."""
+    """``ticks``, each part that steps back moved after the one before; no two are equal."""
     steps = np.diff(ticks, prepend=ticks[:1] - 1)
     return ticks + np.cumsum(np.where(starts & (steps <= 0), distance - steps, 0))
 
@@ -193,7 +193,7 @@ def _rising(ticks: Array, starts: Array, distance: float) -> Array:
 def _second_recording(
     container: av.container.InputContainer, decoder: Decoder, places: Array
 ) -> tuple[Array, list[Note]]:
-    """(bool [frames]: here a second recording begins in the file; a note if FFmpeg does not read it)."""
+    """(bool [frames]: a second recording begins here; a note if FFmpeg does not read it)."""
     with open(path_of(container), "rb") as file:
         at = kinds.joined_at(file)
     begins = np.zeros(len(places), bool)

@@ -1,9 +1,9 @@
 """Reading wanted frames of a video file, in order, with as little decoding as is safe.
 
-With ``timeline.PACKETS``, a frame is named by the time stamp of its packet. Groups of packets (from one entry to the
+With ``timeline.PACKETS``, the id of a frame is the time stamp of its packet. Groups of packets (from one entry to the
 next) that hold no wanted frame are not decoded, and in the others the decoder drops pictures to which no other refers.
 A decoder continues after an error with spoilt pictures, so no frame between an error and the next entry is returned.
-With ``timeline.DECODED``, a frame is named by its count, and all frames before it are decoded.
+With ``timeline.DECODED``, the id of a frame is its count, and all frames before it are decoded.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _DROPS_UNREFERENCED = ("h264",)
 
 
 class Wanted(NamedTuple):
-    """A frame: its id and the entry, the packet where decoding must begin, as in ``timeline.Timeline``."""
+    """A frame: its id and entry (packet where decoding must begin), as in ``Timeline``."""
 
     id: int
     entry: int
 
 
 class _Sent(NamedTuple):
-    """A packet sent to the decoder: its number, its group, whether it is shown before the group's entry."""
+    """A packet sent to the decoder: its number, its group, if it is shown before its entry."""
 
     place: int
     group: int
@@ -78,7 +78,7 @@ class VideoReader:
             self._is_entry = entry_test(self.stream)
         else:
             self._counted = enumerate(Decoder(self._container, self.stream, self._max_pixels).frames())
-        self._next = 0  # number of the next packet or frame; after seeking just not 0
+        self._next = 0  # number of the next packet or frame; after a seek only known not to be 0
 
     def __enter__(self) -> VideoReader:
         return self
@@ -90,7 +90,7 @@ class VideoReader:
         self._stack.close()
 
     def frames(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
-        """For each of ``wanted``, given in the order of the timeline, the frame or why there is none."""
+        """The frame, or why there is none, for each of ``wanted``; these are in timeline order."""
         if not self._by_packets:
             yield from self._counted_frames(wanted)
             return
@@ -101,7 +101,7 @@ class VideoReader:
                 start = stop
 
     def _counted_frames(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
-        if any(BAD != one.id < self._next for one in wanted[:1]):
+        if any(BAD != one.id < self._next for one in wanted):
             self._open()
         last: tuple[int, Any] = BAD, NO_PICTURE
         for one in wanted:
@@ -135,7 +135,7 @@ class VideoReader:
     # ---- finding the packets
 
     def _packets_from(self, entry: int) -> Generator[Any, None, None]:
-        """The packets from the one with the stamp ``entry`` to the end, or to where the file is damaged."""
+        """The packets from the one with the stamp ``entry`` to the end or to the file's damage."""
         if (found := self._seek(entry)) is not None:
             yield from found
             return
@@ -187,10 +187,10 @@ class _Decoding:
             self._positions.setdefault(one.id, []).append(position)
         self._found: dict[int, tuple[av.VideoFrame, _Sent]] = {}
         self._next = 0  # position in ``wanted`` of the next frame to return
-        self._latest = -1  # position of the last frame that was decoded
+        self._latest = -1  # the largest position in ``wanted`` that has been decoded
         self._sent: dict[int, _Sent] = {}
         self._entries: set[int] = set()
-        self._skip_to: int | None = wanted[0].entry
+        self._skip_to: int | None = wanted[0].entry  # packets before this entry are not sent; None: all are
         self._place = 0
         self._group = -1
         self._group_name = 0
@@ -201,7 +201,7 @@ class _Decoding:
         return self._next == len(self._wanted)
 
     def send(self, packet: Any, entry: bool) -> Iterator[av.VideoFrame | str]:
-        """Send a packet to the decoder unless no wanted frame needs it; yields the frames that are ready."""
+        """Send a packet to the decoder if a wanted frame needs it; yields the frames that are ready."""
         name = packet.pts  # the decoded frame has it, too
         if self._skip_to is not None and name != self._skip_to:
             return
@@ -260,10 +260,11 @@ class _Decoding:
         )
 
     def _ready(self, hold: int) -> Iterator[av.VideoFrame | str]:
-        """The next frames in order, or why there is none; frames are decoded in time order, so passed ones are lost.
+        """The next wanted frames in order, or for each why there is none.
 
-        An error shows when its picture comes out, maybe after pictures that refer to it. So each frame is held back
-        until ``hold`` packets after its own have been sent.
+        Frames come out of the decoder in time order, so one that is missing before the latest does not come any more.
+        An error shows only when its picture comes out, perhaps after pictures that refer to it. So each frame is held
+        back until ``hold`` packets after its own have been sent.
         """
         while self._next <= self._latest:
             frame, sent = self._found.get(self._next, (None, None))
@@ -277,7 +278,7 @@ class _Decoding:
                 yield FOLLOWS if self._is_bad(sent) else frame
 
     def finish(self, stop: int | None = None) -> Iterator[av.VideoFrame | str]:
-        """Empty the decoder; yields what is left of the frames before ``stop`` (None: all)."""
+        """Empty the decoder; yields the remaining frames before ``stop`` (None: all)."""
         import av
 
         with contextlib.suppress(av.FFmpegError):

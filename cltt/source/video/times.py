@@ -1,6 +1,6 @@
-"""The timeline of a video: from its packets where each is surely one frame, else by decoding all of it.
+"""The timeline of a video: from its packets if each is surely one frame, else by decoding.
 
-From packets nothing is decoded: each packet is a frame, shown at the packet's time.
+Listing frames from packets decodes nothing: each packet is a frame, shown at the packet's time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DURATION = re.compile(r"(\d+):(\d+):(\d+\.?\d*)", re.ASCII)
 SHORT_SECONDS = 1.0  # a video may end this much before the length in its header, as sound often lasts longer
 NO_TIME = -(1 << 63)
 SHORT = "ends before the length in its header"
-# Where a packet is one frame with its stamp, unless the packets say otherwise.
+# Containers and codecs in which each packet is one frame with its time stamp, unless the packets show otherwise.
 _CONTAINERS = ("mov", "matroska")
 _CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
 
@@ -52,7 +52,7 @@ def timeline_of(
 
 
 def packet_timeline(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Timeline:
-    """The timeline of a stream whose container has just been opened, from its packets; NotSure if they may mislead."""
+    """As :func:`timeline_of`, but from packets alone; raises NotSure if they may mislead."""
     if not container.format.name.startswith(_CONTAINERS):
         suffix = os.path.splitext(path_of(container))[1]
         raise NotSure(f"a packet of {os.fsdecode(suffix) or container.format.name} need not be a frame")
@@ -73,7 +73,12 @@ def packet_timeline(container: av.container.InputContainer, stream: av.video.str
 
 
 class _Packets:
-    """Of all packets of a stream, in file order: time stamps, which are hidden, and where decoding may begin."""
+    """The packets of a stream, in file order.
+
+    Attributes:
+        pts: int64 [packets], time stamps. hidden: bool [packets], whether a packet is not shown. entries: the packets
+            where decoding may begin. break_reason: why the file ends early, or empty.
+    """
 
     def __init__(self, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> None:
         import av
@@ -105,7 +110,7 @@ class _Packets:
         self.pts = np.array(pts, np.int64)
         self.hidden = np.array(hidden, bool)
         self.entries = np.flatnonzero(entry)
-        if not len(self.entries):  # none is clean: the decoder tells from which picture on they are good
+        if not len(self.entries):  # no clean entry: the decoder tells which first pictures are bad
             self.entries = np.flatnonzero(key)[:1] if any(key) else np.arange(min(1, len(pts)))
 
 
@@ -115,7 +120,7 @@ def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoS
         yield Note(last, "cut", f"{CUT_OFF}: {packets.break_reason}")
     elif last is not None and (length := _header_seconds(stream)):
         missing = length - last - 1 / float(rate_of(stream))
-        fewer = len(packets.pts) < stream.frames and missing > 1 / float(rate_of(stream))  # edit lists leave some out
+        fewer = len(packets.pts) < stream.frames and missing > 1 / float(rate_of(stream))  # edit lists leave frames out
         if not line.starts.any() and (fewer or missing > SHORT_SECONDS):
             yield Note(last, "cut", CUT_OFF if fewer else SHORT)
 
@@ -137,8 +142,8 @@ def _header_seconds(stream: av.video.stream.VideoStream) -> float:
 def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
     """The timeline from the times of the packets; NotSure if these step back.
 
-    A group, from one entry to the next, is decoded together. A leading picture comes after the entry in the file but is
-    shown before it; it refers to the group before, too, and is left out if there is none.
+    A group (the packets from one entry to the next) is decoded together. A leading picture comes after its entry in the
+    file but is shown before it. It also refers to the group before, and is left out if there is none.
     """
     places: list[Array] = [np.zeros(0, np.int64)]
     entries: list[Array] = [np.zeros(0, np.int64)]
