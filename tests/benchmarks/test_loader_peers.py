@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, loader, loader_pools, loader_video
+from benchmarks import harness, loader, loader_pools
 from benchmarks.loader_data import repeat_clips
 from benchmarks.loader_peers import Batches, Peer, S, Wanted
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.frames.gather import statistics
-from tests.helpers import data, video
+from tests.helpers import data
 
 BATCH, T, LENGTHS = 4, 2, {"a": 14, "b": 12}
 SIZES = {"256 lines": (256, 340), "twice as large": (480, 500)}
@@ -132,27 +132,3 @@ def test_rows_of_sizes_not_run_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = loader.write("loader", [{"frames": "256 lines", "a": 3}], ["256 lines"])
     assert [(row["frames"], row["a"]) for row in rows] == [("256 lines", "3"), ("853x480", "2")]
     assert rows[1]["commit"] == "then" != rows[0]["commit"]
-
-
-def test_videos_give_the_windows_of_their_shards(tmp_path: Path) -> None:
-    if why := loader_video.Approximate.why_missing():
-        pytest.skip(why)
-    (tmp_path / "videos").mkdir()
-    for name, first in (("a", 0), ("b", 90)):
-        video.write_video(
-            tmp_path / "videos" / f"{name}.mp4", range(first, first + 40), draw=drawn, options={"crf": "12"}
-        )
-    build_shards(tmp_path / "videos", tmp_path / "built", resize_short=256)
-    root = repeat_clips(loader_video.unpack(tmp_path / "built", tmp_path / "clips"), 150)
-    build_shards(root, tmp_path / "shards")
-    wanted = loader_video.wanted_of(tmp_path / "videos", tmp_path / "shards", 10)
-    assert wanted.dataset.num_frames == 160
-    expected = expected_of(wanted)
-    for kind in (loader_video.Approximate, loader_video.Exact):
-        windows, far = nearest(kind(wanted).batches(), 1, expected)
-        assert far <= NEAR and len(windows) == loader.BATCH
-        assert kind(wanted).set_bytes() == 2 * sum(file.stat().st_size for file in (tmp_path / "videos").iterdir())
-
-
-def drawn(number: int) -> np.ndarray:
-    return video.picture(number, 480, 320)
