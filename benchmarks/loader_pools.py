@@ -55,10 +55,13 @@ class ThreadPool(Peer):
         shape = self.wanted.batch, self.wanted.index.window_size
         self._free = queue.SimpleQueue()
         for _ in range(2 * self.wanted.workers + 3):  # under way, made ahead, and the consumer's
-            self._free.put(np.empty((shape[0] * shape[1], self._writer.frame_bytes), np.uint8))
+            self._free.put(self._new_rows())
         for rows in self.made_ahead(drawn_windows(self.wanted.index, self.wanted.batch)):
             yield self._writer.as_batch(rows.reshape(-1), shape)
             self._free.put(rows)
+
+    def _new_rows(self) -> np.ndarray:
+        return np.empty((self.wanted.batch * self.wanted.index.window_size, self._writer.frame_bytes), np.uint8)
 
     def made_ahead(self, windows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Memory of the batches of ``windows`` int64 [B], in order, made by the threads."""
@@ -142,7 +145,11 @@ class Spdl(ThreadPool):
         )
         pipeline = builder.build(num_threads=workers)
         with pipeline.auto_stop():
-            yield from pipeline.get_iterator()
+            try:
+                yield from pipeline.get_iterator()
+            finally:
+                for _ in range(workers):  # the pipeline ends once all its threads have: none may wait for memory
+                    self._free.put(self._new_rows())
 
 
 class SpdlOwn(Spdl):

@@ -29,7 +29,7 @@ SAME_DECODE = {
     loader_pools.Spdl,
     loader_pools.RawSquares,
 }
-PEERS = [peer for peer in loader.PEERS if peer is not loader.FirstEpoch]
+PEERS = [peer for peer in loader.PEERS if not issubclass(peer, loader.NothingKept)]
 
 
 @pytest.fixture(scope="module", params=list(SIZES))
