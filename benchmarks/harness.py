@@ -40,6 +40,8 @@ LIBRARIES: tuple[str, ...] = (
     "simplejpeg",
     "pillow",
     "webdataset",
+    "spdl",
+    "torchcodec",
     "pytorch-metric-learning",
     "av",
 )
@@ -205,15 +207,19 @@ def _version(name: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- results
 def write_csv(name: str, rows: Sequence[Row]) -> Path:
-    """Write ``benchmarks/results/NAME.csv``: the columns of ``rows``, then :func:`machine_info` on every row."""
+    """Write ``benchmarks/results/NAME.csv``: the columns of ``rows``, then :func:`machine_info` on every row.
+
+    A row read back from such a file keeps the machine that it names.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     machine = machine_info()
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*columns_of(rows), *machine], lineterminator="\n")
+        columns = [column for column in columns_of(rows) if column not in machine]
+        writer = csv.DictWriter(file, [*columns, *machine], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({key: _short(value) for key, value in {**row, **machine}.items()})
+            writer.writerow({key: _short(value) for key, value in {**machine, **row}.items()})
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,18 @@ def write_clips(root: Path, size: tuple[int | None, int], copies: int, longest: 
             image = _resized(image, width, lines)
             for copy in range(copies):
                 _write(root / f"{folder.parent.name}_{folder.name}_{copy}" / f"frame_{number:06d}.jpg", image, copy)
+    return root
+
+
+def repeat_clips(root: Path, frames: int) -> Path:
+    """Hard links of all clips of ``root`` under further names, until there are at least ``frames`` frames."""
+    clips = {clip: sorted(clip.iterdir()) for clip in sorted(root.iterdir())}
+    for turn in range(1, -(-frames // sum(map(len, clips.values())))):
+        for clip, files in clips.items():
+            again = root / f"{clip.name}_again_{turn:05d}"
+            again.mkdir()
+            for file in files:
+                os.link(file, again / file.name)
     return root
 
 

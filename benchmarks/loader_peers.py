@@ -1,16 +1,19 @@
-"""Loaders people use today, giving the same batches [B, T, 3, S, S], each at its best setting.
+"""Loaders people use today, giving the same batches [B, T, 3, S, S], each at its best setting: one class per peer.
 
-Each is an iterator of a fresh loader. ``pil``, ``opencv`` and ``dali`` draw windows at random, epoch after epoch, and
-decode T frames for each; ``webdataset`` decodes each frame once, clip by clip, with a shuffle buffer. Frames at least
-twice as large as wanted are decoded at half their size where the library can (libjpeg's DCT scaling): PIL by ``draft``,
-OpenCV by ``IMREAD_REDUCED_COLOR_2``, simplejpeg by ``min_factor``; DALI cannot.
+OpenCV, PIL and DALI draw windows at random, epoch after epoch, and decode T frames for each; webdataset decodes each
+frame once, clip by clip, with a shuffle buffer. Frames at least twice as large as wanted are decoded at half their size
+where the library can (libjpeg's DCT scaling): PIL by ``draft``, OpenCV by ``IMREAD_REDUCED_COLOR_2``, simplejpeg by
+``min_factor``; DALI cannot. The peers without processes are in loader_pools.py.
 """
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import random
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,6 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
-import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
@@ -28,6 +30,7 @@ from cltt import ShardDataset, WindowIndex
 from cltt.frames.gather import IMAGENET_MEAN, IMAGENET_STD
 
 S = 224
+Batches = Generator[torch.Tensor, None, None]
 SHUFFLE_WINDOWS = 500
 _SCALE = (1 / (np.array(IMAGENET_STD) * 255)).astype(np.float32)
 _OFFSET = (np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
@@ -38,22 +41,71 @@ class Wanted:
     """What all loaders are asked for.
 
     Attributes:
-        files: path of each frame.
+        dataset: the shards.
+        files: path of each frame's JPEG file.
         index: the windows.
         batch: windows per batch.
         workers: processes or threads.
         floats: float32, normalised, [B, T, 3, S, S] in memory; else uint8, a view of channels-last memory.
-        halve: the frames are at least twice as large as wanted.
-        batches: how many those that draw at random give, in as many epochs as it takes.
     """
 
+    dataset: ShardDataset
     files: list[str]
     index: WindowIndex
     batch: int
     workers: int
     floats: bool
-    halve: bool
-    batches: int
+
+    @property
+    def halve(self) -> bool:
+        """The frames are at least twice as large as wanted."""
+        record = self.dataset.frame_records([0])[0]
+        return bool(min(record["width"], record["height"]) >= 2 * S)
+
+
+class Peer(ABC):
+    """A loader that gives ``wanted``.
+
+    Attributes:
+        name: in the table.
+        needs: module that has to be importable.
+        untimed, timed: batches before and while it is timed.
+    """
+
+    name = ""
+    needs = ""
+    untimed, timed = 8, 24
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+
+    @classmethod
+    def why_missing(cls) -> str:
+        """Why this peer cannot run here; empty if it can."""
+        if not cls.needs:
+            return ""
+        try:
+            importlib.import_module(cls.needs)
+        except Exception as error:  # a library that it needs in turn may raise anything
+            return f"importing {cls.needs} fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return ""
+
+    @abstractmethod
+    def batches(self) -> Batches:
+        """Batches without end, of new workers; closing the iterator ends them."""
+
+    def set_bytes(self) -> int:
+        """Bytes of the set in the form that this loader reads."""
+        dataset = self.wanted.dataset
+        return int(dataset.frame_records(range(dataset.num_frames))["size"].sum())
+
+
+def drawn_windows(index: WindowIndex, batch: int) -> Iterator[np.ndarray]:
+    """Ids of the windows of each batch, int64 [B]: epoch after epoch, each in an order of its own."""
+    random = np.random.default_rng()
+    while True:
+        order = random.permutation(len(index))
+        yield from order[: len(order) // batch * batch].reshape(-1, batch)
 
 
 def square(image: np.ndarray) -> np.ndarray:
@@ -109,14 +161,27 @@ class WindowFiles(Dataset[torch.Tensor]):
         return torch.from_numpy(window)
 
 
-def file_batches(wanted: Wanted, how: str) -> Iterator[torch.Tensor]:
-    """PIL or OpenCV in the workers of a shuffling DataLoader."""
-    load = {"pil": with_pil, "opencv": with_opencv}[how]
-    dataset = WindowFiles(wanted, partial(load, halve=wanted.halve))
-    options: dict[str, Any] = {"num_workers": wanted.workers, "worker_init_fn": _quickest}
-    sampler = RandomSampler(dataset, num_samples=wanted.batches * wanted.batch)
-    for frames in DataLoader(dataset, wanted.batch, sampler=sampler, **options):
-        yield frames if wanted.floats else frames.permute(0, 1, 4, 2, 3)
+class OpenCv(Peer):
+    """OpenCV in the workers of a shuffling DataLoader."""
+
+    name = "OpenCV + DataLoader"
+    load = staticmethod(with_opencv)
+
+    def batches(self) -> Batches:
+        wanted = self.wanted
+        dataset = WindowFiles(wanted, partial(self.load, halve=wanted.halve))
+        sampler = RandomSampler(dataset, num_samples=1 << 30)
+        options: dict[str, Any] = {"num_workers": wanted.workers, "worker_init_fn": _quickest}
+        for frames in DataLoader(dataset, wanted.batch, sampler=sampler, **options):
+            yield frames if wanted.floats else frames.permute(0, 1, 4, 2, 3)
+
+
+class Pil(OpenCv):
+    """PIL in the workers of a shuffling DataLoader."""
+
+    name = "PIL + DataLoader"
+    load = staticmethod(with_pil)
+    timed = 16
 
 
 def _quickest(_: int) -> None:
@@ -124,39 +189,42 @@ def _quickest(_: int) -> None:
     cv2.ipp.setUseIPP_NotExact(True)  # as our own loader resizes
 
 
-def dali_batches(wanted: Wanted) -> Iterator[torch.Tensor]:
+class Dali(Peer):
     """DALI's file reader over the frames of all windows, windows in random order."""
-    import nvidia.dali.fn as fn
-    from nvidia.dali import Pipeline, types
 
-    index, batch = wanted.index, wanted.batch
-    epochs = -(-wanted.batches * batch // len(index))
-    drawn = np.concatenate([np.random.default_rng().permutation(len(index)) for _ in range(epochs)])
-    windows = index.frames(drawn).reshape(-1)
-    pipe = Pipeline(batch * index.window_size, wanted.workers, None, exec_dynamic=True)
-    with pipe:
-        files = [wanted.files[frame] for frame in windows.tolist()]
-        jpegs, _ = fn.readers.file(files=files, prefetch_queue_depth=2)
-        frames = fn.decoders.image(jpegs, device="cpu", adjust_orientation=False)
-        small = fn.resize(frames, resize_shorter=S, antialias=False)
-        if wanted.floats:
-            mean, std = ([255 * value for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
-            pipe.set_outputs(fn.crop_mirror_normalize(small, crop=(S, S), mean=mean, std=std, dtype=types.FLOAT))  # type: ignore[attr-defined]
-        else:
-            pipe.set_outputs(fn.crop(small, crop=(S, S)))
-    pipe.build()
-    for _ in range(wanted.batches):
-        (output,) = pipe.run()
-        made = torch.from_dlpack(output.as_tensor())
-        shaped = made.view(batch, index.window_size, *made.shape[1:])
-        yield shaped if wanted.floats else shaped.permute(0, 1, 4, 2, 3)
+    name = "DALI file reader"
+    needs = "nvidia.dali"
+
+    def batches(self) -> Batches:
+        import nvidia.dali.fn as fn
+        from nvidia.dali import Pipeline, types
+
+        wanted, index = self.wanted, self.wanted.index
+        drawn = itertools.islice(drawn_windows(index, wanted.batch), 2 * (self.untimed + self.timed))
+        files = [wanted.files[frame] for ids in drawn for frame in index.frames(ids).reshape(-1).tolist()]
+        pipe = Pipeline(wanted.batch * index.window_size, wanted.workers, None, exec_dynamic=True)
+        with pipe:
+            jpegs, _ = fn.readers.file(files=files, prefetch_queue_depth=2)
+            frames = fn.decoders.image(jpegs, device="cpu", adjust_orientation=False)
+            small = fn.resize(frames, resize_shorter=S, antialias=False)
+            if wanted.floats:
+                mean, std = ([255 * value for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
+                pipe.set_outputs(fn.crop_mirror_normalize(small, crop=(S, S), mean=mean, std=std, dtype=types.FLOAT))  # type: ignore[attr-defined]
+            else:
+                pipe.set_outputs(fn.crop(small, crop=(S, S)))
+        pipe.build()
+        while True:
+            (output,) = pipe.run()
+            made = torch.from_dlpack(output.as_tensor())
+            shaped = made.view(wanted.batch, index.window_size, *made.shape[1:])
+            yield shaped if wanted.floats else shaped.permute(0, 1, 4, 2, 3)
 
 
 class Streamed(IterableDataset[torch.Tensor]):
     """webdataset over the shards: frames in order, each decoded once, windows from the last ``span`` frames."""
 
-    def __init__(self, wanted: Wanted, dataset: ShardDataset) -> None:
-        self._shards = sorted(str(path) for path in Path(dataset.path).glob("*.tar"))
+    def __init__(self, wanted: Wanted) -> None:
+        self._shards = sorted(str(path) for path in Path(wanted.dataset.path).glob("*.tar"))
         self._settings, self._wanted = wanted.index.settings, wanted
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -183,6 +251,8 @@ class Streamed(IterableDataset[torch.Tensor]):
 
     def _windows(self) -> Iterator[list[np.ndarray]]:
         """Windows of the clips in order: lists of T frames, which windows share."""
+        import webdataset as wds
+
         s = self._settings
         clip, count = None, 0
         held: deque[Any] = deque(maxlen=s.span)
@@ -206,8 +276,14 @@ class Streamed(IterableDataset[torch.Tensor]):
         return slot[1]
 
 
-def webdataset_batches(wanted: Wanted, dataset: ShardDataset) -> Iterator[torch.Tensor]:
-    """webdataset in the workers of a DataLoader, each with its own shards and shuffle buffer."""
-    streamed = Streamed(wanted, dataset)
-    for frames in DataLoader(streamed, batch_size=None, num_workers=wanted.workers, worker_init_fn=_quickest):
-        yield frames if wanted.floats else frames.permute(0, 1, 4, 2, 3)
+class WebDataset(Peer):
+    """webdataset in DataLoader workers, each with its own shards and shuffle buffer (full from the first batch)."""
+
+    name = "webdataset, clip by clip"
+    needs = "webdataset"
+
+    def batches(self) -> Batches:
+        workers = self.wanted.workers
+        streamed = Streamed(self.wanted)
+        for frames in DataLoader(streamed, batch_size=None, num_workers=workers, worker_init_fn=_quickest):
+            yield frames if self.wanted.floats else frames.permute(0, 1, 4, 2, 3)

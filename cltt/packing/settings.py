@@ -10,7 +10,7 @@ from cltt.config import MAX_SEED, check_fields, require, setting
 from cltt.source.image import MAX_PIXELS, MAX_SIDE
 from cltt.source.videos import MAX_STREAM
 
-# Settings newer than 0.2.0 are stored with the shards only if not at their default, so that older sets still match.
+# Stored with the shards only if not at their default, so that sets built before these settings still match.
 LATER = ("include", "exclude", "stream", "boxes_unit")
 _GLOBS: dict[str, Any] = {"action": "append", "metavar": "GLOB"}
 

@@ -219,7 +219,7 @@ def _sets_of_same_files(root: str, now: Source, data: DataSettings) -> Iterator[
             there = _files_of(index["root_dir"], record) if record is not None and index["root_dir"] != root else {}
             if alike and (shared := len(there.items() & files.items())):
                 yield (
-                    f"note: {shards} holds {shared:,} of these {counted(len(files), 'clip')} already: "
+                    f"note: {shards} already holds {shared:,} of {counted(len(files), 'clip')}: "
                     f"--root-dir {index['root_dir']} would use it, without a second copy"
                 )
 

@@ -284,7 +284,7 @@ def test_a_set_over_the_same_files_is_named(folder: Path, capsys: pytest.Capture
     assert "note: " not in said
     locate_shards(DataSettings(root_dir="frames/a"))
     said = capsys.readouterr().out
-    assert f"note: {first} holds 2 of these 2 clips already: --root-dir {folder / 'frames'} would use it" in said
+    assert f"note: {first} already holds 2 of 2 clips: --root-dir {folder / 'frames'} would use it" in said
     (folder / "frames/a/one/frame_000029.jpg").unlink()
     locate_shards(DataSettings(root_dir="frames/a/one"))
     assert "note: " not in capsys.readouterr().out
@@ -311,7 +311,7 @@ def test_frames_stored_smaller_are_a_set_of_their_own(folder: Path, capsys: pyte
     assert ShardDataset(smaller).frame_records([0])[["width", "height"]].tolist() == [(32, 24)]
     assert located(capsys, resize_short=24)[0] == smaller and located(capsys)[0] == first
     locate_shards(DataSettings(root_dir="frames/a", resize_short=24))
-    assert f"note: {smaller} holds 2 of these 2 clips" in capsys.readouterr().out
+    assert f"note: {smaller} already holds 2 of 2 clips" in capsys.readouterr().out
     built = shards_name(str(folder.resolve() / "frames"), BuildSettings(resize_short=24))
     assert smaller.name == built, "as `cltt build --resize-short` of the same folder would be named"
 
