@@ -81,7 +81,8 @@ def dali_frames_per_second(
 
     ``fancy``: with the chroma upsampling of the CPU decoder, as the loader has it.
     """
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali import types as dali_types
 
     gpu = device.type == "cuda"
     batches = [data[i : i + BATCH] for i in range(0, len(data), BATCH)]
@@ -89,11 +90,12 @@ def dali_frames_per_second(
 
     @pipeline_def(batch_size=len(batches[0]), num_threads=threads, device_id=0 if gpu else None, prefetch_queue_depth=2)
     def decode_only():  # type: ignore[no-untyped-def]
-        encoded = fn.external_source(source=lambda k: batches[k % len(batches)], batch=True, dtype=types.UINT8, ndim=1)
+        given = {"batch": True, "dtype": dali_types.UINT8, "ndim": 1}
+        encoded = fn.external_source(source=lambda k: batches[k % len(batches)], **given)
         options = {"hw_decoder_load": load, "jpeg_fancy_upsampling": fancy} if gpu else {}
         device_name = "mixed" if gpu else "cpu"
         return fn.decoders.image(
-            encoded, device=device_name, output_type=types.RGB, adjust_orientation=False, **options
+            encoded, device=device_name, output_type=dali_types.RGB, adjust_orientation=False, **options
         )
 
     pipe = decode_only()

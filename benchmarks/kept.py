@@ -1,9 +1,10 @@
 """What keeping decoded frames saves: the first epoch and later ones, with all frames kept, half, a tenth, none.
 
-``python -m benchmarks.kept [--quick]``. Real frames (drawn ones where there are none), T = 5, frame_step 2, 16 windows
-a batch, float32, as many threads as cores. Each loader runs an epoch a turn, in alternating order: of later epochs one
-loader that has run an epoch before, of the first epoch a new loader each time. ``none`` is the same loader with
-``keep_bytes=0``. Writes kept.csv: medians of CPU time a window and, round by round, of what ``none`` takes over it.
+``python -m benchmarks.kept [--quick]``. Real frames (drawn ones where there are none), T = 5, frame_step 2,
+16 windows per batch, float32, as many threads as cores. Each loader runs an epoch per turn, in alternating order: of
+later epochs one loader that has run an epoch before, of the first epoch a new loader each time. ``none`` is the same
+loader with ``keep_bytes=0``. Writes kept.csv: medians of CPU time per window and, round by round, of what ``none``
+takes over it.
 
 The case ``300,000`` is the beginning of the first epoch of a set of so many frames, the same few over and over under
 other numbers, with memory for a tenth of them and with that of the default (``default``), where they do not fit.

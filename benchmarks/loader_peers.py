@@ -197,7 +197,8 @@ class Dali(Peer):
 
     def batches(self) -> Batches:
         import nvidia.dali.fn as fn
-        from nvidia.dali import Pipeline, types
+        from nvidia.dali import Pipeline
+        from nvidia.dali import types as dali_types
 
         wanted, index = self.wanted, self.wanted.index
         drawn = itertools.islice(drawn_windows(index, wanted.batch), 2 * (self.untimed + self.timed))
@@ -209,7 +210,8 @@ class Dali(Peer):
             small = fn.resize(frames, resize_shorter=S, antialias=False)
             if wanted.floats:
                 mean, std = ([255 * value for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
-                pipe.set_outputs(fn.crop_mirror_normalize(small, crop=(S, S), mean=mean, std=std, dtype=types.FLOAT))  # type: ignore[attr-defined]
+                made = {"mean": mean, "std": std, "dtype": dali_types.FLOAT}  # type: ignore[attr-defined]
+                pipe.set_outputs(fn.crop_mirror_normalize(small, crop=(S, S), **made))
             else:
                 pipe.set_outputs(fn.crop(small, crop=(S, S)))
         pipe.build()
