@@ -78,7 +78,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
         say(f"no video is under {root}: --fps and --stream change nothing")
         return _shards_of_root(replace(data, fps=None, stream=None), fingerprint)
     if found is not None:
-        say(f"using the shards in {found}: {root} is as it was when they were built")
+        say(f"using the shards in {found}: {data.root_dir} is as it was when they were built")
         return found
     return _build(first, sets, root, now, data)
 
@@ -174,7 +174,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
         before = _record_of(sets[-1])
         why = differences(sets[-1], root, before, now) if before is not None else ""
         why = f", beside {sets[-1]}, which stays for the runs that use it (`cltt prune` removes it). Since then: {why}"
-    say(f"shards of {root}: {out}{why}")
+    say(f"shards of {data.root_dir}: {out}{why}")
     for line in _sets_of_same_files(root, now, data):
         say(line)
     try:
