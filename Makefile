@@ -28,7 +28,8 @@ demo: $(STAMP)
 	$(BIN)/python -m cltt.demo --out outputs/demo
 
 # Tests that only compute are shared out over the cores. Others start processes, wait, and hold limits of time.
-COMPUTING := $(addprefix tests/,evaluation frames loss models sampling shards source)
+COMPUTING := $(addprefix tests/,evaluation frames loss models packing sampling shards source visualize test_fuzz.py \
+	test_site.py)
 define run-tests
 	status=0; \
 	$(BIN)/python -m pytest $(1) -n auto $(COMPUTING) || status=1; \

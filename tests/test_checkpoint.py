@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,25 @@ def test_checking_a_folder_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / "kept" / "file").touch()
     with pytest.raises(SettingsError, match="elsewhere"):
         atomic.check_writable(tmp_path / "kept" / "file", "look elsewhere")
+
+
+def test_a_folder_is_checked_while_others_check_make_and_use_it(tmp_path: Path) -> None:
+    folders = [tmp_path / f"run-{number}" / "kept" for number in range(200)]
+
+    def make_and_use() -> None:
+        for folder in folders:
+            folder.mkdir(parents=True)
+            (folder / "used").touch()
+
+    def check() -> None:
+        for folder in folders:
+            atomic.check_writable(folder, "")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work) for work in (check, check, make_and_use, check)]:
+            done.result()
+    assert sorted(path.parent for path in tmp_path.rglob("used")) == sorted(folders)
+    assert len(list(tmp_path.iterdir())) == len(folders)
 
 
 KILLED_WHILE_SAVING = """

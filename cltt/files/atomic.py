@@ -147,24 +147,25 @@ def replace_file(path: Path, data: bytes) -> None:
 def check_writable(folder: Path, remedy: str) -> None:
     """Raise SettingsError, which ends with ``remedy``, unless files can be written to ``folder``; leaves no files.
 
-    Only an attempt can tell (/proc, quotas, network disks), so a missing folder is made and removed again. A full disk
-    is no error here: it may have room when there is something to write. A path with a ``$NAME`` or ``~`` that no shell
-    has replaced is an error (see :func:`cltt.files.regular.unexpanded`).
+    Only an attempt can tell (/proc, quotas, network disks). A missing folder is tried under another name, which is
+    removed again: other processes may make, check and use the folder itself at the same time. A full disk is no error
+    here: it may have room when there is something to write. A path with a ``$NAME`` or ``~`` that no shell has replaced
+    is an error (see :func:`cltt.files.regular.unexpanded`).
     """
     if mark := unexpanded(folder):
         raise SettingsError(f"cannot write to {folder}: no shell has replaced the {mark}; {remedy}")
     folder = folder.absolute()
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if there == folder:
+            tempfile.TemporaryFile(dir=folder).close()
+            return
+        with tempfile.TemporaryDirectory(prefix=".cltt-check-", dir=there) as tried:
+            inside = Path(tried) / folder.relative_to(there)
+            inside.mkdir(parents=True)
+            tempfile.TemporaryFile(dir=inside).close()
     except OSError as error:
         if error.errno in _FULL:
             return
-        why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror or error
+        why = "there is a file of that name" if there.exists() and not there.is_dir() else error.strerror or error
         raise SettingsError(f"cannot write to {folder}: {why}; {remedy}") from error
-    finally:
-        for path in missing:
-            with suppress(OSError):  # not made, or in use by another run by now
-                path.rmdir()
