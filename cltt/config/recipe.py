@@ -76,7 +76,7 @@ class OptimSettings:
     max_batches_per_epoch: int = setting(0, "end an epoch after this many batches (0: all)", within=(0, MANY))
     lr: float = setting(
         1e-3,
-        "highest learning rate; progress lines and CSV show, at each epoch's end, the rate of the next step",
+        "highest learning rate; metrics.csv has, at each epoch's end, the rate of the next step",
         within=(1e-12, 1e3),
     )
     optimizer: str = setting("adam", "optimizer of torch", choices=OPTIMIZERS)

@@ -167,5 +167,5 @@ def check_writable(folder: Path, remedy: str) -> None:
     except OSError as error:
         if error.errno in _FULL:
             return
-        why = "there is a file of that name" if there.exists() and not there.is_dir() else error.strerror or error
+        why = "there is a file of that name" if there == folder and not folder.is_dir() else error.strerror or error
         raise SettingsError(f"cannot write to {folder}: {why}; {remedy}") from error

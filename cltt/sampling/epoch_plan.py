@@ -335,7 +335,8 @@ class EpochPlan(EpochWindows):
                 f"{counted(len(self.index), 'window')} in {counted(len(self), 'batch', 'batches')} of "
                 f"{self.batch_size}, but to keep windows of a clip {self._gap} frames apart within a batch it takes "
                 f"{self._steps_needed} batches: some hold windows that lie closer (EpochPlan.overlaps counts the "
-                "pairs); take a smaller batch, a larger window_stride, fewer windows per clip or more clips",
+                "pairs); take a smaller batch or frame_step, a larger window_stride, fewer windows per clip, or "
+                "more clips",
                 stacklevel=3,
             )
         return total

@@ -32,7 +32,9 @@ def overview(
     yield f"windows: {len(index):,} of {index.window_size} frames, {index.frame_step} apart (span {index.span} frames)"
     yield f"steps: {steps_per_epoch:,} per epoch, {counted(loader.plan.batch_size, 'window')} each"
     if without := int((index.windows_per_clip == 0).sum()):
-        yield f"left out: {counted(without, 'clip')} too short for a window"
+        line = f"left out: {counted(without, 'clip')} too short for a window"
+        most = 2 * without > len(index.clips)
+        yield f"warning: {line}; a smaller --frame-step or --window-size uses more clips" if most else line
     if rest := len(index) - windows:
         why = "as a batch is never cut short" if rest < loader.plan.batch_size else "by --max-batches-per-epoch"
         yield f"left out: {counted(rest, 'window')} per epoch, others in each, {why}"

@@ -215,7 +215,7 @@ def _resume(
     if differ:
         raise SettingsError(
             f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
-            "with, or another --checkpoint-dir"
+            "with, or another --checkpoint-dir; a new run starts from these weights with --checkpoint-path"
         )
     trainer.saver.extra["begun_with"] = state.get("begun_with")
     try:

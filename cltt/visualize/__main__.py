@@ -42,17 +42,22 @@ def _draw(parser: Parser, argv: list[str] | None) -> int:
 
 
 def _read_runs(paths: list[Path]) -> dict[str, RunMetrics]:
-    """The runs with metrics, by name.
+    """The runs with a finished epoch, by name.
 
-    Prints a line for each run without; DataError if none has metrics.
+    Prints a line for each run without; DataError if none has one.
     """
     found: dict[str, RunMetrics] = {}
     problems: list[DataError] = []
     for name, path in name_runs(paths).items():
         try:
-            found[name] = read_run(path)
+            metrics = read_run(path)
         except DataError as error:
             problems.append(error)
+            continue
+        if metrics.train["epoch"]:
+            found[name] = metrics
+        else:
+            problems.append(DataError(f"{path} has no finished epoch yet"))
     if not found:
         raise problems[0]
     for problem in problems:

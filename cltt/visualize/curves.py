@@ -37,6 +37,7 @@ def name_runs(paths: Sequence[Path]) -> dict[str, Path]:
 def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     """Draw loss, learning rate and, if any run has it, the evaluation; one colour per run."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     evaluated = any(metrics.evaluation["epoch"] for metrics in runs.values())
     has_abx = any(metrics.abx["epoch"] for metrics in runs.values())
@@ -44,7 +45,7 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     figure = Figure(figsize=(11, 0.6 + 1.6 * panels), facecolor="white", layout="constrained")
     axes = figure.subplots(panels // 2, 2, squeeze=False).ravel()
     plain_axes(axes[0], "Training loss", "epoch", "mean loss")
-    plain_axes(axes[1], "Learning rate", "epoch", "of the next step, at the end of the epoch")
+    plain_axes(axes[1], "Learning rate", "epoch", "after the epoch")
     styled = list(zip(runs.values(), zip(_colors(len(runs)), _widths(len(runs)), strict=True), strict=True))
     for name, (metrics, style) in zip(runs, styled, strict=True):
         _line(axes[0], metrics.train, "loss", style, label=shorten(printable(name), 48))
@@ -63,6 +64,8 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
         _draw_evaluation(axes[2], axes[3], styled)
     if has_abx:
         _draw_abx(axes[-2], axes[-1], styled)
+    for panel in axes:  # epochs are whole numbers
+        panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if len(runs) > 1:
         handles, names = axes[0].get_legend_handles_labels()
         legend = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)

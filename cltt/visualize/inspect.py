@@ -147,6 +147,8 @@ class Inspection:
         """Window ids of the batch that the settings name, and a title for it."""
         look, size = self.look, self.data.batch_size
         windows = counted(len(index), "window")
+        if look.mode == "html" and look.batch_sampling != "plan":
+            size = min(size, max(1, len(index)))  # a gallery is of clips, and training makes no such batch
         require(size <= len(index), f"--batch-size is {size}, but the clips give only {windows}; take a smaller batch")
         if look.batch_sampling == "contiguous":
             return views.contiguous_ids(index, size, look.batch_idx), f"contiguous batch {look.batch_idx}"

@@ -36,6 +36,12 @@ def test_the_block_counts_what_is_there_and_what_is_left_out(tmp_path: Path) -> 
         "device: the CPU",
     ]
     assert lines[6].startswith("main memory: ") and len(lines) == 7
+    longer = WindowIndex(dataset.clip_lengths, 3, 12)
+    with WindowLoader(dataset, longer, 2, image_size=16, device="cpu") as loader:
+        lines = list(overview(dataset, "all", nn.Linear(2, 2), loader, len(loader), "the CPU"))
+    assert lines[3] == (
+        "warning: left out: 2 clips too short for a window; a smaller --frame-step or --window-size uses more clips"
+    )
     assert some[4] == f"left out: {windows - 8} windows per epoch, others in each, by --max-batches-per-epoch"
 
 

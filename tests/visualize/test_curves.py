@@ -224,3 +224,12 @@ def test_runs_without_metrics_are_named_and_the_others_drawn(
     assert f"left out: {tmp_path / 'refused' / 'metrics.csv'} does not exist" in capsys.readouterr().out
     with pytest.raises(DataError, match="does not exist"):
         curves([str(tmp_path / "refused")], "cltt curves")
+
+
+def test_a_run_without_a_finished_epoch_is_said_not_drawn(tmp_path: Path) -> None:
+    from cltt.visualize.__main__ import curves
+
+    begun = make_run(tmp_path / "begun", epochs=0)
+    with pytest.raises(DataError, match="begun has no finished epoch yet"):
+        curves([str(begun), "--save-path", str(tmp_path / "curves.png")], "cltt curves")
+    assert not (tmp_path / "curves.png").exists()

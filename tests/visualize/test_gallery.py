@@ -263,3 +263,11 @@ def test_all_clips_are_listed_while_the_batch_is_of_the_training_split(folder: P
         dataset.clip_key(clip): split for split in ("train", "val") for clip in dataset.split_clips(split).tolist()
     }
     assert [row["window"] for row in known["batch"]["rows"]] == EpochPlan(index, 5).batch(1).tolist()
+
+
+def test_fewer_windows_than_a_batch_are_a_gallery_too(folder: Path, tmp_path: Path) -> None:
+    argv = ["--root-dir", str(folder), "--mode", "html", "--out", str(tmp_path / "g"), "--batch-size", "5000"]
+    argv += ["--window-size", "2", "--frame-step", "1", "--image-size", "16"]
+    assert inspect.main(argv) == 0 and (tmp_path / "g" / "index.html").is_file()
+    with pytest.raises(SettingsError, match="--batch-size is 5000"):
+        inspect.main([*argv, "--batch-sampling", "plan"])
