@@ -286,6 +286,7 @@ def make_large_index(folder: Path, frames: int, clips: int) -> None:
         writer.close()
         file.truncate(file.tell() + frames * layout.FRAME_DTYPE.itemsize)
     rows = np.zeros((layout.CLIP_ROWS, clips), np.int64)
+    rows[[layout.CLIP_LABEL, layout.CLIP_SPLIT]] = -1
     rows[layout.CLIP_LENGTH] = frames // clips
     rows[layout.CLIP_FIRST] = np.cumsum(rows[layout.CLIP_LENGTH]) - rows[layout.CLIP_LENGTH]
     rows[layout.CLIP_KEY] = np.arange(clips)
@@ -293,8 +294,9 @@ def make_large_index(folder: Path, frames: int, clips: int) -> None:
     (large / layout.KEYS).write_bytes(b"".join(b"clip_%07d" % k for k in range(clips)))
     np.save(large / layout.KEY_OFFSETS, np.arange(clips + 1, dtype=np.int64) * 12)
     index = json.loads((large / layout.INDEX).read_text())
-    index["counts"].update(frames=frames, clips=clips)
-    index["shards"] *= 2000
+    shard = index["shards"][0]
+    index["shards"] = [{**shard, "name": layout.shard_name(number)} for number in range(2000)]
+    index["counts"].update(frames=frames, clips=clips, bytes=2000 * shard["size"])
     for name in layout.INDEX_FILES:
         index["files"][name]["size"] = (large / name).stat().st_size
     (large / layout.INDEX).write_text(json.dumps(index))
