@@ -1,16 +1,18 @@
 """The plan of a build: which frame goes into which shard.
 
-All tasks share the plan, and it is written before any shard. The sizes of the source files alone decide where a shard
-ends, so no frame is opened for the plan, and any worker can build any shard by itself.
+All tasks share the plan, and it is written before any shard. Sizes alone decide where a shard ends: of image files, and
+estimates of the frames of videos. So any worker can build any shard by itself.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import json
 import os
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,8 @@ class Plan:
         row = self.frames[frame]
         if np.isnan(row["time"]):
             return frame
-        begin = int(np.searchsorted(self.frames["clip"], row["clip"]))
+        # numpy's searchsorted would copy a column of the whole plan.
+        begin = bisect.bisect_left(self.frames, row["clip"], hi=frame, key=itemgetter("clip"))
         return begin + int(np.argmax(self.frames["entry"][begin : frame + 1] == row["entry"]))
 
     def keys(self, start: int, stop: int) -> list[bytes]:
