@@ -27,12 +27,13 @@ $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP)
 	$(BIN)/python -m cltt.demo --out outputs/demo
 
-# Tests that only compute are shared out over the cores. Others start processes, wait, and hold limits of time.
+# Tests that only compute are shared out over the cores, a thread of torch each. Others start processes, wait, and hold
+# limits of time.
 COMPUTING := $(addprefix tests/,evaluation frames loss models packing sampling shards source visualize test_fuzz.py \
 	test_site.py)
 define run-tests
 	status=0; \
-	$(BIN)/python -m pytest $(1) -n auto $(COMPUTING) || status=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(1) -n auto $(COMPUTING) || status=1; \
 	$(BIN)/python -m pytest $(1) $(addprefix --ignore=,$(COMPUTING)) || status=1; \
 	exit $$status
 endef
