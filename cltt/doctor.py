@@ -79,7 +79,7 @@ def driver() -> Iterator[Finding]:
     """The NVIDIA driver, and which set of pinned packages it runs; asked of libcuda, without torch."""
     version = driver_cuda_version()
     if version is None:
-        yield Finding("ok", "NVIDIA driver", "not found", "")
+        yield Finding("ok", "NVIDIA driver", "none, so nothing runs on an NVIDIA GPU here")
         return
     fits = fitting_set(version)
     status = "bad" if fits.startswith("none") else "ok"

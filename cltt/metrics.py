@@ -123,6 +123,10 @@ EVALUATION_FILE = "evaluation.csv"
 Columns = dict[str, list[float]]
 
 
+class NoMetrics(DataError):
+    """A run has no metrics file."""
+
+
 @dataclass(frozen=True)
 class RunMetrics:
     """Columns of a run's metrics, one value an epoch; ``evaluation`` and ``abx`` have no rows where there was none.
@@ -140,12 +144,12 @@ def read_run(path: Path) -> RunMetrics:
     """Metrics of the run in folder ``path`` (``metrics.csv``, ``metrics_eval.csv``, or where its settings say), or of
     the metrics file ``path``.
 
-    Raises DataError if there is no metrics file, or if a line is not what training writes.
+    Raises NoMetrics if there is no metrics file, DataError if a line is not what training writes.
     """
     settings = _settings_of(path) if path.is_dir() else {}
     metrics, evaluation = _files_of(path, settings) if path.is_dir() else (path, None)
     if not metrics.is_file():
-        raise DataError(
+        raise NoMetrics(
             f"{metrics} does not exist; name a run's folder or metrics CSV (`cltt train --csv-log` writes it)"
         )
     evaluation = evaluation or metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")

@@ -68,10 +68,12 @@ def run_demo(settings: DemoSettings, prog: str = "python -m cltt.demo") -> dict[
     What is there already is kept; of a demo that is complete the results are read. SystemExit, with the training's
     status, if training was asked to stop.
     """
-    print(TIME, flush=True)
+    out = Path(settings.out)
     if settings.fresh:
-        remove_demo(Path(settings.out))
-    out, shards = Path(settings.out), build(settings)
+        remove_demo(out)
+    if not (out / RESULTS).exists():
+        print(TIME, flush=True)
+    shards = build(settings)
     training = train_settings(settings, shards)
     _check_run(training)
     if (finished := _finished(training)) is not None:

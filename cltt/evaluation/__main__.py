@@ -120,6 +120,7 @@ class Evaluation:
     def __init__(self, settings: EvaluationSettings, labelled: LabelledSettings, probe: ProbeSettings) -> None:
         self.settings, self.probe = settings, probe
         self._compared: set[tuple[str, bytes]] = set()  # shards and clips trained on
+        self._begun = 0  # encoders that are evaluated, or have been
         self.paths = [path for given in settings.checkpoint for path in _checkpoints_in(Path(given))]
         self.out = Path(settings.out) if settings.out else _common_folder(self.paths)
         _check_outputs(settings, self.out)
@@ -174,6 +175,8 @@ class Evaluation:
         check_takes(encoder, weights.backbone, size)
         encoder = encoder.to(self.device)
         labelled = bool(self.data.label_names)
+        if labelled or self.settings.abx:
+            self._announce(name, weights)
         needed = labelled or (self.settings.shows_frames and name != UNTRAINED)
         features = self._features(encoder, weights) if needed else {}
         made: list[EvaluationResult | AbxResult] = []
@@ -185,6 +188,13 @@ class Evaluation:
         if made:
             self._add(rows, flat, name, weights, made)
         return features
+
+    def _announce(self, name: str, weights: Weights) -> None:
+        """What is evaluated now, before the minutes that it takes, and how many are left."""
+        self._begun += 1
+        note = _note(name, weights)
+        number = f"{self._begun} of {len(self.paths) + self.settings.baseline}"
+        print(f"{name} ({number}{f'; {note}' if note else ''}):", flush=True)
 
     def _abx(self, weights: Weights) -> AbxEvaluator:
         """On clips that the run is not trained on, by the windows of the last run, so that rows can be compared."""
@@ -216,8 +226,7 @@ class Evaluation:
         made: list[EvaluationResult | AbxResult],
     ) -> None:
         note = _note(name, weights)
-        described = textwrap.indent("\n".join(result.describe() for result in made), "  ")
-        print(f"{name}{f' ({note})' if note else ''}:\n{described}", flush=True)
+        print(textwrap.indent("\n".join(result.describe() for result in made), "  "), flush=True)
         epoch, step = (0, 0) if name == UNTRAINED else (weights.epoch, weights.step)
         identity = {
             "checkpoint": name,
@@ -268,7 +277,7 @@ class Evaluation:
             print(f"written: {settings.embeddings} ({len(embeddings):,} frames)")
         for path, draw in ((settings.neighbours, draw_neighbours), (settings.map, draw_map)):
             if path:
-                save_figure(draw(embeddings, _Pictures(images)), Path(path))
+                save_figure(draw(embeddings, images.pictures), Path(path))
                 print(f"written: {path}")
 
     def _identity(self, weights: Weights) -> dict[str, Any]:
@@ -283,17 +292,6 @@ class Evaluation:
             "normalise": self._normalise(weights),
             "data": os.path.abspath(self.settings.data),
         }
-
-
-class _Pictures:
-    """Pixels of some of ``images``: (rows [m], side) -> uint8 [m, side, side, 3]."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __call__(self, rows: np.ndarray, side: int) -> np.ndarray:
-        batch = self.images.take(rows).batch(0, len(rows), side)
-        return batch.permute(0, 2, 3, 1).numpy()
 
 
 def embed(images: Images, features: np.ndarray, data: LabelledData, identity: dict[str, Any]) -> Embeddings:

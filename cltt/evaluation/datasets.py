@@ -291,9 +291,12 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
 def _finished(
     parts: dict[str, Images], names: list[str], split_by: str, notes: list[str], settings: LabelledSettings
 ) -> LabelledData:
-    """The data with no part larger than ``--max-images``."""
+    """The data with no part larger than ``--max-images``, and notes on what the parts lack."""
     most = settings.max_images
     for name, images in parts.items():
+        classes = len(np.unique(images.labels[images.labels >= 0]))
+        if classes < len(names):
+            notes.append(f"{name} has images of {classes:,} of the {len(names):,} classes")
         if most and len(images) > most:
             notes.append(f"of the {len(images):,} {name} images {most:,} are used, evenly spread (--max-images)")
     return LabelledData({name: thin(images, most) for name, images in parts.items()}, names, split_by, tuple(notes))

@@ -90,6 +90,10 @@ class Images:
         batch = np.stack([picture for pictures in read for picture in pictures])
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
+    def pictures(self, rows: np.ndarray, side: int) -> np.ndarray:
+        """Pixels of the images ``rows`` [m] -> uint8 [m, side, side, 3]."""
+        return self.take(rows).batch(0, len(rows), side).permute(0, 2, 3, 1).numpy()
+
 
 @cache
 def _decoder(image_size: int) -> FrameDecoder:

@@ -60,7 +60,7 @@ def memory_line(model: nn.Module, loader: WindowLoader) -> str:
     line = (
         f"main memory: frame cache {byte_size(cache)}, batches {byte_size(batches)}, model {byte_size(held)} per rank"
     )
-    line += f"; decoded frames kept from epoch to epoch {byte_size(kept)} ({share:.0%} of those used)"
+    line += f"; decoded frames kept from epoch to epoch {byte_size(kept)} ({share:.0%} of those used)" if kept else ""
     line += f"; by {ranks} ranks here {byte_size(total)}" if ranks > 1 else ""
     line += f"; {byte_size(left)} are left"
     if total <= left:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cltt.cli import Parser, run
 from cltt.errors import DataError
-from cltt.metrics import RunMetrics, read_run
+from cltt.metrics import History, NoMetrics, RunMetrics, chance_loss, read_run
 from cltt.text import say
 from cltt.visualize.curves import draw_curves, name_runs
 from cltt.visualize.figures import check_save_path, save_figure, show_figure
@@ -50,7 +50,7 @@ def _read_runs(paths: list[Path]) -> dict[str, RunMetrics]:
     problems: list[DataError] = []
     for name, path in name_runs(paths).items():
         try:
-            metrics = read_run(path)
+            metrics = _metrics_of(path)
         except DataError as error:
             problems.append(error)
             continue
@@ -63,6 +63,21 @@ def _read_runs(paths: list[Path]) -> dict[str, RunMetrics]:
     for problem in problems:
         say(f"left out: {problem}")
     return found
+
+
+def _metrics_of(path: Path) -> RunMetrics:
+    """The metrics files of the run; without them (no --csv-log) what its newest checkpoint holds."""
+    try:
+        return read_run(path)
+    except NoMetrics:
+        from cltt import checkpoint  # imports torch, which takes seconds
+
+        if not checkpoint.list_checkpoints(path):
+            raise
+        state = checkpoint.load(checkpoint.resolve(path))
+        history = History()
+        history.load_state_dict(state.get("history", {}))
+        return history.metrics(chance_loss(state.get("settings")))
 
 
 if __name__ == "__main__":

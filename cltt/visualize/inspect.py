@@ -226,6 +226,8 @@ def show_windows(inspection: Inspection) -> int:
         ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of 0 to {len(index) - 1:,}"
     else:
         ids, name = inspection.batch_ids(index)
+    if look.mode == "batch" and look.batch_sampling != "plan":
+        print("note: training makes no such batch; --batch-sampling plan shows those it makes", file=sys.stderr)
     name += inspection.frames_note
     view = inspection.view(index, ids)
     info = {**inspection.size_info(split), "windows": len(index), "showing": name, "normalise": data.normalise}

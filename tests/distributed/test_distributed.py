@@ -185,7 +185,7 @@ def test_a_rank_that_waits_for_the_others_ends_when_it_is_told_to(rank: int) -> 
             assert alone.stdout is not None and alone.stdout.readline() == b"waits\n"
             time.sleep(0.5)
             alone.send_signal(signal.SIGUSR1)
-            assert alone.wait(timeout=10) == 85
+            assert alone.wait(timeout=60) == 85
         finally:
             alone.kill()
 
@@ -200,6 +200,6 @@ def test_a_rank_ends_when_it_is_told_to_after_rank_0_has_died_while_it_connects(
                 rank_0.close()
                 time.sleep(2)
                 alone.send_signal(signal.SIGUSR1)
-                assert alone.wait(timeout=10) == 85
+                assert alone.wait(timeout=60) == 85
             finally:
                 alone.kill()

@@ -23,7 +23,7 @@ def play(folder: Path, scenario: str, size: int = 3) -> Ends:
         for rank, (log, errors) in enumerate(outputs)
     ]
     try:
-        statuses = [rank.wait(timeout=20) for rank in ranks]
+        statuses = [rank.wait(timeout=60) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

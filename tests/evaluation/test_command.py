@@ -37,9 +37,14 @@ def flags(run: Path, labelled: Path, *more: str) -> list[str]:
     return ["--checkpoint", str(run), "--data", str(labelled), "--device", "cpu", *more]
 
 
-def test_every_checkpoint_of_a_run_and_the_untrained_encoder_get_a_row(run: Path, tmp_path: Path) -> None:
+def test_every_checkpoint_of_a_run_and_the_untrained_encoder_get_a_row(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labelled = colour_folder(tmp_path / "images", 4)
     assert main(flags(run, labelled)) == 0
+    begun = [line for line in capsys.readouterr().out.splitlines() if line.endswith("):")]
+    assert begun[0].startswith("untrained (1 of 3; drawn anew")
+    assert begun[1:] == ["epoch-0001.pt (2 of 3):", "epoch-0001-step-000007.pt (3 of 3):"]
     rows = table(run / "evaluation.csv")
     assert list(rows[0])[:4] == ["epoch", "step", "train_loss", "train_acc"]
     assert [(row["epoch"], row["step"], row["checkpoint"]) for row in rows] == [
@@ -116,7 +121,7 @@ def test_the_untrained_row_of_a_run_begun_before_says_that_it_is_drawn_anew(
         assert main(flags(tmp_path / name, labelled)) == 0
         untrained, trained = json.loads((tmp_path / name / "evaluation.json").read_text())
         assert ("earlier version" in untrained.get("note", "")) == (name == "before") and "note" not in trained
-        assert ("untrained (drawn anew: the run began" in capsys.readouterr().out) == (name == "before")
+        assert ("untrained (1 of 2; drawn anew: the run began" in capsys.readouterr().out) == (name == "before")
 
 
 def test_rows_are_added_and_only_the_same_evaluation_is_replaced(run: Path, tmp_path: Path) -> None:

@@ -315,7 +315,11 @@ def test_a_table_of_commas_or_tabs_names_paths_or_files(tmp_path: Path) -> None:
     assert set(labels_of(open_labelled(root, LabelledSettings(label_from=(f"csv:{commas}",)))).values()) == {"a", "b"}
     found = open_labelled(root, LabelledSettings(label_from=(f"csv:{tabs}",)))
     assert labels_of(found) == {f"images/{k}.png": "ab"[k % 2] for k in range(5)}
-    assert found.notes == ("1 image without a label left out (images/5.png is the first)",)
+    assert found.notes == (
+        "1 image without a label left out (images/5.png is the first)",
+        "val has images of 1 of the 2 classes",
+        "test has images of 1 of the 2 classes",
+    )
 
 
 @pytest.mark.parametrize(

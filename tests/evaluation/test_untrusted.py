@@ -110,7 +110,7 @@ def test_tuples_in_tuples_do_not_hang(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(DataError):
         open_labelled(_archive(tmp_path, program + b"K\x01s."))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
 
 
 def test_an_array_is_never_made_by_the_pickle() -> None:

@@ -79,7 +79,7 @@ def test_retries_end_with_a_sentence_and_a_status_that_asks_for_another_start(se
     set_policy(seconds)
     with pytest.raises(StorageError, match=rf"place could not be read for {seconds:g} s \(.*--io-patience\)") as raised:
         retry("place", failing(10**9, errno.EIO))
-    assert raised.value.exit_status == 85 and time.monotonic() - began < seconds + 1
+    assert raised.value.exit_status == 85 and time.monotonic() - began < seconds + 10
 
 
 def test_the_last_that_sets_the_policy_holds_for_the_whole_process(tmp_path: Path) -> None:

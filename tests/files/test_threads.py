@@ -60,7 +60,7 @@ hang = lambda _: hung.wait() or time.sleep(60)
 threading.Thread(target=map_together, args=(hang, range(3), 2), daemon=True).start()
 hung.wait()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("in_a_row", [1, 2, 8])

@@ -5,6 +5,7 @@ Training runs on CPU with gloo: ResNet-18, 32 pixels, a few seconds an unbroken 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -194,6 +195,7 @@ def test_a_python_of_another_cpu_ends_the_job(cluster: Cluster, tmp_path: Path) 
 # ---- ranks
 
 
+ANSWER = "answer 42"
 WHO = "from cltt.distributed.identity import rank_info; print('I am', rank_info())"
 
 
@@ -204,9 +206,12 @@ def test_a_shell_in_a_job_is_one_process_and_its_steps_are_ranks(cluster: Cluste
     (cluster.folder / "who.py").write_text(WHO)
     who = f"{sys.executable} who.py"
     typed = f"{who}\nsrun --overlap --ntasks=2 {who} </dev/null\nexit\n"
-    output = type_into(shell, typed, cluster.folder, {**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    for _ in range(3):  # on a busy machine Slurm may not give a shell in time
+        output = type_into(shell, typed, cluster.folder, {**os.environ, "PYTHONPATH": str(REPOSITORY)})
+        if ANSWER in output:
+            break
     said = [line.partition("I am ")[2] for line in output.splitlines() if "I am RankInfo" in line]
-    assert said[0] == str(RankInfo(0, 1, 0)), output
+    assert said and said[0] == str(RankInfo(0, 1, 0)), output
     assert sorted(said[1:]) == [str(RankInfo(rank, 2, rank)) for rank in range(2)], output
 
 
@@ -225,7 +230,7 @@ def type_into(shell: str, typed: str, folder: Path, environment: dict[str, str])
         asking.start()
         for line in terminal.stdout:
             lines.append(line.decode(errors="replace"))
-            if not answered.is_set() and "answer 42" in lines[-1]:
+            if not answered.is_set() and ANSWER in lines[-1]:
                 answered.set()
                 asking.join()
                 terminal.stdin.write(typed.encode())
@@ -236,7 +241,8 @@ def type_into(shell: str, typed: str, folder: Path, environment: dict[str, str])
 
 def keep_asking(terminal: IO[bytes], answered: threading.Event) -> None:
     while not answered.wait(1):
-        terminal.write(b"echo answer $((6 * 7))\n")
+        with contextlib.suppress(BrokenPipeError):  # the shell has ended before it answered
+            terminal.write(b"echo answer $((6 * 7))\n")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -215,7 +215,7 @@ def test_a_signal_reaches_the_training_and_its_checkpoint_is_waited_for(bench: B
     process = bench.start("train.sbatch", STEPS="wait, save epoch-0001.pt, exit 85", **bench.job)
     bench.wait_until_ready()
     process.send_signal(signal.Signals[name])
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 85, output
     assert (bench.home / "checkpoints/ws5_fs10_wstr1/latest").read_text() == "epoch-0001.pt\n"
     assert bench.requeued() == ["41"]
@@ -227,7 +227,7 @@ def test_a_second_signal_does_not_hide_the_exit_status(bench: Bench) -> None:
     for name in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
         process.send_signal(name)
         time.sleep(0.05)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 85
     assert bench.requeued() == ["41"]
 
@@ -236,7 +236,7 @@ def test_a_run_that_completes_in_spite_of_a_signal_is_complete(bench: Bench) -> 
     process = bench.start("train.sbatch", STEPS="wait, exit 0", **bench.job)
     bench.wait_until_ready()
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert (process.returncode, bench.requeued()) == (0, [])
 
 

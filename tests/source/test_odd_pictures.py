@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_a_picture_by_its_size_is_not_read(tmp_path: Path)
         start = time.monotonic()
         with pytest.raises(InvalidImage, match=reason):
             image.read_source(path)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 20  # reading all of it takes minutes
 
 
 def test_a_header_reader_says_what_reading_each_picture_anew_says() -> None:

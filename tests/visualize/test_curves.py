@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from cltt import TemporalInfoNCE
+from cltt import TemporalInfoNCE, checkpoint
 from cltt.errors import DataError, SettingsError
-from cltt.metrics import chance_loss, read_run
+from cltt.metrics import History, RunMetrics, chance_loss, read_run
 from cltt.visualize import curves, windows
 from cltt.visualize.curves import name_runs
 
@@ -233,3 +233,21 @@ def test_a_run_without_a_finished_epoch_is_said_not_drawn(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="begun has no finished epoch yet"):
         curves([str(begun), "--save-path", str(tmp_path / "curves.png")], "cltt curves")
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_run_without_csv_files_is_drawn_from_its_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cltt.visualize import __main__ as command
+
+    history = History()
+    for epoch in (1, 2):
+        history.add_step(3 / epoch)
+        history.end_epoch(1e-3, 1e-3)
+        settings = {"windows": {"window_size": 5}, "data": {"batch_size": 32}}
+        state = {"history": history.state_dict(), "settings": settings}
+        checkpoint.write(tmp_path / "run" / f"epoch-000{epoch}.pt", state)
+    drawn: list[RunMetrics] = []
+    monkeypatch.setattr(command, "draw_curves", lambda runs: (drawn.extend(runs.values()), curves.draw_curves(runs))[1])
+    assert command.curves([str(tmp_path / "run"), "--save-path", str(tmp_path / "curves.png")], "cltt curves") == 0
+    assert drawn[0].train["loss"] == [3.0, 1.5] and drawn[0].chance == pytest.approx(math.log(159))

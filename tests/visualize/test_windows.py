@@ -78,6 +78,10 @@ def test_contiguous_batches_are_neighbours_and_random_ones_are_not(
     shards: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     argv = ["--shards", shards, *SMALL, "--mode", "batch", "--batch-size", "6", "--save-path", tmp_path / "b.png"]
+    inspect.main([str(part) for part in argv])
+    assert "training makes no such batch; --batch-sampling plan" in capsys.readouterr().err
+    inspect.main([*map(str, argv), "--batch-sampling", "plan"])
+    assert "training makes no such batch" not in capsys.readouterr().err
     shown = info(capsys, *argv, "--batch-sampling", "contiguous", "--batch-idx", "1")
     windows = obvious_windows()
     assert shown["window_ids"] == list(range(6, 12))
