@@ -27,6 +27,9 @@ _STILL_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", 
 _KINDS = ((jpeg.START, "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"))
 
 
+_jpeg_info = jpeg.HeaderReader()  # frames of a clip mostly have one header
+
+
 class Stored(NamedTuple):
     """The bytes that go into the shard, and their size in pixels.
 
@@ -118,7 +121,7 @@ def as_stored(
         height, width = picture.shape[:2]
         picture = pixels.shrink(picture, height, width, resize_short)
         return _encoded(picture, (width, height), reason, resize_short, quality)
-    info = jpeg.jpeg_info(data)
+    info = _jpeg_info(data)
     check_pixels(info.width, info.height, max_pixels)
     jpeg.check_scans(data, info)
     if info.has_pictures:
