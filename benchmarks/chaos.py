@@ -28,6 +28,8 @@ from benchmarks import chaos_building, chaos_training, harness
 from benchmarks.chaos_orders import Orders, until
 from tests.helpers.fork_server import ForkServer
 
+KILL_GAP = 6.0  # seconds between two kills of ranks that keep frames, about: a start needs some until its first step
+
 
 @dataclass
 class Part:
@@ -108,11 +110,12 @@ def main() -> int:
         args.faults, args.build_faults, args.kills = 12, 12, 3
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     drawn = {"seed": args.seed, "gap": args.gap}
+    killed = {**drawn, "gap": KILL_GAP}
     with ForkServer(**chaos_building.video_faults(folder)) as fork_server:
         rows = play_all([
             training_part(fork_server, folder / "one", faults=args.faults - args.faults // 3, ranks=1, **drawn),
             training_part(fork_server, folder / "two", faults=args.faults // 3, ranks=2, **drawn),
-            training_part(fork_server, folder / "kept", faults=args.kills, ranks=2, keep=True, **drawn),
+            training_part(fork_server, folder / "kept", faults=args.kills, ranks=2, keep=True, **killed),
             building_part(fork_server, folder / "build", faults=args.build_faults, **drawn),
         ])  # fmt: skip
     harness.print_table(rows, "Faults that struck; every run ended bit-identical to the undisturbed one")

@@ -38,7 +38,7 @@ class Decoder(Protocol):
     Attributes:
         framing: which part of a frame is stored, and at what size.
         device: the device of the store.
-        job_frames: the most frames to decode in one call.
+        job_frames: the number of frames in a call that suits it; a call may have any number.
         identity: libraries and versions; decoders with equal identity decode a JPEG to equal pixels.
     """
 
@@ -79,7 +79,7 @@ class DaliDecoder:
     """Decodes with DALI: ``mixed`` on a GPU; with ``device`` cpu on the CPU (slow, to compare).
 
     One bad JPEG makes DALI's whole batch fail. The CPU then decodes each JPEG to find the bad ones, and the good ones
-    go through a new graph. If that fails too, the CPU's pixels are stored, and a generated test JPEG goes through
+    go through another graph. If that fails too, the CPU's pixels are stored, and a generated test JPEG goes through
     another graph. If DALI decodes the test JPEG, only these frames are affected. If not, DALI does not work on this
     machine (a library or driver is missing, for example): one warning says so, and the CPU decodes all further frames.
 
@@ -213,7 +213,7 @@ def _may_write_together(rows: torch.Tensor) -> bool:
 def _cut(framing: Framing, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
     """What to store of a JPEG (4 numbers), at what size (2), and what stays clear (4).
 
-    The last is the part of the stored frame that the region's effect, such as blur, does not change.
+    The last is the part of the stored frame that the region's effect, such as blur, does not change; zeros without one.
     """
     clear = framing.clear(height, width, look_at) or (0, 0, 0, 0)
     return *framing.box(height, width, look_at), *framing.stored_size(height, width), *clear

@@ -31,7 +31,7 @@ from cltt.loader.clock import Clock
 from cltt.loader.fetch import FrameFetcher, Totals
 from cltt.loader.kept import KeptFrames, open_kept
 from cltt.loader.memory import slots_for
-from cltt.loader.prefetch import Prefetcher, ReadyStep
+from cltt.loader.prefetch import PlannedStep, Prefetcher
 from cltt.loader.slots import SlotTable, block_uses
 from cltt.sampling.epoch_plan import EpochPlan
 from cltt.sampling.order_state import require_unchanged
@@ -364,7 +364,7 @@ class WindowLoader:
             self._slots = slots_for(needed, block, self._step_frames, size, self._cache_bytes, self._decoder.device)
         return self._slots
 
-    def _begin(self, prefetcher: Prefetcher) -> tuple[ReadyStep, torch.Tensor]:
+    def _begin(self, prefetcher: Prefetcher) -> tuple[PlannedStep, torch.Tensor]:
         """The next step and what of its batch can be made ahead, once its frames are decoded; frees its slots."""
         assert self._fetcher is not None
         ready = prefetcher.take(self.give_up)
@@ -375,7 +375,7 @@ class WindowLoader:
         prefetcher.release(ready.step)
         return ready, begun
 
-    def _finish(self, ready: ReadyStep, begun: torch.Tensor) -> Batch:
+    def _finish(self, ready: PlannedStep, begun: torch.Tensor) -> Batch:
         uses = ready.uses
         frames = self._maker.finish(begun, uses.frame_ids.shape) if self._begins_ahead else begun
         clip_ids, _ = self.index.locate(uses.window_ids)

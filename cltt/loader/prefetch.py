@@ -1,7 +1,8 @@
 """The threads of a loader: one plans ahead, the others read and decode.
 
 The planner goes through the steps of an epoch, gives every frame a slot and queues jobs. The workers read and decode
-into the slots. The consumer takes the steps in order. An error in a thread is raised in the consumer's :meth:`take`.
+into the slots. The consumer takes the steps in order. An error in a thread is raised in the consumer's :meth:`take`: a
+CLTTError as it is, any other as the cause of a RuntimeError.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class ReadyStep:
+class PlannedStep:
     """A planned step; its frames are in ``slots`` int64 [b, T] once ``chunk`` has no jobs left.
 
     ``fresh``: how many frames are decoded for this step.
@@ -71,7 +72,7 @@ class SharedState:
     consumed: int
     stopped: bool = False
     failure: BaseException | None = None
-    steps: deque[ReadyStep] = field(default_factory=deque)
+    steps: deque[PlannedStep] = field(default_factory=deque)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -116,13 +117,14 @@ class Prefetcher:
 
     @property
     def running(self) -> bool:
-        """Whether a thread is alive: any before :meth:`close`; after it, one that hangs in a read."""
+        """Whether a thread is alive; after :meth:`close`, whether one still hangs in a read."""
         return any(thread.is_alive() for thread in self._threads)
 
-    def take(self, give_up: Callable[[], bool] = lambda: False) -> ReadyStep:
+    def take(self, give_up: Callable[[], bool] = lambda: False) -> PlannedStep:
         """The next step, once its frames are in the store.
 
-        Raises the error of a thread, GaveUp if ``give_up()`` is true, or RuntimeError if the loader is closed.
+        Raises a thread's CLTTError, GaveUp if ``give_up()`` is true, or RuntimeError if a thread failed otherwise (with
+        the cause) or the loader is closed.
         """
         shared = self._shared
         with shared.changed:
@@ -143,7 +145,7 @@ class Prefetcher:
         return bool(shared.stopped or shared.failure or (shared.steps and not shared.steps[0].chunk.jobs_left))
 
     def release(self, step: int) -> None:
-        """Free the slots of ``step``, once its batch has been gathered."""
+        """Free the slots of ``step``; call it when its batch has been gathered."""
         with self._shared.changed:
             self._shared.consumed = step + 1
             self._shared.changed.notify_all()
@@ -204,7 +206,7 @@ class Prefetcher:
         with self._shared.changed:
             self._shared.changed.wait_for(lambda: self._shared.stopped or self._shared.consumed > consumed)
 
-    def _publish(self, steps: list[ReadyStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
+    def _publish(self, steps: list[PlannedStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
         order = np.argsort(frames)
         parts = np.array_split(order, max(1, -(-len(order) // self._job_frames)))
         with self._shared.changed:
@@ -223,21 +225,21 @@ class PendingChunk:
     first step is published alone, so that the first batch is ready early.
     """
 
-    def __init__(self, publish: Callable[[list[ReadyStep], np.ndarray, np.ndarray, Chunk], None]) -> None:
+    def __init__(self, publish: Callable[[list[PlannedStep], np.ndarray, np.ndarray, Chunk], None]) -> None:
         self._publish = publish
         self._limit = 1
         self._clear()
 
     def _clear(self) -> None:
         self._chunk = Chunk()
-        self._steps: list[ReadyStep] = []
+        self._steps: list[PlannedStep] = []
         self._frames: list[np.ndarray] = []
         self._slots: list[np.ndarray] = []
 
     def add(self, step: int, uses: StepUses, slots: np.ndarray, fresh: np.ndarray) -> None:
         """Add a step; ``slots`` and ``fresh`` (to be decoded) are per frame of ``uses.unique``."""
         where = slots[np.searchsorted(uses.unique, uses.frame_ids)]
-        self._steps.append(ReadyStep(step, uses, where, int(fresh.sum()), self._chunk))
+        self._steps.append(PlannedStep(step, uses, where, int(fresh.sum()), self._chunk))
         self._frames.append(uses.unique[fresh])
         self._slots.append(slots[fresh])
         if len(self._steps) >= self._limit or sum(map(len, self._frames)) >= CHUNK_FRAMES:

@@ -77,20 +77,22 @@ def build_shards(
     Args:
         workers: packing processes; None: one per core that this process may use. At most one per shard.
         verify: "decode" reads every bit of each frame, "header" only its markers and its end.
-        resize_short: store frames with this short side (pixels), as JPEG of ``quality``; None: store them as they are.
-            Frames of videos are stored as JPEG of ``quality`` in any case.
+        resize_short: make frames with a longer short side this small (pixels), and store all as JPEG of ``quality``.
+            None: JPEGs are stored as they are; those that a hardware decoder could not show upright, and other formats,
+            become JPEGs of quality 95. Frames of videos are stored as JPEG of ``quality`` in any case.
         shard_size: bytes of source files per shard, even if frames are stored smaller. A frame of a video counts with
             the estimated size of its JPEG.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
             keeps the clips of one parent folder together; another ``split_seed`` gives another split. Or "csv:FILE"
             with two columns, a clip key or folder, and its split; clips that the file does not name are in no split.
         label_from: "parent" (the folder that holds the clip, or the clip itself if it lies directly in ``root_dir``),
-            "regex:PATTERN" (its first group, searched in the clip's key) or "csv:FILE" (columns clip key and label).
+            "regex:PATTERN" (searched in the clip's key: its first group, or the whole match) or "csv:FILE" (columns
+            clip key and label).
         split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
             twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
         fps: frames per second taken of videos; None: every frame. Sample k of a part (the frames between two cuts) is
             the last frame shown at or before k/fps seconds after the part's first frame. So a frame step is the same
-            time in all videos.
+            time in all videos that have this rate; every frame is taken of slower ones.
         max_gap: cut the clip of a video where no frame comes for longer than this, in seconds; None: the larger of 0.5
             and 2/fps or, without ``fps``, the larger of 0.5 and twice the median distance of its frames.
         boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point). frame is as ``frame_name`` returns it;
@@ -107,18 +109,18 @@ def build_shards(
             printed line says what ``resize_short`` would save; the shards do not depend on it.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
-        overwrite: replace the result of an earlier build in ``out_dir``.
+        overwrite: remove an earlier set in ``out_dir`` once the new one is planned, and build that.
         dry_run: only scan, write nothing. Files that packing would find invalid still count.
 
-    A complete set of the same ``root_dir`` and settings is left as it is (``verify_shards`` compares it with its
-    source). An unfinished build may continue with other labels, splits and boxes, as they change no shard; tasks and
-    ``finalize`` must agree on all settings.
+    A complete set of the same ``root_dir`` and settings is left as it is, without a look at its source;
+    ``verify_shards`` compares the two. An unfinished build may continue with other labels, splits and boxes, as they
+    change no shard; tasks and ``finalize`` must agree on all settings.
 
     Raises SettingsError for settings that cannot work (such as a ``label_from`` that fits no clip), for settings that
     differ from those of the shards in ``out_dir``, and for an ``out_dir`` that holds files that no build wrote: these
     are never deleted or replaced. Raises DataError, naming the file, for a source that cannot be read or has changed
     since the plan was made, for a disk that is full or cannot be written, and for an ``out_dir`` that another process
-    is building. A build that is refused before packing leaves nothing behind.
+    is building. A build that is refused before packing removes what it has written.
     """
     given = locals()
     settings = _settings({field.name: given[field.name] for field in dataclasses.fields(BuildSettings)})
@@ -142,7 +144,9 @@ def _carry_out(mode: _Mode, root: str, out: Path, settings: dict[str, Any], work
     _check_out(out)
     with _nothing_left_if_refused(out), _locked(out, LOCK, shared=mode.task is not None):
         if mode.overwrite:
-            _remove_shards(out)
+            _remove_work(out)
+            _open_plan(root, out, settings, mode)  # a source or a setting that cannot work costs no shards
+            _remove_set(out)
         elif finished := _finished(root, out, settings):  # another process may have finished it meanwhile
             owned.remove(out / layout.BUILD)
             return finished
@@ -236,7 +240,8 @@ def discard_unfinished(out: Path) -> None:
     _check_out(out)
     with _locked(out, LOCK):
         if not (out / layout.INDEX).exists():
-            _remove_shards(out)
+            _remove_set(out)
+            _remove_work(out)
 
 
 def _check_out(out: Path) -> None:
@@ -257,8 +262,8 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _remove_shards(out: Path) -> None:
-    """Remove what a build wrote into ``out``, except locks.
+def _remove_set(out: Path) -> None:
+    """Remove the shards and the index in ``out``.
 
     ``index.json`` goes first, as it lists the other files.
     """
@@ -266,6 +271,10 @@ def _remove_shards(out: Path) -> None:
     for path in out.iterdir():
         if layout.is_our_file(path.name):
             path.unlink()
+
+
+def _remove_work(out: Path) -> None:
+    """Remove the plan and the parts of an unfinished build in ``out``; locks and the marker stay."""
     for path in (out / layout.BUILD).iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -6,7 +6,7 @@ largest number of its windows of one clip that start within ``gap`` frames.
 
 In a chain, two windows d or more positions apart do not conflict: otherwise they and the windows between them would be
 d+1 windows that start within ``gap`` frames. :mod:`cltt.sampling.dealing` puts windows of one step at least d positions
-apart, so no batch holds a conflict.
+apart, so no batch holds a conflict (if the block has at least d steps).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Spacing:
     Attributes:
         gap: minimum distance in frames between the starts of two windows of one clip in a batch.
         max_conflicts_per_run: the most windows of one run that start within ``gap`` frames.
-        num_blocks: number of blocks that the windows of one clip are spread over. Two windows of one run are in one
-            block in every epoch, two other windows of the clip with probability 1/num_blocks. A block therefore counts
-            a pair of one run as 1/num_blocks of a pair in the number of pairs that should share a step. So all pairs
-            without conflict share a batch equally often.
+        num_blocks: number of blocks that the windows of one clip are spread over. Two windows of one run are almost
+            always in one block, two other windows of the clip with probability 1/num_blocks. So that both kinds of
+            pair share a batch equally often over the epochs, a pair of one run adds only 1/num_blocks to the number
+            of pairs that should share a step; any other pair adds 1.
     """
 
     gap: int
@@ -49,7 +49,8 @@ class Chains:
         lengths: windows of each chain, int64 [chains].
         max_conflicts: the most windows of one clip that start within ``gap`` frames.
         far_pairs: pairs of windows of one chain that do not conflict.
-        far_in_runs: far pairs whose two windows are of the same run.
+        far_in_runs: far pairs whose two windows are of the same run (a lower bound where the windows of some clips
+            are thinned out).
     """
 
     def __init__(self, index: WindowIndex, segments: Segments, spacing: Spacing) -> None:

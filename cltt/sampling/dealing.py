@@ -3,14 +3,16 @@
 A block holds B*K windows in B rows of K positions. Every step takes one position of every row. Windows in conflict lie
 less than d positions apart in the block (d is the block's ``max_conflicts``), also across the end of a row. The rules:
 
-- Each row is cut into q stretches of m = K//q or m+1 positions, with m >= d.
-- Each stretch is divided into groups of at most m-d+1 neighbouring positions; the last position of a stretch of m+1
-  comes on top, in the last group. All stretches of all rows are divided alike: each group has positions in every
-  stretch. Two positions of one group in different stretches are at least d positions apart.
+- Each row is cut into q stretches of m = K//q or m+1 positions, with m >= d. (If K < d, there is one stretch, and
+  conflicts may remain: ``EpochPlan.overlaps``.)
+- Each stretch is divided into groups of at most m-d+1 neighbouring positions. A stretch of m+1 has one position more,
+  in its last group, which may exceed this limit by one. All stretches of all rows are divided alike: each group has
+  positions in every stretch. Two positions of one group in different stretches are at least d positions apart.
 - A group has as many steps as it has positions in a row. Each row assigns its positions of the group to these steps
   at random, one position per step.
-- Before that, each stretch moves to a random row of a small set of neighbouring rows, so that windows of one row can
-  share a step. A rank takes whole sets where B allows it, so its runs stay whole.
+- Before that, each stretch moves to a random row of a small set of neighbouring rows. So two windows that were in one
+  row, in different stretches, can share a step. If the number of sets is a multiple of the world size, a rank takes
+  whole sets, and runs are split between ranks only at the ends of its rows.
 
 Two windows of one step therefore belong to the same group of different stretches and are at least d positions apart.
 
@@ -33,9 +35,10 @@ import numpy as np
 
 from cltt.sampling.permutation import shuffled, shuffled_in_groups
 
-# Rows in a set: at least 4 and about 8. From 32 rows on, world sizes of 2, 4 and 8 divide the number of sets.
-_LEAST_NEIGHBOURS, _NEIGHBOURS, _SETS = 4, 8, 8
-# Co-occurrence shortfall accepted in exchange for wider groups, as a share of the wanted pairs.
+# Rows in a set: 4 to 16, mostly about 8 (all rows if there are fewer than 4). From 32 rows on, world sizes of 2, 4 and
+# 8 divide the number of sets.
+_LEAST_ROWS, _ROWS, _SETS = 4, 8, 8
+# As few stretches as possible are taken: the number of pairs that share a step may differ from the wanted one by this.
 TOLERANCE = Fraction(1, 10)
 _PARTS = 64  # probabilities are integers, in units of 1/64
 
@@ -72,34 +75,35 @@ class Stretches:
         position = np.arange(self.num_steps) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return stretch, np.minimum(position * self.groups // self.size, self.groups - 1)
 
-    def expected_meetings(self, pairs: np.ndarray, neighbours: int) -> Fraction:
-        """Expected number of pairs of windows of one chain that share a step.
+    def expected_meetings(self, pairs: np.ndarray, rows_in_set: int) -> Fraction:
+        """Expected number of pairs that share a step, of all pairs of windows whose two are in the same chain.
 
         Args:
             pairs: int64 [longest chain + 1]; ``pairs[D]`` pairs lie D positions apart.
-            neighbours: rows in a set.
+            rows_in_set: number of rows in a set.
 
-        For two positions D apart, the probability of sharing a group is triangular around multiples of the stretch's
-        length. In a group, each position takes every step of the group with the same probability. If both stretches lie
-        in one set of rows, they move to the same row with probability 1/neighbours, and the pair does not share a step.
-        Stretches with the same number in two rows never move to the same row.
+        The probability that two positions D apart are in one group falls linearly, from 1 where D is a multiple of the
+        stretch's length to 0 a group's width away. D = 0 does not count, as two windows of one stretch never share a
+        step. In a group, each position takes every step of the group with the same probability. If both stretches lie
+        in one set of rows, they move to the same row with probability 1/rows_in_set, and the pair does not share a
+        step. Stretches with the same number in two rows never move to the same row.
         """
         width = -(-self.size // self.groups)
         apart = np.arange(len(pairs))
         stretches, beyond = np.divmod(apart * self.count, self.num_steps)  # beyond: in units of 1/count positions
-        in_one_set = np.maximum(_PARTS - apart * _PARTS // (neighbours * self.num_steps), 0)
+        in_one_set = np.maximum(_PARTS - apart * _PARTS // (rows_in_set * self.num_steps), 0)
         met = lost = 0
         for number, away in ((stretches, beyond), (stretches + 1, self.num_steps - beyond)):
             weight = pairs * np.maximum(width * self.count - away, 0) * (number > 0)
             met += int(weight.sum())
             lost += int((weight * in_one_set)[number % self.count > 0].sum())
-        return (met - Fraction(lost, neighbours * _PARTS)) / (width * self.count) ** 2
+        return (met - Fraction(lost, rows_in_set * _PARTS)) / (width * self.count) ** 2
 
 
 def choose_stretches(
-    num_steps: int, max_conflicts: int, chains: np.ndarray, *, wanted: Fraction, num_rows: int
+    num_steps: int, max_conflicts: int, chain_lengths: np.ndarray, *, wanted: Fraction, num_rows: int
 ) -> Stretches:
-    """The fewest stretches with which about ``wanted`` pairs of a chain share a step.
+    """The fewest stretches with which about ``wanted`` pairs share a step, of those whose two windows are in one chain.
 
     About is within a tenth; if no number of stretches comes that close, the closest is taken. Few stretches have wide
     groups, so different pairs share a step in each epoch, but they keep windows of a short chain apart. Many stretches
@@ -109,16 +113,16 @@ def choose_stretches(
     Args:
         num_steps: K.
         max_conflicts: d, at least 1.
-        chains: windows of each chain, int64 [chains].
-        wanted: pairs of one chain that should share a step, in the whole block.
+        chain_lengths: number of windows in each chain, int64 [chains].
+        wanted: how many such pairs should share a step, over all chains of the block.
         num_rows: B.
     """
-    pairs = _pairs_by_distance(chains)
-    neighbours = num_rows // _number_of_sets(num_rows)
+    pairs = _pairs_by_distance(chain_lengths)
+    rows_in_set = num_rows // _number_of_sets(num_rows)
     best, least = Stretches(num_steps, max_conflicts, 1), None
     for count in range(1, max(1, num_steps // max_conflicts) + 1):
         tried = Stretches(num_steps, max_conflicts, count)
-        met = tried.expected_meetings(pairs, neighbours)
+        met = tried.expected_meetings(pairs, rows_in_set)
         missing = abs(met - wanted)
         if least is None or missing < least:
             best, least = tried, missing
@@ -152,13 +156,13 @@ class Dealing:
 
 def _number_of_sets(num_rows: int) -> int:
     """Number of sets: a power of two, at most 8; from 64 rows on, 8 per full 64 rows."""
-    power_of_two = 1 << (max(1, num_rows // _LEAST_NEIGHBOURS).bit_length() - 1)
-    return min(power_of_two, _SETS * max(1, num_rows // (_SETS * _NEIGHBOURS)))
+    power_of_two = 1 << (max(1, num_rows // _LEAST_ROWS).bit_length() - 1)
+    return min(power_of_two, _SETS * max(1, num_rows // (_SETS * _ROWS)))
 
 
-def _pairs_by_distance(chains: np.ndarray) -> np.ndarray:
-    """Pairs of one chain 0, 1, 2, ... positions apart: int64 [longest chain + 1]; none at 0."""
-    at_least = np.cumsum(np.bincount(chains)[::-1])[::-1]  # chains of this many windows or more
+def _pairs_by_distance(chain_lengths: np.ndarray) -> np.ndarray:
+    """Pairs of windows in one chain that lie 0, 1, 2, ... positions apart: int64 [longest chain + 1]; none at 0."""
+    at_least = np.cumsum(np.bincount(chain_lengths)[::-1])[::-1]  # chains of this many windows or more
     pairs = np.append(np.cumsum(at_least[::-1])[::-1][1:], 0)
     pairs[0] = 0
     return pairs

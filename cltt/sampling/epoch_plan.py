@@ -2,7 +2,8 @@
 
 The order is the same for any number of ranks. An epoch draws windows in runs that share frames. About ``depth`` steps
 form a block and share its runs, so a loader decodes each frame once per block. Within a block, windows are assigned to
-steps so that no batch holds two windows of one clip that overlap in time. docs/order.md explains it with a picture.
+steps so that no batch holds two windows of one clip that overlap in time, if the epoch has enough steps
+(``EpochPlan.overlaps``). docs/order.md explains it with a picture.
 
 Legend: N windows; B windows per batch over all ranks; b = B/world_size; S = N//B steps; K steps per block.
 """
@@ -31,22 +32,23 @@ DEFAULT_DEPTH = 128
 # than 32 windows leave too few runs per block to mix.
 WINDOWS_PER_SHARED_FRAME, MOST_WINDOWS_PER_RUN = 5, 32
 WINDOWS_PER_RUN_OF_DRAWN_STEPS = 20  # where frame_step is a range: windows share frames only by chance
-# frames_per_block is exact up to this many frames over all windows, else estimated from this many blocks.
+# frames_per_block is exact if windows * window_size is at most this, else estimated from this many blocks.
 EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 
 
 class EpochPlan(EpochWindows):
     """The windows of each step of one epoch, with random access to any step.
 
-    Memory is a table of runs, the last two blocks and the frame uses of the last four.
+    It keeps a table of runs, the two blocks used last and the frame uses of the four used last.
 
     Args:
         index: the windows.
         batch_size: B, windows per step over all ranks.
         seed, epoch: integers from 0 to 2**64-1; each pair gives another order.
         min_gap: minimum number of frames between two windows of one clip in a batch; 0: they only do not overlap.
-        depth: steps per block; None: 128. Blocks are longer where keeping windows apart needs it. A larger depth saves
-            decoding and costs frame memory.
+        depth: fewest steps of a block; None: 128. An epoch is cut into blocks of nearly equal length, of fewer than
+            2 * depth steps, or longer where keeping windows apart needs it. A larger depth saves decoding and costs
+            frame memory.
         run: windows per run; None: 5*(T-1), at most 32, and 20 where frame_step is a range. It is 1 where no windows
             share frames.
         clips_per_block: C > 0: clips are shuffled and grouped by C in each epoch, and a block takes its windows from at
@@ -175,9 +177,9 @@ class EpochPlan(EpochWindows):
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
         """The largest number of distinct frames of the rank in any block.
 
-        A cache of this size decodes each frame once per block. The number is exact up to 4 million frames over all
-        windows. Above, it is an upper bound where ``run`` is 1, as if no frame were shared. Else it is an estimate: the
-        most in 64 blocks spread over the epoch, plus 1/64. Blocks are alike: runs are shuffled over all of them.
+        A cache of this size decodes each frame once per block. The number is exact if windows * window_size is at most
+        4 million. Above, it is an upper bound where ``run`` is 1, as if no frame were shared. Else it is an estimate:
+        the most in 64 blocks spread over the epoch, plus 1/64.
         """
         rows = self._rows(rank, world_size)
         exact = len(self.index) * self.index.window_size <= EXACT_FRAMES
@@ -211,14 +213,14 @@ class EpochPlan(EpochWindows):
         return range(block * self._num_steps // self.num_blocks, (block + 1) * self._num_steps // self.num_blocks)
 
     def state_dict(self, step: int = 0) -> dict[str, int | str | None]:
-        """State before ``step`` (0..len), plain values: position and what the order depends on."""
+        """State before ``step`` (0..len): epoch, step and all that the order depends on, as ints and strings."""
         return self._state.saved(self.epoch, require_int("step", step, 0, len(self) + 1))
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Check that ``state`` belongs to this order, at any epoch and step.
 
         Raises:
-            SettingsError: it does not; one sentence names each difference.
+            SettingsError: it does not; the message names all differences.
         """
         self._state.check(state)
         require_int("epoch", state["epoch"], 0, MAX_SEED)
@@ -252,8 +254,8 @@ class EpochPlan(EpochWindows):
         """The number of blocks of the epoch; also sets ``num_blocks``.
 
         It begins with blocks of ``depth`` steps. Their number is doubled until each takes windows from at most two clip
-        groups, then halved until no block has more ``max_conflicts`` than steps. Blocks of max(depth, steps_needed)
-        steps always fit, so the number never falls below that of such blocks.
+        groups, then halved until all blocks fit: none has a ``max_conflicts`` larger than its number of steps. Blocks
+        of max(depth, steps_needed) steps always fit, so there are never fewer blocks than such ones, and at least one.
         """
         self.num_blocks = max(1, len(self) // self.depth)
         while self._clip_groups and self.num_blocks < len(self) and not self._hold_two_groups(self._clip_groups):
@@ -310,7 +312,8 @@ class EpochPlan(EpochWindows):
         world_size = require_int("world_size", world_size, 1)
         require(
             self.batch_size % world_size == 0,
-            f"batch_size {self.batch_size} cannot be shared evenly by {world_size} ranks; take a multiple of that",
+            f"batch_size {self.batch_size} cannot be shared evenly by {world_size} ranks; "
+            f"take a multiple of {world_size}",
         )
         rank = require_int("rank", rank, 0, world_size)
         share = self.batch_size // world_size
@@ -326,17 +329,17 @@ class EpochPlan(EpochWindows):
 
     def _counted_overlaps(self) -> int:
         """The value of ``overlaps``, with a warning if it is not 0."""
-        # The construction excludes overlaps if a block fits. Several blocks always fit, so only a single one may not.
+        # A block that fits holds no overlaps. Several blocks are made so that all fit, so only a single one may not.
         if len(self) // self.num_blocks >= self._steps_needed or self._fits(0, len(self)):
             return 0
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))
         if total:
             warnings.warn(
                 f"{counted(len(self.index), 'window')} in {counted(len(self), 'batch', 'batches')} of "
-                f"{self.batch_size}, but to keep windows of a clip {self._gap} frames apart within a batch it takes "
-                f"{self._steps_needed} batches: some hold windows that lie closer (EpochPlan.overlaps counts the "
-                "pairs); take a smaller batch or frame_step, a larger window_stride, fewer windows per clip, or "
-                "more clips",
+                f"{self.batch_size}, but it takes {self._steps_needed} batches so that windows of a clip in one batch "
+                f"begin at least {self._gap} frames apart (span + min_gap): some batches hold windows that lie closer "
+                "(EpochPlan.overlaps counts the pairs); take a smaller batch or frame_step, a larger window_stride, "
+                "fewer windows per clip, or more clips",
                 stacklevel=3,
             )
         return total

@@ -111,7 +111,7 @@ class RunTable:
 
 
 class ClipGroups:
-    """``len()`` random groups of at most ``clips_per_group`` clips, as equal as possible.
+    """Random groups of at most ``clips_per_group`` clips, as equal as possible; ``len()`` is their number.
 
     Attributes:
         of_clip: group of each clip that has windows, int64 [clips with windows].

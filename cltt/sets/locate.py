@@ -1,7 +1,7 @@
 """The set of shards that a run reads, built on first use by one process; the others wait.
 
-shards/NAME             a folder of clips, as it was when it was first used
-shards/NAME@1a2b3c4d    the same folder after a change, with the first 8 digits of its files' digest
+shards/NAME             the shards of a folder of clips, in the state in which it was first used
+shards/NAME@1a2b3c4d    the shards of that folder after a change; the suffix is the start of its files' digest
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
         if fingerprint is not None and checks.read_index(shards)["fingerprint"] == fingerprint:
             return _kept(shards, root, describe(root, files=data.rescan))
     now = describe(root, files=data.rescan or not sets)
+    unrecorded = [shards for shards in sets if _record_of(shards) is None]
     found = _of_source(sets, now)
     if found is None and now.digest is None:
         now = describe(root, files=True)  # no set matches by the folders' times: compare every file
@@ -78,7 +79,9 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
         say(f"no video is under {root}: --fps and --stream change nothing")
         return _shards_of_root(replace(data, fps=None, stream=None), fingerprint)
     if found is not None:
-        say(f"using the shards in {found}: {data.root_dir} is as it was when they were built")
+        known = f"{data.root_dir} is as it was when they were built"
+        unknown = f"nothing is recorded of {data.root_dir} as it was then, so it is taken as unchanged"
+        say(f"using the shards in {found}: {unknown if found in unrecorded else known}")
         return found
     return _build(first, sets, root, now, data)
 
@@ -130,8 +133,8 @@ def _of_source(sets: list[Path], now: Source) -> Path | None:
             continue
         if before is not None and before.rules != now.rules and before.digest != now.digest:
             say(
-                f"note: an earlier version, which left out fewer files by name, built {shards}; `cltt build` makes new "
-                "shards by today's rules"
+                f"note: {shards} was built by an earlier version, which skipped fewer files because of their names; "
+                "`cltt build` makes new shards by today's rules"
             )
         elif before is None or before.folders != now.folders:
             _remember(shards, now)
@@ -173,7 +176,8 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     if sets:
         before = _record_of(sets[-1])
         why = differences(sets[-1], root, before, now) if before is not None else ""
-        why = f", beside {sets[-1]}, which stays for the runs that use it (`cltt prune` removes it). Since then: {why}"
+        stays = f"{sets[-1]}, which stays for the runs that use it (`cltt prune` removes it)"
+        why = f", beside {stays}. Changed since that was built: {why}"
     say(f"shards of {data.root_dir}: {out}{why}")
     for line in _sets_of_same_files(root, now, data):
         say(line)
@@ -185,7 +189,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
         raise
     if _building_path(out).is_file():
         os.replace(_building_path(out), record_path(out))
-    say(f"built {report}{_left_out(out)}")
+    say(f"built {report}{_skipped_or_reencoded(out)}")
     for line in report.odd:
         say(f"odd: {line}")
     if report.odd:
@@ -196,7 +200,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     return out
 
 
-def _left_out(shards: Path) -> str:
+def _skipped_or_reencoded(shards: Path) -> str:
     """The end of a line, with the files skipped or re-encoded per reason; "" if there are none."""
     counts = checks.read_index(shards)["counts"]
     kinds = {"skipped": counts["skipped"], "re-encoded as JPEG": counts["reencoded"]}

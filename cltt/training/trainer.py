@@ -6,7 +6,8 @@ Every step depends only on the state that a checkpoint holds (weights, optimizer
 random states, history). A run that is killed and resumed therefore makes the same steps as an uninterrupted one.
 
 The loss is checked before the update, without leaving the GPU idle: its copy to the host starts right after the forward
-pass, the backward pass is queued behind it, and only then does the host wait for the copy.
+pass, the backward pass is queued behind it, and only then does the host wait for the copy. With sub-batches the copy
+follows the backward pass.
 
 Before each step, when each rank has its batch or knows that it gets none, the ranks agree whether to save and whether
 to stop. A rank whose data cannot be read would otherwise leave the others waiting in the middle of a step. The exchange
@@ -118,8 +119,8 @@ class Trainer:
         optim: epochs, batches per epoch, gradient clipping, sub-batches.
         run_dir: folder for ``nonfinite.json``.
         autocast: dtype of the model's autocast (None: off).
-        places: ``(window ids [b]) -> [b, T]``, positions of the frames in the order that windows are cut from. If
-            given, the loss ignores pairs of overlapping windows.
+        places: ``(window ids [b]) -> [b, T]``, the place of each frame in its clip, in order of time or, for shuffled
+            frames, as shuffled. If given, the loss ignores pairs of windows that overlap in these places.
         history: rows of the run so far; the trainer appends to it.
         evaluate: ``() -> row`` of an evaluation ({}: it failed; None: a stop was requested). Called on every rank
             after every ``eval_every``-th epoch and the last one, once the epoch is saved.
@@ -165,7 +166,7 @@ class Trainer:
         self.model.train()
         asked = Request.NOTHING
         with self.stop.deferred():
-            if self._evaluation_due:  # the run was stopped in this evaluation
+            if self._evaluation_due:  # the last epoch has none yet, as if the run was stopped in it
                 asked = self._evaluate()
                 self.on_epoch()
             while self.history.epoch < self.optim.epochs and not asked.stops:

@@ -95,6 +95,18 @@ def test_a_damaged_set_of_ours_can_be_built_anew(root: Path, tmp_path: Path) -> 
     assert ShardDataset(out).num_frames == 8
 
 
+@pytest.mark.parametrize("options", [{"label_from": "regex:nothing"}, {"include": ["nothing/*"]}])
+def test_a_set_stays_where_the_one_to_replace_it_is_refused(
+    root: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    out = tmp_path / "out"
+    build_shards(root, out, workers=1)
+    before = _listing(out)
+    with pytest.raises(CLTTError):
+        build_shards(root, out, workers=1, overwrite=True, **options)  # type: ignore[arg-type]
+    assert _listing(out) == before
+
+
 def test_a_set_of_another_version_can_be_built_anew(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build_shards(root, out, workers=1)

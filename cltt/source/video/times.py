@@ -112,7 +112,7 @@ class _Packets:
         self.pts = np.array(pts, np.int64)
         self.hidden = np.array(hidden, bool)
         self.entries = np.flatnonzero(entry)
-        if not len(self.entries):  # no clean entry: the decoder tells which first pictures are bad
+        if not len(self.entries):  # begin somewhere: packing leaves out the pictures that the decoder calls bad
             self.entries = np.flatnonzero(key)[:1] if any(key) else np.arange(min(1, len(pts)))
 
 
@@ -123,7 +123,7 @@ def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoS
         yield Note(last, "cut", f"{CUT_OFF}: {packets.break_reason}")
     elif last is not None and (length := _header_seconds(stream)):
         missing = length - last - 1 / float(rate_of(stream))
-        # Fewer packets than frames alone prove nothing: an edit list leaves frames out, but then no time is missing.
+        # Fewer packets than the header's frames are no proof: an edit list leaves frames out, but no time is missing.
         fewer = len(packets.pts) < stream.frames and missing > 1 / float(rate_of(stream))
         if fewer or missing > SHORT_SECONDS:
             yield Note(last, "cut", CUT_OFF if fewer else SHORT)
@@ -144,7 +144,7 @@ def _header_seconds(stream: av.video.stream.VideoStream) -> float:
 
 
 def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
-    """The timeline from the times of the packets; NotSure if these step back.
+    """The timeline from the times of the packets; NotSure if a group is not later than all groups before it.
 
     A group (the packets from one entry to the next) is decoded together. A leading picture comes after its entry in the
     file but is shown before it. It also refers to the group before: decoding for it begins at that group's entry.
