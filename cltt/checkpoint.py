@@ -39,7 +39,8 @@ SETTINGS_FILE = "settings.json"  # of a run, beside its checkpoints
 _OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save began with
 _MAX_VALUES = 10_000_000  # in a checkpoint
 _SHARED = 4  # so many tensors may stand on the same bytes
-_LEFTOVER = re.compile(r"\.(epoch-.*|latest|complete|.*\.(csv|json|png))\.\d+\.tmp")  # of replace_file and write
+# Of replace_file and write.
+_LEFTOVER = re.compile(r"\.(epoch-.*|latest|complete|first-step|.*\.(csv|json|png))\.\d+\.tmp")
 _NAME = re.compile(r"epoch-([0-9]{4,18})(?:-step-([0-9]{6,18}))?\.pt")
 _MAX_NAME = 100  # letters of a checkpoint's
 

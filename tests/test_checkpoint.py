@@ -18,6 +18,7 @@ from cltt import checkpoint
 from cltt.checkpoint import CheckpointStore
 from cltt.errors import DataError, SettingsError
 from cltt.files import atomic
+from cltt.training.records import COMPLETE_FILE, FIRST_STEP_FILE, PLOT_FILE
 
 
 def save_epochs(folder: Path, epochs: int, **options: int) -> None:
@@ -173,6 +174,16 @@ def test_a_save_leaves_files_alone_that_the_run_is_writing(tmp_path: Path) -> No
         store.wait()
         file.write(b"1")
     assert (tmp_path / "metrics.csv").read_bytes() == b"1"
+
+
+def test_a_start_removes_what_a_killed_one_was_writing(tmp_path: Path) -> None:
+    ours = [checkpoint.checkpoint_name(1), checkpoint.LATEST, COMPLETE_FILE, FIRST_STEP_FILE, PLOT_FILE]
+    ours += [checkpoint.SETTINGS_FILE, "metrics.csv", "evaluation.json"]
+    for name in (*ours, "thesis.tex"):
+        (tmp_path / f".{name}.77.tmp").write_bytes(b"half")
+    with CheckpointStore(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".thesis.tex.77.tmp"]
 
 
 def test_a_leftover_that_cannot_be_removed_fails_no_save(tmp_path: Path) -> None:
