@@ -47,10 +47,12 @@ def disturbed(
 
 
 def _sizes(folder: Path) -> list[int]:
+    """Of all files there; os.walk passes over folders that vanish meanwhile."""
     sizes = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            sizes.append(path.stat().st_size)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                sizes.append(os.stat(os.path.join(parent, name)).st_size)
     return sizes
 
 
