@@ -19,6 +19,9 @@ SHELL_SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/slurm/*.sh) .ci/run
 setup: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
+	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); $$python -c 'import sys; \
+		sys.exit(sys.version_info < (3, 11) and sys.executable + " is Python " + sys.version.split()[0] + \
+		"; cltt needs 3.11 or newer: remove .venv if it is there, and give make setup PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
 	rm -f $(VENV)/.installed*

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import cltt
-from cltt import cli, errors
+from cltt.start import require_packages
+
+require_packages("cltt")
+
+from cltt import cli, errors  # noqa: E402
 
 
 class Command(NamedTuple):

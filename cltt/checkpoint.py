@@ -67,6 +67,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=position)
 
 
+def runs_below(folder: Path) -> str:
+    """The end of a sentence that names the runs in ``folder``, which is none itself; "" if there are none."""
+    runs = sorted({path.parent.name for path in folder.glob("*/epoch-*.pt")})
+    return f"; the runs in it are {shorten(', '.join(runs), 80)}" if runs else ""
+
+
 def older_checkpoints(folder: Path) -> list[Path]:
     """The files ``simclr_epoch_NNN.pth`` of the older script in ``folder``, by epoch."""
     files = [path for path in folder.glob("simclr_epoch_*.pth") if path.stem.rpartition("_")[2].isdecimal()]

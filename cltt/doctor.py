@@ -16,8 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cltt
+from cltt.start import require_packages
+
+if __name__ == "__main__":
+    require_packages("cltt.doctor")
+
 from cltt import cli
-from cltt.machine.gpus import driver_cuda_version, fitting_set, gpus_given, hardware_jpeg_engines, why_no_cuda
+from cltt.machine.gpus import (
+    driver_cuda_version,
+    fitting_set,
+    gpus_given,
+    hardware_jpeg_engines,
+    why_no_cuda,
+)
 from cltt.machine.triton_runs import why_triton_fails
 
 GIB = 1 << 30

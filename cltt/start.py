@@ -1,4 +1,4 @@
-"""What a script asks before it imports anything else: whether this Python has the packages."""
+"""What a script asks before it imports anything else: whether this Python is new enough and has the packages."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import importlib.util
 import sys
 from pathlib import Path
 
+OLDEST = (3, 11)
 PACKAGES = ("numpy", "cv2", "PIL", "simplejpeg", "matplotlib", "tqdm")
 TRAINING = ("torch", "torchvision")
 
 
 def require_packages(prog: str, *further: str) -> None:
-    """Exit with status 2, and a sentence that names the Python to use, if this one lacks a package."""
+    """Exit with status 2, and a sentence that names the Python to use, if this one is too old or lacks a package."""
     missing = [name for name in (*PACKAGES, *further) if importlib.util.find_spec(name) is None]
-    if not missing:
+    lacks = f"{sys.executable} has no {', '.join(missing)}" if missing else ""
+    if sys.version_info < OLDEST:
+        lacks = f"{sys.executable} is Python {sys.version.split()[0]}, and cltt needs 3.11 or newer"
+    if not lacks:
         return
     home = Path(__file__).parents[1]
     made = home / ".venv/bin/python"
     there = made.is_file() and Path(sys.prefix) != made.parents[1]
-    remedy = f"start with {made}" if there else f"install them with `make setup` in {home}, and start with {made}"
-    print(f"{prog}: error: {sys.executable} has no {', '.join(missing)}; {remedy}", file=sys.stderr)
+    remedy = f"start with {made}" if there else f"install all with `make setup` in {home}, and start with {made}"
+    print(f"{prog}: error: {lacks}; {remedy}", file=sys.stderr)
     sys.exit(2)

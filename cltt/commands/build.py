@@ -16,7 +16,7 @@ from cltt.packing.settings import BuildSettings
 from cltt.sampling.windows import WindowIndex
 from cltt.shards.verify import verify_shards
 from cltt.source.videos import BY_PACKETS
-from cltt.text import counted, printable
+from cltt.text import counted, printable, shorten
 
 CORRUPT = 1
 VERIFY = {
@@ -83,10 +83,11 @@ def _group_counts(report: BuildReport) -> list[str]:
         lines.append("  splits: " + ", ".join(f"{name} {counted(n, 'clip')}" for name, n in report.splits.items()))
         lines += [f"  warning: split {name!r} has no clips" for name, n in report.splits.items() if n == 0]
     if report.labels:
+        names = shorten(", ".join(map(printable, report.labels)), 80)
         sizes, without = report.labels.values(), report.clips - sum(report.labels.values())
         lines.append(
-            f"  labels: {len(sizes):,}, the smallest of {counted(min(sizes), 'clip')}, the largest of {max(sizes):,}"
-            + (f"; {counted(without, 'clip')} without" if without else "")
+            f"  labels: {len(sizes):,} ({names}), the smallest of {counted(min(sizes), 'clip')}, the largest of "
+            f"{max(sizes):,}" + (f"; {counted(without, 'clip')} without" if without else "")
         )
     return lines
 

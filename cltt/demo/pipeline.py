@@ -113,6 +113,8 @@ def render_clips(settings: DemoSettings) -> Path:
         if made := _made(out):
             words = "; ".join(changes(rendered, asked)) if isinstance(rendered, dict) else f"{STAMP} cannot be read"
             raise _other_demo(made[0], words)
+        if not os.path.lexists(stamp) and out.is_dir() and any(out.iterdir()):
+            raise SettingsError(f"{out} holds files that are not of a demo; give another --out")
         out.mkdir(parents=True, exist_ok=True)
         atomic.replace_file(stamp, json.dumps(asked).encode())
     names = [(number, clip) for number in range(settings.objects) for clip in range(CLIPS_PER_OBJECT)]

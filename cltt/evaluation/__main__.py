@@ -151,6 +151,8 @@ class Evaluation:
         flat: list[results.Row] = []
         last, features = self._read(self.paths[-1]), {}
         self.windows = WindowSettings(**(last.saved["settings"]["windows"] if last.saved else {}))
+        if self.settings.abx:
+            self._abx(last)  # refused before the first minutes of work
         if self.settings.baseline:
             self._evaluate(rows, flat, UNTRAINED, last, _untrained(last))
         for path in self.paths:
@@ -319,7 +321,8 @@ def _checkpoints_in(source: Path) -> list[Path]:
         return [source]
     found = checkpoint.list_checkpoints(source) or checkpoint.older_checkpoints(source)
     if not found:
-        raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt, or simclr_epoch_*.pth)")
+        below = checkpoint.runs_below(source)
+        raise SettingsError(f"{source} holds no checkpoints (epoch-*.pt, or simclr_epoch_*.pth){below}")
     return found
 
 

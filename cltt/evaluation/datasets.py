@@ -7,6 +7,7 @@ whole groups: 60%, 20% and 20%. With a test part but no val part, val is a tenth
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,13 @@ from cltt.evaluation.parts import PART_OF, PARTS, by_part, first_of, held_out, l
 from cltt.packing.labels import Rule
 from cltt.shards import layout
 from cltt.shards.dataset import ShardDataset
+from cltt.source.video.kinds import has_video_name
 from cltt.text import counted, printable, shorten
 
+BY_IMAGE = (
+    "train, val and test are drawn image by image: if images of one video or object are in several of them, the "
+    "accuracy is too good; --group-from keeps them together"
+)
 _NAMED = 3  # classes that the layout names
 
 log = logging.getLogger(__name__)
@@ -151,6 +157,11 @@ def _find(path: Path, settings: LabelledSettings, unlabelled: bool) -> _Found:
 def _find_files(root: Path, settings: LabelledSettings, unlabelled: bool) -> _Found:
     """Image files at any depth, in natural order."""
     paths, left_out = image_files(root)
+    if not paths and any(has_video_name(os.fsencode(path)) for path in root.rglob("*")):
+        raise SettingsError(
+            f"{str(root)!r} holds videos and no images; build shards of them first (`cltt build --root-dir {root} "
+            "--out shards/labelled --fps 5`), and give those"
+        )
     layout = layout_of(paths)
     rule = _label_rule(settings.label_from, dict(zip(paths, layout.inside, strict=True)))
     labels = layout.classes() if rule is None else list(map(rule, paths))
@@ -285,6 +296,8 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
         train = parts["train"]
         parts = {"train": train.take(~in_val), "val": train.take(in_val), "test": parts["test"]}
         notes.append(f"val is a tenth of train, cut by {group}")
+    if part is None and group == "image":
+        notes.append(BY_IMAGE)
     return _finished(parts, names, "data" if part is found.part and part is not None else group, notes, settings)
 
 

@@ -122,7 +122,7 @@ class EvaluationResult:
 
 def _cells(accuracy: dict[str, float], deviation: dict[str, float] | None = None) -> str:
     shown = {name: f"±{value:.3f}" for name, value in (deviation or {}).items()}
-    return " ".join(f"{name:>5} {value:.3f}{shown.get(name, ''):<8}" for name, value in accuracy.items()).rstrip()
+    return " ".join(f"{name:>5}: {value:.3f}{shown.get(name, ''):<8}" for name, value in accuracy.items()).rstrip()
 
 
 class Evaluator:

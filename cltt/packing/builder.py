@@ -77,9 +77,10 @@ def build_shards(
     Args:
         workers: packing processes; None: one per core that this process may use. At most one per shard.
         verify: "decode" reads every bit of each frame, "header" only its markers and its end.
-        resize_short: make frames with a longer short side this small (pixels), and store all as JPEG of ``quality``.
-            None: JPEGs are stored as they are; those that a hardware decoder could not show upright, and other formats,
-            become JPEGs of quality 95. Frames of videos are stored as JPEG of ``quality`` in any case.
+        resize_short: most pixels of a frame's short side: larger frames are reduced to it, and all are stored as JPEG
+            of ``quality``. None: JPEGs are stored as they are; those that a hardware decoder could not show upright,
+            and other formats, become JPEGs of quality 95. Frames of videos are stored as JPEG of ``quality`` in any
+            case.
         shard_size: bytes of source files per shard, even if frames are stored smaller. A frame of a video counts with
             the estimated size of its JPEG.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"

@@ -187,7 +187,7 @@ def suggest_resize(plan: Plan, image_size: int) -> None:
         f"frames are large for --image-size {image_size} ({kinds.most_common(1)[0][0]}): --resize-short "
         f"{framing.short} would store {byte_size(less * plan.num_frames)} instead of "
         f"{byte_size(size * plan.num_frames)} and decode a frame in {faster / seconds:.0%} of the time, by a sample of "
-        f"{counted(len(frames), 'frame')}"
+        f"{counted(len(frames), 'frame')}; another set would be built for it, so stop this build (Ctrl-C) first"
     )
 
 

@@ -32,8 +32,9 @@ class Spacing:
         max_conflicts_per_run: the most windows of one run that start within ``gap`` frames.
         num_blocks: number of blocks that the windows of one clip are spread over. Two windows of one run are almost
             always in one block, two other windows of the clip with probability 1/num_blocks. So that both kinds of
-            pair share a batch equally often over the epochs, a pair of one run adds only 1/num_blocks to the number
-            of pairs that should share a step; any other pair adds 1.
+            pair share a batch equally often over the epochs, a pair of one run counts only 1/num_blocks where another
+            pair counts 1. The number of pairs that should share a step is the sum over all pairs that do not conflict,
+            divided by the steps of the block.
     """
 
     gap: int

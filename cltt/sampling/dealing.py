@@ -76,17 +76,18 @@ class Stretches:
         return stretch, np.minimum(position * self.groups // self.size, self.groups - 1)
 
     def expected_meetings(self, pairs: np.ndarray, rows_in_set: int) -> Fraction:
-        """Expected number of pairs that share a step, of all pairs of windows whose two are in the same chain.
+        """Of all pairs of windows of one chain, the expected number that share a step.
 
         Args:
             pairs: int64 [longest chain + 1]; ``pairs[D]`` pairs lie D positions apart.
             rows_in_set: number of rows in a set.
 
         The probability that two positions D apart are in one group falls linearly, from 1 where D is a multiple of the
-        stretch's length to 0 a group's width away. D = 0 does not count, as two windows of one stretch never share a
-        step. In a group, each position takes every step of the group with the same probability. If both stretches lie
-        in one set of rows, they move to the same row with probability 1/rows_in_set, and the pair does not share a
-        step. Stretches with the same number in two rows never move to the same row.
+        stretch's length to 0 a group's width away. The multiple 0 is left out: near it both windows are in one stretch,
+        and windows of one stretch never share a step. In a group, each position takes every step of the group with the
+        same probability. If both stretches lie in one set of rows, they move to the same row with probability
+        1/rows_in_set, and the pair does not share a step. Stretches with the same number in two rows never move to the
+        same row.
         """
         width = -(-self.size // self.groups)
         apart = np.arange(len(pairs))
@@ -103,7 +104,7 @@ class Stretches:
 def choose_stretches(
     num_steps: int, max_conflicts: int, chain_lengths: np.ndarray, *, wanted: Fraction, num_rows: int
 ) -> Stretches:
-    """The fewest stretches with which about ``wanted`` pairs share a step, of those whose two windows are in one chain.
+    """The fewest stretches with which about ``wanted`` pairs of windows of one chain share a step.
 
     About is within a tenth; if no number of stretches comes that close, the closest is taken. Few stretches have wide
     groups, so different pairs share a step in each epoch, but they keep windows of a short chain apart. Many stretches

@@ -83,7 +83,8 @@ class EpochPlan(EpochWindows):
         self.min_gap = require_int("min_gap", min_gap, 0)
         require(
             self.batch_size <= len(index),
-            f"batch_size is {batch_size}, but there are only {len(index)} windows; take a batch_size of at most that",
+            f"batch_size is {batch_size}, but there are only {counted(len(index), 'window')}{_too_short(index)}; take "
+            f"a batch_size of at most {len(index)}",
         )
         self.depth = DEFAULT_DEPTH if depth is None else require_int("depth", depth, 1)
         self.run = self._windows_per_run(run)
@@ -255,7 +256,8 @@ class EpochPlan(EpochWindows):
 
         It begins with blocks of ``depth`` steps. Their number is doubled until each takes windows from at most two clip
         groups, then halved until all blocks fit: none has a ``max_conflicts`` larger than its number of steps. Blocks
-        of max(depth, steps_needed) steps always fit, so there are never fewer blocks than such ones, and at least one.
+        of max(depth, steps_needed) steps always fit. So the halving stops at the number of such blocks in the epoch, or
+        at one.
         """
         self.num_blocks = max(1, len(self) // self.depth)
         while self._clip_groups and self.num_blocks < len(self) and not self._hold_two_groups(self._clip_groups):
@@ -335,11 +337,11 @@ class EpochPlan(EpochWindows):
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))
         if total:
             warnings.warn(
-                f"{counted(len(self.index), 'window')} in {counted(len(self), 'batch', 'batches')} of "
-                f"{self.batch_size}, but it takes {self._steps_needed} batches so that windows of a clip in one batch "
-                f"begin at least {self._gap} frames apart (span + min_gap): some batches hold windows that lie closer "
-                "(EpochPlan.overlaps counts the pairs); take a smaller batch or frame_step, a larger window_stride, "
-                "fewer windows per clip, or more clips",
+                f"some batches hold windows of one clip that begin less than {self._gap} frames apart (span + "
+                f"min_gap), so that frames of one moment are negatives ({counted(total, 'pair')}; EpochPlan.overlaps): "
+                f"{counted(len(self.index), 'window')} make {counted(len(self), 'batch', 'batches')} of "
+                f"{self.batch_size}, and keeping them apart takes {self._steps_needed}. Take a smaller batch_size; or "
+                "a smaller frame_step, a larger window_stride, fewer windows per clip, or more clips",
                 stacklevel=3,
             )
         return total
@@ -348,3 +350,12 @@ class EpochPlan(EpochWindows):
         """Pairs of these windows in one clip with starts less than span + min_gap apart."""
         starts = starts_on_one_axis(self.index, np.sort(windows), self._gap)
         return int((np.arange(len(starts)) - np.searchsorted(starts, starts - self._gap, side="right")).sum())
+
+
+def _too_short(index: WindowIndex) -> str:
+    """The end of a clause on how many clips give no window; "" if all do."""
+    short = int((index.windows_per_clip == 0).sum())
+    if not short:
+        return ""
+    clips = f"{short:,} of {counted(len(index.clips), 'clip')}"
+    return f", as {clips} have fewer than the {index.span} frames of a window (a smaller frame_step uses more clips)"

@@ -26,6 +26,7 @@ from cltt.files.threads import WaitGauge, map_together
 from cltt.shards import checks, layout, tar
 from cltt.shards.clip_table import Array, _ClipTable
 from cltt.source import scan, videos
+from cltt.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,13 @@ class ShardDataset(_ClipTable):
         self._keys = SharedFile(self.path / layout.KEYS, follow=False)
         self._files = _Files(self.path)
         self._gauge = WaitGauge(READS_IN_A_ROW)
+
+    def __repr__(self) -> str:
+        """``ShardDataset('shards/home': 12 clips, 3,456 frames, splits train and val, 4 labels)``."""
+        splits = f", splits {' and '.join(self.split_names)}" if self.split_names else ""
+        labels = f", {counted(len(self.label_names), 'label')}" if self.label_names else ""
+        counts = f"{counted(self.num_clips, 'clip')}, {counted(self.num_frames, 'frame')}"
+        return f"ShardDataset({str(self.path)!r}: {counts}{splits}{labels})"
 
     def clip_key(self, clip: int) -> str:
         """The path of the clip's folder or video, relative to the root folder the shards were built from."""

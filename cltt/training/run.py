@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -161,9 +162,7 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
     check_outputs(settings)
     if not settings.checkpoint.resume:
         if checkpoint.list_checkpoints(run_dir):
-            raise SettingsError(
-                f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
-            )
+            raise SettingsError(_run_there_text(settings))
         return None, None
     path, state, warnings = checkpoint.find_latest(run_dir)
     for warning in warnings:
@@ -171,8 +170,40 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
     if path is None:
         say(f"no checkpoint in {run_dir}: starting fresh")
         return None, None
+    _check_resumable(path, _differences_of(path, state, settings))  # before shards are built
     read[path] = state
     return path, state.get("fingerprint")
+
+
+def _run_there_text(settings: TrainSettings) -> str:
+    """Why a new run cannot be begun; of other data, --resume would not help."""
+    run_dir, data = settings.run_dir, settings.data
+    try:
+        theirs = json.loads((run_dir / checkpoint.SETTINGS_FILE).read_bytes())["data"]
+        before = theirs["root_dir"] or theirs["shards"]
+    except (OSError, ValueError, LookupError, TypeError):
+        before = None
+    if isinstance(before, str) and os.path.realpath(before) != os.path.realpath(data.root_dir or data.shards or ""):
+        return f"{run_dir} holds a run on {before} already; give another --checkpoint-dir"
+    return f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
+
+
+def _differences_of(path: Path, state: dict[str, Any], settings: TrainSettings) -> list[str]:
+    """Settings that forbid to resume checkpoint ``path``; what is stored of videos and frames is among them."""
+    saved = checkpoint.settings_of(path, state)
+    stored = ("fps", "stream", "resize_short")
+    was, now = saved.get("data", {}), settings.to_dict()["data"]
+    both = was.get("root_dir") and now["root_dir"]
+    source = changes({name: was.get(name) for name in stored}, {name: now[name] for name in stored}) if both else []
+    return [*differences(saved, settings.to_dict()), *source]
+
+
+def _check_resumable(path: Path, differ: list[str]) -> None:
+    if differ:
+        raise SettingsError(
+            f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
+            "with, or another --checkpoint-dir; a new run starts from these weights with --checkpoint-path"
+        )
 
 
 def _check_source(data: DataSettings) -> None:
@@ -206,17 +237,13 @@ def _resume(
     parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
     checkpoint.require_parts(path, state, fingerprint=str, **parts)
     saved = checkpoint.settings_of(path, state)
-    differ = differences(saved, settings.to_dict())
+    differ = []
     now = data_identity(dataset, settings)
     if other := changes(state, {"fingerprint": now["fingerprint"]}):
         differ += [f"the shards' {other[0]}"]
     elif state.get("clips") != now["clips"]:
         differ.append(f"--clips chooses other clips (the contents of {settings.data.clips})")
-    if differ:
-        raise SettingsError(
-            f"cannot resume {path} with other data or settings: {'; '.join(differ)}. Give what the run was started "
-            "with, or another --checkpoint-dir; a new run starts from these weights with --checkpoint-path"
-        )
+    _check_resumable(path, differ)
     trainer.saver.extra["begun_with"] = state.get("begun_with")
     try:
         trainer.load_state_dict(state)

@@ -166,7 +166,7 @@ class Trainer:
         self.model.train()
         asked = Request.NOTHING
         with self.stop.deferred():
-            if self._evaluation_due:  # the last epoch has none yet, as if the run was stopped in it
+            if self._evaluation_due:  # of the last finished epoch: the run may have been stopped during it
                 asked = self._evaluate()
                 self.on_epoch()
             while self.history.epoch < self.optim.epochs and not asked.stops:

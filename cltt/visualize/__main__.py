@@ -73,6 +73,8 @@ def _metrics_of(path: Path) -> RunMetrics:
         from cltt import checkpoint  # imports torch, which takes seconds
 
         if not checkpoint.list_checkpoints(path):
+            if below := checkpoint.runs_below(path):
+                raise DataError(f"{path} is no run{below}") from None
             raise
         state = checkpoint.load(checkpoint.resolve(path))
         history = History()

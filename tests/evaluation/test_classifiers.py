@@ -254,9 +254,9 @@ def test_results_are_shown_as_a_table() -> None:
         split_by="",
     )
     assert result.describe().splitlines() == [
-        "linear probe                           train 1.000          test 0.871",
-        "linear probe by share of labels          0.1 0.500±0.020",
-        "nearest neighbour by labels per class      1 0.872±0.077       4 0.900±0.010     all 0.950",
+        "linear probe                           train: 1.000          test: 0.871",
+        "linear probe by share of labels          0.1: 0.500±0.020",
+        "nearest neighbour by labels per class      1: 0.872±0.077       4: 0.900±0.010     all: 0.950",
         "effective rank                         9.5",
     ]
 

@@ -12,7 +12,7 @@ import torch
 
 from cltt import ShardDataset, build_shards
 from cltt.errors import DataError, SettingsError
-from cltt.evaluation.datasets import LabelledData, LabelledSettings, open_labelled
+from cltt.evaluation.datasets import BY_IMAGE, LabelledData, LabelledSettings, open_labelled
 from cltt.evaluation.images import Images
 from cltt.evaluation.parts import held_out, seen_in_training
 from cltt.frames.decode_cpu import FrameDecoder
@@ -317,6 +317,7 @@ def test_a_table_of_commas_or_tabs_names_paths_or_files(tmp_path: Path) -> None:
     assert labels_of(found) == {f"images/{k}.png": "ab"[k % 2] for k in range(5)}
     assert found.notes == (
         "1 image without a label left out (images/5.png is the first)",
+        BY_IMAGE,
         "val has images of 1 of the 2 classes",
         "test has images of 1 of the 2 classes",
     )
@@ -353,5 +354,5 @@ def test_the_cap_is_said_when_it_bites(tmp_path: Path) -> None:
     root = colour_folder(tmp_path, 10)
     found = open_labelled(root, LabelledSettings(max_images=12))
     assert sizes(found) == {"train": 12, "val": 6, "test": 6}
-    assert found.notes == ("of the 18 train images 12 are used, evenly spread (--max-images)",)
+    assert found.notes == (BY_IMAGE, "of the 18 train images 12 are used, evenly spread (--max-images)")
     assert sizes(open_labelled(root, LabelledSettings(max_images=0)))["train"] == 18

@@ -11,7 +11,7 @@ import pytest
 from cltt import build_shards
 from cltt.cli import add_settings, settings_from
 from cltt.errors import SettingsError
-from cltt.evaluation.datasets import LabelledData, LabelledSettings, open_labelled
+from cltt.evaluation.datasets import BY_IMAGE, LabelledData, LabelledSettings, open_labelled
 from tests.helpers.labelled import write_image
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluate.md"
@@ -204,7 +204,7 @@ def test_one_class_alone_is_refused(tmp_path: Path) -> None:
 def test_folders_that_hold_the_same_folders_are_in_doubt(names: tuple[str, ...], tmp_path: Path) -> None:
     for name in names:
         write_classes(tmp_path / name)
-    (note,) = open_labelled(tmp_path).notes
+    note, _ = open_labelled(tmp_path).notes
     assert note.startswith(f"all {len(names)} folders taken for classes hold the same folders (a, b ...)")
     labels, groups, test = "regex:([^/]+)/[^/]+$", "regex:^([^/]+)/", names[-1]
     assert labels in note and groups in note
@@ -216,7 +216,7 @@ def test_classes_of_one_kind_of_folder_are_in_no_doubt(tmp_path: Path) -> None:
     for name in "abc":
         for k in range(5):
             write_image(tmp_path / name / "images" / f"{k}.png")
-    assert open_labelled(tmp_path).notes == ()
+    assert open_labelled(tmp_path).notes == (BY_IMAGE,)
 
 
 def test_a_train_part_whose_test_images_have_no_labels_is_split(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_command_line(root: Path, tmp_path: Path) -> None:
     assert "invalid frames, which are found when they are packed, lower these counts" in plan.stdout
     built = _cli("--root-dir", str(root), "--out", out, "--splits", "train=0.8,val=0.2", "--label-from", "parent")
     assert built.returncode == 0 and f"built {out}: 60 clips, 120 frames" in built.stdout, built.stderr
-    assert "labels: 5, the smallest of 12 clips, the largest of 12\n" in built.stdout
+    assert "labels: 5 (p0, p1, p2, p3, p4), the smallest of 12 clips, the largest of 12\n" in built.stdout
     dataset = ShardDataset(out)
     train, val = (len(dataset.split_clips(name)) for name in ("train", "val"))
     assert f"splits: train {train} clips, val {val} clips" in built.stdout

@@ -18,7 +18,8 @@ from tests.helpers import data, video
 
 LINE = re.compile(
     r"frames are large for --image-size 224 \((\d+x\d+)\): --resize-short 256 would store (\S+) ([kM])B "
-    r"instead of (\S+) ([kM])B and decode a frame in (\d+)% of the time, by a sample of 8 frames\n"
+    r"instead of (\S+) ([kM])B and decode a frame in (\d+)% of the time, by a sample of 8 frames; another set "
+    r"would be built for it, so stop this build \(Ctrl-C\) first\n"
 )
 UNITS = {"k": 1e3, "M": 1e6}
 
