@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cltt import start
 from tests.helpers.installed import ROOT, copy_sources, install, make_environment, python
 
 
@@ -15,6 +16,21 @@ def test_a_python_without_the_packages_is_told_which_to_use(script: str, tmp_pat
     done = python("-S", str(ROOT / script), "--root-dir", "frames", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"{sys.executable} has no numpy" in done.stderr and f"{ROOT}/.venv/bin/python" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["cltt", "cltt.doctor"])
+def test_a_command_without_the_packages_says_so_too(module: str) -> None:
+    done = python("-S", "-m", module, cwd=ROOT)
+    assert done.returncode == 2 and f"{sys.executable} has no numpy" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_python_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(start, "OLDEST", (sys.version_info[0], sys.version_info[1] + 1))
+    with pytest.raises(SystemExit) as ended:
+        start.require_packages("train.py")
+    version = sys.version.split()[0]
+    assert ended.value.code == 2 and f"is Python {version}, and cltt needs 3.11 or newer" in capsys.readouterr().err
 
 
 @pytest.mark.slow

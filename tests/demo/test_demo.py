@@ -27,6 +27,15 @@ from tests.helpers.data import make_clips
 FLAGS = ("--objects", "2", "--frames", "16", "--image-size", "32", "--batch-size", "8", "--epochs", "1")
 
 
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    make_clips(tmp_path / "frames", {"mine": 3})
+    before = sorted(tmp_path.rglob("*"))
+    for more in ((), ("--fresh",)):
+        with pytest.raises(SettingsError, match="frames holds files that are not of a demo; give another --out"):
+            main(["--out", str(tmp_path / "frames"), *FLAGS, *more])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a tiny run, and the path asked for."""

@@ -145,7 +145,9 @@ def test_training_writes_it_and_metrics_eval_keeps_its_columns(shards: Path, tmp
     assert _open_abx(dataset, replace(settings, log=LogSettings()), torch.device("cpu")) is None
 
 
-def test_the_command_writes_it_for_shards_without_labels(shards: Path, tmp_path: Path) -> None:
+def test_the_command_writes_it_for_shards_without_labels(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_run(tmp_path / "run", windows=WindowSettings(window_size=2, frame_step=3))
     flags = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--abx", "--data"]
     assert main([*flags, str(shards)]) == 0
@@ -159,5 +161,10 @@ def test_the_command_writes_it_for_shards_without_labels(shards: Path, tmp_path:
     assert main([*both, "--out", str(tmp_path / "out")]) == 0
     with (tmp_path / "out" / "evaluation.csv").open(newline="") as file:
         assert {row["abx_windows"] for row in csv.DictReader(file)} == {"3 frames, step 1"}
+    capsys.readouterr()
+    with pytest.raises(SettingsError, match="ABX compares two windows of two frames or more"):
+        save_run(tmp_path / "one", windows=WindowSettings(window_size=2, frame_step=9_000))
+        main(["--checkpoint", str(tmp_path / "one"), *flags[2:], str(shards)])
+    assert "untrained" not in capsys.readouterr().out, "refused before any work"
     with pytest.raises(SettingsError, match="--abx takes shards"):
         main([*flags, str(colour_folder(tmp_path / "images", 4))])

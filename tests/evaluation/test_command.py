@@ -110,6 +110,9 @@ def test_the_folder_of_the_older_script_is_a_run_too(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingsError, match="empty holds no checkpoints"):
         main(flags(tmp_path / "empty", labelled))
+    save_run(tmp_path / "runs" / "mine", steps=(0,))
+    with pytest.raises(SettingsError, match=r"runs holds no checkpoints .*; the runs in it are mine"):
+        main(flags(tmp_path / "runs", labelled))
 
 
 def test_the_untrained_row_of_a_run_begun_before_says_that_it_is_drawn_anew(

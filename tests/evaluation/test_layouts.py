@@ -227,3 +227,10 @@ def test_a_train_part_whose_test_images_have_no_labels_is_split(tmp_path: Path) 
     found = open_labelled(tmp_path)
     assert counts(found) == {"train": 18, "val": 6, "test": 6}
     assert "all images with labels are in the train part, which is split" in found.notes
+
+
+def test_a_folder_of_videos_is_told_to_become_shards(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "one.mp4").write_bytes(b"")
+    with pytest.raises(SettingsError, match="holds videos and no images; build shards of them first"):
+        open_labelled(tmp_path, LabelledSettings(label_from=("parent",)))

@@ -323,3 +323,10 @@ def test_clips_are_cut_as_one_would_by_hand(seed: int) -> None:
     rows = folder_module.cut_clips(lengths, good)
     found = zip(rows[layout.CLIP_LENGTH], rows[layout.CLIP_KEY], rows[layout.CLIP_PART], strict=True)
     assert [tuple(map(int, clip)) for clip in found] == expected
+
+
+def test_a_set_says_what_it_holds(tmp_path: Path) -> None:
+    data.make_clips(tmp_path / "frames", {"a/one": 4, "b/two": 3})
+    build_shards(tmp_path / "frames", tmp_path / "set", workers=1, splits="train=0.5,val=0.5", label_from="parent")
+    held = "2 clips, 7 frames, splits train and val, 2 labels"
+    assert repr(ShardDataset(tmp_path / "set")) == f"ShardDataset({str(tmp_path / 'set')!r}: {held})"

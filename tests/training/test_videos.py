@@ -40,6 +40,13 @@ def test_a_folder_of_videos_trains(videos: Path, tmp_path: Path) -> None:
     assert ShardDataset(shards).clip_lengths.tolist() == [30, 20]
     again = train([*arguments, "--checkpoint-dir", "other"], tmp_path)
     assert "using the shards in" in again.stdout
+    before = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    refused = train(["--root-dir", str(videos), "--fps", "5", *RUN, "--resume"], tmp_path)
+    assert refused.returncode == 2 and "fps is 5.0 and was 10.0" in refused.stderr, refused.stderr
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == before, "refused before a build"
+    (tmp_path / "others").mkdir()
+    elsewhere = train(["--root-dir", "others", *RUN], tmp_path)
+    assert elsewhere.returncode == 2 and f"holds a run on {videos} already; give another" in elsewhere.stderr
     other = train(["--root-dir", str(videos), "--fps", "5", *RUN, "--checkpoint-dir", "third"], tmp_path)
     assert other.returncode == 0 and len(list((tmp_path / "shards").glob("*.source.json"))) == 2
 
