@@ -68,9 +68,9 @@ class EvaluationSettings:
     )
     data: str = config.setting(
         "",
-        "labelled images: a folder a class, flat COIL files, CIFAR, or shards. Folders train, val and test in it, and "
-        "the splits of shards, are kept; data without such parts is split at random, 60/20/20 a class: images of one "
-        "video need --group-from then, or neighbouring frames lie on both sides, which flatters the result",
+        "labelled images: one folder per class, flat COIL files, CIFAR, or shards. Folders train, val and test in it, "
+        "and the splits of shards, are kept; data without such parts is split at random, 60/20/20 a class: images of "
+        "one video need --group-from then, or neighbouring frames lie on both sides, which flatters the result",
         required=True,
     )
     out: str | None = config.setting(

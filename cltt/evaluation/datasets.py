@@ -78,13 +78,13 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class _Found:
-    """All images of some data before they are split; what is known of them is known of units: files, or clips.
+    """All images of some data before they are split. Labels, parts and groups are those of units: files, or clips.
 
     Attributes:
         source: where they are read from.
         unit: int64 [n], the unit of each image.
         unit_name: what a unit is called.
-        keys: what rules are asked about, one a unit.
+        keys: the path of each unit, to which rules are applied.
         labels: of each unit; None: none.
         part: int64 [units], place in PARTS as the data has it, -1: in none; None: the data has no parts.
         groups: the group of each unit by ``--group-from``; None: each unit is one.
@@ -167,7 +167,7 @@ def _find_files(root: Path, settings: LabelledSettings, unlabelled: bool) -> _Fo
     labels = layout.classes() if rule is None else list(map(rule, paths))
     if rule is None and not any(labels) and not (unlabelled and paths):
         raise SettingsError(
-            f"no labelled images in {str(root)!r}: expected a folder a class, COIL files (obj3__45.png), CIFAR's "
+            f"no labelled images in {str(root)!r}: expected one folder per class, COIL files (obj3__45.png), CIFAR's "
             "python archives, or labelled shards; for other names give --label-from"
         )
     groups = _named_groups(paths, settings.group_from)
@@ -280,7 +280,7 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
             first = printable(shorten(found.keys[int(images.ids[np.argmin(placed)])], 80))
             notes.append(f"{counted(outside, 'image')} in no part left out ({first} is the first)")
         where = f"split of the shards in {path}" if found.unit_name == "clip" else f"part of {path}"
-        none = f"the train {where} has no labelled {found.unit_name}s; take others, or give --test-groups"
+        none = f"the train {where} has no labelled {found.unit_name}s; give labels for some, or --test-groups"
         require("train" in parts, none)
     else:
         if group == "clip" and _few_clips(images):
@@ -289,7 +289,7 @@ def _split(path: Path, found: _Found, settings: LabelledSettings) -> LabelledDat
         parts = split_all(images)
         if "test" not in parts and found.groups is not None:
             few = counted(len(set(found.groups)), "group")
-            raise SettingsError(f"{few} are too few; give --test-groups, or a --group-from that makes three a class")
+            raise SettingsError(f"{few} are too few; give --test-groups, or a --group-from with three groups per class")
     if settings.test_groups is not None and found.part is not None:
         notes.append("the data's own train, val and test are not used: --test-groups says what is tested")
     if "test" in parts and "val" not in parts and (in_val := held_out(parts["train"])) is not None:
@@ -326,7 +326,7 @@ def _label_numbers(path: Path, found: _Found, settings: LabelledSettings) -> tup
     if len(named) == 1:
         raise SettingsError(
             f"all labelled images in {path} are of one class, {named.pop()!r}, and an accuracy needs two: give the "
-            "folder that holds a folder a class, or --label-from"
+            "folder that holds one folder per class, or --label-from"
         )
     names = found.label_names or sorted(named)
     number = {name: k for k, name in enumerate(names)}

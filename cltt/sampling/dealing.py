@@ -82,8 +82,9 @@ class Stretches:
             pairs: int64 [longest chain + 1]; ``pairs[D]`` pairs lie D positions apart.
             rows_in_set: number of rows in a set.
 
-        The probability that two positions D apart are in one group falls linearly, from 1 where D is a multiple of the
-        stretch's length to 0 a group's width away. The multiple 0 is left out: near it both windows are in one stretch,
+        The probability that two positions D apart are in one group is 1 where D is a multiple of the stretch's length.
+        It falls linearly with the distance from that multiple, and is 0 at one group's width. The multiple 0 is left
+        out: near it both windows are in one stretch,
         and windows of one stretch never share a step. In a group, each position takes every step of the group with the
         same probability. If both stretches lie in one set of rows, they move to the same row with probability
         1/rows_in_set, and the pair does not share a step. Stretches with the same number in two rows never move to the

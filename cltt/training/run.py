@@ -176,7 +176,7 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
 
 
 def _run_there_text(settings: TrainSettings) -> str:
-    """Why a new run cannot be begun; of other data, --resume would not help."""
+    """Why a new run cannot be begun here; --resume is advised only if the run that is there is on the same data."""
     run_dir, data = settings.run_dir, settings.data
     try:
         theirs = json.loads((run_dir / checkpoint.SETTINGS_FILE).read_bytes())["data"]
@@ -189,7 +189,10 @@ def _run_there_text(settings: TrainSettings) -> str:
 
 
 def _differences_of(path: Path, state: dict[str, Any], settings: TrainSettings) -> list[str]:
-    """Settings that forbid to resume checkpoint ``path``; what is stored of videos and frames is among them."""
+    """The differences in settings that forbid resuming from ``path``.
+
+    fps, stream and resize_short are compared if both runs have a root_dir.
+    """
     saved = checkpoint.settings_of(path, state)
     stored = ("fps", "stream", "resize_short")
     was, now = saved.get("data", {}), settings.to_dict()["data"]
@@ -209,7 +212,7 @@ def _check_resumable(path: Path, differ: list[str]) -> None:
 def _check_source(data: DataSettings) -> None:
     """Raise SettingsError or DataError if the source of frames is not there.
 
-    A wrong path is said before what the run's folder holds.
+    Called first, so that a wrong path is reported before a run that is already in the folder.
     """
     if data.shards is not None:
         read_index(Path(data.shards))

@@ -119,8 +119,9 @@ class Trainer:
         optim: epochs, batches per epoch, gradient clipping, sub-batches.
         run_dir: folder for ``nonfinite.json``.
         autocast: dtype of the model's autocast (None: off).
-        places: ``(window ids [b]) -> [b, T]``, the place of each frame in its clip, in order of time or, for shuffled
-            frames, as shuffled. If given, the loss ignores pairs of windows that overlap in these places.
+        places: ``(window ids [b]) -> [b, T]``, the position of each frame in its clip: in time or, for shuffled frames,
+            in the order that windows are cut from. If given, the loss ignores pairs of windows that overlap in these
+            places.
         history: rows of the run so far; the trainer appends to it.
         evaluate: ``() -> row`` of an evaluation ({}: it failed; None: a stop was requested). Called on every rank
             after every ``eval_every``-th epoch and the last one, once the epoch is saved.

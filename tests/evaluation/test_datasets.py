@@ -134,7 +134,7 @@ def test_what_is_no_labelled_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is not a folder"):
         open_labelled(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(SettingsError, match="a folder a class, COIL files"):
+    with pytest.raises(SettingsError, match="one folder per class, COIL files"):
         open_labelled(tmp_path)
 
 

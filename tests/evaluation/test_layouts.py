@@ -192,7 +192,7 @@ def test_folders_behind_links_are_followed_once(tmp_path: Path) -> None:
 def test_one_class_alone_is_refused(tmp_path: Path) -> None:
     """After https://github.com/pytorch/vision/issues/669: the folder of one class was given."""
     write_image(tmp_path / "PetImages" / "Dog" / "0.png")
-    with pytest.raises(SettingsError, match=r"one class, 'Dog'.*folder a class"):
+    with pytest.raises(SettingsError, match=r"one class, 'Dog'.*folder per class"):
         open_labelled(tmp_path / "PetImages")
     build_shards(tmp_path, tmp_path / "shards", workers=1, label_from="parent")
     with pytest.raises(SettingsError, match="one class, 'PetImages'"):
