@@ -147,7 +147,7 @@ def checkpoint_cost(device: torch.device, folder: Path, *, quick: bool) -> list[
 
         def with_save() -> None:
             trainer.saver.store = store
-            trainer._save()
+            trainer._save(again=True)
             trainer.saver.store = None
             trainer._run_epoch()
             store.wait()
@@ -162,7 +162,7 @@ def checkpoint_cost(device: torch.device, folder: Path, *, quick: bool) -> list[
         blocked = []
         for _ in range(3):
             start = time.perf_counter()
-            trainer._save()
+            trainer._save(again=True)
             blocked.append((time.perf_counter() - start) * 1e3)
             store.wait()
         size = sum(path.stat().st_size for path in checkpoint.list_checkpoints(folder / "run")) / 1e6
