@@ -23,5 +23,7 @@ def require_packages(prog: str, *further: str) -> None:
     made = home / ".venv/bin/python"
     there = made.is_file() and Path(sys.prefix) != made.parents[1]
     remedy = f"start with {made}" if there else f"install all with `make setup` in {home}, and start with {made}"
+    if not (home / "Makefile").is_file():  # an installed package, not a clone
+        remedy = "install cltt again, with pip of a Python that is new enough"
     print(f"{prog}: error: {lacks}; {remedy}", file=sys.stderr)
     sys.exit(2)
