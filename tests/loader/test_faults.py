@@ -24,6 +24,7 @@ from cltt.errors import DataError, FrameError
 from cltt.frames.decode_cpu import FrameDecoder
 from cltt.frames.geometry import Framing
 from cltt.loader.bad_frames import BadFrames
+from cltt.loader.prefetch import CLOSE_TIMEOUT
 from cltt.loader.slots import BlockUses
 from cltt.shards.folder import FolderDataset
 from tests.helpers import data
@@ -124,7 +125,7 @@ def test_a_read_that_hangs_past_the_end_of_its_loop_writes_nowhere_else(shards: 
         def read_each(self, frame_ids: np.ndarray) -> list[bytes | FrameError]:
             if not hang.is_set():
                 hang.set()
-                time.sleep(ENDS_WITHIN + 1)
+                time.sleep(CLOSE_TIMEOUT + 1)
             return super().read_each(frame_ids)
 
     with make(Hanging(dataset, set(), set()), stride) as loader:
