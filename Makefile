@@ -20,8 +20,8 @@ setup: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); $$python -c 'import sys; \
-		sys.exit(sys.version_info < (3, 11) and sys.executable + " is Python " + sys.version.split()[0] + \
-		"; cltt needs 3.11 or newer: remove .venv if it is there, and give make setup PYTHON=python3.11")'
+		from cltt.start import why_too_old; why = why_too_old(); \
+		sys.exit(why and why + ": remove .venv if it is there, and give make setup PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
 	rm -f $(VENV)/.installed*

@@ -10,26 +10,14 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cltt
-from cltt.start import require_packages
-
-if __name__ == "__main__":
-    require_packages("cltt.doctor")
-
-from cltt import cli
-from cltt.machine.gpus import (
-    driver_cuda_version,
-    fitting_set,
-    gpus_given,
-    hardware_jpeg_engines,
-    why_no_cuda,
-)
+from cltt.machine.gpus import driver_cuda_version, fitting_set, gpus_given, hardware_jpeg_engines, why_no_cuda
 from cltt.machine.triton_runs import why_triton_fails
+from cltt.start import require_packages, why_too_old
 
 GIB = 1 << 30
 MIN_OPEN_FILES = 4096
@@ -68,8 +56,8 @@ def dali_version() -> str | None:
 def python_and_libraries() -> Iterator[Finding]:
     """Interpreter and the packages a run needs."""
     fact = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    old = sys.version_info < (3, 11)
-    yield Finding("bad" if old else "ok", "python", fact, "install Python 3.11 or newer" if old else "")
+    old = why_too_old()
+    yield Finding("bad" if old else "ok", "python", fact, old)
     yield Finding("ok", "cltt", cltt.__version__)
     pyav = version_of("av")
     yield Finding("ok" if pyav else "note", "PyAV", *([pyav] if pyav else ["not installed", WITHOUT_PYAV]))
@@ -204,6 +192,8 @@ def examine() -> list[Finding]:
 
 
 def main(argv: list[str] | None = None, prog: str = "cltt.doctor") -> int:
+    from cltt import cli  # imports numpy, which may be missing
+
     cli.Parser(prog=prog, description="Say what this machine can do, and what to do about it.").parse_args(argv)
     findings = examine()
     print("\n".join(map(str, findings)))
@@ -211,4 +201,7 @@ def main(argv: list[str] | None = None, prog: str = "cltt.doctor") -> int:
 
 
 if __name__ == "__main__":
+    require_packages("cltt.doctor")
+    from cltt import cli
+
     cli.run(main, "cltt.doctor")

@@ -11,12 +11,17 @@ PACKAGES = ("numpy", "cv2", "PIL", "simplejpeg", "matplotlib", "tqdm")
 TRAINING = ("torch", "torchvision")
 
 
+def why_too_old() -> str:
+    """A clause that says that this Python is too old for cltt; "" if it is not."""
+    if sys.version_info >= OLDEST:
+        return ""
+    return f"{sys.executable} is Python {sys.version.split()[0]}, and cltt needs {OLDEST[0]}.{OLDEST[1]} or newer"
+
+
 def require_packages(prog: str, *further: str) -> None:
     """Exit with status 2, and a sentence that names the Python to use, if this one is too old or lacks a package."""
     missing = [name for name in (*PACKAGES, *further) if importlib.util.find_spec(name) is None]
-    lacks = f"{sys.executable} has no {', '.join(missing)}" if missing else ""
-    if sys.version_info < OLDEST:
-        lacks = f"{sys.executable} is Python {sys.version.split()[0]}, and cltt needs 3.11 or newer"
+    lacks = why_too_old() or (f"{sys.executable} has no {', '.join(missing)}" if missing else "")
     if not lacks:
         return
     home = Path(__file__).parents[1]

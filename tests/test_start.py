@@ -29,8 +29,8 @@ def test_a_python_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(start, "OLDEST", (sys.version_info[0], sys.version_info[1] + 1))
     with pytest.raises(SystemExit) as ended:
         start.require_packages("train.py")
-    version = sys.version.split()[0]
-    assert ended.value.code == 2 and f"is Python {version}, and cltt needs 3.11 or newer" in capsys.readouterr().err
+    said = f"is Python {sys.version.split()[0]}, and cltt needs {start.OLDEST[0]}.{start.OLDEST[1]} or newer"
+    assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def run_demo(settings: DemoSettings, prog: str = "python -m cltt.demo") -> dict[
     out = Path(settings.out)
     if settings.fresh:
         remove_demo(out)
-    if not (out / RESULTS).exists():
+    if not (out / "run" / COMPLETE_FILE).exists():
         print(TIME, flush=True)
     shards = build(settings)
     training = train_settings(settings, shards)

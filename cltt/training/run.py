@@ -178,12 +178,12 @@ def _find_start(settings: TrainSettings, read: dict[Path, Any]) -> tuple[Path | 
 def _run_there_text(settings: TrainSettings) -> str:
     """Why a new run cannot be begun here; --resume is advised only if the run that is there is on the same data."""
     run_dir, data = settings.run_dir, settings.data
-    try:
+    try:  # a run on --root-dir can be resumed with --shards, and the other way
         theirs = json.loads((run_dir / checkpoint.SETTINGS_FILE).read_bytes())["data"]
-        before = theirs["root_dir"] or theirs["shards"]
+        before, now = (theirs["root_dir"], data.root_dir) if data.root_dir else (theirs["shards"], data.shards)
     except (OSError, ValueError, LookupError, TypeError):
-        before = None
-    if isinstance(before, str) and os.path.realpath(before) != os.path.realpath(data.root_dir or data.shards or ""):
+        before = now = None
+    if isinstance(before, str) and now is not None and os.path.realpath(before) != os.path.realpath(now):
         return f"{run_dir} holds a run on {before} already; give another --checkpoint-dir"
     return f"{run_dir} holds a run already; give --resume to go on with it, or another --checkpoint-dir"
 
@@ -235,7 +235,7 @@ def _resume(
 ) -> None:
     """Restore the trainer from checkpoint ``path`` with contents ``state``.
 
-    Raises SettingsError, naming each difference, for other data or settings.
+    Raises SettingsError for other data; other settings are refused before (:func:`_differences_of`).
     """
     parts = {"model": dict, "optimizer": dict, "scheduler": dict, "loader": dict, "history": dict, "random": list}
     checkpoint.require_parts(path, state, fingerprint=str, **parts)

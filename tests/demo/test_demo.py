@@ -87,6 +87,19 @@ def test_a_second_run_keeps_what_is_there_and_says_where_all_is(
     assert shown == [(f"{100 * a:.1f}", f"{100 * b:.1f}") for a, b in gains]
 
 
+def test_results_of_an_earlier_run_do_not_keep_the_time_from_being_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(settings: DemoSettings) -> Path:
+        raise SettingsError("as far as this")
+
+    (tmp_path / "accuracy.json").write_text("{}")
+    monkeypatch.setattr(pipeline, "build", refused)
+    with pytest.raises(SettingsError, match="as far as this"):
+        main(["--out", str(tmp_path), *FLAGS, "--fresh"])
+    assert "minutes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("flag", "word"), [("--seed", "seed is 1 and was 0"), ("--epochs", "epochs is 2 and was 1")])
 def test_other_settings_delete_nothing(finished: tuple[Path, str], flag: str, word: str) -> None:
     out, given = finished

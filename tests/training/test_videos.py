@@ -47,6 +47,8 @@ def test_a_folder_of_videos_trains(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "others").mkdir()
     elsewhere = train(["--root-dir", "others", *RUN], tmp_path)
     assert elsewhere.returncode == 2 and f"holds a run on {videos} already; give another" in elsewhere.stderr
+    by_its_shards = train(["--shards", str(shards), *RUN], tmp_path)
+    assert by_its_shards.returncode == 2 and "give --resume to go on with it" in by_its_shards.stderr
     other = train(["--root-dir", str(videos), "--fps", "5", *RUN, "--checkpoint-dir", "third"], tmp_path)
     assert other.returncode == 0 and len(list((tmp_path / "shards").glob("*.source.json"))) == 2
 
