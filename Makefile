@@ -19,9 +19,7 @@ SHELL_SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/slurm/*.sh) .ci/run
 setup: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
-	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); $$python -c 'import sys; \
-		from cltt.start import why_too_old; why = why_too_old(); \
-		sys.exit(why and why + ": remove .venv if it is there, and give make setup PYTHON=...")'
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m cltt.start
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
 	rm -f $(VENV)/.installed*

@@ -32,3 +32,8 @@ def require_packages(prog: str, *further: str) -> None:
         remedy = "install cltt again, with pip of a Python that is new enough"
     print(f"{prog}: error: {lacks}; {remedy}", file=sys.stderr)
     sys.exit(2)
+
+
+if __name__ == "__main__":  # `make setup` asks it
+    why = why_too_old()
+    sys.exit(f"{why}; remove .venv if it is there, and give make setup PYTHON=..." if why else 0)

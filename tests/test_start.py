@@ -33,6 +33,12 @@ def test_a_python_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch, caps
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_make_setup_takes_this_python() -> None:
+    done = python("-S", "-m", "cltt.start", cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "-m cltt.start" in (ROOT / "Makefile").read_text()
+
+
 @pytest.mark.slow
 def test_a_script_beside_the_clone_finds_the_package(tmp_path: Path) -> None:
     """The clone's folder is named like the package, and lies where the script is started."""
