@@ -16,7 +16,7 @@ Letters: n rows, C channels, W ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -38,7 +38,9 @@ class _SyncMixin(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         if not torch.compiler.is_compiling():
-            return _Eager.apply(input, self.weight, self.bias, self)
+            if input.is_cuda:
+                return _EagerCuda.apply(input, self.weight, self.bias, self)
+            return _eager_cpu(input, self)
         y, mean, _, unbiased_var, _ = _compiled(input, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.update_running(mean, unbiased_var)
@@ -46,14 +48,15 @@ class _SyncMixin(_BatchNorm):
 
     def update_running(self, mean: torch.Tensor, unbiased_var: torch.Tensor) -> None:
         """Update the running statistics: exponentially or, without momentum, as the mean."""
-        if not self.track_running_stats or self.running_mean is None:
+        if not self.track_running_stats:
             return
-        count, *running = self.num_batches_tracked, self.running_mean, self.running_var
-        assert count is not None and running[0] is not None and running[1] is not None
+        count, running_mean, running_var = self.num_batches_tracked, self.running_mean, self.running_var
+        if count is None or running_mean is None or running_var is None:
+            return
         count.add_(1)
-        share = self.momentum if self.momentum is not None else (1 / count).to(running[0].dtype)
-        running[0].lerp_(mean.to(running[0].dtype), share)
-        running[1].lerp_(unbiased_var.to(running[1].dtype), share)
+        share = self.momentum if self.momentum is not None else (1 / count).to(running_mean.dtype)
+        running_mean.lerp_(_typed(mean, running_mean.dtype), share)
+        running_var.lerp_(_typed(unbiased_var, running_mean.dtype), share)
 
 
 class SyncBatchNorm1d(_SyncMixin, nn.BatchNorm1d):
@@ -115,13 +118,17 @@ def _forward(
     Statistics are float32, or float64 for float64 input. Raises ValueError for no rows on this rank, or for a single
     value per channel over all ranks.
     """
+    _check_rows(x)
+    forward = _forward_cuda if x.is_cuda else _forward_cpu
+    return forward(x.contiguous(memory_format=_layout(x)), weight, bias, eps)
+
+
+def _check_rows(x: torch.Tensor) -> None:
     own = x.numel() // max(1, x.shape[1])
     if own == 0 or (own == 1 and distributed.world().world_size == 1):
         raise ValueError(
             f"BatchNorm in training needs rows on every rank and 2 values per channel; got {tuple(x.shape)}"
         )
-    forward = _forward_cuda if x.is_cuda else _forward_cpu
-    return forward(x.contiguous(memory_format=_layout(x)), weight, bias, eps)
 
 
 def _fake_forward(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
@@ -132,15 +139,22 @@ def _fake_forward(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tens
 
 def _forward_cpu(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
     wide = x.to(_statistics_type(x))
-    means, variances, counts = _gathered(*torch.batch_norm_update_stats(wide, None, None, 0.0), x)
+    mean, var, counts = _statistics(wide)
+    y = _normalised(wide, mean, var, weight, bias, eps)
     total = counts.sum()
-    shares = (counts / total).unsqueeze(1)  # no matrix product: autocast would round it
+    return y.to(x.dtype), mean, torch.rsqrt(var + eps), var * (total / (total - 1)), counts.clone()
+
+
+def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and variance [C] over all ranks, and the values per channel of each rank [W]."""
+    mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+    if distributed.world().world_size == 1:
+        return mean, var, _count(x.numel() // x.shape[1], mean.dtype, mean.device)
+    means, variances, counts = _gathered(mean, var, x)
+    shares = (counts / counts.sum()).unsqueeze(1)  # no matrix product: autocast would round it
     mean = (shares * means).sum(0)
     apart = means - mean
-    var = (shares * torch.addcmul(variances, apart, apart)).sum(0)
-    y = _normalised(wide, mean, var, weight, bias, eps)
-    unbiased = torch.addcdiv(var, var, total - 1)
-    return y.to(x.dtype), mean, torch.rsqrt(var + eps), unbiased, counts
+    return mean, (shares * torch.addcmul(variances, apart, apart)).sum(0), counts
 
 
 def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
@@ -153,7 +167,7 @@ def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tens
     mean, invstd = torch.batch_norm_gather_stats_with_counts(
         x, means, invstds, batch_mean, unbiased_var, 1.0, eps, counts
     )
-    return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps), mean, invstd, unbiased_var, counts
+    return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps), mean, invstd, unbiased_var, counts.clone()
 
 
 def _gathered(mean: torch.Tensor, spread: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -161,7 +175,7 @@ def _gathered(mean: torch.Tensor, spread: torch.Tensor, x: torch.Tensor) -> tupl
     count = _count(x.numel() // x.shape[1], mean.dtype, mean.device)
     rows = distributed.all_gather_rows(torch.cat([mean, spread, count]).unsqueeze(0))
     means, spreads, counts = torch.split_with_sizes(rows, [len(mean), len(mean), 1], 1)
-    return means, spreads, counts.flatten().clone()  # outputs of a custom operator must not be views
+    return means, spreads, counts.flatten()
 
 
 @lru_cache(maxsize=64)
@@ -198,14 +212,36 @@ def _backward_cpu(dy: torch.Tensor, *saved: torch.Tensor) -> Backward:
     """dx = weight/std * (dy - mean(dy) - (x - mean)/var * mean(dy*(x - mean))), over all ranks."""
     x, weight, mean, invstd, counts = saved
     wide, var = x.to(mean.dtype), invstd**-2
-    # In evaluation the statistics are constants, so this operator gives dx = weight/std * dy.
-    dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-        dy.to(mean.dtype), wide, weight, mean, var, None, None, False, 0.0, [True, True, True]
+    dx, dweight, dbias = _constant_gradients(dy.to(mean.dtype), wide, weight, mean, var, 0.0)
+    _complete(dx, wide, weight, mean, var, 0.0, dweight, dbias, counts.sum())
+    return dx.to(x.dtype), dweight, dbias
+
+
+def _constant_gradients(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, eps: float
+) -> Backward:
+    """dx = weight/std * dy: the gradients in evaluation, where mean and variance do not depend on x."""
+    return torch.ops.aten.native_batch_norm_backward(
+        dy, x, weight, mean, var, None, None, False, eps, [True, True, True]
     )
+
+
+def _complete(
+    dx: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    eps: float,
+    dweight: torch.Tensor,
+    dbias: torch.Tensor,
+    total: torch.Tensor | int,
+) -> None:
+    """Subtract from ``dx``, the gradient for constant mean and variance, the part that goes through these."""
     # Means of dy * (x - mean) / std, and of dy.
-    means = distributed.all_sum(torch.cat([dweight, dbias])).view(2, -1).div_(counts.sum())
-    slope, offset = means.mul_(weight * invstd).unbind()
-    return dx.sub_(_normalised(wide, mean, var, slope, offset, 0.0)).to(x.dtype), dweight, dbias
+    means = distributed.all_sum(torch.cat([dweight, dbias])).view(2, -1).div_(total)
+    slope, offset = means.mul_(weight * torch.rsqrt(var + eps)).unbind()
+    dx.sub_(_normalised(x, mean, var, slope, offset, eps))
 
 
 def _backward_cuda(dy: torch.Tensor, *saved: torch.Tensor) -> Backward:
@@ -225,7 +261,8 @@ def _normalised(
     eps: float,
 ) -> torch.Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias, in one pass."""
-    weight, bias = (None if values is None else values.to(mean.dtype) for values in (weight, bias))
+    weight = None if weight is None else _typed(weight, mean.dtype)
+    bias = None if bias is None else _typed(bias, mean.dtype)
     return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
 
 
@@ -250,7 +287,47 @@ def _backward(gradients: Callable[..., Backward], ctx: Any, dy: torch.Tensor | N
     )
 
 
-class _Eager(torch.autograd.Function):
+def _eager_cpu(x: torch.Tensor, norm: _SyncMixin) -> torch.Tensor:
+    """Both passes by torch's operator for constant statistics; a hook adds to its gradient what they leave out.
+
+    A custom operator or a Function would take longer than the kernels.
+    """
+    _check_rows(x)
+    x_type, dtype = x.dtype, _statistics_type(x)
+    x = _typed(x.contiguous(memory_format=_layout(x)), dtype)
+    weight, bias = norm.weight, norm.bias
+    with torch.no_grad():
+        mean, var, counts = _statistics(x)
+        total = x.numel() // x.shape[1] if len(counts) == 1 else counts.sum()
+        norm.update_running(mean, var * (total / (total - 1)))
+    y = _normalised(x, mean, var, weight, bias, norm.eps)
+    if x.requires_grad and y.grad_fn is not None:
+        slope = torch.ones_like(mean) if weight is None else _typed(weight.detach(), dtype)
+        y.grad_fn.register_hook(partial(_complete_gradient, x.detach(), slope, mean, var, norm.eps, total))
+    return _typed(y, x_type)
+
+
+def _complete_gradient(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    eps: float,
+    total: torch.Tensor | int,
+    gradients: tuple[torch.Tensor | None, ...],
+    dy: tuple[torch.Tensor, ...],
+) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("BatchNorm over ranks has no second derivative")
+    dx, dweight, dbias = gradients
+    if dx is None:
+        return
+    if dweight is None or dbias is None:  # nobody asked for them, but dx needs them
+        _, dweight, dbias = _constant_gradients(dy[0], x, weight, mean, var, eps)
+    _complete(dx, x, weight, mean, var, eps, dweight, dbias, total)
+
+
+class _EagerCuda(torch.autograd.Function):
     """Calls both passes directly.
 
     The dispatch of a custom operator takes several times as long as their kernels.
@@ -277,6 +354,11 @@ _compiled.register_fake(_fake_forward)
 _compiled_gradients = torch.library.custom_op("cltt::sync_batch_norm_backward", _gradients, mutates_args=())
 _compiled_gradients.register_fake(_fake_gradients)
 _compiled.register_autograd(lambda ctx, dy, *_: _backward(_compiled_gradients, ctx, dy), setup_context=_save)
+
+
+def _typed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x.to(dtype)``, which takes a microsecond even where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _statistics_type(x: torch.Tensor) -> torch.dtype:
