@@ -76,46 +76,49 @@ def build_shards(
 
     Args:
         workers: packing processes; None: one per core that this process may use. At most one per shard.
-        verify: "decode" reads every bit of each frame, "header" only its markers and its end.
-        resize_short: most pixels of a frame's short side: larger frames are reduced to it, and all are stored as JPEG
-            of ``quality``. None: JPEGs are stored as they are; those that a hardware decoder could not show upright,
-            and other formats, become JPEGs of quality 95. Frames of videos are stored as JPEG of ``quality`` in any
-            case.
+        verify: of JPEGs that are stored as they are, "decode" checks every bit, "header" only the header and the end.
+        resize_short: the short side of a stored frame has at most this many pixels: larger frames are reduced, and all
+            are stored as JPEG of ``quality``. None: JPEGs are stored as they are; those that a hardware decoder could
+            not show upright, and other formats, become JPEGs of quality 95. Frames of videos are stored as JPEG of
+            ``quality`` in any case.
         shard_size: bytes of source files per shard, even if frames are stored smaller. A frame of a video counts with
             the estimated size of its JPEG.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
             keeps the clips of one parent folder together; another ``split_seed`` gives another split. Or "csv:FILE"
-            with two columns, a clip key or folder, and its split; clips that the file does not name are in no split.
+            with two columns, a clip key (the path of its folder or video below ``root_dir``) or a folder above it, and
+            its split; clips that the file does not name are in no split.
         label_from: "parent" (the folder that holds the clip, or the clip itself if it lies directly in ``root_dir``),
             "regex:PATTERN" (searched in the clip's key: its first group, or the whole match) or "csv:FILE" (columns
             clip key and label).
         split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
             twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
-        fps: frames per second taken of videos; None: every frame. Sample k of a part (the frames between two cuts) is
-            the last frame shown at or before k/fps seconds after the part's first frame. So a frame step is the same
-            time in all videos that have this rate; every frame is taken of slower ones.
+        fps: frames per second taken of videos; None: every frame. Sample k of a part (what lies between two cuts,
+            see ``max_gap``) is the last frame shown at or before k/fps seconds after the part's first frame. So a frame
+            step is the same time in all videos of at least this rate; of slower ones every frame is taken.
         max_gap: cut the clip of a video where no frame comes for longer than this, in seconds; None: the larger of 0.5
-            and 2/fps or, without ``fps``, the larger of 0.5 and twice the median distance of its frames.
-        boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point). frame is as ``frame_name`` returns it;
-            the numbers are pixels of the upright source or, with ``boxes_unit`` "share", shares of its width and
-            height. The boxes are stored with the frames, relative to their size (``ds.frame_boxes``). A row is no box
-            if all its numbers are -1, if one is NaN or empty, or if the place lies outside the frame.
+            and 2/fps or, without ``fps`` and in a video slower than it, the larger of 0.5 and twice the median
+            distance of its frames.
+        boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point). frame is as
+            ``ShardDataset.frame_name`` returns it; the numbers are pixels of the upright source or, with ``boxes_unit``
+            "share", shares of its width and height. The boxes are stored in the index, relative to the size of the
+            frame (``ShardDataset.frame_boxes``). A row is no box if all its numbers are -1, if one is NaN or empty, or
+            if the box or point lies wholly outside the frame.
         max_pixels: an image with more pixels by its header is left out, before it takes memory.
         include, exclude: patterns of paths below ``root_dir`` (fnmatch; ``*`` also matches ``/``), as in
             ``["cam0/*"]``: only files that fit one of ``include`` (None: all) and none of ``exclude`` are taken.
         stream: number of the video stream to take of each video, from 0; None: the largest that is no thumbnail.
         io_patience: seconds for which this process retries reads that fail with a transient error (EIO, ESTALE ...).
             The last call that sets it holds for the whole process.
-        image_size: side of the frames in pixels that a network will see. If frames are at least 1.5 times as large, a
-            printed line says what ``resize_short`` would save; the shards do not depend on it.
+        image_size: side in pixels at which a network will see the frames. If the short side of most is at least 1.5
+            times this, a printed line says what ``resize_short`` would save; the shards do not depend on it.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
-        overwrite: remove an earlier set in ``out_dir`` once the new one is planned, and build that.
+        overwrite: once the new set is planned, remove an earlier one in ``out_dir``, then build the new one.
         dry_run: only scan, write nothing. Files that packing would find invalid still count.
 
     A complete set of the same ``root_dir`` and settings is left as it is, without a look at its source;
-    ``verify_shards`` compares the two. An unfinished build may continue with other labels, splits and boxes, as they
-    change no shard; tasks and ``finalize`` must agree on all settings.
+    ``verify_shards`` with ``source_dir`` compares it with the source. An unfinished build may continue with other
+    labels, splits and boxes, as they change no shard; tasks and ``finalize`` must agree on all settings.
 
     Raises SettingsError for settings that cannot work (such as a ``label_from`` that fits no clip), for settings that
     differ from those of the shards in ``out_dir``, and for an ``out_dir`` that holds files that no build wrote: these
@@ -145,8 +148,10 @@ def _carry_out(mode: _Mode, root: str, out: Path, settings: dict[str, Any], work
     _check_out(out)
     with _nothing_left_if_refused(out), _locked(out, LOCK, shared=mode.task is not None):
         if mode.overwrite:
+            if not (out / layout.INDEX).exists():  # shards of a build that did not end
+                _remove_set(out)
             _remove_work(out)
-            _open_plan(root, out, settings, mode)  # a source or a setting that cannot work costs no shards
+            _open_plan(root, out, settings, mode)  # if the source or a setting is refused, a complete set stays
             _remove_set(out)
         elif finished := _finished(root, out, settings):  # another process may have finished it meanwhile
             owned.remove(out / layout.BUILD)
@@ -179,16 +184,16 @@ class _Mode:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """The checked settings as the shards keep them, with a hash of each CSV file they name."""
+    """The checked settings as index.json stores them, with a hash of each CSV file that a setting names."""
     if isinstance(given["splits"], Mapping):
         given["splits"] = ",".join(f"{name}={share}" for name, share in given["splits"].items())
     settings = BuildSettings(**given).kept()
     for name in ("fps", "max_gap"):
         settings[name] = None if settings[name] is None else float(settings[name])  # 5 and 5.0 are the same setting
     labels.check_rules(settings)
-    for name, digest in labels.TABLES.items():
+    for name, hash_name in labels.TABLES.items():
         file = labels.table_of(settings[name])
-        settings[digest] = None if file is None else atomic.file_sha256(Path(file))
+        settings[hash_name] = None if file is None else atomic.file_sha256(Path(file))
     return settings
 
 
@@ -224,7 +229,7 @@ def _finished(root: str, out: Path, settings: dict[str, Any]) -> BuildReport | N
 def _remove_leftovers(out: Path) -> None:
     """Remove the working files that a killed build left in a complete set.
 
-    The build was killed after it published the set or, with ``overwrite``, before it removed the set.
+    The build was killed after it had published this set or, with ``overwrite``, before it had removed it.
     """
     working = out / layout.BUILD
     if not os.access(out, os.W_OK):
@@ -258,8 +263,8 @@ def _check_out(out: Path) -> None:
         raise SettingsError(f"{out} holds other files ({', '.join(strange[:3])}); give a folder for the shards alone")
     if names and not owned.is_owned(working) and not layout.is_set_of_ours(out):
         raise SettingsError(
-            f"{out} holds files named like shards ({min(names)}), but no index or marker of a build of ours; "
-            "remove them yourself or give another folder"
+            f"{out} holds files named like shards ({min(names)}), but neither index.json nor a .build folder of "
+            "cltt; remove them yourself or give another folder"
         )
 
 
@@ -313,10 +318,12 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], mode: _Mode) -> P
             make_plan(root, folder, settings)
             suggest_resize(Plan(folder), mode.image_size)
     plan = Plan(folder)
-    changeable = labels.SETTINGS if mode.task is None and not mode.finalize else ()
+    alone = mode.task is None and not mode.finalize
     asked = with_defaults(settings)
-    if changed := _changes(settings, root, plan.settings | {name: asked[name] for name in changeable}, plan.root_dir):
-        raise SettingsError(f"{out} holds an unfinished build of another kind ({changed}); use --overwrite")
+    alike = {name: asked[name] for name in labels.SETTINGS} if alone else {}  # these may differ from the plan's
+    if changed := _changes(settings, root, plan.settings | alike, plan.root_dir):
+        hint = "use --overwrite" if alone else "give the settings of the plan, or remove the folder and plan again"
+        raise SettingsError(f"{out} holds an unfinished build with other settings ({changed}); {hint}")
     return plan if plan.settings == settings else regroup(plan, settings)
 
 

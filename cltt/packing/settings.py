@@ -26,7 +26,7 @@ class BuildSettings:
     max_gap: float | None = setting(
         None,
         "cut the clip of a video where no frame comes for longer than this, in seconds (default: the larger of 0.5 and "
-        "2/fps, or without --fps of 0.5 and twice the usual distance of its frames)",
+        "2/fps; without --fps, or in a slower video, of 0.5 and twice the median distance of its frames)",
         within=(1e-3, 1e6),
     )
     shard_size: int = setting(1 << 30, "bytes of source files per shard; for videos an estimate", within=(1, 1 << 50))

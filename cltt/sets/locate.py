@@ -35,10 +35,11 @@ from cltt.source.videos import Sampling, guess_bytes, small_bytes
 from cltt.text import byte_size, counted, say
 
 SHARDS_HOME = Path("shards")
-# Settings of 0.1.0 are always hashed into a set's name; later settings only if they are not at their default.
-_NAMING = {"verify", "resize_short", "quality", "shard_size", "splits", "split_by", "split_seed", "label_from"}
-_NAMING |= {"split_gaps"}
-MEMBER_BYTES = 1024 + 24  # roughly a frame's tar header, padding and record
+# These settings (all of 0.1.0) are always part of a set's name; others only if they are not at their default.
+_NAMING = {"verify", "resize_short", "quality", "shard_size", "splits", "split_by", "split_seed", "label_from"} | {
+    "split_gaps"
+}
+MEMBER_BYTES = 1024 + 24  # roughly a frame's tar header and padding, and its part of the index
 POLL_SECONDS = 1.0
 TELL_SECONDS = 60.0  # between two lines that say how long a run has waited
 
@@ -50,7 +51,8 @@ def locate_shards(data: DataSettings, *, fingerprint: str | None = None) -> Path
 
     Args:
         data: with ``root_dir``, the shards are looked for, and built, under ``shards/``.
-        fingerprint: fingerprint of the shards that the run began with; they are used if they still exist.
+        fingerprint: of the shards that the run began with (a hash of their frames, in their index); these are used if
+            they still exist. None: a new run.
 
     Raises SettingsError if ``root_dir`` cannot be used, or if the disk has too little space; with ``no_wait``,
     BusyError if another process is building the shards.
@@ -61,7 +63,7 @@ def locate_shards(data: DataSettings, *, fingerprint: str | None = None) -> Path
 
 
 def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
-    """The set that the run began with, else one of the present source state, else a new one."""
+    """The set that the run began with, else a set built from the present state of the source, else a new set."""
     assert data.root_dir is not None
     root = os.path.realpath(os.fsdecode(check_root(data.root_dir)))
     first = SHARDS_HOME / shards_name(root, _build_settings(data))
@@ -70,7 +72,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
         if fingerprint is not None and checks.read_index(shards)["fingerprint"] == fingerprint:
             return _kept(shards, root, describe(root, files=data.rescan))
     now = describe(root, files=data.rescan or not sets)
-    unrecorded = [shards for shards in sets if _record_of(shards) is None]
+    unrecorded = [shards for shards in sets if _record_of(shards) is None]  # asked before _of_source records them
     found = _of_source(sets, now)
     if found is None and now.digest is None:
         now = describe(root, files=True)  # no set matches by the folders' times: compare every file
@@ -79,7 +81,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
         say(f"no video is under {root}: --fps and --stream change nothing")
         return _shards_of_root(replace(data, fps=None, stream=None), fingerprint)
     if found is not None:
-        known = f"{data.root_dir} is as it was when they were built"
+        known = f"{data.root_dir} shows no change since they were built"
         unknown = f"nothing is recorded of {data.root_dir} as it was then, so it is taken as unchanged"
         say(f"using the shards in {found}: {unknown if found in unrecorded else known}")
         return found
@@ -115,7 +117,7 @@ def _building_path(shards: Path) -> Path:
 
 
 def _record_of(shards: Path) -> Source | None:
-    """The record of a complete set; renamed here if the build was killed before it did so."""
+    """The record of a complete set; renamed here if the build was killed after it had published the set."""
     if not record_path(shards).is_file() and _building_path(shards).is_file():
         os.replace(_building_path(shards), record_path(shards))
     return read_source(record_path(shards))
@@ -143,7 +145,7 @@ def _of_source(sets: list[Path], now: Source) -> Path | None:
 
 
 def _remember(shards: Path, now: Source) -> None:
-    with contextlib.suppress(OSError):  # if the folder is read-only, the next run compares every file again
+    with contextlib.suppress(OSError):  # if shards/ is read-only, the next run has to compare again
         replace_file(record_path(shards), to_json(now))
 
 
@@ -165,26 +167,26 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     """Build a set of the folder's present state; older sets stay, as runs may be reading them."""
     assert now.digest is not None
     out = first
-    if first in sets or _is_built_otherwise(first, now):
+    if first in sets or _is_being_built_from_another_state(first, now):
         out = first.with_name(f"{first.name}@{now.digest[:8]}")
     check_writable(
         SHARDS_HOME,
         "build the shards elsewhere (`cltt build`) and give --shards, or start in another working folder",
     )
     SHARDS_HOME.mkdir(parents=True, exist_ok=True)
-    why = ""
+    beside = ""
     if sets:
         before = _record_of(sets[-1])
-        why = differences(sets[-1], root, before, now) if before is not None else ""
+        changed = differences(sets[-1], root, before, now) if before is not None else ""
         stays = f"{sets[-1]}, which stays for the runs that use it (`cltt prune` removes it)"
-        why = f", beside {stays}. Changed since that was built: {why}"
-    say(f"shards of {data.root_dir}: {out}{why}")
+        beside = f", beside {stays}. Changed since that was built: {changed}"
+    say(f"shards of {data.root_dir}: {out}{beside}")
     for line in _sets_of_same_files(root, now, data):
         say(line)
     try:
         report = _build_or_wait(out, root, now, data)
     except BaseException:
-        if not (out / layout.BUILD).exists():  # nothing was built yet, and no process is building
+        if not (out / layout.BUILD).exists() and not (out / layout.INDEX).exists():  # no build has begun, or has ended
             _building_path(out).unlink(missing_ok=True)
         raise
     if _building_path(out).is_file():
@@ -196,12 +198,12 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
         given = {"--fps": data.fps, "--stream": data.stream, "--resize-short": data.resize_short}
         flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
         again = shlex.join(["cltt", "build", "--root-dir", root, "--out", f"{out}-chosen", *flags])
-        say(f"to choose files, or build otherwise: {again} --include GLOB --exclude GLOB; then train with --shards")
+        say(f"to choose files or change settings: {again} --include GLOB --exclude GLOB; then train with --shards")
     return out
 
 
 def _skipped_or_reencoded(shards: Path) -> str:
-    """The end of a line, with the files skipped or re-encoded per reason; "" if there are none."""
+    """The end of a line: how many files were skipped or re-encoded, by reason; "" if none were."""
     counts = checks.read_index(shards)["counts"]
     kinds = {"skipped": counts["skipped"], "re-encoded as JPEG": counts["reencoded"]}
     parts = [
@@ -234,8 +236,8 @@ def _files_of(root: str, source: Source) -> dict[str, tuple[int, int]]:
     return {os.path.normpath(os.path.join(root, key)): (clip.files, clip.size) for key, clip in clips}
 
 
-def _is_built_otherwise(out: Path, now: Source) -> bool:
-    """Whether another process is building ``out`` now from an earlier state of the folder."""
+def _is_being_built_from_another_state(out: Path, now: Source) -> bool:
+    """Whether another process is building ``out`` at this moment, from another state of the folder."""
     building = read_source(_building_path(out))
     return building is not None and building.digest != now.digest and holder(out / layout.BUILD / LOCK) is not None
 
@@ -246,26 +248,28 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
     waited = False
     while True:
         try:
-            if not (out / layout.INDEX).is_file():
-                if waited and holder(out / layout.BUILD / LOCK) is None:
+            # build_shards returns the report of a complete set, and refuses one that is being built elsewhere.
+            if not (out / layout.INDEX).is_file() and holder(out / layout.BUILD / LOCK) is None:
+                if waited:
                     say(f"{out}: the process that built it has ended before it was complete; going on with its build")
                 _prepare(out, root, now, data)
             settings = asdict(_build_settings(data))
+
             return build_shards(root, out, io_patience=data.io_patience, image_size=data.image_size, **settings)
         except BusyError as error:
             if data.no_wait:
                 raise
             if not waited:
-                say(f"waiting: {str(error).partition(';')[0]} ({_state(out)})")
+                say(f"waiting: {str(error).partition(';')[0]} ({_progress(out)})")
             elif time.monotonic() - last_told >= TELL_SECONDS:
                 last_told = time.monotonic()
-                say(f"still waiting for {out}, since {(last_told - began) / 60:.0f} min ({_state(out)})")
+                say(f"still waiting for {out}, for {(last_told - began) / 60:.0f} min so far ({_progress(out)})")
             waited = True
         time.sleep(POLL_SECONDS)
 
 
 def _prepare(out: Path, root: str, now: Source, data: DataSettings) -> None:
-    """Prepare ``out`` for a build of the present state. BusyError if another process builds it."""
+    """Discard an unfinished build of another state, record the present one, and check the space."""
     before = read_source(_building_path(out))
     if before is None or before.digest != now.digest:
         if out.exists():
@@ -299,7 +303,7 @@ def _check_space(out: Path, root: str, now: Source, data: DataSettings) -> None:
     say(f"building {counted(now.files, 'file')}, about {byte_size(needed)} ({byte_size(free)} are free)")
 
 
-def _state(out: Path) -> str:
+def _progress(out: Path) -> str:
     """The progress of a build, in words."""
     building = out / layout.BUILD
     try:

@@ -171,7 +171,7 @@ def test_an_unfinished_build_goes_on_with_other_labels_and_splits(root: Path, tm
     shards = _break_off(root, out, label_from="parent", splits="train=1")
     other = {"label_from": "regex:c(.)", "splits": "train=0.5,val=0.5", "split_by": "parent", "split_seed": 4}
     for refused in ({"task": "0/2"}, {"finalize": True}):
-        with pytest.raises(SettingsError, match="unfinished build of another kind"):
+        with pytest.raises(SettingsError, match="unfinished build with other settings"):
             build_shards(root, out, shard_size=9999, **other, **refused)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="gives no clip a label"):
         build_shards(root, out, shard_size=9999, label_from="regex:nothing")
@@ -222,13 +222,23 @@ def test_a_complete_set_is_left_alone_and_others_refused(root: Path, tmp_path: P
     assert_same(out, tmp_path / "fresh")
 
 
-def test_an_unfinished_build_of_another_kind_is_refused(root: Path, tmp_path: Path) -> None:
+def test_an_unfinished_build_of_other_settings_is_refused(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build_shards(root, out, task="0/2", shard_size=9999)
-    with pytest.raises(SettingsError, match="unfinished build of another kind"):
+    with pytest.raises(SettingsError, match="unfinished build with other settings"):
         build_shards(root, out, shard_size=5000)
     build_shards(root, out, shard_size=5000, overwrite=True)
     assert verify_shards(out, decode=True, source_dir=root) == []
+
+
+def test_overwriting_an_unfinished_build_from_a_refused_source_leaves_no_shards(root: Path, tmp_path: Path) -> None:
+    """Shards without plan or index belong to no build: every later one would refuse the folder."""
+    out = tmp_path / "out"
+    build_shards(root, out, task="0/2", shard_size=9999)
+    with pytest.raises(SettingsError, match="gives no clip a label"):
+        build_shards(root, out, overwrite=True, label_from="regex:nothing")
+    assert list(out.glob("*")) == []
+    build_shards(root, out)
 
 
 def test_finalize_wants_every_shard(root: Path, tmp_path: Path) -> None:

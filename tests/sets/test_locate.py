@@ -20,6 +20,7 @@ from cltt.packing.settings import BuildSettings
 from cltt.sets import locate
 from cltt.sets.locate import locate_shards, shards_name
 from cltt.sets.prune import list_sets
+from cltt.sets.record import describe, to_json
 from cltt.sets.use import in_use
 from cltt.shards import layout
 from tests.helpers import data, video
@@ -71,7 +72,7 @@ def test_a_set_is_reused_until_the_folder_changes_and_kept_then(
     assert located(capsys)[0] == first  # folders alone are compared
     second, said = located(capsys, rescan=True)
     assert second.name.startswith(f"{first.name}@") and "in a/one files have other sizes or times" in said
-    said = f"using the shards in {second}: frames is as it was when they were built\n"
+    said = f"using the shards in {second}: frames shows no change since they were built\n"
     assert located(capsys, rescan=True) == (second, said)
     (folder / "frames/a/one/frame_000029.jpg").unlink()
     third, said = located(capsys)
@@ -173,8 +174,10 @@ def test_three_at_once_build_once(folder: Path) -> None:
 
 
 def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
-    out = Path("shards") / shards_name(str(folder.resolve() / "frames"), BuildSettings())
+    root = str(folder.resolve() / "frames")
+    out = Path("shards") / shards_name(root, BuildSettings())
     with locked_in(out / layout.BUILD, "build.lock"):
+        out.with_name(f"{out.name}.building.json").write_bytes(to_json(describe(root, files=True)))
         waiting = start(folder)
         assert waiting.stdout is not None
         assert str(out) in waiting.stdout.readline()
@@ -187,6 +190,7 @@ def test_who_comes_second_waits_and_takes_over(folder: Path) -> None:
         assert waiting.poll() is None
     output, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 0 and "going on with its build" in output, output
+    assert output.count("building 55 files") == 1, output
     assert ShardDataset(out).num_frames == 55
 
 

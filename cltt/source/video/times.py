@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import av.video.stream
 
 _DURATION = re.compile(r"(\d+):(\d+):(\d+\.?\d*)", re.ASCII)
-SHORT_SECONDS = 1.0  # a video may end this much before the length in its header, as sound often lasts longer
+SHORT_SECONDS = 1.0  # a video may end this much before the length in its header, which is often a little too long
 NO_TIME = -(1 << 63)
 SHORT = "ends before the length in its header"
 # Containers and codecs in which each packet is one frame with its time stamp, unless the packets show otherwise.
@@ -33,15 +33,16 @@ _CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
 
 
 class NotSure(Exception):
-    """Packets may not be one frame each with a valid time stamp; the message says why."""
+    """It is not certain that each packet is one frame with a valid time stamp; the message says why."""
 
 
 def timeline_of(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, max_pixels: int
 ) -> Timeline:
-    """The timeline of a stream whose container has just been opened; reads the whole file.
+    """The timeline of a stream (its frames and their times) whose container has just been opened.
 
-    Pictures of more than ``max_pixels`` are not decoded. Raises InvalidVideo and OSError as ``file.opened`` does.
+    It reads the whole file. Frames of more than ``max_pixels`` are not decoded. Raises InvalidVideo and OSError as
+    ``file.opened`` does.
     """
     try:
         return packet_timeline(container, stream)
@@ -59,8 +60,10 @@ def packet_timeline(container: av.container.InputContainer, stream: av.video.str
     codec = stream.codec_context.codec.canonical_name
     if codec not in _CODECS:
         raise NotSure(f"a packet of {codec} need not be a frame")
-    if codec in ("h264", "hevc") and not (units.is_progressive(stream) and units.length_size(stream)):
-        raise NotSure("pictures may be single fields")
+    if codec in ("h264", "hevc") and not units.length_size(stream):
+        raise NotSure("its packets have start codes, so they may hold several frames")
+    if codec in ("h264", "hevc") and not units.is_progressive(stream):
+        raise NotSure("packets may be single fields, half a frame each")
     packets = _Packets(container, stream)
     if not len(packets.pts):
         raise NotSure("no packet can be read")
@@ -112,7 +115,7 @@ class _Packets:
         self.pts = np.array(pts, np.int64)
         self.hidden = np.array(hidden, bool)
         self.entries = np.flatnonzero(entry)
-        if not len(self.entries):  # begin somewhere: packing leaves out the pictures that the decoder calls bad
+        if not len(self.entries):  # decode from the first key frame or packet; packing leaves out bad frames
             self.entries = np.flatnonzero(key)[:1] if any(key) else np.arange(min(1, len(pts)))
 
 
@@ -123,7 +126,7 @@ def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoS
         yield Note(last, "cut", f"{CUT_OFF}: {packets.break_reason}")
     elif last is not None and (length := _header_seconds(stream)):
         missing = length - last - 1 / float(rate_of(stream))
-        # Fewer packets than the header's frames are no proof: an edit list leaves frames out, but no time is missing.
+        # Fewer packets than the header says are no proof, as an edit list hides frames; then no time is missing.
         fewer = len(packets.pts) < stream.frames and missing > 1 / float(rate_of(stream))
         if fewer or missing > SHORT_SECONDS:
             yield Note(last, "cut", CUT_OFF if fewer else SHORT)
@@ -144,11 +147,12 @@ def _header_seconds(stream: av.video.stream.VideoStream) -> float:
 
 
 def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
-    """The timeline from the times of the packets; NotSure if a group is not later than all groups before it.
+    """The timeline from the times of the packets.
 
-    A group (the packets from one entry to the next) is decoded together. A leading picture comes after its entry in the
-    file but is shown before it. It also refers to the group before: decoding for it begins at that group's entry.
-    If there is no group before, the picture is left out.
+    A group (the packets from one entry to the next, a GOP) is decoded together. A leading frame comes after its entry
+    in the file but is shown before it. It also refers to the group before: decoding for it begins at that group's
+    entry. If there is no group before, the frame is left out. Raises NotSure if a group is not later than all groups
+    before it.
     """
     places: list[Array] = [np.zeros(0, np.int64)]
     entries: list[Array] = [np.zeros(0, np.int64)]
@@ -163,7 +167,7 @@ def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
         if previous < 0:
             lost_head |= bool(leads.any())
             group, stamps, leads = group[~leads], stamps[~leads], leads[~leads]
-        if stamps.min(initial=at) <= latest:
+        if stamps.min(initial=at) <= latest:  # the entry itself may be hidden
             raise NotSure("times step back")
         places.append(group)
         entries.append(np.where(leads, previous, entry))
