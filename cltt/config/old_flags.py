@@ -85,14 +85,14 @@ TWO_VIEWS = Refused(
 LINEAR_EVALUATION = Refused(
     {
         "linear-eval-every": "give --eval-data FOLDER and --eval-every N; instead of 0 leave out --eval-data",
-        "linear-eval-epochs": "the classifier is fitted to the end; for N epochs of SGD, cltt evaluate --probe sgd "
+        "linear-eval-epochs": "the classifier is fitted to convergence; for N epochs of SGD, cltt evaluate --probe sgd "
         "--probe-epochs N",
         "linear-eval-batch-size": "give cltt evaluate --probe sgd --probe-batch-size N",
-        "linear-eval-lr": "give cltt evaluate --probe sgd --probe-lr RATE, the rate for 256 images per step",
+        "linear-eval-lr": "give cltt evaluate --probe sgd --probe-lr RATE, the old rate * 256 / batch size",
         "linear-eval-weight-decay": "leave it out: the penalty is chosen on the val part",
         "linear-eval-max-batches": "give cltt evaluate --max-images N, images per part",
-        "linear-eval-train-fraction": "leave it out: a tenth of train is the val part, and folders train, val and test "
-        "are kept",
+        "linear-eval-train-fraction": "leave it out: folders train, val and test are kept, and data without them are "
+        "split 60/20/20",
         "linear-eval-split-seed": "leave it out: the split is the same in every run",
         "linear-eval-*": "leave it out: cltt evaluate has --probe sgd and --probe-epochs, --probe-lr, "
         "--probe-batch-size",

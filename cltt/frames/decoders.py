@@ -1,7 +1,8 @@
 """Decoding JPEGs into slots: libjpeg-turbo with OpenCV on the CPU, DALI on a GPU.
 
-Both crop before they resize, so they resize only pixels that are stored. They use the same sampling grid: pixels agree
-to within 2/255 on average. The CPU has its own decoder because DALI's resize takes three times as long there.
+A slot holds one frame of the frame memory. Both crop before they resize, so they resize only pixels that are kept. They
+use the same sampling grid: pixels agree to within 2/255 on average. The CPU has its own decoder because DALI's resize
+takes three times as long there.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from cltt.region import Box
 from cltt.source import libjpeg
 
 log = logging.getLogger(__name__)
-_LITTLE_MEMORY = 512 << 20  # bytes; what a decode graph of 128 frames may need
-LookAt = Sequence[Box | None]  # per frame: its box, where the region is taken from boxes; None: it has none
+_LITTLE_MEMORY = 512 << 20  # bytes; what a DALI pipeline ("graph") for 128 frames may need
+LookAt = Sequence[Box | None]  # if the region is taken from boxes: the box of each frame, None for a frame without
 
 
 class Decoder(Protocol):
@@ -38,8 +39,8 @@ class Decoder(Protocol):
     Attributes:
         framing: which part of a frame is stored, and at what size.
         device: the device of the store.
-        job_frames: the number of frames in a call that suits it; a call may have any number.
-        identity: libraries and versions; decoders with equal identity decode a JPEG to equal pixels.
+        job_frames: the best number of frames for one call; any number works.
+        identity: libraries and versions; decoders with equal identity decode a JPEG to equal pixels, unless DALI fails.
     """
 
     framing: Framing
@@ -65,7 +66,7 @@ class CpuDecoder(FrameDecoder):
     ) -> dict[int, str]:
         """As :meth:`Decoder.decode`."""
         failures = {}
-        with quick_kernels:
+        with quick_kernels:  # OpenCV resizes with Intel's kernels inside
             for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
                 try:
                     box = look_at[position] if look_at is not None else None
@@ -76,12 +77,13 @@ class CpuDecoder(FrameDecoder):
 
 
 class DaliDecoder:
-    """Decodes with DALI: ``mixed`` on a GPU; with ``device`` cpu on the CPU (slow, to compare).
+    """Decodes with DALI on a GPU (DALI's device "mixed") or, with ``device`` cpu, on the CPU (slow, to compare).
 
-    One bad JPEG makes DALI's whole batch fail. The CPU then decodes each JPEG to find the bad ones, and the good ones
-    go through another graph. If that fails too, the CPU's pixels are stored, and a generated test JPEG goes through
-    another graph. If DALI decodes the test JPEG, only these frames are affected. If not, DALI does not work on this
-    machine (a library or driver is missing, for example): one warning says so, and the CPU decodes all further frames.
+    One bad JPEG makes DALI's whole call fail. The CPU then decodes each JPEG to find the bad ones, and the good ones
+    go through a new graph. If that fails too, the CPU's pixels are stored, and DALI is tried on a generated JPEG. If it
+    decodes that, it is used further on. If not, DALI does not work on this machine (a library or driver is missing, for
+    example): one warning says so, and the CPU decodes all further frames. A JPEG that is cut short always gets the
+    CPU's pixels.
 
     Raises DataError if DALI finds no memory on the GPU.
     """
@@ -103,7 +105,8 @@ class DaliDecoder:
         self._graphs = DecodeGraphs(self._GRAPHS, make)
         self._cpu = CpuDecoder(framing)
         self._works = True
-        self._cut = lru_cache(maxsize=1024)(partial(_cut, framing))  # a cached method would keep this decoder alive
+        # A cached method would keep this decoder alive.
+        self._geometry = lru_cache(maxsize=1024)(partial(_geometry, framing))
 
     def decode(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
@@ -122,6 +125,7 @@ class DaliDecoder:
     def _decode_part(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt
     ) -> dict[int, str]:
+        """At most ``job_frames`` JPEGs: all by DALI or, if that fails or one is cut short, sorted by the CPU first."""
         # A JPEG cut short makes the hardware decoder hand the whole job to the CUDA decoder, whose pixels differ.
         whole = all(map(_has_end, jpegs))
         if self._works and whole and self._run_or_say_why(jpegs, slots, store, look_at) is None:
@@ -130,16 +134,17 @@ class DaliDecoder:
         failures = self._cpu.decode(jpegs, range(len(jpegs)), on_cpu, look_at)
         cut_short = [k for k, jpeg in enumerate(jpegs) if k not in failures and not _has_end(jpeg)]
         self._write(store, [slots[k] for k in cut_short], [on_cpu.frame(k) for k in cut_short])
-        good = [k for k in range(len(jpegs)) if k not in failures and k not in cut_short]
-        good_slots = [slots[k] for k in good]
-        if not good:
+        for_dali = [k for k in range(len(jpegs)) if k not in failures and k not in cut_short]
+        dali_slots = [slots[k] for k in for_dali]
+        if not for_dali:
             return failures
         if self._works:
-            reason = self._run_or_say_why([jpegs[k] for k in good], good_slots, store, [look_at[k] for k in good])
+            boxes = [look_at[k] for k in for_dali]
+            reason = self._run_or_say_why([jpegs[k] for k in for_dali], dali_slots, store, boxes)
             if reason is None:
                 return failures
-            self._note_failure(reason, len(good))
-        self._write(store, good_slots, [on_cpu.frame(k) for k in good])
+            self._note_failure(reason, len(for_dali))
+        self._write(store, dali_slots, [on_cpu.frame(k) for k in for_dali])
         return failures
 
     def _run_or_say_why(
@@ -168,7 +173,7 @@ class DaliDecoder:
             self._works = False
             log.warning(
                 "DALI does not decode here (%s); from now on frames are decoded on the CPU, which is slower and "
-                "differs by up to 2/255 on average; python -m cltt.doctor says what is missing",
+                "differs by less than 2/255 on average; cltt doctor says what is missing",
                 why,
             )
 
@@ -182,9 +187,9 @@ class DaliDecoder:
         return ""
 
     def _parts(self, jpegs: Sequence[bytes], look_at: LookAt) -> tuple[np.ndarray, ...]:
-        """What :func:`_cut` returns for each JPEG, as int64 [n, 4], [n, 2] and [n, 4]."""
-        cuts = np.array([self._cut(*frame_size(jpeg), box) for jpeg, box in zip(jpegs, look_at, strict=True)])
-        return cuts[:, :4], cuts[:, 4:6], cuts[:, 6:]
+        """What :func:`_geometry` returns for each JPEG, as int64 [n, 4], [n, 2] and [n, 4]."""
+        numbers = np.array([self._geometry(*frame_size(jpeg), box) for jpeg, box in zip(jpegs, look_at, strict=True)])
+        return numbers[:, :4], numbers[:, 4:6], numbers[:, 6:]
 
     def _write(self, store: FrameStore, slots: Sequence[int], frames: torch.Tensor | list[torch.Tensor]) -> None:
         """Copy frames [h, w, 3] into slots; ``frames`` may be freed when this returns."""
@@ -210,17 +215,18 @@ def _may_write_together(rows: torch.Tensor) -> bool:
     return rows.is_contiguous() or not torch.are_deterministic_algorithms_enabled()
 
 
-def _cut(framing: Framing, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
+def _geometry(framing: Framing, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
     """What to store of a JPEG (4 numbers), at what size (2), and what stays clear (4).
 
-    The last is the part of the stored frame that the region's effect, such as blur, does not change; zeros without one.
+    The last is the part of the stored frame that the region's effect, such as blur, does not change; zeros if it
+    has none.
     """
     clear = framing.clear(height, width, look_at) or (0, 0, 0, 0)
     return *framing.box(height, width, look_at), *framing.stored_size(height, width), *clear
 
 
 def _has_end(jpeg: bytes) -> bool:
-    """Whether the end marker is in the last 1024 bytes, so that the JPEG is not cut short."""
+    """Whether the JPEG is whole: its end marker is in the last 1024 bytes."""
     return b"\xff\xd9" in jpeg[-1024:]
 
 

@@ -1,6 +1,7 @@
 """The threads of a loader: one plans ahead, the others read and decode.
 
-The planner goes through the steps of an epoch, gives every frame a slot and queues jobs. The workers read and decode
+The planner goes through the steps of an epoch, gives each frame a slot of the frame memory (on a CPU, frames that are
+kept in main memory need none) and queues jobs. The workers read and decode
 into the slots. The consumer takes the steps in order. An error in a thread is raised in the consumer's :meth:`take`: a
 CLTTError as it is, any other as the cause of a RuntimeError.
 """
@@ -19,11 +20,12 @@ import numpy as np
 from cltt.errors import CLTTError, SettingsError
 from cltt.loader.slots import BlockUses, SlotTable, StepUses
 
-# Only the next two steps may evict frames that are needed again. Steps further ahead take slots of other frames.
+# Only the next two steps may take the slot of a frame that is needed again; steps further ahead wait for other slots.
 EVICT_AHEAD = 2
-# Most steps planned ahead. Kept frames need no slots, so the number of slots would be no bound for them.
+# At most this many steps are planned ahead. Kept frames need no slots, so the number of slots would be no bound.
 MOST_AHEAD = 1024
-# A chunk is complete at this many frames. They are sorted, so that one read covers neighbours, and cut into jobs.
+# A chunk with this many frames is queued without waiting for more steps. Its frames are sorted, so that one read covers
+# neighbours, and divided into jobs.
 CHUNK_FRAMES = 256
 # Seconds that close() waits for the threads to end.
 CLOSE_TIMEOUT = 3.0
@@ -80,11 +82,11 @@ class Prefetcher:
     """Plans and decodes the steps from ``start`` to the end of an epoch ahead of the consumer.
 
     Args:
-        blocks: yields the uses of each block in turn, beginning with the block of ``start``.
+        blocks: for each block in turn, which frames its steps need; the first is the block of ``start``.
         fetch: ``fetch(frames, slots)`` reads and decodes; called by ``threads`` threads at once.
         table: slots, all free.
         start: first step.
-        job_frames: most frames per call of ``fetch``.
+        job_frames: the largest number of frames per call of ``fetch``.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class Prefetcher:
         return bool(shared.stopped or shared.failure or (shared.steps and not shared.steps[0].chunk.jobs_left))
 
     def release(self, step: int) -> None:
-        """Free the slots of ``step``; call it when its batch has been gathered."""
+        """The batch of ``step`` has been gathered: its slots are free, unless their frames are needed again."""
         with self._shared.changed:
             self._shared.consumed = step + 1
             self._shared.changed.notify_all()
@@ -208,7 +210,7 @@ class Prefetcher:
 
     def _publish(self, steps: list[PlannedStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
         order = np.argsort(frames)
-        parts = np.array_split(order, max(1, -(-len(order) // self._job_frames)))
+        parts = np.array_split(order, max(1, -(-len(order) // self._job_frames)))  # one job at least, maybe empty
         with self._shared.changed:
             chunk.jobs_left = len(parts)
             self._shared.steps.extend(steps)
@@ -221,8 +223,8 @@ class Prefetcher:
 class PendingChunk:
     """Collects the fresh frames of consecutive steps.
 
-    They are published after 1, 2, 4 ... steps, at CHUNK_FRAMES frames, or when the planner must wait for slots. The
-    first step is published alone, so that the first batch is ready early.
+    Chunks of 1, 2, 4 ... steps are queued for the workers; a chunk ends earlier at CHUNK_FRAMES frames, or when the
+    planner must wait for slots. The first step is queued alone, so that the first batch is ready early.
     """
 
     def __init__(self, publish: Callable[[list[PlannedStep], np.ndarray, np.ndarray, Chunk], None]) -> None:

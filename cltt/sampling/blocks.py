@@ -1,8 +1,9 @@
 """One block of an epoch: its windows, sorted into chains and assigned to steps.
 
-Two windows of one clip conflict if their starts are less than ``gap`` frames apart. A chain is a list of windows of one
-clip in rising order of start. Windows of different chains never conflict. ``max_conflicts`` (d) of a block is the
-largest number of its windows of one clip that start within ``gap`` frames.
+Two windows of one clip conflict if their starts are less than ``gap`` = span + min_gap frames apart. A chain is a list
+of windows of one clip in rising order of start, each in conflict with the one before. Windows of different chains never
+conflict. ``max_conflicts`` (d) of a block is the largest number of its windows of one clip that start within ``gap``
+frames; 1 if none conflict.
 
 In a chain, two windows d or more positions apart do not conflict: otherwise they and the windows between them would be
 d+1 windows that start within ``gap`` frames. :mod:`cltt.sampling.dealing` puts windows of one step at least d positions
@@ -33,8 +34,8 @@ class Spacing:
         num_blocks: number of blocks that the windows of one clip are spread over. Two windows of one run are almost
             always in one block, two other windows of the clip with probability 1/num_blocks. So that both kinds of
             pair share a batch equally often over the epochs, a pair of one run counts only 1/num_blocks where another
-            pair counts 1. The number of pairs that should share a step is the sum over all pairs that do not conflict,
-            divided by the steps of the block.
+            pair counts 1. The number of pairs of one chain that should share a step is the sum of these counts over its
+            pairs that do not conflict, divided by the steps of the block.
     """
 
     gap: int
@@ -48,10 +49,10 @@ class Chains:
     Attributes:
         windows: int64 [n], sorted.
         lengths: windows of each chain, int64 [chains].
-        max_conflicts: the most windows of one clip that start within ``gap`` frames.
+        max_conflicts: the most windows of one clip that start within ``gap`` frames; 1 if none conflict.
         far_pairs: pairs of windows of one chain that do not conflict.
-        far_in_runs: far pairs whose two windows are of the same run (a lower bound where the windows of some clips
-            are thinned out).
+        far_in_runs: far pairs whose two windows are of the same run (a lower bound where
+            ``max_windows_per_clip`` leaves out windows of some clips).
     """
 
     def __init__(self, index: WindowIndex, segments: Segments, spacing: Spacing) -> None:
@@ -76,9 +77,9 @@ class Chains:
 class Block:
     """The windows of a block, assigned to steps so that no step holds a conflict.
 
-    ``segments`` hold ``num_rows * num_steps`` windows. Their shuffled chains, end to end, are rotated by a random
-    number of windows and then cut into rows. A chain that the rotation divides continues from the end of the last
-    row at the beginning of the first; the assignment keeps these windows apart, too.
+    ``shape`` is (B rows, K steps); ``segments`` hold B * K windows. Their shuffled chains, end to end, are rotated by a
+    random number of windows and then cut into rows. A chain that the rotation divides continues from the end of the
+    last row at the beginning of the first; the assignment keeps these windows apart, too.
 
     Attributes:
         chains: the block's windows in chains.
@@ -111,18 +112,18 @@ class Block:
 
 
 class FreeBlock:
-    """A block of single windows without conflicts.
+    """A block where runs are single windows and no two windows conflict.
 
-    ``layout`` gives them in random order already, so they need no chains and no groups.
+    ``sequence`` has them in random order already, from position ``low`` on, so they need no chains and no groups.
     """
 
-    def __init__(self, layout: SingleWindows, low: int, num_steps: int, seeds: np.random.SeedSequence) -> None:
-        self._layout, self._low = layout, low
-        self._slot = shuffled(num_steps, seeds)
+    def __init__(self, sequence: SingleWindows, low: int, num_steps: int, seeds: np.random.SeedSequence) -> None:
+        self._sequence, self._low = sequence, low
+        self._column = shuffled(num_steps, seeds)  # of each step
 
     def windows(self, steps: Any, rows: np.ndarray) -> np.ndarray:
         """Window ids of ``rows`` at ``steps``, broadcast: int64. Step 0 is the block's first."""
-        return self._layout.windows(self._low + self._slot[steps] + rows * len(self._slot))
+        return self._sequence.windows(self._low + self._column[steps] + rows * len(self._column))
 
 
 def max_conflicts_bound(index: WindowIndex, segments: Segments, spacing: Spacing) -> int:

@@ -1,18 +1,20 @@
 """Assigns the positions of a block to steps, so that no step holds windows in conflict.
 
-A block holds B*K windows in B rows of K positions. Every step takes one position of every row. Windows in conflict lie
-less than d positions apart in the block (d is the block's ``max_conflicts``), also across the end of a row. The rules:
+A block holds B*K windows in B rows of K positions. Every step takes one position of every row. Positions are counted
+through the block, row after row, and on from its end to its beginning. Windows in conflict lie less than d positions
+apart (d is the block's ``max_conflicts``), also if a row ends between them. The rules:
 
 - Each row is cut into q stretches of m = K//q or m+1 positions, with m >= d. (If K < d, there is one stretch, and
   conflicts may remain: ``EpochPlan.overlaps``.)
-- Each stretch is divided into groups of at most m-d+1 neighbouring positions. A stretch of m+1 has one position more,
-  in its last group, which may exceed this limit by one. All stretches of all rows are divided alike: each group has
-  positions in every stretch. Two positions of one group in different stretches are at least d positions apart.
-- A group has as many steps as it has positions in a row. Each row assigns its positions of the group to these steps
-  at random, one position per step.
-- Before that, each stretch moves to a random row of a small set of neighbouring rows. So two windows that were in one
-  row, in different stretches, can share a step. If the number of sets is a multiple of the world size, a rank takes
-  whole sets, and runs are split between ranks only at the ends of its rows.
+- Each stretch is cut into pieces of at most m-d+1 neighbouring positions, all stretches of all rows alike; in a stretch
+  of m+1 the last piece has one position more, and may exceed this limit by one. Group g is piece g of every stretch.
+  Two positions of one group in different stretches are at least d positions apart.
+- A group has as many steps, chosen at random, as it has positions in a whole row, all its stretches together. Each row
+  assigns its positions of the group to these steps at random, one position per step.
+- Before that, the rows of a small set of neighbouring rows exchange their stretches at random; a stretch keeps its
+  place in the row. So two windows that were in one row, in different stretches, can share a step. If the number of
+  sets is a multiple of the world size, a rank takes whole sets, and runs are split between ranks only before a rank's
+  first row and after its last.
 
 Two windows of one step therefore belong to the same group of different stretches and are at least d positions apart.
 
@@ -38,9 +40,9 @@ from cltt.sampling.permutation import shuffled, shuffled_in_groups
 # Rows in a set: 4 to 16, mostly about 8 (all rows if there are fewer than 4). From 32 rows on, world sizes of 2, 4 and
 # 8 divide the number of sets.
 _LEAST_ROWS, _ROWS, _SETS = 4, 8, 8
-# As few stretches as possible are taken: the number of pairs that share a step may differ from the wanted one by this.
+# The fewest stretches are taken with which the number of pairs that share a step is this close to the wanted number.
 TOLERANCE = Fraction(1, 10)
-_PARTS = 64  # probabilities are integers, in units of 1/64
+_PARTS = 64  # the probability that two stretches lie in one set of rows is counted in 64ths
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,16 @@ class Stretches:
 
         The probability that two positions D apart are in one group is 1 where D is a multiple of the stretch's length.
         It falls linearly with the distance from that multiple, and is 0 at one group's width. The multiple 0 is left
-        out: near it both windows are in one stretch,
-        and windows of one stretch never share a step. In a group, each position takes every step of the group with the
-        same probability. If both stretches lie in one set of rows, they move to the same row with probability
-        1/rows_in_set, and the pair does not share a step. Stretches with the same number in two rows never move to the
-        same row.
+        out: near it both windows are in one stretch, and windows of one stretch never share a step. A group has
+        width * count steps, so two of its positions share a step with probability 1/(width * count). If both stretches
+        lie in one set of rows, they move to the same row with probability 1/rows_in_set; then the pair shares no step.
+        Stretches with the same number in two rows never move to the same row.
         """
         width = -(-self.size // self.groups)
         apart = np.arange(len(pairs))
-        stretches, beyond = np.divmod(apart * self.count, self.num_steps)  # beyond: in units of 1/count positions
+        # D lies between two multiples of a stretch's length; away: its distance from each, in units of 1/count
+        # positions. lost: of the pairs in one group, those in one set of rows.
+        stretches, beyond = np.divmod(apart * self.count, self.num_steps)
         in_one_set = np.maximum(_PARTS - apart * _PARTS // (rows_in_set * self.num_steps), 0)
         met = lost = 0
         for number, away in ((stretches, beyond), (stretches + 1, self.num_steps - beyond)):
@@ -109,8 +112,9 @@ def choose_stretches(
 
     About is within a tenth; if no number of stretches comes that close, the closest is taken. Few stretches have wide
     groups, so different pairs share a step in each epoch, but they keep windows of a short chain apart. Many stretches
-    let windows of a chain share a step, but only at distances near a multiple of the stretch, so the same pairs do so
-    in every epoch (benchmarks/NOTES.md has the figures). The arithmetic is exact, so every machine chooses the same.
+    let windows of a chain share a step, but only at distances near a multiple of the stretch, so a pair that shares one
+    does so again in the next epoch far more often than by chance (figures: benchmarks/NOTES.md). The arithmetic is
+    exact, so every machine chooses the same.
 
     Args:
         num_steps: K.
@@ -143,21 +147,22 @@ class Dealing:
     """
 
     def __init__(self, stretches: Stretches, num_rows: int, seeds: np.random.SeedSequence) -> None:
-        moves, turns, steps = seeds.spawn(3)
+        moves, positions, steps = seeds.spawn(3)
         self._stretch, group = stretches.of_positions()
         sets = np.arange(num_rows) * _number_of_sets(num_rows) // num_rows
         self._source_row = shuffled_in_groups(sets, stretches.count, moves).astype(np.int32)  # [stretch, row]
-        self._position = shuffled_in_groups(group, num_rows, turns).astype(np.int32)  # [row, K]
-        self._slot = shuffled(stretches.num_steps, steps)
+        # [row, column]: the row's positions, each group shuffled; the columns of a group follow each other.
+        self._position = shuffled_in_groups(group, num_rows, positions).astype(np.int32)
+        self._column = shuffled(stretches.num_steps, steps)  # of each step
 
     def positions(self, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Positions in the block (0 to B*K-1) of ``rows`` at ``steps``, broadcast: int64."""
-        position = self._position[rows, self._slot[steps]]
-        return self._source_row[self._stretch[position], rows] * len(self._slot) + position
+        position = self._position[rows, self._column[steps]]
+        return self._source_row[self._stretch[position], rows] * len(self._column) + position
 
 
 def _number_of_sets(num_rows: int) -> int:
-    """Number of sets: a power of two, at most 8; from 64 rows on, 8 per full 64 rows."""
+    """Number of sets: below 64 rows a power of two, at most 8; from 64 rows on, 8 per full 64 rows."""
     power_of_two = 1 << (max(1, num_rows // _LEAST_ROWS).bit_length() - 1)
     return min(power_of_two, _SETS * max(1, num_rows // (_SETS * _ROWS)))
 

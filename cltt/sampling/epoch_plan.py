@@ -1,9 +1,9 @@
 """The order of an epoch: window ids of any step, from (seed, epoch, step) alone.
 
-The order is the same for any number of ranks. An epoch draws windows in runs that share frames. About ``depth`` steps
-form a block and share its runs, so a loader decodes each frame once per block. Within a block, windows are assigned to
-steps so that no batch holds two windows of one clip that overlap in time, if the epoch has enough steps
-(``EpochPlan.overlaps``). docs/order.md explains it with a picture.
+The order is the same for any number of ranks. An epoch takes windows run by run; the windows of a run share frames.
+About ``depth`` steps form a block and share its runs, so a loader decodes each frame once per block. Within a block,
+windows are assigned to steps so that no batch holds two windows of one clip that overlap in time, if the epoch has
+enough steps (``EpochPlan.overlaps``). docs/order.md explains it with a picture.
 
 Legend: N windows; B windows per batch over all ranks; b = B/world_size; S = N//B steps; K steps per block.
 """
@@ -32,29 +32,32 @@ DEFAULT_DEPTH = 128
 # than 32 windows leave too few runs per block to mix.
 WINDOWS_PER_SHARED_FRAME, MOST_WINDOWS_PER_RUN = 5, 32
 WINDOWS_PER_RUN_OF_DRAWN_STEPS = 20  # where frame_step is a range: windows share frames only by chance
-# frames_per_block is exact if windows * window_size is at most this, else estimated from this many blocks.
+# frames_per_block is exact up to EXACT_FRAMES windows * window_size. Above, unless ``run`` is 1, it is estimated from
+# SAMPLED_BLOCKS blocks.
 EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 
 
 class EpochPlan(EpochWindows):
     """The windows of each step of one epoch, with random access to any step.
 
-    It keeps a table of runs, the two blocks used last and the frame uses of the four used last.
+    It keeps a table of runs (none where each run is one window), the last two blocks and the last four results of
+    ``block_uses``.
 
     Args:
         index: the windows.
         batch_size: B, windows per step over all ranks.
         seed, epoch: integers from 0 to 2**64-1; each pair gives another order.
-        min_gap: minimum number of frames between two windows of one clip in a batch; 0: they only do not overlap.
+        min_gap: minimum number of frames between two windows of one clip in a batch; 0: one may begin where the other
+            ends.
         depth: fewest steps of a block; None: 128. An epoch is cut into blocks of nearly equal length, of fewer than
-            2 * depth steps, or longer where keeping windows apart needs it. A larger depth saves decoding and costs
-            frame memory.
-        run: windows per run; None: 5*(T-1), at most 32, and 20 where frame_step is a range. It is 1 where no windows
-            share frames.
-        clips_per_block: C > 0: clips are shuffled and grouped by C in each epoch, and a block takes its windows from at
-            most two groups, so batches hold more windows of fewer clips. For that, blocks may be shorter than
-            ``depth``. A block holds more than 2C clips only where one batch does, or where keeping windows apart needs
-            longer blocks. 0: windows of a block come from all clips.
+            2 * depth steps; longer where keeping windows apart needs it, one block if the epoch is shorter. A larger
+            depth saves decoding and costs frame memory.
+        run: most windows of a run; None: 5*(T-1), at most 32, and 20 where frame_step is a range. Where no windows
+            share frames it is 1, whatever is given.
+        clips_per_block: C > 0: clips are divided at random into groups of at most C in each epoch, and a block takes
+            its windows from at most two groups, so batches hold more windows of fewer clips. For that, blocks may be
+            shorter than ``depth``. A block holds more than 2C clips only where a single batch does already, or where
+            keeping windows apart needs longer blocks. 0: windows of a block come from all clips.
 
     Attributes:
         index, batch_size, seed, epoch, min_gap, depth, run, clips_per_block: as given, or what None stands for.
@@ -178,9 +181,9 @@ class EpochPlan(EpochWindows):
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
         """The largest number of distinct frames of the rank in any block.
 
-        A cache of this size decodes each frame once per block. The number is exact if windows * window_size is at most
-        4 million. Above, it is an upper bound where ``run`` is 1, as if no frame were shared. Else it is an estimate:
-        the most in 64 blocks spread over the epoch, plus 1/64.
+        A frame memory that holds so many decodes each frame once per block; the loader takes two blocks. The number is
+        exact if windows * window_size is at most 4 million. For more it is an upper bound if ``run`` is 1 (as if no
+        frame were shared), and otherwise an estimate: the most in 64 blocks spread over the epoch, plus 1/64.
         """
         rows = self._rows(rank, world_size)
         exact = len(self.index) * self.index.window_size <= EXACT_FRAMES
@@ -214,7 +217,7 @@ class EpochPlan(EpochWindows):
         return range(block * self._num_steps // self.num_blocks, (block + 1) * self._num_steps // self.num_blocks)
 
     def state_dict(self, step: int = 0) -> dict[str, int | str | None]:
-        """State before ``step`` (0..len): epoch, step and all that the order depends on, as ints and strings."""
+        """State before ``step`` (0..len): epoch, step and all that the order depends on."""
         return self._state.saved(self.epoch, require_int("step", step, 0, len(self) + 1))
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -256,8 +259,8 @@ class EpochPlan(EpochWindows):
 
         It begins with blocks of ``depth`` steps. Their number is doubled until each takes windows from at most two clip
         groups, then halved until all blocks fit: none has a ``max_conflicts`` larger than its number of steps. Blocks
-        of max(depth, steps_needed) steps always fit. So the halving stops at the number of such blocks in the epoch, or
-        at one.
+        of at least steps_needed steps always fit, so the halving stops at the latest with blocks of
+        max(depth, steps_needed) steps, or with one block.
         """
         self.num_blocks = max(1, len(self) // self.depth)
         while self._clip_groups and self.num_blocks < len(self) and not self._hold_two_groups(self._clip_groups):
@@ -331,7 +334,7 @@ class EpochPlan(EpochWindows):
 
     def _counted_overlaps(self) -> int:
         """The value of ``overlaps``, with a warning if it is not 0."""
-        # A block that fits holds no overlaps. Several blocks are made so that all fit, so only a single one may not.
+        # A block that fits holds no overlaps. If there are several blocks, all fit (_most_blocks).
         if len(self) // self.num_blocks >= self._steps_needed or self._fits(0, len(self)):
             return 0
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))
@@ -340,8 +343,9 @@ class EpochPlan(EpochWindows):
                 f"some batches hold windows of one clip that begin less than {self._gap} frames apart (span + "
                 f"min_gap), so that frames of one moment are negatives ({counted(total, 'pair')}; EpochPlan.overlaps): "
                 f"{counted(len(self.index), 'window')} make {counted(len(self), 'batch', 'batches')} of "
-                f"{self.batch_size}, and keeping them apart takes {self._steps_needed}. Take a smaller batch_size; or "
-                "a smaller frame_step, a larger window_stride, fewer windows per clip, or more clips",
+                f"{self.batch_size}, and keeping the windows of a clip apart takes {self._steps_needed}. Take a "
+                "smaller batch_size; or a smaller frame_step, a larger window_stride, fewer windows per clip, more "
+                "clips",
                 stacklevel=3,
             )
         return total
@@ -353,9 +357,9 @@ class EpochPlan(EpochWindows):
 
 
 def _too_short(index: WindowIndex) -> str:
-    """The end of a clause on how many clips give no window; "" if all do."""
+    """The end of a clause on how many clips give no window; "" if there are none."""
     short = int((index.windows_per_clip == 0).sum())
     if not short:
         return ""
     clips = f"{short:,} of {counted(len(index.clips), 'clip')}"
-    return f", as {clips} have fewer than the {index.span} frames of a window (a smaller frame_step uses more clips)"
+    return f", as {clips} are shorter than the {index.span} frames that a window spans (a smaller frame_step uses more)"

@@ -3,7 +3,8 @@
 Legend: p (``distance``) is the index offset between windows that share the most frames, see
 ``WindowIndex.sharing_distance``. A clip has p phases: windows j, j+p, j+2p, ... A run is up to ``windows_per_run``
 consecutive windows of one phase. The runs of a phase are as equal in length as possible. All runs, laid end to end in
-random order, are the sequence of the epoch. A position is the index of a window in this sequence, from 0 to N-1.
+random order and rotated by a random number of windows, are the sequence of the epoch. A position is the index of a
+window in this sequence, from 0 to N-1.
 """
 
 from __future__ import annotations
@@ -87,10 +88,10 @@ class RunTable:
         in_long = num_long * self._runs_in(long)
         is_long = run < in_long
         length = np.where(is_long, long, short)
-        parts = self._runs_in(length)
-        phase, part = np.divmod(np.where(is_long, run, run - in_long), parts)
+        in_phase = self._runs_in(length)
+        phase, number = np.divmod(np.where(is_long, run, run - in_long), in_phase)  # number of the run in its phase
         phase += np.where(is_long, 0, num_long)
-        begin, end = part * length // parts, (part + 1) * length // parts
+        begin, end = number * length // in_phase, (number + 1) * length // in_phase
         return Segments(self._first_window[clip] + phase + begin * distance, end - begin, distance)
 
     def lengths(self) -> np.ndarray:
@@ -102,8 +103,11 @@ class RunTable:
         return lengths
 
     def _phases(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Per clip: number of phases, windows per short and per long phase, number of long phases."""
-        short, num_long = np.divmod(self._windows[clip], self._distance[clip])  # long phases come first
+        """Per clip: number of phases, windows per short and per long phase, number of long phases.
+
+        A long phase has one window more. Long phases come first.
+        """
+        short, num_long = np.divmod(self._windows[clip], self._distance[clip])
         return self._distance[clip], short, short + 1, num_long
 
     def _runs_in(self, windows: np.ndarray) -> np.ndarray:
@@ -128,9 +132,9 @@ class ClipGroups:
         return self._num_groups
 
     def most_between(self, bounds: np.ndarray, begin: int) -> int:
-        """The most groups that have windows between two neighbouring positions of ``bounds``.
+        """The largest number of groups that have windows between two neighbouring ``bounds`` (rising positions).
 
-        The sequence is rotated by ``begin`` windows. A group that the rotation divides counts once at each end.
+        The sequence is rotated by ``begin`` windows. A group that this divides lies at both ends and counts at each.
         """
         ends = np.sort((self._ends - begin) % self._ends[-1])
         inside = np.searchsorted(ends, bounds[1:], side="left") - np.searchsorted(ends, bounds[:-1], side="right")
@@ -142,7 +146,7 @@ class ShuffledRuns:
 
     It stores the order of the runs and the position of every 64th run. The sequence begins at a random window, often in
     the middle of a run; the part of that run before it is the end of the sequence. An epoch leaves out the last few
-    positions: if the sequence began with a whole run, these would always be the end of a run.
+    positions: if the sequence began with a whole run, only windows at the end of a run would ever be left out.
 
     With ``group_of_clip``, int64 [clips with windows], runs are shuffled within groups of clips only, and the groups
     follow each other in the order of their numbers.
@@ -156,7 +160,7 @@ class ShuffledRuns:
         index: WindowIndex,
         windows_per_run: int,
         seeds: np.random.SeedSequence,
-        shift: np.random.SeedSequence,
+        rotation: np.random.SeedSequence,
         group_of_clip: np.ndarray | None = None,
     ) -> None:
         self._table = RunTable(index, windows_per_run)
@@ -166,14 +170,14 @@ class ShuffledRuns:
         else:
             order = shuffled_in_groups(np.repeat(group_of_clip, np.diff(self._table.first_run)), 1, seeds)[0]
         order = order.astype(np.int32 if len(lengths) < 2**31 else np.int64)
-        begin = self.begin = random_below(len(index), shift)
+        begin = self.begin = random_below(len(index), rotation)
         ends = np.cumsum(lengths[order])
         divided = int(np.searchsorted(ends, begin, side="right"))
         skipped = begin - int(ends[divided]) + int(lengths[order[divided]])
         del ends
         self._runs = np.concatenate([order[divided:], order[: divided + 1]])
         windows = np.add.reduceat(lengths[self._runs], np.arange(0, len(self._runs), _STRIDE), dtype=np.int64)
-        self._begins = np.cumsum(windows) - windows - skipped  # of runs 0, 64, ...; run 0 begins at -skipped
+        self._begins = np.cumsum(windows) - windows - skipped  # of the 1st, 65th, ... run; the 1st is the divided one
 
     def segments(self, low: int, high: int) -> Segments:
         """The runs and parts of runs at positions ``low`` to ``high-1``."""

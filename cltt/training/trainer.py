@@ -3,11 +3,12 @@
 It builds no objects: the factory passes them in.
 
 Every step depends only on the state that a checkpoint holds (weights, optimizer, schedule, position in the epoch plan,
-random states, history). A run that is killed and resumed therefore makes the same steps as an uninterrupted one.
+random states, history, and what the loss remembers). A run that is killed and resumed therefore makes the same steps as
+an uninterrupted one.
 
 The loss is checked before the update, without leaving the GPU idle: its copy to the host starts right after the forward
-pass, the backward pass is queued behind it, and only then does the host wait for the copy. With sub-batches the copy
-follows the backward pass.
+pass, the backward pass is queued behind it, and only then does the host wait for the copy. With sub-batches
+(:mod:`cltt.training.grad_cache`) the copy follows the backward pass.
 
 Before each step, when each rank has its batch or knows that it gets none, the ranks agree whether to save and whether
 to stop. A rank whose data cannot be read would otherwise leave the others waiting in the middle of a step. The exchange
@@ -72,7 +73,7 @@ class Saver:
         store: writes the checkpoints (None on ranks other than 0).
         minutes: also save within an epoch after this many minutes (0: only at the end of epochs).
         extra: saved with every checkpoint: settings, fingerprint of the data.
-        saved_at: (epoch, step) of the last save, or of the start of this process; no save is needed there.
+        saved_at: (epoch, step) of the last save, or at which this process started; a second save there is left out.
     """
 
     store: CheckpointStore | None
@@ -108,8 +109,8 @@ class Trainer:
 
     Attributes:
         model: ContrastiveModel, in DistributedDataParallel if there are several ranks.
-        loss_fn: ``(z [b, T, D]) -> scalar``, the same on every rank. If ``places`` is given, it is called with
-            ``(z, clip_ids, places)``. Its ``state_dict()`` is saved and restored if it is not empty.
+        loss_fn: ``(z [b, T, D]) -> scalar``; all ranks get the same value. If ``places`` is given, the loss is called
+            with ``(z, clip_ids, places(window_ids))``. Its ``state_dict()`` is saved and restored if it is not empty.
         optimizer: updates the parameters of ``model``.
         scheduler: stepped once per epoch or, if ``optim.moves_every_step``, after every step.
         loader: batches of this rank.
@@ -117,11 +118,11 @@ class Trainer:
         stop: requests to stop, checked before every step and while the loop waits for a batch.
         device: device of the model.
         optim: epochs, batches per epoch, gradient clipping, sub-batches.
-        run_dir: folder for ``nonfinite.json``.
+        run_dir: folder of the run; a step whose loss or gradient is NaN or infinite is described in it
+            (``nonfinite.json``).
         autocast: dtype of the model's autocast (None: off).
-        places: ``(window ids [b]) -> [b, T]``, the position of each frame in its clip: in time or, for shuffled frames,
-            in the order that windows are cut from. If given, the loss ignores pairs of windows that overlap in these
-            places.
+        places: ``(window ids [b]) -> [b, T]``: frame ids or, with shuffled frames, positions after the shuffle. If
+            given, frames of two overlapping windows of a clip are not negatives of each other.
         history: rows of the run so far; the trainer appends to it.
         evaluate: ``() -> row`` of an evaluation ({}: it failed; None: a stop was requested). Called on every rank
             after every ``eval_every``-th epoch and the last one, once the epoch is saved.
@@ -167,7 +168,7 @@ class Trainer:
         self.model.train()
         asked = Request.NOTHING
         with self.stop.deferred():
-            if self._evaluation_due:  # of the last finished epoch: the run may have been stopped during it
+            if self._evaluation_due:  # the run may have been stopped while it evaluated its last epoch
                 asked = self._evaluate()
                 self.on_epoch()
             while self.history.epoch < self.optim.epochs and not asked.stops:
@@ -175,10 +176,10 @@ class Trainer:
             self.saver.wait()
         return asked
 
-    def state_dict(self, place: dict[str, Any] | None = None) -> dict[str, Any]:
+    def state_dict(self, loader_state: dict[str, Any] | None = None) -> dict[str, Any]:
         """Everything the next step depends on. A collective: all ranks must call it together.
 
-        ``place``: the loader's state from before a batch that no step has used yet; None: its state now.
+        ``loader_state``: from before the batch that was taken but not trained on; None: the loader's state now.
         """
         loss = self.loss_fn.state_dict()
         return {
@@ -186,7 +187,7 @@ class Trainer:
             "model": without_ddp(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "loader": place or self.loader.state_dict(),
+            "loader": loader_state or self.loader.state_dict(),
             "history": self.history.state_dict(),
             "random": distributed.all_gather_objects(random_state(self.device)),
         }
@@ -210,11 +211,11 @@ class Trainer:
         """Make the remaining steps of this epoch and end it; returns NOTHING or a request to stop."""
         batches = iter(self.loader)
         for _ in range(self.history.step, self.steps_per_epoch):
-            place = self.loader.state_dict()
+            before = self.loader.state_dict()
             batch = self._next(batches)
             asked = self._agree(batch)
             if asked is not Request.NOTHING:
-                self._save(place)
+                self._save(before)
             if batch is None or asked.stops:
                 return asked
             loss = self._step(batch)
@@ -302,8 +303,8 @@ class Trainer:
 
     def _check_norm(self) -> None:
         if self._norm is not None:
-            (norm, step), self._norm = self._norm, None
-            check_finite("gradient norm", norm.read(), step)
+            (norm, place), self._norm = self._norm, None
+            check_finite("gradient norm", norm.read(), place)
 
     def _end_epoch(self) -> Request:
         if not self.optim.moves_every_step:
@@ -328,16 +329,16 @@ class Trainer:
         assert self.evaluate is not None
         row = self.evaluate()
         self.model.train()
-        if row is None:
+        if row is None:  # without a batch, this rank asks all to stop
             return self._agree(None)
         if row:
             self.history.add_evaluation(row)
             self._save(again=True)
         return Request.NOTHING
 
-    def _save(self, place: dict[str, Any] | None = None, *, again: bool = False) -> None:
+    def _save(self, loader_state: dict[str, Any] | None = None, *, again: bool = False) -> None:
         """Save, unless this step is saved already and ``again`` is False."""
         self._check_norm()
         epoch, step = self.history.epoch, self.history.step
         if again or self.saver.saved_at != (epoch, step):
-            self.saver.save(self.state_dict(place), epoch=epoch, step=step)
+            self.saver.save(self.state_dict(loader_state), epoch=epoch, step=step)
