@@ -1,11 +1,12 @@
 """One contender of ``benchmarks.loader_before``, run with a checkout's folder as PYTHONPATH: ``SHARDS CASE``.
 
 CASE is JSON: image_size, dtype, augment, stride. Each line on standard input is answered by one epoch: its windows per
-second and its CPU milliseconds per window. Only names that are the same in every version since 0.1.0 are used.
+second and its CPU milliseconds per window, with no frames kept. Only names that are the same in every version since 0.1.0 are used.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import resource
 import sys
@@ -26,6 +27,8 @@ def make_loader(shards: str, image_size: int, dtype: str, augment: str, stride: 
     index = WindowIndex(np.array(dataset.clip_lengths), T, STEP, stride)
     # Raw bytes are a view of channels-last memory, as the network's road takes them.
     look: dict[str, Any] = {"dtype": getattr(torch, dtype), "channels_last": dtype == "uint8"}
+    if "keep_bytes" in inspect.signature(WindowLoader).parameters:
+        look["keep_bytes"] = 0  # 0.1.0 decodes in every epoch
     return WindowLoader(
         dataset, index, BATCH, image_size=image_size, augment=augment, device="cpu", num_threads=THREADS, **look
     )

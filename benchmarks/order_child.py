@@ -9,6 +9,7 @@ every version since 0.1.0 are used, but for the rooms of two modules.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import itertools
 import json
 import sys
@@ -40,6 +41,8 @@ def whole_blocks(plan: EpochPlan) -> int:
 def run_loader(dataset: ShardDataset, index: WindowIndex) -> dict[str, int]:
     """Windows handed out, and frames decoded for them and ahead of them."""
     look: dict[str, Any] = {"image_size": 224, "device": "cpu", "dtype": torch.uint8, "channels_last": True}
+    if "keep_bytes" in inspect.signature(WindowLoader).parameters:
+        look["keep_bytes"] = 0  # 0.1.0 decodes in every epoch
     with WindowLoader(dataset, index, BATCH, num_threads=THREADS, **look) as loader:
         steps = whole_blocks(loader.plan)
         windows = sum(len(batch.frames) for batch in itertools.islice(loader, steps))
