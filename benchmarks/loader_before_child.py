@@ -1,7 +1,8 @@
 """One contender of ``benchmarks.loader_before``, run with a checkout's folder as PYTHONPATH: ``SHARDS CASE``.
 
-CASE is JSON: image_size, dtype, augment, stride. Each line on standard input is answered by one epoch: its windows per
-second and its CPU milliseconds per window, with no frames kept. Only names that are the same in every version since 0.1.0 are used.
+CASE is JSON: image_size, dtype, augment, stride. Each line on standard input is answered by one epoch, with no frames
+kept: its windows per second and its CPU milliseconds per window. Only names that are the same in every version since
+0.1.0 are used.
 """
 
 from __future__ import annotations

@@ -238,10 +238,10 @@ def _complete(
     total: torch.Tensor | int,
 ) -> None:
     """Subtract from ``dx``, the gradient for constant mean and variance, the part that goes through these."""
-    # Means of dy * (x - mean) / std, and of dy.
-    means = distributed.all_sum(torch.cat([dweight, dbias])).view(2, -1).div_(total)
-    slope, offset = means.mul_(weight * torch.rsqrt(var + eps)).unbind()
-    dx.sub_(_normalised(x, mean, var, slope, offset, eps))
+    scale = torch.rsqrt(var + eps).mul_(weight).div_(total)
+    # From the sums of dy * (x - mean) / std, and of dy.
+    slope, offset = distributed.all_sum(torch.cat([dweight, dbias])).view(2, -1).mul_(scale).unbind()
+    dx.sub_(torch.native_batch_norm(x, slope, offset, mean, var, False, 0.0, eps)[0])
 
 
 def _backward_cuda(dy: torch.Tensor, *saved: torch.Tensor) -> Backward:
