@@ -24,12 +24,12 @@ from cltt.models.sync_batchnorm import SyncBatchNorm2d
 SHAPE = (2, 64, 2, 2)
 
 
-def microseconds(norms: list[nn.Module], passes: int) -> list[float]:
-    """Of each norm the fastest tenth of ``passes`` forward and backward passes, the norms in turns."""
+def microseconds(norms: list[nn.Module], repeats: int) -> list[float]:
+    """Of each norm the fastest tenth of ``repeats`` forward and backward passes, the norms in turns."""
     torch.manual_seed(0)
     rows, gradient = torch.randn(SHAPE), torch.randn(SHAPE)
     spent: list[list[float]] = [[] for _ in norms]
-    for _ in range(passes):
+    for _ in range(repeats):
         for norm, times in zip(norms, spent, strict=True):
             x = rows.clone().requires_grad_()
             start = time.perf_counter()
@@ -49,12 +49,12 @@ def two_ranks() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def rows(passes: int) -> list[dict[str, object]]:
+def rows(repeats: int) -> list[dict[str, object]]:
     torch.set_num_threads(1)
     norms = [nn.BatchNorm2d(SHAPE[1]), SyncBatchNorm2d(SHAPE[1])]
-    found = {"one process": microseconds(norms, passes)}
+    found = {"one process": microseconds(norms, repeats)}
     with two_ranks():
-        found["two ranks"] = microseconds(norms, passes)
+        found["two ranks"] = microseconds(norms, repeats)
     return [
         {"case": case, "nn_us": plain, "over_ranks_us": ours, "ratio": ours / plain}
         for case, (plain, ours) in found.items()

@@ -59,7 +59,10 @@ class CheckpointSettings:
         None, "with --checkpoint-path: prefix of the names of one encoder, if the file holds several", free=True
     )
     checkpoint_minutes: float = setting(
-        30.0, "save within an epoch after this many minutes (0: only at the end of epochs)", within=(0, 1e6), free=True
+        30.0,
+        "save within an epoch after this many minutes (0: only at its end and at a request to stop)",
+        within=(0, 1e6),
+        free=True,
     )
     keep_last: int = setting(3, "number of newest checkpoints to keep", within=(1, 1_000_000), free=True)
     keep_every: int = setting(

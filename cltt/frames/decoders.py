@@ -79,8 +79,8 @@ class CpuDecoder(FrameDecoder):
 class DaliDecoder:
     """Decodes with DALI on a GPU (DALI's device "mixed") or, with ``device`` cpu, on the CPU (slow, to compare).
 
-    One bad JPEG makes DALI's whole call fail. The CPU then decodes each JPEG to find the bad ones, and the good ones
-    go through a new graph. If that fails too, the CPU's pixels are stored, and DALI is tried on a generated JPEG. If it
+    One bad JPEG makes DALI's whole call fail. The CPU then decodes each JPEG to find the bad ones, and the good ones go
+    through another graph. If that fails too, the CPU's pixels are stored, and DALI is tried on a generated JPEG. If it
     decodes that, it is used further on. If not, DALI does not work on this machine (a library or driver is missing, for
     example): one warning says so, and the CPU decodes all further frames. A JPEG that is cut short always gets the
     CPU's pixels.

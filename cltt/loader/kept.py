@@ -137,7 +137,7 @@ def open_kept(
     Args:
         most: bytes allowed; None: a share of the free memory.
         folder: for a file that stays; None: memory that the ranks of the node share.
-        cache_bytes: bytes per rank of the frame cache in main memory, which the default of ``most`` leaves free.
+        cache_bytes: bytes per rank of frame memory in main memory, which the default of ``most`` leaves free.
     """
     if most == 0:
         return None

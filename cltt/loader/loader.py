@@ -297,12 +297,11 @@ class WindowLoader:
         return (self._kept.planned_bytes if self._kept is not None and self._keep_dir is None else 0), share
 
     def host_bytes(self) -> tuple[int, int]:
-        """Bytes of main memory for (decoded frames, batches); (0, 0) if batches are on another device."""
-        if self.device.type != "cpu":
-            return 0, 0
-        frame = self._decoder.framing.image_size**2 * 3
-        batch = self._step_frames * frame * self._dtype.itemsize
-        return self._frame_slots() * self._decoder.framing.pixels * 3, BATCHES_HELD * batch
+        """Bytes of main memory for (frame memory, batches); 0 for what is on another device."""
+        framing, on_cpu = self._decoder.framing, self.device.type == "cpu"
+        batch = self._step_frames * framing.image_size**2 * 3 * self._dtype.itemsize
+        frames = self._frame_slots() * framing.pixels * 3 if self._decoder.device.type == "cpu" else 0
+        return frames, BATCHES_HELD * batch if on_cpu else 0
 
     def _start(self) -> Prefetcher:
         if self._fetcher is None:

@@ -50,10 +50,10 @@ def slots_for(needed: int, block: int, least: int, slot_bytes: int, limit: int |
 def keep_limit(cache_bytes: int, held_bytes: int) -> int:
     """Bytes that the kept frames of a node may take by default.
 
-    Half of what is free, and no more than leaves a quarter beside the frame caches of the node's ranks.
+    Half of what is free, and no more than leaves a quarter beside the frame memory of the node's ranks.
 
     Args:
-        cache_bytes: of the frame cache of a rank in main memory.
+        cache_bytes: of the frame memory of a rank in main memory.
         held_bytes: what kept frames take already.
     """
     free = free_memory() + held_bytes

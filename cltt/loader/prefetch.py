@@ -57,7 +57,7 @@ class Job:
 class PlannedStep:
     """A planned step; its frames are in ``slots`` int64 [b, T] once ``chunk`` has no jobs left.
 
-    ``fresh``: how many frames are decoded for this step.
+    ``fresh``: how many frames get a slot for this step: decoded or, on a GPU, copied from kept ones.
     """
 
     step: int

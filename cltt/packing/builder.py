@@ -87,11 +87,12 @@ def build_shards(
             keeps the clips of one parent folder together; another ``split_seed`` gives another split. Or "csv:FILE"
             with two columns, a clip key (the path of its folder or video below ``root_dir``) or a folder above it, and
             its split; clips that the file does not name are in no split.
-        label_from: "parent" (the folder that holds the clip, or the clip itself if it lies directly in ``root_dir``),
-            "regex:PATTERN" (searched in the clip's key: its first group, or the whole match) or "csv:FILE" (columns
-            clip key and label).
-        split_gaps: a jump in the frame numbers (the last digits of the names) starts a new clip; a number that comes
-            twice, as in frame_5.jpg and frame_000005.jpg, is no jump.
+        label_from: "parent" (the path of the folder that holds the clip, or of the clip if it is directly in
+            ``root_dir``), "regex:PATTERN" (searched in the clip's key: its first group, or the whole match) or
+            "csv:FILE" (columns clip key and label).
+        split_gaps: a frame number (the last digits of the name) that is not one usual step more than the one before
+            starts a new clip. The usual step is that of at least half of the folder's frames, else 1. A number that
+            comes twice, as in frame_5.jpg and frame_000005.jpg, starts none.
         fps: frames per second taken of videos; None: every frame. Sample k of a part (what lies between two cuts,
             see ``max_gap``) is the last frame shown at or before k/fps seconds after the part's first frame. So a frame
             step is the same time in all videos of at least this rate; of slower ones every frame is taken.

@@ -24,7 +24,7 @@ from cltt.packing.plan import NOTES, PLAN_DTYPE, PLAN_INFO, VIDEO_OFFSETS, VIDEO
 from cltt.packing.settings import BuildSettings
 from cltt.shards import layout, tar
 from cltt.source import clips, scan, videos
-from cltt.source.names import HOLES, choice_of, frame_number
+from cltt.source.names import HOLES, choice_of, jumps
 from cltt.source.odd import Odd, merge_odd
 
 WRITE_FRAMES = 8192  # frames in memory before they are written
@@ -58,13 +58,11 @@ class _PlanFiles:
 
     def add(self, clip: scan.SourceClip, split_gaps: bool) -> None:
         self.has_times |= bool(clip.video)
-        number = None
-        for frame in clip.frames:
-            last, number = number, frame_number(frame.name) if split_gaps else None
-            jumps = last is not None and number is not None and number not in (last, last + 1)
+        names = [frame.name for frame in clip.frames]
+        for frame, jump in zip(clip.frames, jumps(names) if split_gaps else [False] * len(names), strict=True):
             self._start_shard_if_full(max(0, frame.size))
             place = self._names.tell()
-            gap = jumps or frame.begins
+            gap = jump or frame.begins
             self._rows.append((frame.size, frame.mark, frame.entry, place, frame.time, self.clips, gap))
             self._names.write(frame.name)
             self.bytes += max(0, frame.size)

@@ -50,7 +50,9 @@ class BuildSettings:
         "unit of the numbers of --boxes: pixels, or shares of a frame's width and height",
         choices=["pixel", "share"],
     )
-    split_gaps: bool = setting(False, "start a new clip where the frame numbers jump (one that comes twice is no jump)")
+    split_gaps: bool = setting(
+        False, "start a new clip where the frame numbers of a folder grow by more than its usual step"
+    )
 
     include: tuple[str, ...] | None = setting(
         None,

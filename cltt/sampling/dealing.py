@@ -156,7 +156,7 @@ class Dealing:
         self._column = shuffled(stretches.num_steps, steps)  # of each step
 
     def positions(self, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Positions in the block (0 to B*K-1) of ``rows`` at ``steps``, broadcast: int64."""
+        """Positions in the block (0 to B*K-1) of ``rows`` at ``steps``, broadcast: int32."""
         position = self._position[rows, self._column[steps]]
         return self._source_row[self._stretch[position], rows] * len(self._column) + position
 

@@ -40,15 +40,15 @@ EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 class EpochPlan(EpochWindows):
     """The windows of each step of one epoch, with random access to any step.
 
-    It keeps a table of runs (none where each run is one window), the last two blocks and the last four results of
-    ``block_uses``.
+    It keeps a table of runs (none where each run is one window and ``clips_per_block`` is 0), the last two blocks and
+    the last four results of ``block_uses``.
 
     Args:
         index: the windows.
         batch_size: B, windows per step over all ranks.
         seed, epoch: integers from 0 to 2**64-1; each pair gives another order.
-        min_gap: minimum number of frames between two windows of one clip in a batch; 0: one may begin where the other
-            ends.
+        min_gap: minimum number of frames between two windows of one clip in a batch; 0: one may begin with the frame
+            after the other's last.
         depth: fewest steps of a block; None: 128. An epoch is cut into blocks of nearly equal length, of fewer than
             2 * depth steps; longer where keeping windows apart needs it, one block if the epoch is shorter. A larger
             depth saves decoding and costs frame memory.
@@ -341,11 +341,12 @@ class EpochPlan(EpochWindows):
         if total:
             warnings.warn(
                 f"some batches hold windows of one clip that begin less than {self._gap} frames apart (span + "
-                f"min_gap), so that frames of one moment are negatives ({counted(total, 'pair')}; EpochPlan.overlaps): "
+                f"min_gap), so that frames of one moment are negatives unless the loss masks them ("
+                f"{counted(total, 'pair')}; EpochPlan.overlaps): "
                 f"{counted(len(self.index), 'window')} make {counted(len(self), 'batch', 'batches')} of "
                 f"{self.batch_size}, and keeping the windows of a clip apart takes {self._steps_needed}. Take a "
-                "smaller batch_size; or a smaller frame_step, a larger window_stride, fewer windows per clip, more "
-                "clips",
+                "smaller batch_size; or a smaller frame_step, a larger window_stride, fewer windows per clip, or "
+                "more clips",
                 stacklevel=3,
             )
         return total

@@ -145,8 +145,8 @@ class ShuffledRuns:
     """The sequence of an epoch: all runs in random order.
 
     It stores the order of the runs and the position of every 64th run. The sequence begins at a random window, often in
-    the middle of a run; the part of that run before it is the end of the sequence. An epoch leaves out the last few
-    positions: if the sequence began with a whole run, only windows at the end of a run would ever be left out.
+    the middle of a run; the part of that run before it is the end of the sequence. An epoch leaves out the last
+    positions: if the sequence began with a whole run, the windows at the ends of runs would be left out more often.
 
     With ``group_of_clip``, int64 [clips with windows], runs are shuffled within groups of clips only, and the groups
     follow each other in the order of their numbers.

@@ -178,7 +178,9 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     if sets:
         before = _record_of(sets[-1])
         changed = differences(sets[-1], root, before, now) if before is not None else ""
-        stays = f"{sets[-1]}, which stays for the runs that use it (`cltt prune` removes it)"
+        stays = (
+            f"{sets[-1]}, which stays for the runs that use it (`cltt prune --remove` removes it once no run needs it)"
+        )
         beside = f", beside {stays}. Changed since that was built: {changed}"
     say(f"shards of {data.root_dir}: {out}{beside}")
     for line in _sets_of_same_files(root, now, data):
@@ -298,7 +300,7 @@ def _check_space(out: Path, root: str, now: Source, data: DataSettings) -> None:
     if needed > free:
         raise SettingsError(
             f"{out} needs about {byte_size(needed)}, and {SHARDS_HOME.resolve()} has {byte_size(free)} free: make "
-            "room (`cltt prune` removes old shards), or build them elsewhere (`cltt build`) and give --shards"
+            "room (`cltt prune --remove` removes old shards), or build them elsewhere (`cltt build`) and give --shards"
         )
     say(f"building {counted(now.files, 'file')}, about {byte_size(needed)} ({byte_size(free)} are free)")
 

@@ -93,10 +93,19 @@ def choice_of(settings: Mapping[str, Any]) -> Choice:
 _DECIMAL = re.compile(rb"(\d+)(?:\.(\d+))?")
 
 
-def frame_number(name: bytes) -> int | None:
-    """The last number in the stem of ``name``, or None; ``split_gaps`` compares these."""
-    numbers = _DIGITS.findall(_stem(name))
-    return int(numbers[-1]) if numbers else None
+def jumps(names: Sequence[bytes]) -> list[bool]:
+    """For each name whether its frame number is neither that of the name before nor one usual step more.
+
+    The frame number is the last number in the stem; a name without one is no jump. The usual step is that of at least
+    half of the names (5 if every fifth frame of a video was stored), or 1 if there is none.
+    """
+    numbers = [int(found[-1]) if (found := _DIGITS.findall(_stem(name))) else None for name in names]
+    step = _usual_step([number for number in numbers if number is not None]) or 1
+    jumped = [
+        before is not None and after is not None and after not in (before, before + step)
+        for before, after in itertools.pairwise(numbers)
+    ]
+    return [False, *jumped][: len(names)]
 
 
 def natural_key(name: bytes) -> tuple[bytes | int, ...]:
@@ -218,6 +227,13 @@ def _why_out_of_order(stems: Sequence[bytes], text: bytes) -> str:
 def _has_holes(stems: Sequence[bytes]) -> bool:
     """Whether frame numbers that mostly grow by the same step skip some."""
     numbers = [int(found[-1]) for stem in stems if (found := _DIGITS.findall(stem))]
+    usual = _usual_step(numbers)
+    steps = (after - before for before, after in itertools.pairwise(numbers))
+    return usual > 0 and any(step > usual and step % usual == 0 for step in steps)
+
+
+def _usual_step(numbers: Sequence[int]) -> int:
+    """The step by which at least half of ``numbers`` grow; 0 if there is none."""
     steps = Counter(after - before for before, after in itertools.pairwise(numbers))
     usual, count = max(steps.items(), key=lambda item: item[1], default=(0, 0))
-    return usual > 0 and 2 * count >= steps.total() and any(step > usual and step % usual == 0 for step in steps)
+    return usual if usual > 0 and 2 * count >= steps.total() else 0

@@ -48,7 +48,7 @@ def overview(
 def memory_line(model: nn.Module, loader: WindowLoader) -> str:
     """One line: the main memory that all ranks of this node need, and the memory that is free.
 
-    Counted are the frame cache, batches, the model and decoded frames that are kept. The line begins with "warning" if
+    Counted are frame memory, batches, the model and decoded frames that are kept. The line begins with "warning" if
     they do not fit. The activations that a network keeps for the backward pass on a CPU are not counted.
     """
     cache, batches = loader.host_bytes()
@@ -58,7 +58,7 @@ def memory_line(model: nn.Module, loader: WindowLoader) -> str:
     kept, share = loader.keeps()
     total = ranks * (cache + batches + held) + kept
     line = (
-        f"main memory: frame cache {byte_size(cache)}, batches {byte_size(batches)}, model {byte_size(held)} per rank"
+        f"main memory: frame memory {byte_size(cache)}, batches {byte_size(batches)}, model {byte_size(held)} per rank"
     )
     line += f"; decoded frames kept from epoch to epoch {byte_size(kept)} ({share:.0%} of those used)" if kept else ""
     line += f"; by {ranks} ranks here {byte_size(total)}" if ranks > 1 else ""

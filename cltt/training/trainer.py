@@ -70,10 +70,10 @@ class Saver:
     """Saves checkpoints on rank 0. The other ranks call it, too, and write nothing.
 
     Attributes:
-        store: writes the checkpoints (None on ranks other than 0).
-        minutes: also save within an epoch after this many minutes (0: only at the end of epochs).
-        extra: saved with every checkpoint: settings, fingerprint of the data.
-        saved_at: (epoch, step) of the last save, or at which this process started; a second save there is left out.
+        store: writes the checkpoints (None on ranks other than 0). minutes: also save within an epoch after this many
+        minutes (0: only at its end and at a request to stop). extra: saved with every checkpoint: settings, fingerprint
+        of the data. saved_at: (epoch, step) of the last save, or at which this process started; a second save there is
+        left out, except after an evaluation.
     """
 
     store: CheckpointStore | None
@@ -129,7 +129,7 @@ class Trainer:
         eval_every: epochs between two evaluations.
         on_step: called with the loss after every step.
         on_epoch: called on every rank after every epoch, when its rows are in the history.
-        failure: why this rank could read no more data, if the run stopped for that reason.
+        failure: the storage error of this rank, if the run stopped for that reason.
     """
 
     model: nn.Module
@@ -162,7 +162,7 @@ class Trainer:
     def run(self) -> Request:
         """Train to the last epoch, or until a request to stop; returns NOTHING or the request.
 
-        At a request the trainer saves the state. A rank that cannot read its data any more requests a stop, too; its
+        At a request the trainer saves the state. A rank whose storage does not answer requests a stop, too; its
         ``failure`` says why.
         """
         self.model.train()
@@ -226,7 +226,7 @@ class Trainer:
         return self._end_epoch()
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        """The next batch; None at a request to stop, or if the data cannot be read."""
+        """The next batch; None at a request to stop, or if the storage does not answer."""
         if self.stop.request.stops:
             return None
         try:
@@ -274,7 +274,7 @@ class Trainer:
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _loss(self, z: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The loss of the batch, matrix products in autocast's dtype. The ids stay on the CPU."""
+        """The loss of the batch; Triton multiplies in autocast's dtype, other backends in fp32. Ids stay on the CPU."""
         with self._autocast():
             if self.places is None:
                 return self.loss_fn(z)

@@ -88,6 +88,9 @@ def test_the_line_adds_up_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert memory_line(model, loader).startswith("warning: main memory") and "--mem-per-cpu" in memory_line(
         model, loader
     )
+    loader.device = torch.device("cuda")
+    assert loader.host_bytes() == (cache, 0), "on a GPU without DALI, frame memory is in main memory"
+    loader.device = torch.device("cpu")
     next(iter(loader))
     assert loader._fetcher is not None and cache == loader._fetcher.store.slots * 64 * 64 * 3
     loader.close()

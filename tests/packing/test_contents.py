@@ -186,6 +186,16 @@ def test_gaps_split_only_when_asked(tmp_path: Path) -> None:
     assert (built.clips, built.cut) == (planned.clips, planned.cut) == (2, (1, 2))
 
 
+def test_a_gap_is_more_than_the_usual_step_of_the_folder(tmp_path: Path) -> None:
+    """Every fifth frame of a video was stored: 5 is no jump, and 10 is one."""
+    root = data.make_clips(tmp_path / "root", {"a": 100})
+    for file in (root / "a").iterdir():
+        number = int(file.stem[-6:])
+        if number % 5 or number == 50:
+            file.unlink()
+    assert build_shards(root, tmp_path / "out", split_gaps=True).clip_lengths.tolist() == [10, 9]
+
+
 def test_a_number_that_comes_twice_is_no_gap(tmp_path: Path) -> None:
     root = data.make_clips(tmp_path / "root", {"a": 8})
     (root / "a/frame_5.jpg").write_bytes((root / "a/frame_000005.jpg").read_bytes())
