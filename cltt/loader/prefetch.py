@@ -239,7 +239,7 @@ class PendingChunk:
         self._slots: list[np.ndarray] = []
 
     def add(self, step: int, uses: StepUses, slots: np.ndarray, fresh: np.ndarray) -> None:
-        """Add a step; ``slots`` and ``fresh`` (to be decoded) are per frame of ``uses.unique``."""
+        """Add a step; ``slots`` and ``fresh`` (to be decoded or copied) are per frame of ``uses.unique``."""
         where = slots[np.searchsorted(uses.unique, uses.frame_ids)]
         self._steps.append(PlannedStep(step, uses, where, int(fresh.sum()), self._chunk))
         self._frames.append(uses.unique[fresh])

@@ -100,7 +100,7 @@ class SlotTable:
         Takes slots whose frames are not needed again; with ``evict`` also those needed again last of all.
 
         Returns:
-            (slots int64 [u], fresh bool [u]: the frames that must be decoded into theirs), or None if there are not
+            (slots int64 [u], fresh bool [u]: the frames to be decoded or copied into theirs), or None if there are not
             enough slots yet; then nothing has changed.
         """
         slots = np.array([self._slot_of.get(frame, -1) for frame in uses.unique.tolist()], dtype=np.int64)

@@ -5,10 +5,10 @@ one in the backward pass. It differs from torch's ``SyncBatchNorm``: it runs on 
 device, and ``torch.compile`` treats it as one operator, so a norm never breaks a graph. The collectives use the default
 process group; without one there is a single rank.
 
-Each rank computes mean and variance of its own rows. These and the number of rows are gathered and combined (Chan,
-Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979), which loses no
-digits as sums of squares would. The gradient needs the sums of dy and of dy * (x - mean) over all ranks (Ioffe and
-Szegedy, arXiv:1502.03167). On CUDA torch's own kernels compute both passes.
+Each rank computes mean and variance of its own values. These and the number of values per channel (n, times H * W for
+images) are gathered and combined (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+sample variances", 1979), which loses no digits as sums of squares would. The gradient needs the sums of dy and of dy *
+(x - mean) over all ranks (Ioffe and Szegedy, arXiv:1502.03167). On CUDA torch's own kernels compute both passes.
 
 Letters: n rows, C channels, W ranks.
 """

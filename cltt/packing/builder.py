@@ -97,7 +97,7 @@ def build_shards(
             see ``max_gap``) is the last frame shown at or before k/fps seconds after the part's first frame. So a frame
             step is the same time in all videos of at least this rate; of slower ones every frame is taken.
         max_gap: cut the clip of a video where no frame comes for longer than this, in seconds; None: the larger of 0.5
-            and 2/fps or, without ``fps`` and in a video slower than it, the larger of 0.5 and twice the median
+            and 2/fps or, without ``fps`` or in a video slower than it, the larger of 0.5 and twice the median
             distance of its frames.
         boxes: "csv:FILE" (columns frame,x1,y1,x2,y2, or frame,x,y for a point). frame is as
             ``ShardDataset.frame_name`` returns it; the numbers are pixels of the upright source or, with ``boxes_unit``

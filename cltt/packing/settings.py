@@ -51,7 +51,7 @@ class BuildSettings:
         choices=["pixel", "share"],
     )
     split_gaps: bool = setting(
-        False, "start a new clip where the frame numbers of a folder grow by more than its usual step"
+        False, "start a new clip at a frame number that is not one usual step of its folder more than the one before"
     )
 
     include: tuple[str, ...] | None = setting(

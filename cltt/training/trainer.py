@@ -121,14 +121,14 @@ class Trainer:
         run_dir: folder of the run; a step whose loss or gradient is NaN or infinite is described in it
             (``nonfinite.json``).
         autocast: dtype of the model's autocast (None: off).
-        places: ``(window ids [b]) -> [b, T]``: frame ids or, with shuffled frames, positions after the shuffle. If
-            given, frames of two overlapping windows of a clip are not negatives of each other.
+        places: ``(window ids [b]) -> [b, T]``: frame ids or, with shuffled frames, positions in the shuffled order.
+            If given, frames of two overlapping windows of a clip are not negatives of each other.
         history: rows of the run so far; the trainer appends to it.
         evaluate: ``() -> row`` of an evaluation ({}: it failed; None: a stop was requested). Called on every rank
             after every ``eval_every``-th epoch and the last one, once the epoch is saved.
         eval_every: epochs between two evaluations.
         on_step: called with the loss after every step.
-        on_epoch: called on every rank after every epoch, when its rows are in the history.
+        on_epoch: called on every rank after every epoch, and again on resume if its evaluation had been stopped.
         failure: the storage error of this rank, if the run stopped for that reason.
     """
 
