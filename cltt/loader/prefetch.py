@@ -1,9 +1,9 @@
 """The threads of a loader: one plans ahead, the others read and decode.
 
 The planner goes through the steps of an epoch, gives each frame a slot of the frame memory (on a CPU, frames that are
-kept in main memory need none) and queues jobs. The workers read and decode
-into the slots. The consumer takes the steps in order. An error in a thread is raised in the consumer's :meth:`take`: a
-CLTTError as it is, any other as the cause of a RuntimeError.
+kept in main memory need none) and queues jobs. The workers read and decode into the slots. The consumer takes the steps
+in order. An error in a thread is raised in the consumer's :meth:`take`: a CLTTError as it is, any other as the cause of
+a RuntimeError.
 """
 
 from __future__ import annotations

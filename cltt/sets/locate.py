@@ -36,9 +36,8 @@ from cltt.text import byte_size, counted, say
 
 SHARDS_HOME = Path("shards")
 # These settings (all of 0.1.0) are always part of a set's name; others only if they are not at their default.
-_NAMING = {"verify", "resize_short", "quality", "shard_size", "splits", "split_by", "split_seed", "label_from"} | {
-    "split_gaps"
-}
+_NAMING = {"verify", "resize_short", "quality", "shard_size", "splits", "split_by", "split_seed"}
+_NAMING |= {"label_from", "split_gaps"}
 MEMBER_BYTES = 1024 + 24  # roughly a frame's tar header and padding, and its part of the index
 POLL_SECONDS = 1.0
 TELL_SECONDS = 60.0  # between two lines that say how long a run has waited
@@ -256,7 +255,6 @@ def _build_or_wait(out: Path, root: str, now: Source, data: DataSettings) -> Bui
                     say(f"{out}: the process that built it has ended before it was complete; going on with its build")
                 _prepare(out, root, now, data)
             settings = asdict(_build_settings(data))
-
             return build_shards(root, out, io_patience=data.io_patience, image_size=data.image_size, **settings)
         except BusyError as error:
             if data.no_wait:

@@ -99,7 +99,7 @@ def jumps(names: Sequence[bytes]) -> list[bool]:
     The frame number is the last number in the stem; a name without one is no jump. The usual step is that of at least
     half of the names (5 if every fifth frame of a video was stored), or 1 if there is none.
     """
-    numbers = [int(found[-1]) if (found := _DIGITS.findall(_stem(name))) else None for name in names]
+    numbers = [_last_number(_stem(name)) for name in names]
     step = _usual_step([number for number in numbers if number is not None]) or 1
     jumped = [
         before is not None and after is not None and after not in (before, before + step)
@@ -226,14 +226,22 @@ def _why_out_of_order(stems: Sequence[bytes], text: bytes) -> str:
 
 def _has_holes(stems: Sequence[bytes]) -> bool:
     """Whether frame numbers that mostly grow by the same step skip some."""
-    numbers = [int(found[-1]) for stem in stems if (found := _DIGITS.findall(stem))]
+    numbers = [number for stem in stems if (number := _last_number(stem)) is not None]
     usual = _usual_step(numbers)
     steps = (after - before for before, after in itertools.pairwise(numbers))
     return usual > 0 and any(step > usual and step % usual == 0 for step in steps)
 
 
 def _usual_step(numbers: Sequence[int]) -> int:
-    """The step by which at least half of ``numbers`` grow; 0 if there is none."""
+    """The step by which at least half of ``numbers`` grow, of two the smaller; 0 if there is none.
+
+    A step above 1 that comes only once is a hole.
+    """
     steps = Counter(after - before for before, after in itertools.pairwise(numbers))
-    usual, count = max(steps.items(), key=lambda item: item[1], default=(0, 0))
-    return usual if usual > 0 and 2 * count >= steps.total() else 0
+    usual, count = max(steps.items(), key=lambda item: (item[1], -item[0]), default=(0, 0))
+    return usual if usual > 0 and 2 * count >= steps.total() and (usual == 1 or count > 1) else 0
+
+
+def _last_number(stem: bytes) -> int | None:
+    numbers = _DIGITS.findall(stem)
+    return int(numbers[-1]) if numbers else None

@@ -196,6 +196,15 @@ def test_a_gap_is_more_than_the_usual_step_of_the_folder(tmp_path: Path) -> None
     assert build_shards(root, tmp_path / "out", split_gaps=True).clip_lengths.tolist() == [10, 9]
 
 
+@pytest.mark.parametrize(("numbers", "lengths"), [((1, 50, 51), [1, 2]), ((0, 7), [1, 1]), ((1, 2, 50), [2, 1])])
+def test_one_hole_is_no_usual_step(tmp_path: Path, numbers: tuple[int, ...], lengths: list[int]) -> None:
+    root = data.make_clips(tmp_path / "root", {"a": 60})
+    for file in (root / "a").iterdir():
+        if int(file.stem[-6:]) not in numbers:
+            file.unlink()
+    assert build_shards(root, tmp_path / "out", split_gaps=True).clip_lengths.tolist() == lengths
+
+
 def test_a_number_that_comes_twice_is_no_gap(tmp_path: Path) -> None:
     root = data.make_clips(tmp_path / "root", {"a": 8})
     (root / "a/frame_5.jpg").write_bytes((root / "a/frame_000005.jpg").read_bytes())
