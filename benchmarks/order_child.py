@@ -68,6 +68,7 @@ def run_reads(dataset: ShardDataset, index: WindowIndex) -> dict[str, int]:
     read: list[object] = []
     fill = lambda ids, _: read.extend(map(len, dataset.read_each(ids)))  # noqa: E731
     reader = prefetch.Prefetcher(uses, fill, table, start=0, threads=THREADS, job_frames=32)
+    getattr(reader, "begin", lambda: None)()  # 0.1.0 began at once
     for step in range(whole_blocks(plan)):
         reader.take()
         reader.release(step)

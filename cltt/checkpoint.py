@@ -18,7 +18,7 @@ import re
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -30,6 +30,7 @@ from cltt.errors import DataError, StorageError
 from cltt.files.atomic import create, flush, replace_file
 from cltt.files.retry import is_transient, retry
 from cltt.text import shorten
+from cltt.threads import Call, Threads
 
 T = TypeVar("T")
 VERSION = 1
@@ -271,15 +272,15 @@ class CheckpointStore:
         self._say = say
         self._why = ""
         self._newest: tuple[Path, dict[str, Any]] | None = None  # what is to be written, until it is
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._writer = Threads(1, "cltt-checkpoint")
+        self._pending: Call[None] | None = None
 
     def __enter__(self) -> CheckpointStore:
         self._remove_leftovers()  # before the first save: later, this process writes such files itself
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.shutdown()
+        self._writer.close()
 
     def save(self, state: Mapping[str, Any], *, epoch: int, step: int = 0) -> Path:
         """Save ``state`` as the newest checkpoint; returns its path at once, the file appears when it is whole."""
@@ -309,7 +310,7 @@ class CheckpointStore:
 
     def _start_writing(self) -> None:
         assert self._newest is not None
-        self._pending = self._writer.submit(self._write, *self._newest)
+        self._pending = self._writer.submit(partial(self._write, *self._newest))
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         try:

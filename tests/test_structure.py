@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cltt"
 # From the lowest up: a package imports from itself and from the layers below its own.
 LAYERS: list[set[str]] = [
-    {"errors", "text", "machine", "start"},
+    {"errors", "text", "machine", "start", "threads"},
     {"region"},
     {"config", "distributed", "files"},
     {"cli"},

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from cltt.evaluation.images import Images
 from cltt.frames.gather import statistics
+from cltt.threads import Call, Threads
 
 READ_THREADS = min(8, os.cpu_count() or 1)
 AHEAD = 2  # batches that are read while the encoder computes
@@ -52,10 +54,11 @@ def extract_features(
 
 def _batches(images: Images, image_size: int, batch_size: int) -> Iterator[torch.Tensor]:
     """uint8 [batch_size, 3, S, S], the last shorter; the next are read meanwhile."""
-    pending: deque[Future[torch.Tensor]] = deque()
-    with ThreadPoolExecutor(READ_THREADS) as pool, ThreadPoolExecutor(1) as ahead:
+    pending: deque[Call[torch.Tensor]] = deque()
+    with ThreadPoolExecutor(READ_THREADS) as pool, Threads(1, "cltt-images") as ahead:
         for start in range(0, len(images), batch_size):
-            pending.append(ahead.submit(images.batch, start, min(start + batch_size, len(images)), image_size, pool))
+            stop = min(start + batch_size, len(images))
+            pending.append(ahead.submit(partial(images.batch, start, stop, image_size, pool)))
             if len(pending) > AHEAD:
                 yield pending.popleft().result()
         while pending:

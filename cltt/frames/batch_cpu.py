@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import cv2
@@ -23,6 +22,7 @@ from cltt.frames.gather import BatchFormat, statistics
 from cltt.frames.geometry import Framing
 from cltt.frames.leases import LeasedMemory
 from cltt.frames.store import FrameStore
+from cltt.threads import Threads
 
 # Frames that a gathering thread takes at a time: few, for the decoders may hold one of the threads up ...
 FRAMES_A_TURN = 8
@@ -42,7 +42,7 @@ class CpuBatchMaker:
         self._memory = LeasedMemory()
         self._scratch = Scratch(framing.image_size)
         self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._helpers = Threads(threads - 1, "cltt-gather")
 
     def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
         """As :meth:`cltt.frames.batch.BatchMaker.make`; the tensor's memory is leased."""
@@ -62,9 +62,7 @@ class CpuBatchMaker:
 
     def close(self) -> None:
         """End the threads; the next batch starts them again."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        self._helpers.close()
 
     def _in_threads(self, work: Callable[[slice], None], count: int, turn: int) -> None:
         """Do ``work`` on 0..count-1, ``turn`` at a time, here and in threads that live until :meth:`close`."""
@@ -74,18 +72,14 @@ class CpuBatchMaker:
             for part in parts:  # one iterator for all: who is done takes the next
                 work(part)
 
-        helpers = [self._helpers().submit(take_turns) for _ in range(self._threads - 1)]
+        calls = [self._helpers.submit(take_turns) for _ in range(self._threads - 1)]
         try:
             take_turns()
         finally:  # whatever happened, nobody may write any more; who has not begun by now would find nothing left
-            working = wait([helper for helper in helpers if not helper.cancel()]).done
-        for helper in working:
-            helper.result()
-
-    def _helpers(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads - 1, thread_name_prefix="cltt-gather")
-        return self._pool
+            withdrawn = self._helpers.withdraw()
+            errors = [call.outcome()[1] for call in calls if call not in withdrawn]
+        for error in filter(None, errors):
+            raise error
 
     def _gather(self, store: FrameStore, slots: np.ndarray, rows: np.ndarray) -> None:
         if self._writer.copies:

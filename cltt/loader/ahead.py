@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
+
+from cltt.threads import Call, Threads
 
 T = TypeVar("T")
 
@@ -17,8 +18,8 @@ class Ahead(Generic[T]):
 
     def __init__(self, make: Callable[[], T], count: int) -> None:
         self._make, self._left = make, count
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cltt-ahead")
-        self._next: Future[T] | None = None
+        self._thread = Threads(1, "cltt-ahead")
+        self._next: Call[T] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -35,4 +36,5 @@ class Ahead(Generic[T]):
 
     def close(self) -> None:
         """End the thread, once it is done with what it is at."""
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.withdraw()
+        self._thread.close()

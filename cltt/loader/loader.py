@@ -173,7 +173,6 @@ class WindowLoader:
         self._reuses = True  # whether a block uses frames more than once
         self._frames_reused = 0
         self._clock = Clock()
-        self._stop: weakref.finalize | None = None
         self._longest_block = 0  # steps that the frame memory is sized for
         self.plan = EpochPlan(
             index, batch_size, seed=seed, min_gap=min_gap, depth=depth, run=run, clips_per_block=clips_per_block
@@ -198,9 +197,8 @@ class WindowLoader:
 
     def close(self) -> None:
         """End all threads and open iterators. The loader can be iterated again afterwards."""
-        if self._stop is not None:
-            self._stop()
-            self._stop = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
         self._maker.close()
 
     def set_epoch(self, epoch: int) -> None:
@@ -258,11 +256,13 @@ class WindowLoader:
         self._go_to(self.epoch + 1, 0)
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
-        prefetcher = self._start()
-        stop = self._stop = weakref.finalize(self, prefetcher.close)
-        ahead = Ahead(lambda: self._begin(prefetcher), len(self.plan) - self._step) if self._begins_ahead else None
-        self._clock.resume()
+        prefetcher = self._prefetcher = self._new_prefetcher()
+        at_exit = weakref.finalize(self, prefetcher.close)
+        ahead = None
         try:
+            prefetcher.begin()
+            ahead = Ahead(lambda: self._begin(prefetcher), len(self.plan) - self._step) if self._begins_ahead else None
+            self._clock.resume()
             while self._step < len(self.plan):
                 batch = self._finish(*(ahead.take() if ahead else self._begin(prefetcher)))
                 self._step += 1
@@ -272,7 +272,8 @@ class WindowLoader:
                 finally:  # also where the consumer leaves after this batch
                     self._clock.worked()
         finally:
-            stop()
+            prefetcher.close()
+            at_exit.detach()
             if ahead:
                 ahead.close()
             self._maker.close()
@@ -303,7 +304,7 @@ class WindowLoader:
         frames = self._frame_slots() * framing.pixels * 3 if self._decoder.device.type == "cpu" else 0
         return frames, BATCHES_HELD * batch if on_cpu else 0
 
-    def _start(self) -> Prefetcher:
+    def _new_prefetcher(self) -> Prefetcher:
         if self._fetcher is None:
             store = self._new_store()
             self._fetcher = FrameFetcher(self.dataset, self._decoder, store, self._bad, self._kept)
@@ -318,7 +319,7 @@ class WindowLoader:
                 self._longest_block,
             )
         store, rank_info = self._fetcher.store, self._rank_info
-        self._prefetcher = Prefetcher(
+        return Prefetcher(
             block_uses(self.plan, self._step, rank=rank_info.rank, world_size=rank_info.world_size),
             self._fetcher.fetch,
             SlotTable(store.slots, self._kept if store.device.type == "cpu" else None),
@@ -326,7 +327,6 @@ class WindowLoader:
             threads=self._threads,
             job_frames=self._decoder.job_frames,
         )
-        return self._prefetcher
 
     @property
     def _step_frames(self) -> int:

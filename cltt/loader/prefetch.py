@@ -4,14 +4,17 @@ The planner goes through the steps of an epoch, gives each frame a slot of the f
 kept in main memory need none) and queues jobs. The workers read and decode into the slots. The consumer takes the steps
 in order. An error in a thread is raised in the consumer's :meth:`take`: a CLTTError as it is, any other as the cause of
 a RuntimeError.
+
+The consumer may be interrupted at any moment (Ctrl-C), so it takes no lock that the threads need; see
+:mod:`cltt.threads`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -31,17 +34,26 @@ CHUNK_FRAMES = 256
 CLOSE_TIMEOUT = 3.0
 # Seconds between two calls of ``give_up`` while the consumer waits.
 GIVE_UP_INTERVAL = 0.2
+# Seconds after which a thread that waits looks whether the loader was closed, should nothing have told it.
+IDLE = 1.0
 
 
 class GaveUp(Exception):
     """Raised in the consumer if ``give_up()`` is true while it waits for the next batch."""
 
 
-@dataclass
+def _locked() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+@dataclass(eq=False)
 class Chunk:
-    """Jobs queued together; the consumer may take their steps once ``jobs_left`` is 0."""
+    """Jobs queued together; ``done`` is unlocked once ``jobs_left`` is 0, and the consumer may take their steps."""
 
     jobs_left: int = 0
+    done: threading.Lock = field(default_factory=_locked)
 
 
 @dataclass(frozen=True)
@@ -69,17 +81,20 @@ class PlannedStep:
 
 @dataclass
 class SharedState:
-    """State shared by consumer, planner and workers; every write holds the lock of ``changed``."""
+    """State shared by consumer, planner and workers.
+
+    ``steps``: planned, in order, for the consumer. ``released``: an item for each step that the consumer is done with.
+    """
 
     consumed: int
     stopped: bool = False
     failure: BaseException | None = None
-    steps: deque[PlannedStep] = field(default_factory=deque)
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    steps: queue.SimpleQueue[PlannedStep] = field(default_factory=queue.SimpleQueue)
+    released: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
 
 class Prefetcher:
-    """Plans and decodes the steps from ``start`` to the end of an epoch ahead of the consumer.
+    """Plans and decodes the steps from ``start`` to the end of an epoch ahead of the consumer, after :meth:`begin`.
 
     Args:
         blocks: for each block in turn, which frames its steps need; the first is the block of ``start``.
@@ -103,16 +118,23 @@ class Prefetcher:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._blocks, self._fetch, self._table, self._start = blocks, fetch, table, start
         self._job_frames = job_frames
+        self._next: PlannedStep | None = None  # of the consumer, perhaps not decoded yet
+        self._closed = False
+        self._counting = threading.Lock()  # of the workers, for jobs_left
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._work,), name=f"cltt-decode-{k}", daemon=True)
             for k in range(threads)
         ]  # the planner starts last: it holds the GIL, and the others could not start
         self._threads.append(threading.Thread(target=self._guarded, args=(self._plan,), name="cltt-plan", daemon=True))
+
+    def begin(self) -> None:
+        """Start the threads. SettingsError if the system has not so many."""
         try:
             for thread in self._threads:
                 thread.start()
         except RuntimeError as error:  # the system's limit
             self.close()
+            threads = len(self._threads) - 1
             raise SettingsError(
                 f"{threads} reading threads (--num-workers) cannot be started: {error}; give fewer"
             ) from error
@@ -128,57 +150,78 @@ class Prefetcher:
         Raises a thread's CLTTError, GaveUp if ``give_up()`` is true, or RuntimeError if a thread failed otherwise (with
         the cause) or the loader is closed.
         """
-        shared = self._shared
-        with shared.changed:
-            while not shared.changed.wait_for(self._settled, GIVE_UP_INTERVAL):
-                if give_up():
-                    raise GaveUp
-            if isinstance(shared.failure, CLTTError):
-                raise shared.failure
-            if shared.failure is not None:
-                raise RuntimeError("a thread of the loader failed; the cause stands above") from shared.failure
-            if shared.stopped:
-                raise RuntimeError("the loader was closed while it was iterated; start a new iteration")
-            return shared.steps.popleft()
+        while True:
+            self._raise_failure()
+            if self._arrived():
+                step, self._next = self._next, None
+                assert step is not None
+                return step
+            if give_up():
+                raise GaveUp
 
-    def _settled(self) -> bool:
-        """Whether :meth:`take` need not wait."""
+    def _raise_failure(self) -> None:
         shared = self._shared
-        return bool(shared.stopped or shared.failure or (shared.steps and not shared.steps[0].chunk.jobs_left))
+        if isinstance(shared.failure, CLTTError):
+            raise shared.failure
+        if shared.failure is not None:
+            raise RuntimeError("a thread of the loader failed; the cause stands above") from shared.failure
+        if shared.stopped:
+            raise RuntimeError("the loader was closed while it was iterated; start a new iteration")
+
+    def _arrived(self) -> bool:
+        """Whether the next step has been decoded; waits for it for at most two times GIVE_UP_INTERVAL."""
+        if self._next is None:
+            try:
+                self._next = self._shared.steps.get(timeout=GIVE_UP_INTERVAL)
+            except queue.Empty:
+                return False
+        done = self._next.chunk.done
+        if not done.acquire(timeout=GIVE_UP_INTERVAL):
+            return False
+        done.release()  # for the chunk's other steps
+        return True
 
     def release(self, step: int) -> None:
         """The batch of ``step`` has been gathered: its slots are free, unless their frames are needed again."""
-        with self._shared.changed:
-            self._shared.consumed = step + 1
-            self._shared.changed.notify_all()
+        self._shared.consumed = step + 1
+        self._shared.released.put(None)
 
     def close(self) -> None:
-        """Stop all threads; returns when they have ended, or after three seconds."""
-        with self._shared.changed:
-            self._shared.stopped = True
-            self._shared.changed.notify_all()
+        """Stop all threads; returns when they have ended, or after three seconds.
+
+        Any thread may call it, and again: the rest is done where it was interrupted.
+        """
+        if self._closed:
+            return
+        self._shared.stopped = True
+        self._shared.released.put(None)
         for _ in self._threads:
             self._jobs.put(None)
         deadline = time.monotonic() + CLOSE_TIMEOUT
         for thread in self._threads:
-            if thread is not threading.current_thread() and thread.ident is not None:
+            if thread is not threading.current_thread() and thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        self._closed = True
 
     def _guarded(self, run: Callable[[], None]) -> None:
         try:
             run()
         except BaseException as error:  # a thread must never die unseen
-            with self._shared.changed:
-                self._shared.failure = self._shared.failure or error
-                self._shared.changed.notify_all()
+            self._shared.failure = self._shared.failure or error
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None and not self._shared.stopped:
+        while (job := self._next_job()) is not None:
             self._fetch(job.frames, job.slots)
-            with self._shared.changed:
+            with self._counting:
                 job.chunk.jobs_left -= 1
                 if not job.chunk.jobs_left:
-                    self._shared.changed.notify_all()
+                    job.chunk.done.release()
+
+    def _next_job(self) -> Job | None:
+        while not self._shared.stopped:
+            with contextlib.suppress(queue.Empty):
+                return self._jobs.get(timeout=IDLE)
+        return None
 
     def _plan(self) -> None:
         pending = PendingChunk(self._publish)
@@ -205,16 +248,16 @@ class Prefetcher:
         return None
 
     def _await_release(self, consumed: int) -> None:
-        with self._shared.changed:
-            self._shared.changed.wait_for(lambda: self._shared.stopped or self._shared.consumed > consumed)
+        while not self._shared.stopped and self._shared.consumed == consumed:
+            with contextlib.suppress(queue.Empty):
+                self._shared.released.get(timeout=IDLE)
 
     def _publish(self, steps: list[PlannedStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
         order = np.argsort(frames)
         parts = np.array_split(order, max(1, -(-len(order) // self._job_frames)))  # one job at least, maybe empty
-        with self._shared.changed:
-            chunk.jobs_left = len(parts)
-            self._shared.steps.extend(steps)
-            self._shared.changed.notify_all()
+        chunk.jobs_left = len(parts)
+        for step in steps:
+            self._shared.steps.put(step)
         for part in parts:
             self._jobs.put(Job(frames[part], slots[part], chunk))
         time.sleep(0)  # releases the GIL, or the workers would not start before the planner waits

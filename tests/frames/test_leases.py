@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from cltt.config import PRESETS
 from cltt.frames.batch_cpu import FRAMES_A_TURN, CpuBatchMaker, tables
 from cltt.frames.gather import BatchFormat, gather_plain, statistics
 from cltt.frames.geometry import Framing
-from cltt.frames.leases import MOST_FREE, LeasedMemory
+from cltt.frames.leases import MOST_FREE, MOST_LEASED, LeasedMemory
 from cltt.frames.store import FrameStore
 from tests.helpers import data
 
@@ -57,10 +58,32 @@ def test_memory_is_free_again_when_the_last_holder_goes(holder: str) -> None:
 def test_few_free_blocks_are_kept_and_only_of_the_size_in_use() -> None:
     memory = LeasedMemory()
     leases = [memory.lease(memory.acquire(64)) for _ in range(10)]
+    blocks = [lease.__array_interface__["data"][0] for lease in leases]
     leases.clear()
     gc.collect()
-    assert len(memory._free) == MOST_FREE
+    found = [memory.acquire(64) for _ in range(10)]
+    assert sum(block.ctypes.data in blocks for block in found) >= MOST_FREE
+    assert len(memory._free) == len(memory._leased) == len(memory._ended) == 0
+    leases = [memory.lease(block) for block in found]
+    del found
+    leases.clear()
     assert memory.acquire(32).nbytes == 32 and not memory._free
+
+
+def test_what_a_consumer_gives_back_goes_to_the_system() -> None:
+    size, holds = 2**24, 40  # of which a few come back
+    memory, before = LeasedMemory(), psutil.Process().memory_info().rss
+    leases = []
+    for _ in range(holds):
+        block = memory.acquire(size)
+        block[:] = 1
+        leases.append(memory.lease(block))
+        del block
+    assert psutil.Process().memory_info().rss - before > 0.9 * holds * size
+    leases.clear()
+    assert psutil.Process().memory_info().rss - before < (MOST_LEASED + 1) * size
+    memory.acquire(size)
+    assert psutil.Process().memory_info().rss - before < (MOST_FREE + 1) * size
 
 
 def test_a_lease_outlives_the_memory_it_came_from() -> None:

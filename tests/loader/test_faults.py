@@ -1,14 +1,10 @@
-"""Damage, dying threads, Ctrl-C, exceptions: all ends soon with the cause said, or goes on without the frame."""
+"""Damage, dying threads, exceptions: all ends soon with the cause said, or goes on without the frame."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -265,47 +261,6 @@ def test_a_forgotten_loader_ends_its_threads(shards: Path) -> None:
     assert cltt_threads()
     del batches
     assert not cltt_threads()
-
-
-SCRIPT = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in its background jobs, and so in ours
-from cltt import ShardDataset, WindowIndex, WindowLoader
-dataset = ShardDataset(sys.argv[1])
-index = WindowIndex(dataset.clip_lengths, 3, 2, 1)
-loader = WindowLoader(dataset, index, 4, image_size=64, device="cpu", depth=4)
-how = sys.argv[2]
-if how == "stuck":
-    loader.dataset.read_each = lambda ids: time.sleep(0.2) or ShardDataset.read_each(dataset, ids)
-while True:
-    for batch in loader:
-        print("batch", flush=True)
-        if how == "raise":
-            raise ValueError("the loop's own")
-        if how == "exit":
-            batches = iter(loader); next(batches); sys.exit(5)
-        time.sleep(0.01 if how != "stuck" else 0)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "status"), [("interrupt", -signal.SIGINT), ("stuck", -signal.SIGINT), ("raise", 1), ("exit", 5)]
-)
-def test_a_process_ends_soon_and_leaves_nothing_behind(shards: Path, how: str, status: int) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(shards), how]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "batch\n"
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        assert not children, "threads only, no processes"
-        if how in ("interrupt", "stuck"):
-            os.kill(process.pid, signal.SIGINT)
-        began = time.monotonic()
-        _, errors = process.communicate(timeout=30)
-        assert time.monotonic() - began < ENDS_WITHIN
-    assert process.returncode == status, errors
-    expected = {"raise": "ValueError: the loop's own", "exit": ""}.get(how, "KeyboardInterrupt")
-    assert expected in errors and (errors == "" or errors.rstrip().endswith(expected)), errors
 
 
 @pytest.mark.slow
