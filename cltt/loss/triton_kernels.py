@@ -40,7 +40,15 @@ def _load(v, rows, end, dims, D: tl.constexpr, DB: tl.constexpr, CHECKED: tl.con
     pointers = v + rows.to(tl.int64)[:, None] * D + dims[None, :]
     if CHECKED:
         values = tl.load(pointers, mask=(rows < end)[:, None] & (dims < D)[None, :], other=0.0)
-    elif D % DB != 0:
+    else:
+        values = _load_whole(pointers, dims, D, DB)
+    return values
+
+
+@triton.jit
+def _load_whole(pointers, dims, D: tl.constexpr, DB: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows that all exist, zero beyond column D."""
+    if D % DB != 0:
         values = tl.load(pointers, mask=(dims < D)[None, :], other=0.0)
     else:
         values = tl.load(pointers)
@@ -312,9 +320,12 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
         weights = _weights(s, at_rows, at_columns, UNSHIFTED)
         weights = tl.where(_hidden(rows, columns, end, N, spans, T, HAS_SPANS), 0.0, weights)
         total = tl.dot(weights.to(v.dtype.element_ty), b, total, input_precision="tf32x3")
+    # Tiles are addressed from the first one: on 9.0, 15 instructions a turn fewer than from each row's number.
+    first_tile = v + (tl.arange(0, BN)[:, None] * D + dims[None, :])
     for place in range(tl.maximum(begin, masked), stop):
-        columns = _clean_tile(place, lo, width, masked) * BN + tl.arange(0, BN)
-        b = _load(v, columns, N, dims, D, DC, False)
+        column = _clean_tile(place, lo, width, masked) * BN
+        columns = column + tl.arange(0, BN)
+        b = _load_whole(first_tile + column.to(tl.int64) * D, dims, D, DC)
         if RESIDENT:
             s = tl.dot(a, tl.trans(b), input_precision="tf32x3")
         else:
