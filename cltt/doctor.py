@@ -164,7 +164,7 @@ def memory_and_limits() -> Iterator[Finding]:
     if os.path.isdir("/dev/shm"):
         shm = shutil.disk_usage("/dev/shm").free
         small = shm < MIN_SHM_BYTES
-        advice = "other people's DataLoaders need it, cltt does not; containers: --shm-size=8g" if small else ""
+        advice = "ranks of a node share kept frames there; containers: --shm-size=8g" if small else ""
         yield Finding("note" if small else "ok", "/dev/shm", f"{shm / GIB:.1f} GiB free", advice)
     import resource  # not on Windows, where neither DALI nor Slurm are
 

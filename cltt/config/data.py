@@ -160,7 +160,8 @@ class OrderSettings:
     )
     run: int | None = setting(
         None,
-        "windows per run: neighbouring windows of a clip, drawn together (default: 5*(window_size-1), at most 32)",
+        "windows per run: windows of a clip that share frames, drawn together (default: 5*(window_size-1), at most 32; "
+        "20 where the frame step is a range)",
         within=(1, MANY),
     )
 

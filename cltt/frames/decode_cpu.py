@@ -28,7 +28,7 @@ def frame_size(data: bytes) -> tuple[int, int]:
     ValueError (InvalidImage) for what its markers forbid before memory is taken: no size, more than MAX_PIXELS pixels,
     more scans than a decoder gets through.
     """
-    info = _read_header(data)  # libjpeg's own fails at 4:4:1 and tells no coding
+    info = _read_header(data)  # libjpeg's reader fails at 4:4:1 and says not if progressive
     image.check_pixels(info.width, info.height, image.MAX_PIXELS)
     jpeg_markers.check_scans(data, info)
     return info.height, info.width
@@ -42,7 +42,7 @@ class Cut(NamedTuple):
         reduction: how many times smaller they are decoded.
         rows, columns: of the decoded frame, those that are stored.
         stored: (h, w) at which they are.
-        clear: of the stored frame, what is not blurred; None: nothing is.
+        clear: the part of the stored frame that stays as it is, all else is blurred; None: nothing is blurred.
     """
 
     whole: bool

@@ -189,7 +189,7 @@ class Prefetcher:
     def close(self) -> None:
         """Stop all threads; returns when they have ended, or after three seconds.
 
-        Any thread may call it, and again: the rest is done where it was interrupted.
+        Any thread may call it. If a call is interrupted, the next one does the rest; after a whole one it does nothing.
         """
         if self._closed:
             return

@@ -10,7 +10,7 @@ images) are gathered and combined (Chan, Golub and LeVeque, "Updating formulae a
 sample variances", 1979), which loses no digits as sums of squares would. The gradient needs the sums of dy and of dy *
 (x - mean) over all ranks (Ioffe and Szegedy, arXiv:1502.03167). On CUDA torch's own kernels compute both passes.
 
-Letters: n rows, C channels, W ranks.
+Letters: n rows, C channels, R ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cltt import distributed
 from cltt.config import require
 
-Forward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # y, mean, invstd, var, counts
+# y, mean, invstd, unbiased_var, counts
+Forward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Backward = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # dx, dweight, dbias
 
 
@@ -40,7 +41,7 @@ class _SyncMixin(_BatchNorm):
         if not torch.compiler.is_compiling():
             if input.is_cuda:
                 return _EagerCuda.apply(input, self.weight, self.bias, self)
-            return _eager_cpu(input, self)
+            return _eager_plain(input, self)
         y, mean, _, unbiased_var, _ = _compiled(input, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.update_running(mean, unbiased_var)
@@ -113,13 +114,13 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [n, C, ...] -> y like x.
 
-    Mean, 1/std and unbiased variance [C]; values per channel of each rank [W].
+    Mean, 1/std and unbiased variance [C]; values per channel of each rank [R].
 
     Statistics are float32, or float64 for float64 input. Raises ValueError for no rows on this rank, or for a single
     value per channel over all ranks.
     """
     _check_rows(x)
-    forward = _forward_cuda if x.is_cuda else _forward_cpu
+    forward = _forward_cuda if x.is_cuda else _forward_plain
     return forward(x.contiguous(memory_format=_layout(x)), weight, bias, eps)
 
 
@@ -137,7 +138,7 @@ def _fake_forward(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tens
     return torch.empty_like(x, memory_format=_layout(x)), mean, invstd, unbiased_var, counts
 
 
-def _forward_cpu(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
+def _forward_plain(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> Forward:
     wide = x.to(_statistics_type(x))
     mean, var, counts = _statistics(wide)
     y = _normalised(wide, mean, var, weight, bias, eps)
@@ -146,7 +147,7 @@ def _forward_cpu(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tenso
 
 
 def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean and variance [C] over all ranks, and the values per channel of each rank [W]."""
+    """Mean and variance [C] over all ranks, and the values per channel of each rank [R]."""
     mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
     if distributed.world().world_size == 1:
         return mean, var, _count(x.numel() // x.shape[1], mean.dtype, mean.device)
@@ -171,7 +172,7 @@ def _forward_cuda(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tens
 
 
 def _gathered(mean: torch.Tensor, spread: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Gather two vectors [C] and the values per channel of each rank -> [W, C], [W, C], [W]."""
+    """Gather two vectors [C] and the values per channel of each rank -> [R, C], [R, C], [R]."""
     count = _count(x.numel() // x.shape[1], mean.dtype, mean.device)
     rows = distributed.all_gather_rows(torch.cat([mean, spread, count]).unsqueeze(0))
     means, spreads, counts = torch.split_with_sizes(rows, [len(mean), len(mean), 1], 1)
@@ -199,7 +200,7 @@ def _gradients(
     x = x.contiguous(memory_format=_layout(x))
     dy = dy.contiguous(memory_format=_layout(x))
     weight = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
-    return (_backward_cuda if x.is_cuda else _backward_cpu)(dy, x, weight, mean, invstd, counts)
+    return (_backward_cuda if x.is_cuda else _backward_plain)(dy, x, weight, mean, invstd, counts)
 
 
 def _fake_gradients(
@@ -208,7 +209,7 @@ def _fake_gradients(
     return torch.empty_like(x, memory_format=_layout(x)), torch.empty_like(mean), torch.empty_like(mean)
 
 
-def _backward_cpu(dy: torch.Tensor, *saved: torch.Tensor) -> Backward:
+def _backward_plain(dy: torch.Tensor, *saved: torch.Tensor) -> Backward:
     """dx = weight/std * (dy - mean(dy) - (x - mean)/var * mean(dy*(x - mean))), over all ranks."""
     x, weight, mean, invstd, counts = saved
     wide, var = x.to(mean.dtype), invstd**-2
@@ -287,7 +288,7 @@ def _backward(gradients: Callable[..., Backward], ctx: Any, dy: torch.Tensor | N
     )
 
 
-def _eager_cpu(x: torch.Tensor, norm: _SyncMixin) -> torch.Tensor:
+def _eager_plain(x: torch.Tensor, norm: _SyncMixin) -> torch.Tensor:
     """Both passes by torch's operator for constant statistics; a hook adds to its gradient what they leave out.
 
     A custom operator or a Function would take longer than the kernels.
@@ -357,7 +358,7 @@ _compiled.register_autograd(lambda ctx, dy, *_: _backward(_compiled_gradients, c
 
 
 def _typed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``x.to(dtype)``, which takes a microsecond even where there is nothing to do."""
+    """As ``x.to(dtype)``, without the microsecond that torch takes even where there is nothing to do."""
     return x if x.dtype == dtype else x.to(dtype)
 
 

@@ -114,7 +114,8 @@ def build_shards(
             times this, a printed line says what ``resize_short`` would save; the shards do not depend on it.
         task: "I/N" with I from 0 packs only the shards I, I+N, I+2N ... and publishes nothing.
         finalize: packs nothing; merges and publishes what the tasks have packed.
-        overwrite: once the new set is planned, remove an earlier one in ``out_dir``, then build the new one.
+        overwrite: build anew. A complete set in ``out_dir`` is removed once the new one is planned, an unfinished build
+            at once.
         dry_run: only scan, write nothing. Files that packing would find invalid still count.
 
     A complete set of the same ``root_dir`` and settings is left as it is, without a look at its source;

@@ -42,7 +42,9 @@ from cltt.sampling.permutation import shuffled, shuffled_in_groups
 _LEAST_ROWS, _ROWS, _SETS = 4, 8, 8
 # The fewest stretches are taken with which the number of pairs that share a step is this close to the wanted number.
 TOLERANCE = Fraction(1, 10)
-_PARTS = 64  # the probability that two stretches lie in one set of rows is counted in 64ths
+# The probability that two stretches lie in one set of rows is counted in 64ths, and as if there were many sets. With a
+# single one (B < 8) it is 1, and slightly fewer pairs share a step than is computed.
+_PARTS = 64
 
 
 @dataclass(frozen=True)

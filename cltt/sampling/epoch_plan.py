@@ -32,8 +32,8 @@ DEFAULT_DEPTH = 128
 # than 32 windows leave too few runs per block to mix.
 WINDOWS_PER_SHARED_FRAME, MOST_WINDOWS_PER_RUN = 5, 32
 WINDOWS_PER_RUN_OF_DRAWN_STEPS = 20  # where frame_step is a range: windows share frames only by chance
-# frames_per_block is exact up to EXACT_FRAMES windows * window_size. Above, unless ``run`` is 1, it is estimated from
-# SAMPLED_BLOCKS blocks.
+# frames_per_block is exact while windows * window_size is at most EXACT_FRAMES. Above, unless ``run`` is 1, it is
+# estimated from SAMPLED_BLOCKS blocks.
 EXACT_FRAMES, SAMPLED_BLOCKS = 4_000_000, 64
 
 
@@ -181,9 +181,10 @@ class EpochPlan(EpochWindows):
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
         """The largest number of distinct frames of the rank in any block.
 
-        A frame memory that holds so many decodes each frame once per block; the loader takes two blocks. The number is
-        exact if windows * window_size is at most 4 million. For more it is an upper bound if ``run`` is 1 (as if no
-        frame were shared), and otherwise an estimate: the most in 64 blocks spread over the epoch, plus 1/64.
+        With frame memory for this many frames, each frame is decoded once per block. The loader asks for twice as many:
+        for the block in use, and for the next one, which is decoded meanwhile. The number is exact if windows *
+        window_size is at most 4 million. For more it is an upper bound if ``run`` is 1 (as if no frame were shared),
+        and otherwise an estimate: the most in 64 blocks spread over the epoch, plus 1/64.
         """
         rows = self._rows(rank, world_size)
         exact = len(self.index) * self.index.window_size <= EXACT_FRAMES
@@ -341,7 +342,7 @@ class EpochPlan(EpochWindows):
         if total:
             warnings.warn(
                 f"some batches hold windows of one clip that begin less than {self._gap} frames apart (span + "
-                f"min_gap), so that frames of one moment are negatives unless the loss masks them ("
+                f"min_gap); where these overlap, frames of one moment are negatives unless the loss masks them ("
                 f"{counted(total, 'pair')}; EpochPlan.overlaps): "
                 f"{counted(len(self.index), 'window')} make {counted(len(self), 'batch', 'batches')} of "
                 f"{self.batch_size}, and keeping the windows of a clip apart takes {self._steps_needed}. Take a "

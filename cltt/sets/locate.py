@@ -1,7 +1,8 @@
 """The set of shards that a run reads, built on first use by one process; the others wait.
 
-shards/NAME             the shards of a folder of clips, in the state in which it was first used
-shards/NAME@1a2b3c4d    the shards of that folder after a change; the suffix is the start of its files' digest
+shards/NAME             the shards of a folder of clips
+shards/NAME@1a2b3c4d    the shards of that folder in another state, built while there was a NAME; the suffix is the
+                        start of its files' digest. The newest is the one whose index.json is newest.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
     try:
         report = _build_or_wait(out, root, now, data)
     except BaseException:
-        if not (out / layout.BUILD).exists() and not (out / layout.INDEX).exists():  # no build has begun, or has ended
+        if not (out / layout.BUILD).exists() and not (out / layout.INDEX).exists():  # neither begun nor ended
             _building_path(out).unlink(missing_ok=True)
         raise
     if _building_path(out).is_file():

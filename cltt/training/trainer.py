@@ -72,8 +72,8 @@ class Saver:
     Attributes:
         store: writes the checkpoints (None on ranks other than 0). minutes: also save within an epoch after this many
         minutes (0: only at its end and at a request to stop). extra: saved with every checkpoint: settings, fingerprint
-        of the data. saved_at: (epoch, step) of the last save, or at which this process started; a second save there is
-        left out, except after an evaluation.
+        of the data. saved_at: (epoch, step) of the last save, or at which this process started: the trainer saves there
+        again only after an evaluation.
     """
 
     store: CheckpointStore | None

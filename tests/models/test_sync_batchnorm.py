@@ -325,9 +325,9 @@ CUDA_CASES = [case for case in CASES if case.dtype == torch.float32]
 def every_case_by_kernels() -> list[dict[str, torch.Tensor]]:
     for name, kernel in KERNELS.items():
         setattr(torch, name, kernel)
-    sync_batchnorm._forward_cpu = sync_batchnorm._forward_cuda
-    sync_batchnorm._backward_cpu = sync_batchnorm._backward_cuda
-    sync_batchnorm._eager_cpu = lambda x, norm: sync_batchnorm._EagerCuda.apply(x, norm.weight, norm.bias, norm)
+    sync_batchnorm._forward_plain = sync_batchnorm._forward_cuda
+    sync_batchnorm._backward_plain = sync_batchnorm._backward_cuda
+    sync_batchnorm._eager_plain = lambda x, norm: sync_batchnorm._EagerCuda.apply(x, norm.weight, norm.bias, norm)
     return [results for case, results in zip(CASES, every_case(), strict=True) if case in CUDA_CASES]
 
 
