@@ -46,19 +46,24 @@ class BatchMaker:
         self._on_cpu = CpuBatchMaker(framing, made_here, augment, threads)
         self._on_gpu = GpuBatchMaker(framing, device, wanted, augment, threads)
 
-    def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
+    def make(
+        self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None, *, alone: bool = False
+    ) -> torch.Tensor:
         """The frames in ``slots`` [b, T] of ``store`` -> [b, T, 3, S, S].
 
-        ``numbers``: random ones, [b, T] each, to draw augmentations from; None without augmentation.
+        ``numbers``: random ones, [b, T] each, to draw augmentations from; None without augmentation. ``alone``: what is
+        cheap on a CPU, all but augmenting, in the calling thread alone, as the decoders need the other cores.
         """
         if store.device.type != "cpu" and numbers is None:
             return self._on_gpu.gathered(store, slots)
-        return self.finish(self.begin(store, slots, numbers), slots.shape)
+        return self.finish(self.begin(store, slots, numbers, alone=alone), slots.shape)
 
-    def begin(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
+    def begin(
+        self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None, *, alone: bool = False
+    ) -> torch.Tensor:
         """What of :meth:`make` may wait for the device, and may be done in another thread; the slots are read then."""
         if store.device.type == "cpu" or numbers is None:
-            return self._on_cpu.make(store, slots, numbers)
+            return self._on_cpu.make(store, slots, numbers, alone=alone)
         return self._on_gpu.augmented(store, slots.reshape(-1), numbers)
 
     def finish(self, begun: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

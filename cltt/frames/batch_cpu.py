@@ -44,35 +44,38 @@ class CpuBatchMaker:
         self._threads = threads
         self._helpers = Threads(threads - 1, "cltt-gather")
 
-    def make(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None) -> torch.Tensor:
+    def make(
+        self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray] | None, *, alone: bool = False
+    ) -> torch.Tensor:
         """As :meth:`cltt.frames.batch.BatchMaker.make`; the tensor's memory is leased."""
         flat = slots.reshape(-1)
         block = self._memory.acquire(len(flat) * self._writer.frame_bytes)
         rows = block.reshape(len(flat), -1)
         if numbers is None:
+            threads = 1 if alone else self._threads
             # Copying takes little more than handing it out, so it is handed out twice a thread.
-            turn = -(-len(flat) // (2 * self._threads)) if self._writer.copies else self._writer.turn
-            self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat), turn)
+            turn = -(-len(flat) // (2 * threads)) if self._writer.copies else self._writer.turn
+            self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat), turn, threads)
         else:
             draws = {name: values.reshape(-1) for name, values in numbers.items()}
             augmentation = sample_params(self.augment, draws, store.sizes_of(flat))
             work = partial(self._augment, store, flat, augmentation, rows)
-            self._in_threads(work, len(flat), self._writer.turn)
+            self._in_threads(work, len(flat), self._writer.turn, self._threads)
         return self._writer.as_batch(self._memory.lease(block), slots.shape)
 
     def close(self) -> None:
         """End the threads; the next batch starts them again."""
         self._helpers.close()
 
-    def _in_threads(self, work: Callable[[slice], None], count: int, turn: int) -> None:
-        """Do ``work`` on 0..count-1, ``turn`` at a time, here and in threads that live until :meth:`close`."""
+    def _in_threads(self, work: Callable[[slice], None], count: int, turn: int, threads: int) -> None:
+        """Do ``work`` on 0..count-1, ``turn`` at a time, here and in ``threads`` - 1 that live until :meth:`close`."""
         parts = iter([slice(k, k + turn) for k in range(0, count, turn)])
 
         def take_turns() -> None:
             for part in parts:  # one iterator for all: who is done takes the next
                 work(part)
 
-        calls = [self._helpers.submit(take_turns) for _ in range(self._threads - 1)]
+        calls = [self._helpers.submit(take_turns) for _ in range(threads - 1)]
         try:
             take_turns()
         finally:  # whatever happened, nobody may write any more; who has not begun by now would find nothing left

@@ -370,7 +370,8 @@ class WindowLoader:
         uses, store = ready.uses, self._fetcher.store
         slots = self._bad.substitute(uses.frame_ids, ready.slots, self._fetcher.fetch, store.slots)
         numbers = self._random_numbers(uses.window_ids, uses.frame_ids)
-        begun = (self._maker.begin if self._begins_ahead else self._maker.make)(store, slots, numbers)
+        make = self._maker.begin if self._begins_ahead else self._maker.make
+        begun = make(store, slots, numbers, alone=ready.chunk.awaited)
         prefetcher.release(ready.step)
         return ready, begun
 

@@ -50,9 +50,13 @@ def _locked() -> threading.Lock:
 
 @dataclass(eq=False)
 class Chunk:
-    """Jobs queued together; ``done`` is unlocked once ``jobs_left`` is 0, and the consumer may take their steps."""
+    """Jobs queued together; ``done`` is unlocked once ``jobs_left`` is 0, and the consumer may take their steps.
+
+    ``awaited``: the consumer had to wait for it.
+    """
 
     jobs_left: int = 0
+    awaited: bool = False
     done: threading.Lock = field(default_factory=_locked)
 
 
@@ -175,10 +179,12 @@ class Prefetcher:
                 self._next = self._shared.steps.get(timeout=GIVE_UP_INTERVAL)
             except queue.Empty:
                 return False
-        done = self._next.chunk.done
-        if not done.acquire(timeout=GIVE_UP_INTERVAL):
-            return False
-        done.release()  # for the chunk's other steps
+        chunk = self._next.chunk
+        if not chunk.done.acquire(blocking=False):
+            chunk.awaited = True
+            if not chunk.done.acquire(timeout=GIVE_UP_INTERVAL):
+                return False
+        chunk.done.release()  # for the chunk's other steps
         return True
 
     def release(self, step: int) -> None:

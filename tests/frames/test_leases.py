@@ -158,20 +158,32 @@ def test_nobody_writes_once_a_failure_has_been_raised(failing: int) -> None:
         done.add(part.start)
 
     with pytest.raises(RuntimeError, match="this turn"):
-        maker._in_threads(work, 40, 1)
+        maker._in_threads(work, 40, 1, 3)
     at_once = begun.copy(), done.copy()
     time.sleep(0.02)
     assert (begun, done) == at_once and begun - done == {failing}
     failing = -1
-    maker._in_threads(work, 40, 1)
+    maker._in_threads(work, 40, 1, 3)
     assert done == set(range(40)), "and it goes on working"
+    maker.close()
+
+
+def test_a_batch_made_alone_is_the_same_and_starts_no_thread() -> None:
+    framing, slots = Framing(image_size=33), np.random.default_rng(1).integers(0, 30, (7, 3))
+    store = filled_store(30, framing)
+    maker = CpuBatchMaker(framing, BatchFormat(torch.float32, False, "imagenet"), PRESETS["none"], 3)
+    before = threading.active_count()
+    alone = maker.make(store, slots, None, alone=True)
+    assert threading.active_count() == before
+    assert torch.equal(alone, maker.make(store, slots, None))
+    assert threading.active_count() == before + 2
     maker.close()
 
 
 def test_one_thread_is_the_callers() -> None:
     maker = CpuBatchMaker(Framing(image_size=8), BatchFormat(torch.float32, False, "none"), PRESETS["none"], 1)
     threads = set()
-    maker._in_threads(lambda part: threads.add(threading.get_ident()), 40, 8)
+    maker._in_threads(lambda part: threads.add(threading.get_ident()), 40, 8, 1)
     assert threads == {threading.get_ident()}
 
 
