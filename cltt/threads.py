@@ -1,8 +1,8 @@
 """Threads for a caller that may be interrupted at any moment.
 
 Ctrl-C and the handlers of other signals raise in the main thread between any two steps of Python code. The locks of
-:mod:`concurrent.futures` are partly Python code and can stay locked by it, and then its threads wait for ever. What a
-caller touches here are queues in C.
+:mod:`concurrent.futures` are partly Python code and can stay locked by it, and then its threads wait for ever. Here
+calls and results go through queues in C; apart from them a caller only starts threads and waits for their end.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Call(Generic[T]):
 
 
 class Threads:
-    """``count`` daemon threads, started at the first call and ended by :meth:`close`; one thread uses them at a time.
+    """``count`` daemon threads, started at the first call and ended by :meth:`close`.
 
-    Leaving its ``with`` by an exception drops the calls that have not begun.
+    Only one other thread at a time may call the methods. Leaving its ``with`` by an exception drops the calls that
+    have not begun.
     """
 
     def __init__(self, count: int, name: str) -> None:

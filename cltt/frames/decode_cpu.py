@@ -28,7 +28,7 @@ def frame_size(data: bytes) -> tuple[int, int]:
     ValueError (InvalidImage) for what its markers forbid before memory is taken: no size, more than MAX_PIXELS pixels,
     more scans than a decoder gets through.
     """
-    info = _read_header(data)  # libjpeg's reader fails at 4:4:1 and says not if progressive
+    info = _read_header(data)  # libjpeg's own fails at 4:4:1 and leaves out whether it is progressive
     image.check_pixels(info.width, info.height, image.MAX_PIXELS)
     jpeg_markers.check_scans(data, info)
     return info.height, info.width
@@ -96,7 +96,7 @@ class FrameDecoder:
     def _resize(self, part: np.ndarray, target: np.ndarray, reduction: int) -> None:
         """``part``, decoded ``reduction`` times smaller, into ``target`` uint8 [h, w, 3]."""
         if reduction > 1 and part.shape == target.shape:
-            widen(part, target)
+            widen(part, target)  # of the right size already, but sharper than by ``shrink``
         else:
             shrink(part, target)
 

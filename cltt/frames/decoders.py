@@ -168,7 +168,7 @@ class DaliDecoder:
             raise _no_memory(reason)
         why = self.why_it_fails()
         if not why:
-            log.warning("DALI cannot decode %d frames that the CPU can: %s", frames, reason)
+            log.warning("DALI failed on a job of %d frames, which the CPU decoded: %s", frames, reason)
         elif self._works:
             self._works = False
             log.warning(

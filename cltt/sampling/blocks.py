@@ -51,8 +51,8 @@ class Chains:
         lengths: windows of each chain, int64 [chains].
         max_conflicts: the most windows of one clip that start within ``gap`` frames; 1 if none conflict.
         far_pairs: pairs of windows of one chain that do not conflict.
-        far_in_runs: far pairs whose two windows are of the same run (a lower bound where
-            ``max_windows_per_clip`` leaves out windows of some clips).
+        far_in_runs: far pairs whose two windows are of the same run. An estimate where ``max_windows_per_clip`` leaves
+            out windows of some clips: a run may then cross chains.
     """
 
     def __init__(self, index: WindowIndex, segments: Segments, spacing: Spacing) -> None:

@@ -112,11 +112,11 @@ def choose_stretches(
 ) -> Stretches:
     """The fewest stretches with which about ``wanted`` pairs of windows of one chain share a step.
 
-    About is within a tenth; if no number of stretches comes that close, the closest is taken. Few stretches have wide
-    groups, so different pairs share a step in each epoch, but they keep windows of a short chain apart. Many stretches
-    let windows of a chain share a step, but only at distances near a multiple of the stretch, so a pair that shares one
-    does so again in the next epoch far more often than by chance (figures: benchmarks/NOTES.md). The arithmetic is
-    exact, so every machine chooses the same.
+    About is within a tenth. Numbers are tried from 1 up until one comes that close or exceeds ``wanted``; then the
+    closest of those tried is taken. Few stretches have wide groups, so different pairs share a step in each epoch, but
+    they keep windows of a short chain apart. Many stretches let windows of a chain share a step, but only at distances
+    near a multiple of the stretch, so a pair that shares one does so again in the next epoch far more often than by
+    chance (figures: benchmarks/NOTES.md). The arithmetic is exact, so every machine chooses the same.
 
     Args:
         num_steps: K.

@@ -128,7 +128,7 @@ class Trainer:
             after every ``eval_every``-th epoch and the last one, once the epoch is saved.
         eval_every: epochs between two evaluations.
         on_step: called with the loss after every step.
-        on_epoch: called on every rank after every epoch, and again on resume if its evaluation had been stopped.
+        on_epoch: called on every rank after every epoch, and again on resume if its evaluation was stopped or failed.
         failure: the storage error of this rank, if the run stopped for that reason.
     """
 
