@@ -26,7 +26,8 @@ from cltt.threads import Threads
 
 # Frames that a gathering thread takes at a time: few, for the decoders may hold one of the threads up ...
 FRAMES_A_TURN = 8
-# ... and no more values of a channel than this: OpenCV cuts a longer table look-up into parts for threads of its own.
+# ... and no more values of a channel than this, or one frame: OpenCV cuts a longer table look-up into parts for threads
+# of its own.
 VALUES_A_TURN = 2**18 - 1
 
 
@@ -53,7 +54,7 @@ class CpuBatchMaker:
         rows = block.reshape(len(flat), -1)
         if numbers is None:
             threads = 1 if alone else self._threads
-            # Copying takes little more than handing it out, so it is handed out twice a thread.
+            # Copying takes little more than handing out, so each thread is given two large parts.
             turn = -(-len(flat) // (2 * threads)) if self._writer.copies else self._writer.turn
             self._in_threads(lambda part: self._gather(store, flat[part], rows[part]), len(flat), turn, threads)
         else:
@@ -78,7 +79,7 @@ class CpuBatchMaker:
         calls = [self._helpers.submit(take_turns) for _ in range(threads - 1)]
         try:
             take_turns()
-        finally:  # whatever happened, nobody may write any more; who has not begun by now would find nothing left
+        finally:  # nobody may write any more: who has not begun never will, and the others are waited for
             withdrawn = self._helpers.withdraw()
             errors = [call.outcome()[1] for call in calls if call not in withdrawn]
         for error in filter(None, errors):
@@ -118,7 +119,7 @@ class Planes(threading.local):
 
 
 class FrameWriter:
-    """Writes frames into a batch of one format, each of the 256 values of a channel by a table.
+    """Writes frames into a batch of one format: bytes as they are, floats by a table of a channel's 256 values.
 
     Attributes:
         frame_bytes: of a frame in the batch.

@@ -40,7 +40,8 @@ class Decoder(Protocol):
         framing: which part of a frame is stored, and at what size.
         device: the device of the store.
         job_frames: the best number of frames for one call; any number works.
-        identity: libraries and versions; decoders with equal identity decode a JPEG to equal pixels, unless DALI fails.
+        identity: libraries and versions; with equal framing and identity, decoders give equal pixels, unless DALI
+            fails.
     """
 
     framing: Framing
@@ -218,8 +219,8 @@ def _may_write_together(rows: torch.Tensor) -> bool:
 def _geometry(framing: Framing, height: int, width: int, look_at: Box | None) -> tuple[int, ...]:
     """What to store of a JPEG (4 numbers), at what size (2), and what stays clear (4).
 
-    The last is the part of the stored frame that the region's effect, such as blur, does not change; zeros if it
-    has none.
+    The last is the part of the stored frame that the region's effect, such as blur, does not change; zeros,
+    which are not used, if there is no such effect.
     """
     clear = framing.clear(height, width, look_at) or (0, 0, 0, 0)
     return *framing.box(height, width, look_at), *framing.stored_size(height, width), *clear

@@ -32,7 +32,7 @@ MOST_AHEAD = 1024
 CHUNK_FRAMES = 256
 # Seconds that close() waits for the threads to end.
 CLOSE_TIMEOUT = 3.0
-# Seconds between two calls of ``give_up`` while the consumer waits.
+# Seconds of one wait of the consumer; ``give_up`` is called after one or two of them.
 GIVE_UP_INTERVAL = 0.2
 # Seconds after which a thread that waits looks whether the loader was closed, should nothing have told it.
 IDLE = 1.0
@@ -71,7 +71,7 @@ class Job:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A planned step; its frames are in ``slots`` int64 [b, T] once ``chunk`` has no jobs left.
+    """A planned step; its frames are in ``slots`` int64 [b, T] once ``chunk`` and those before it have no jobs left.
 
     ``fresh``: how many frames get a slot for this step: decoded or, on a GPU, copied from kept ones.
     """

@@ -181,9 +181,9 @@ class EpochPlan(EpochWindows):
     def frames_per_block(self, rank: int = 0, world_size: int = 1) -> int:
         """The largest number of distinct frames of the rank in any block.
 
-        With frame memory for this many frames, each frame is decoded once per block. The loader asks for twice as many:
-        for the block in use, and for the next one, which is decoded meanwhile. The number is exact if windows *
-        window_size is at most 4 million. For more it is an upper bound if ``run`` is 1 (as if no frame were shared),
+        With frame memory for this many frames, each frame is decoded once per block. The loader asks for at most twice
+        as many: for the block in use, and for the next one, which is decoded meanwhile. The number is exact if windows
+        * window_size is at most 4 million. For more it is an upper bound if ``run`` is 1 (as if no frame were shared),
         and otherwise an estimate: the most in 64 blocks spread over the epoch, plus 1/64.
         """
         rows = self._rows(rank, world_size)
@@ -364,4 +364,4 @@ def _too_short(index: WindowIndex) -> str:
     if not short:
         return ""
     clips = f"{short:,} of {counted(len(index.clips), 'clip')}"
-    return f", as {clips} are shorter than the {index.span} frames that a window spans (a smaller frame_step uses more)"
+    return f", as {clips} are shorter than the {index.span} frames of a window (fewer are with a smaller frame_step)"

@@ -31,7 +31,6 @@ from cltt.packing.settings import BuildSettings
 from cltt.sets.record import Source, describe, differences, read_source, same, to_json
 from cltt.shards import checks, layout
 from cltt.source.scan import check_root
-from cltt.source.video.kinds import has_video_name
 from cltt.source.videos import Sampling, guess_bytes, small_bytes
 from cltt.text import byte_size, counted, say
 
@@ -77,7 +76,7 @@ def _shards_of_root(data: DataSettings, fingerprint: str | None) -> Path:
     if found is None and now.digest is None:
         now = describe(root, files=True)  # no set matches by the folders' times: compare every file
         found = _of_source(sets, now)
-    if found is None and (data.fps, data.stream) != (None, None) and not _videos(now):
+    if found is None and (data.fps, data.stream) != (None, None) and not _videos(root, now):
         say(f"no video is under {root}: --fps and --stream change nothing")
         return _shards_of_root(replace(data, fps=None, stream=None), fingerprint)
     if found is not None:
@@ -279,15 +278,15 @@ def _prepare(out: Path, root: str, now: Source, data: DataSettings) -> None:
     _check_space(out, root, now, data)
 
 
-def _videos(source: Source) -> dict[str, int]:
-    """Bytes of each video, by its path."""
+def _videos(root: str, source: Source) -> dict[str, int]:
+    """Bytes of each video, by its path: a clip that is a file. Its name need not be that of a video."""
     clips = (source.clips or {}).items()
-    return {key: clip.size for key, clip in clips if has_video_name(os.fsencode(key))}
+    return {key: clip.size for key, clip in clips if clip.files == 1 and os.path.isfile(os.path.join(root, key))}
 
 
 def _check_space(out: Path, root: str, now: Source, data: DataSettings) -> None:
     """Print how many bytes the build still needs. SettingsError if the disk has fewer."""
-    videos = _videos(now)
+    videos = _videos(root, now)
     images = now.files - len(videos)
     sampling = Sampling(fps=data.fps, stream=data.stream, resize_short=data.resize_short)
     needed = now.size - sum(videos.values())

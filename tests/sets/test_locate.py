@@ -276,6 +276,14 @@ def test_the_command_that_chooses_builds_as_train_does(folder: Path, capsys: pyt
     assert "-chosen --fps 2.5 --stream 0 --include" in located(capsys, fps=2.5, stream=0)[1]
 
 
+def test_fps_holds_for_a_video_whose_name_is_that_of_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video.write_video(folder / "walk.mp4", range(20))
+    (folder / "walk.mp4").rename(folder / "frames/walk")
+    shards, said = located(capsys, fps=5.0)
+    assert "change nothing" not in said
+    assert 55 < ShardDataset(folder / shards).num_frames < 55 + 20
+
+
 def test_fps_of_a_folder_without_videos_makes_no_second_copy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, _ = located(capsys)
     second, said = located(capsys, fps=5.0)
