@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -24,6 +25,7 @@ from cltt.config import DataSettings
 from cltt.errors import BusyError, CLTTError, SettingsError
 from cltt.files.atomic import check_writable, replace_file
 from cltt.files.locks import holder
+from cltt.files.retry import retry
 from cltt.packing.builder import LOCK, build_shards, discard_unfinished
 from cltt.packing.plan import PLAN, Plan
 from cltt.packing.report import BuildReport
@@ -281,7 +283,11 @@ def _prepare(out: Path, root: str, now: Source, data: DataSettings) -> None:
 def _videos(root: str, source: Source) -> dict[str, int]:
     """Bytes of each video, by its path: a clip that is a file. Its name need not be that of a video."""
     clips = (source.clips or {}).items()
-    return {key: clip.size for key, clip in clips if clip.files == 1 and os.path.isfile(os.path.join(root, key))}
+    return {key: clip.size for key, clip in clips if clip.files == 1 and _is_file(os.path.join(root, key))}
+
+
+def _is_file(path: str) -> bool:
+    return retry(path, lambda: stat.S_ISREG(os.stat(path).st_mode))
 
 
 def _check_space(out: Path, root: str, now: Source, data: DataSettings) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from cltt.errors import DataError, FrameError
+from cltt.files.maps import WaitGauge, map_together
 from cltt.files.regular import AnyPath
 from cltt.files.retry import Descriptor, SharedFile, ShortRead, retry
-from cltt.files.threads import WaitGauge, map_together
 from cltt.shards import checks, layout, tar
 from cltt.shards.clip_table import Array, _ClipTable
 from cltt.source import scan, videos

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cltt.errors import DataError, FrameError, InvalidImage, SettingsError
-from cltt.files import threads
+from cltt.files import maps
 from cltt.files.retry import retry
 from cltt.shards import layout
 from cltt.shards.clip_table import Array, ClipCutter, _ClipTable
@@ -197,7 +197,7 @@ def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[
         total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False, disable=None
     )
     with ThreadPoolExecutor(CHECK_THREADS) as pool, bar:
-        checked = threads.ordered_map(pool, partial(_check_piece, root), _pieces(files), 2 * CHECK_THREADS)
+        checked = maps.ordered_map(pool, partial(_check_piece, root), _pieces(files), 2 * CHECK_THREADS)
         done = 0
         for some, reasons in checked:
             records[done : done + len(some)] = some

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cltt.errors import DataError, FrameError, InvalidImage
-from cltt.files import threads
+from cltt.files import maps
 from cltt.files.regular import is_regular
 from cltt.shards import checks, layout, tar
 from cltt.shards.dataset import ShardDataset
@@ -110,7 +110,7 @@ def corrupt_frames(dataset: Dataset, clips: NDArray[np.int64], *, decode: bool) 
     total = int(dataset.clip_lengths[clips].sum())
     bar = tqdm(total=total, desc="verify", unit="frame", delay=2, leave=False, disable=None)
     with ThreadPoolExecutor(THREADS) as pool, bar:
-        checked = threads.ordered_map(
+        checked = maps.ordered_map(
             pool, lambda ids: (len(ids), _corrupt_among(dataset, ids, decode)), chunks, 4 * THREADS
         )
         for count, found in checked:
@@ -173,7 +173,7 @@ def _shard_mismatches(
     of_file = pool.submit(_file_mismatch, dataset.path, written["name"], written)
     size = VIDEO_CHUNK if dataset.frame_time(ids[:1]) is not None else CHUNK
     chunks = (ids[start : start + size] for start in range(0, len(ids), size))
-    found = threads.ordered_map(pool, lambda chunk: _frame_mismatches(job, dataset, chunk), chunks, 64)
+    found = maps.ordered_map(pool, lambda chunk: _frame_mismatches(job, dataset, chunk), chunks, 64)
     return [*of_file.result(), *itertools.chain.from_iterable(list(found))]
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from cltt.errors import InvalidImage
-from cltt.files import threads
+from cltt.files import maps
 from cltt.files.regular import open_regular
 from cltt.files.retry import ShortRead, retry
 from cltt.source import image, scan, videos
@@ -49,7 +49,7 @@ def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling)
         videos.need_av()
         cores = os.cpu_count() or 1
         with ThreadPoolExecutor(cores) as readers:
-            listed = threads.ordered_map(
+            listed = maps.ordered_map(
                 readers, lambda clip: videos.list_frames(found.root, clip, sampling), group, 2 * cores
             )
             yield from tqdm(listed, desc="reading videos", unit="", delay=2, leave=False, disable=None)
@@ -89,7 +89,7 @@ class FrameReader:
         self._options = options
         self._ahead = max(2, min(READ_AHEAD, HELD_BYTES // max(READ_BYTES, largest)))
         self._pool = ThreadPoolExecutor(READ_THREADS)
-        self._mapped = threads.AdaptiveMap(self._pool)
+        self._mapped = maps.AdaptiveMap(self._pool)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

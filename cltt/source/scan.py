@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cltt.errors import DataError, SettingsError
+from cltt.files.maps import AdaptiveMap
 from cltt.files.retry import SharedFile, retry
-from cltt.files.threads import AdaptiveMap
 from cltt.source import names as naming
 from cltt.source.image import image_kind
 from cltt.source.names import EVERYTHING, Choice, has_image_name, natural_key

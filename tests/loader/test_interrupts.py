@@ -95,7 +95,7 @@ for _ in range(int(sys.argv[2])):
     began = time.monotonic()
     loader.close()
     slowest = max(slowest, time.monotonic() - began)
-loader.set_epoch(loader.epoch + 1)
+loader.set_epoch(loader.epoch + 1)  # as set_epoch does not go back within an epoch
 loader.set_epoch(0)
 assert all(torch.equal(batch.frames, frames) for batch, frames in zip(loader, expected, strict=True))
 print("slowest", slowest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -282,6 +283,19 @@ def test_fps_holds_for_a_video_whose_name_is_that_of_none(folder: Path, capsys: 
     shards, said = located(capsys, fps=5.0)
     assert "change nothing" not in said
     assert 55 < ShardDataset(folder / shards).num_frames < 55 + 20
+
+
+def test_a_storage_fault_does_not_turn_a_video_into_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video.write_video(folder / "frames/walk.mp4", range(5))
+    now, real, faults = describe(str(folder / "frames"), files=True), os.stat, [OSError(errno.EIO, "transient")]
+
+    def faulty(path: object, *args: object, **options: object) -> os.stat_result:
+        if str(path).endswith("walk.mp4") and faults:
+            raise faults.pop()
+        return real(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", faulty)
+    assert set(locate._videos(str(folder / "frames"), now)) == {"walk.mp4"} and not faults
 
 
 def test_fps_of_a_folder_without_videos_makes_no_second_copy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

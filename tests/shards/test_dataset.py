@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from cltt import ShardDataset, WindowIndex, build_shards
 from cltt.errors import DataError, FrameError
-from cltt.files import threads
+from cltt.files import maps
 from cltt.shards import dataset as dataset_module
 from cltt.shards import folder as folder_module
 from cltt.shards import layout
@@ -116,7 +116,7 @@ def test_reads_that_wait_are_made_together_and_those_that_do_not_by_the_caller(
     monkeypatch.setattr(dataset_module, "_pread_into", watched)
     monkeypatch.setattr(dataset_module, "MAX_GAP", 0)
     if not slow:  # another process may take the core in the midst of a read
-        monkeypatch.setattr(threads, "WAIT_SECONDS", 10.0)
+        monkeypatch.setattr(maps, "WAIT_SECONDS", 10.0)
     dataset = ShardDataset(built)
     wanted = list(range(0, FRAMES, 2))
     for _ in range(3):
@@ -129,7 +129,7 @@ def test_what_a_helper_cannot_read_is_named_as_by_the_caller(copy: Path, monkeyp
     (copy / "shard-000001.tar").unlink()
     dataset = ShardDataset(copy)
     alone = list(map(str, dataset.read_each(range(FRAMES))))
-    monkeypatch.setattr(threads.WaitGauge, "slow", True)
+    monkeypatch.setattr(maps.WaitGauge, "slow", True)
     assert list(map(str, dataset.read_each(range(FRAMES)))) == alone
 
 

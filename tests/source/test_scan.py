@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cltt.files import threads
+from cltt.files import maps
 
 
 @pytest.fixture
@@ -26,17 +26,17 @@ def test_calls_that_wait_go_to_threads_and_stay_in_order(pool: ThreadPoolExecuto
         time.sleep(0.005 if item % 2 else 0.002)
         return item
 
-    mapped = threads.AdaptiveMap(pool)
+    mapped = maps.AdaptiveMap(pool)
     assert list(mapped(wait, iter(range(40)), 16)) == list(range(40))
-    assert callers[: threads.WAITS] == [threading.main_thread()] * threads.WAITS
-    assert threading.main_thread() not in callers[threads.WAITS :]
+    assert callers[: maps.WAITS] == [threading.main_thread()] * maps.WAITS
+    assert threading.main_thread() not in callers[maps.WAITS :]
     callers.clear()
     assert list(mapped(wait, iter(range(5)), 16)) == list(range(5))
     assert threading.main_thread() not in callers, "it has forgotten that the file system is slow"
 
 
 def test_one_wait_alone_changes_nothing(pool: ThreadPoolExecutor) -> None:
-    mapped = threads.AdaptiveMap(pool)
+    mapped = maps.AdaptiveMap(pool)
 
     def work(item: int) -> threading.Thread:
         if item == 3:
@@ -55,6 +55,6 @@ def test_at_most_so_many_items_are_in_flight(pool: ThreadPoolExecutor) -> None:
             taken = number + 1
             yield number
 
-    mapped = threads.AdaptiveMap(pool)
+    mapped = maps.AdaptiveMap(pool)
     for done, _ in enumerate(mapped(lambda _: time.sleep(0.002), items(), 4)):
         assert taken - done <= 4

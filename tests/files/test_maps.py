@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cltt.files.threads import WAIT_SECONDS, WaitGauge, map_together
+from cltt.files.maps import WAIT_SECONDS, WaitGauge, map_together
 
 
 @pytest.mark.parametrize("helpers", [0, 1, 3, 16])
@@ -54,7 +54,7 @@ def test_what_a_call_raises_is_raised_and_the_rest_is_left(bad: int) -> None:
 def test_a_helper_that_hangs_does_not_keep_the_process() -> None:
     code = """
 import threading, time
-from cltt.files.threads import map_together
+from cltt.files.maps import map_together
 hung = threading.Barrier(4)
 hang = lambda _: hung.wait() or time.sleep(60)
 threading.Thread(target=map_together, args=(hang, range(3), 2), daemon=True).start()
