@@ -83,8 +83,9 @@ class DaliDecoder:
     One bad JPEG makes DALI's whole call fail. The CPU then decodes each JPEG to find the bad ones, and the good ones go
     through another graph. If that fails too, the CPU's pixels are stored, and DALI is tried on a generated JPEG. If it
     decodes that, it is used further on. If not, DALI does not work on this machine (a library or driver is missing, for
-    example): one warning says so, and the CPU decodes all further frames. A JPEG that is cut short always gets the
-    CPU's pixels.
+    example): one warning says so, and the CPU decodes all further frames. A JPEG without an end marker in its last 1024
+    bytes is never given to DALI: if it is cut short, it is a bad frame; if other data follow its end, it gets the CPU's
+    pixels.
 
     Raises DataError if DALI finds no memory on the GPU.
     """
@@ -126,16 +127,16 @@ class DaliDecoder:
     def _decode_part(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt
     ) -> dict[int, str]:
-        """At most ``job_frames`` JPEGs: all by DALI or, if that fails or one is cut short, sorted by the CPU first."""
+        """At most ``job_frames`` JPEGs: all by DALI or, if that fails or one has no end, sorted by the CPU first."""
         # A JPEG cut short makes the hardware decoder hand the whole job to the CUDA decoder, whose pixels differ.
-        whole = all(map(_has_end, jpegs))
-        if self._works and whole and self._run_or_say_why(jpegs, slots, store, look_at) is None:
+        all_end = all(map(_has_end, jpegs))
+        if self._works and all_end and self._run_or_say_why(jpegs, slots, store, look_at) is None:
             return {}
         on_cpu = FrameStore(len(jpegs), self.framing, torch.device("cpu"))
         failures = self._cpu.decode(jpegs, range(len(jpegs)), on_cpu, look_at)
-        cut_short = [k for k, jpeg in enumerate(jpegs) if k not in failures and not _has_end(jpeg)]
-        self._write(store, [slots[k] for k in cut_short], [on_cpu.frame(k) for k in cut_short])
-        for_dali = [k for k in range(len(jpegs)) if k not in failures and k not in cut_short]
+        without_end = [k for k, jpeg in enumerate(jpegs) if k not in failures and not _has_end(jpeg)]
+        self._write(store, [slots[k] for k in without_end], [on_cpu.frame(k) for k in without_end])
+        for_dali = [k for k in range(len(jpegs)) if k not in failures and k not in without_end]
         dali_slots = [slots[k] for k in for_dali]
         if not for_dali:
             return failures
@@ -227,7 +228,7 @@ def _geometry(framing: Framing, height: int, width: int, look_at: Box | None) ->
 
 
 def _has_end(jpeg: bytes) -> bool:
-    """Whether the JPEG is whole: its end marker is in the last 1024 bytes."""
+    """Whether the end marker is in the last 1024 bytes; if not, the JPEG is cut short, or other data follow its end."""
     return b"\xff\xd9" in jpeg[-1024:]
 
 

@@ -158,7 +158,8 @@ def test_good_frames_that_fail_where_memory_is_short_end_the_run(
 
 
 @needs_dali
-def test_a_jpeg_cut_short_does_not_come_near_the_others() -> None:
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_jpeg_without_its_end_does_not_come_near_the_others(cut: bool) -> None:
     """In a hardware batch it would send all of them to another decoder, whose pixels differ a little."""
     decoder = DaliDecoder(Framing(image_size=32), CPU, 1)
     graphs, given = decoder._graphs, []
@@ -171,7 +172,7 @@ def test_a_jpeg_cut_short_does_not_come_near_the_others() -> None:
     alone, beside = (FrameStore(4, decoder.framing, CPU) for _ in range(2))
     assert not decoder.decode(GOOD[:3], range(3), alone)
     decoder._graphs = Watching()  # type: ignore[assignment]
-    cut = GOOD[3][: len(GOOD[3]) // 2]
-    failures = decoder.decode([*GOOD[:3], cut], range(4), beside)
-    assert set(failures) <= {3} and cut not in given
+    endless = GOOD[3][: len(GOOD[3]) // 2] if cut else GOOD[3] + bytes(2000)
+    failures = decoder.decode([*GOOD[:3], endless], range(4), beside)
+    assert set(failures) == ({3} if cut else set()) and endless not in given
     assert torch.equal(alone.rows()[:3], beside.rows()[:3])

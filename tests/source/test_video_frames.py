@@ -54,6 +54,19 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("first", [10, 11, 12, 14])
+def test_a_trim_that_hides_the_whole_first_group_loses_no_frame(tmp_path: Path, first: int) -> None:
+    content = bytearray(video.write_video(tmp_path / "a.mp4", 40, options=X264_OPEN).read_bytes())
+    edit = content.index(b"elst") + 12  # ISO/IEC 14496-12, 8.6.6: duration in ms, first moment in ticks of the track
+    ticks = int.from_bytes(content[edit + 4 : edit + 8], "big") + first * 512
+    content[edit : edit + 8] = ((40 - first) * 1000 // 30).to_bytes(4, "big") + ticks.to_bytes(4, "big")
+    (tmp_path / "trimmed.mp4").write_bytes(content)
+    line = timeline(tmp_path / "trimmed.mp4")
+    frames = read(tmp_path / "trimmed.mp4", line, range(len(line.ids)))
+    assert [video.number_of(frame) for frame in frames if not isinstance(frame, str)] == list(range(first, 40))
+    assert line.notes == []
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_every_frame_shows_its_number(videos: Path, name: str) -> None:
     line = timeline(videos / name)

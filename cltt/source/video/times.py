@@ -160,7 +160,8 @@ def _timed(packets: _Packets, stream: av.video.stream.VideoStream) -> Timeline:
     latest, previous = NO_TIME, -1  # the largest time stamp so far; the entry of the group before (-1: none)
     for entry, stop in zip(packets.entries, np.append(packets.entries[1:], len(packets.pts)), strict=True):
         group = np.arange(entry, stop)[~packets.hidden[entry:stop]]
-        if not len(group):
+        if not len(group):  # all hidden by an edit list, but decoding may begin there
+            previous = int(entry)
             continue
         stamps, at = packets.pts[group], packets.pts[entry]
         leads = stamps < at
