@@ -23,7 +23,7 @@ class LabelRules:
     )
     group_from: str | None = setting(
         None,
-        f"groups of images that stay in one part: regex:PATTERN or csv:FILE, applied to {_PATH}",
+        f"groups of images that stay in one part: parent, regex:PATTERN or csv:FILE, applied to {_PATH}",
         metavar="RULE",
         free=True,
     )
