@@ -24,8 +24,9 @@ from cltt.files.locks import locked_in
 from cltt.packing.plan import Plan
 from cltt.shards import layout, tar
 from cltt.source import image
-from cltt.source.clips import FrameReader, Planned, Result
+from cltt.source.clips import FrameReader, Result
 from cltt.source.odd import Odd, merge_odd
+from cltt.source.scan import SourceFrame
 
 PROGRESS_SECONDS = 0.05  # between two calls of the progress function
 WRITE_BYTES = 1 << 20  # per write
@@ -54,7 +55,7 @@ class _ShardWriter:
         self.odd: list[Odd] = []
         self._last = b"", (0, 0)  # key and size of the frame before
 
-    def add(self, frame: Planned, stored: Result) -> None:
+    def add(self, frame: SourceFrame, stored: Result) -> None:
         if isinstance(stored, InvalidImage):
             self.notes.append((os.fsdecode(frame.path), "skipped", str(stored)))
             self._rows.append((0, 0, 0, self._shard, 0, 0, 0, 0, False))
@@ -67,7 +68,7 @@ class _ShardWriter:
         self._note_size_change(frame, (stored.full_width, stored.full_height))
         self._append(frame, stored)
 
-    def _note_size_change(self, frame: Planned, size: tuple[int, int]) -> None:
+    def _note_size_change(self, frame: SourceFrame, size: tuple[int, int]) -> None:
         key, before = self._last
         if key == frame.key and size != before:
             what, sizes = "changes of frame size within a clip", f"{before[0]}x{before[1]} to {size[0]}x{size[1]}"
@@ -77,7 +78,7 @@ class _ShardWriter:
     def _note(self, odd: Odd) -> None:
         self.odd = merge_odd([*self.odd, odd])
 
-    def _append(self, frame: Planned, stored: image.Stored) -> None:
+    def _append(self, frame: SourceFrame, stored: image.Stored) -> None:
         data, width, height, _, full_width, full_height = stored
         size = len(data)
         header = tar.tar_header(tar.member_name(frame.key, frame.name), size)
@@ -140,7 +141,7 @@ class _Meter:
         self._last = b"", 0.0  # video and time of the frame before
         self._reset()
 
-    def add(self, frame: Planned) -> None:
+    def add(self, frame: SourceFrame) -> None:
         self._frames += 1
         self._bytes += max(0, frame.size)
         if frame.video:

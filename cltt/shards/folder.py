@@ -62,7 +62,7 @@ class FolderDataset(_ClipTable):
         listed = self._list(videos.Sampling(fps=fps, stream=stream))
         found = [clip for clip, _, _ in listed]
         self._keys = [clip.key for clip in found]
-        self._videos = [clip.video for clip in found]
+        self._has_videos = any(clip.video for clip in found)
         self._frames = [frame for clip in found for frame in clip.frames]
         self._records: Array | None = None
         self.invalid = {
@@ -110,19 +110,13 @@ class FolderDataset(_ClipTable):
         """The path of the clip's folder or video relative to the root folder."""
         return os.fsdecode(self._keys[int(self._clips[layout.CLIP_KEY, clip])])
 
-    def _planned(self, frame_id: int) -> clips.Planned:
-        """The frame as :func:`cltt.source.videos.read_frames` and :func:`cltt.source.image.read_source` need it."""
-        source = int(self._clips[layout.CLIP_KEY, int(self.clip_of(frame_id))])
-        name, size, mark, entry, time, _ = self._frames[frame_id]
-        return clips.Planned(self._keys[source], self._videos[source], name, size, mark, entry, time)
-
     def frame_name(self, frame_id: int) -> str:
         """The file's path relative to the root folder; for a video its path and the time."""
         self._check_ids([frame_id])
-        return os.fsdecode(self._planned(frame_id).path)
+        return os.fsdecode(self._frames[frame_id].path)
 
     def frame_time(self, frame_ids: Any) -> Array | None:
-        if not any(self._videos):
+        if not self._has_videos:
             return None
         times = [self._frames[frame].time for frame in self._check_ids(frame_ids).tolist()]
         return np.array(times, np.float64).reshape(np.shape(frame_ids))
@@ -141,20 +135,20 @@ class FolderDataset(_ClipTable):
         """Each frame as a shard would store it, or its error. Each video is read in one pass."""
         unique, places = np.unique(frame_ids, return_inverse=True)
         found: list[image.Stored | FrameError] = []
-        frames = [(frame, self._planned(frame)) for frame in unique.tolist()]
+        frames = [(frame, self._frames[frame]) for frame in unique.tolist()]
         for key, group in itertools.groupby(frames, lambda one: one[1].key if one[1].video else None):
             some = list(group)
             found += [self._image(*one) for one in some] if key is None else self._video_frames(some)
         return [found[place] for place in places.tolist()]
 
-    def _image(self, frame_id: int, frame: clips.Planned) -> image.Stored | FrameError:
+    def _image(self, frame_id: int, frame: scan.SourceFrame) -> image.Stored | FrameError:
         path = os.path.join(self._root, frame.path)
         try:
             return image.as_stored(retry(path, lambda: image.read_source(path)), verify="header")
         except (InvalidImage, OSError) as error:
             return FrameError(frame_id, os.fsdecode(frame.path), getattr(error, "strerror", None) or str(error))
 
-    def _video_frames(self, frames: list[tuple[int, clips.Planned]]) -> list[image.Stored | FrameError]:
+    def _video_frames(self, frames: list[tuple[int, scan.SourceFrame]]) -> list[image.Stored | FrameError]:
         first = frames[0][1]
         wanted = [(frame.mark, frame.entry) for _, frame in frames]
         try:

@@ -12,7 +12,7 @@ from cltt.errors import DataError, InvalidImage, SettingsError
 from cltt.files.retry import is_transient, retry
 from cltt.source import image, pixels
 from cltt.source.odd import Odd
-from cltt.source.scan import SourceClip, SourceFrame, not_as_planned, reading
+from cltt.source.scan import SourceClip, SourceFrame, moment, not_as_planned, reading
 from cltt.source.video.file import InvalidVideo, file_identity, opened, rate_of, reason_of
 from cltt.source.video.kinds import RAW_FORMATS
 from cltt.source.video.streams import Crop, crop_of, moving_streams
@@ -64,11 +64,6 @@ def need_av() -> None:
         ) from error
 
 
-def moment(key: bytes, time: float | None) -> bytes:
-    """The name of a frame of a video: ``talk.mp4#t=12.400``; without a time, that of the video."""
-    return key if time is None else key + b"#t=%.3f" % time
-
-
 # ---- listing
 
 
@@ -102,24 +97,28 @@ def _examine(path: bytes, found: SourceClip, sampling: Sampling) -> Listed:
     """As :func:`list_frames`, raising InvalidVideo, and OSError as the system does."""
     from cltt.source.video.times import timeline_of
 
+    key = found.key
     with opened(path, sampling.stream) as (container, stream):
         size = _stored_size(path, container, stream, sampling)
         line = timeline_of(container, stream, sampling.max_pixels)
         samples = sample(line, sampling.fps, sampling.max_gap)
         others = len(moving_streams(container)) - 1
-        odd = [*_odd_streams(found.key, container, stream, sampling), *_odd_times(found.key, line, samples, sampling)]
-    frames = [
-        SourceFrame(b"%08d.jpg" % k, size, int(line.ids[at]), int(line.entries[at]), float(line.times[at]), begins)
-        for k, (at, begins) in enumerate(zip(samples.frames.tolist(), samples.begins.tolist(), strict=True))
-    ]
-    notes = [(found.key, "skipped", OTHER_STREAM)] * others
-    notes += [(moment(found.key, note.time), note.what, note.reason) for note in [*line.notes, *samples.notes]]
-    notes.append((found.key, READ, f"by decoding, as {line.why}" if line.why else BY_PACKETS))
-    if not frames:
-        notes.append((found.key, "skipped", NO_FRAMES))
+        odd = [*_odd_streams(key, container, stream, sampling), *_odd_times(key, line, samples, sampling)]
     info = {"size": found.frames[0].size, "mtime_ns": found.frames[0].mark, "timing": line.timing}
     info |= {} if sampling.stream is None else {"stream": sampling.stream}
-    return Listed(SourceClip(found.key, frames, json.dumps(info).encode()), notes, odd)
+    video = json.dumps(info).encode()
+    frames = [
+        SourceFrame(
+            b"%08d.jpg" % k, size, int(line.ids[at]), int(line.entries[at]), float(line.times[at]), begins, key, video
+        )
+        for k, (at, begins) in enumerate(zip(samples.frames.tolist(), samples.begins.tolist(), strict=True))
+    ]
+    notes = [(key, "skipped", OTHER_STREAM)] * others
+    notes += [(moment(key, note.time), note.what, note.reason) for note in [*line.notes, *samples.notes]]
+    notes.append((key, READ, f"by decoding, as {line.why}" if line.why else BY_PACKETS))
+    if not frames:
+        notes.append((key, "skipped", NO_FRAMES))
+    return Listed(SourceClip(key, frames, video), notes, odd)
 
 
 def _odd_streams(
@@ -149,7 +148,7 @@ def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
     need_av()
     with reading(path):
         size, mtime_ns = file_identity(path)
-    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling).clip
+    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns, key=key)]), sampling).clip
 
 
 def _stored_size(
