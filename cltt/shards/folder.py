@@ -6,10 +6,8 @@ import hashlib
 import itertools
 import os
 import zlib
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +71,9 @@ class FolderDataset(_ClipTable):
         }
         valid = np.ones(len(self._frames), bool)
         if check:
-            self._records, invalid = check_files(self._root, found)
+            self._records, invalid = check_files(self._root, self._frames)
             self.invalid |= invalid
-            of_video = np.repeat([bool(clip.video) for clip in found], [len(clip.frames) for clip in found])
-            valid = (self._records["width"] > 0) | of_video
+            valid = (self._records["width"] > 0) | np.array([bool(frame.video) for frame in self._frames])
             self._records = self._records[valid]
         begins = np.array([frame.begins for frame in self._frames], bool)
         self._clips = cut_clips([len(clip.frames) for clip in found], valid, begins)
@@ -175,23 +172,19 @@ def fill_record(record: Any, stored: image.Stored) -> None:
     record["width"], record["height"] = stored.width, stored.height
 
 
-def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[str, str]]:
+def check_files(root: bytes, files: list[scan.SourceFrame]) -> tuple[Array, dict[str, str]]:
     """(records of all frames in order; why files are invalid, by path).
 
     The records of invalid files, and of frames of videos, which are not read, are zeros.
     """
-    files = [
-        (b"" if clip.video else scan.join_key(clip.key, frame.name), frame.size)
-        for clip in found
-        for frame in clip.frames
-    ]
+    pieces = (files[start : start + CHECK_FILES] for start in range(0, len(files), CHECK_FILES))
     records = np.zeros(len(files), layout.FRAME_DTYPE)
     invalid: dict[str, str] = {}
     bar = tqdm(
         total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False, disable=None
     )
     with ThreadPoolExecutor(CHECK_THREADS) as pool, bar:
-        checked = maps.ordered_map(pool, partial(_check_piece, root), _pieces(files), 2 * CHECK_THREADS)
+        checked = maps.ordered_map(pool, partial(_check_piece, root), pieces, 2 * CHECK_THREADS)
         done = 0
         for some, reasons in checked:
             records[done : done + len(some)] = some
@@ -203,28 +196,20 @@ def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[
     return records, invalid
 
 
-def _pieces(files: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
-    rest = iter(files)
-    while piece := list(islice(rest, CHECK_FILES)):
-        yield piece
-
-
-def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, dict[str, str]]:
-    """As :func:`check_files`, for files given as (path, size)."""
+def _check_piece(root: bytes, files: list[scan.SourceFrame]) -> tuple[Array, dict[str, str]]:
+    """As :func:`check_files`."""
     records = np.zeros(len(files), layout.FRAME_DTYPE)
     invalid = {}
-    for record, (path, size) in zip(records, files, strict=True):
-        if not path:
-            continue
-        if size == scan.DANGLING:
-            invalid[os.fsdecode(path)] = "symbolic link that leads nowhere"
-            continue
-        try:
-            fill_record(record, image.as_stored(image.read_source(os.path.join(root, path))))
-        except InvalidImage as error:
-            invalid[os.fsdecode(path)] = str(error)
-        except OSError as error:
-            raise DataError(f"cannot read {os.fsdecode(os.path.join(root, path))!r}: {error.strerror}") from error
+    for record, frame in zip(records, files, strict=True):
+        if frame.size == scan.DANGLING:
+            invalid[os.fsdecode(frame.path)] = "symbolic link that leads nowhere"
+        elif not frame.video:
+            path = os.path.join(root, frame.path)
+            try:
+                with scan.reading(path):
+                    fill_record(record, image.as_stored(image.read_source(path)))
+            except InvalidImage as error:
+                invalid[os.fsdecode(frame.path)] = str(error)
     return records, invalid
 
 
