@@ -11,7 +11,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -133,32 +133,21 @@ def is_done(out: Path, shard: int) -> bool:
         return False
 
 
-class _Meter:
-    """Counts what is packed, and calls ``progress`` with it every PROGRESS_SECONDS."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._last = b"", 0.0  # video and time of the frame before
-        self._reset()
-
-    def add(self, frame: SourceFrame) -> None:
-        self._frames += 1
-        self._bytes += max(0, frame.size)
+def _metered(packed: Iterable[tuple[SourceFrame, Result]], progress: Progress) -> Iterator[tuple[SourceFrame, Result]]:
+    """The frames of ``packed``; ``progress`` is called with what they are every PROGRESS_SECONDS, and at their end."""
+    frames, size, seconds, told = 0, 0, 0.0, time.monotonic()
+    before = b"", 0.0  # video and time of the frame before
+    for frame, stored in packed:
+        yield frame, stored
+        frames += 1
+        size += max(0, frame.size)
         if frame.video:
-            key, last = self._last
-            self._seconds += max(0.0, frame.time - last) if key == frame.key else 0.0
-            self._last = frame.key, frame.time
-        if time.monotonic() > self._told + PROGRESS_SECONDS:
-            self.tell()
-
-    def tell(self) -> None:
-        self._progress(self._frames, self._bytes, self._seconds)
-        self._reset()
-
-    def _reset(self) -> None:
-        self._told = time.monotonic()
-        self._frames = self._bytes = 0
-        self._seconds = 0.0
+            seconds += max(0.0, frame.time - before[1]) if frame.key == before[0] else 0.0
+            before = frame.key, frame.time
+        if time.monotonic() > told + PROGRESS_SECONDS:
+            progress(frames, size, seconds)
+            frames, size, seconds, told = 0, 0, 0.0, time.monotonic()
+    progress(frames, size, seconds)
 
 
 class Packer:
@@ -206,12 +195,9 @@ class Packer:
     def _write(self, handle: int, shard: int, progress: Progress) -> bytes:
         """Write the tar; returns its part of the index."""
         writer = _ShardWriter(handle, shard)
-        meter = _Meter(progress)
-        for frame, stored in self._reader.read(self._plan.shard_plan(shard)):
+        for frame, stored in _metered(self._reader.read(self._plan.shard_plan(shard)), progress):
             writer.add(frame, stored)
-            meter.add(frame)
         writer.close()
-        meter.tell()
         return writer.part()
 
     def _flush(self, unpublished: contextlib.ExitStack, shard: int, part: bytes) -> None:
