@@ -130,7 +130,8 @@ def build_shards(
     """
     given = locals()
     settings = _settings({field.name: given[field.name] for field in dataclasses.fields(BuildSettings)})
-    mode = _Mode(_parse_task(task), finalize, overwrite, dry_run, image_size)
+    share = _parse_task(task)
+    _check_mode(share, finalize, overwrite, dry_run)
     require_within("image_size", image_size, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
     if workers is not None:
         require_within("workers", workers, 1, MAX_WORKERS)
@@ -138,51 +139,42 @@ def build_shards(
     check_path(root_dir, "root_dir")
     check_path(out_dir, "out_dir")
     root, out = os.path.realpath(root_dir), Path(out_dir)
-    return _carry_out(mode, root, out, settings, workers or _cores())
-
-
-def _carry_out(mode: _Mode, root: str, out: Path, settings: dict[str, Any], workers: int) -> BuildReport:
-    if mode.dry_run:
-        return _dry_run(root, out, settings, mode.image_size)
-    if not mode.overwrite and (finished := _finished(root, out, settings)):
+    if dry_run:
+        return _dry_run(root, out, settings, image_size)
+    if not overwrite and (finished := _finished(root, out, settings)):
         _remove_leftovers(out)
         return finished
     _check_out(out)
-    with _nothing_left_if_refused(out), _locked(out, LOCK, shared=mode.task is not None):
-        if mode.overwrite:
+    with _nothing_left_if_refused(out), _locked(out, LOCK, shared=share is not None), _task_lock(out, share):
+        if overwrite:
             if not (out / layout.INDEX).exists():  # shards of a build that did not end
                 _remove_set(out)
             _remove_work(out)
-            _open_plan(root, out, settings, mode)  # if the source or a setting is refused, a complete set stays
-            _remove_set(out)
         elif finished := _finished(root, out, settings):  # another process may have finished it meanwhile
             owned.remove(out / layout.BUILD)
             return finished
-        if mode.finalize:
-            return _publish(_open_plan(root, out, settings, mode), out)
-        return _build(root, out, settings, workers, mode)
+        if finalize and not (out / layout.BUILD / PLAN).exists():
+            raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
+        plan = _open_plan(root, out, settings, image_size, alone=not (share or finalize))
+        if overwrite:  # not earlier: if the source or a setting is refused, a complete set stays
+            _remove_set(out)
+        if finalize:
+            return _publish(plan, out)
+        shards = _pack(plan, out, share or slice(None), workers or _cores())
+        return task_report(plan, out, shards) if share else _publish(plan, out)
 
 
 # ---- settings
 
 
-@dataclasses.dataclass(frozen=True)
-class _Mode:
-    """What a build does; ``task``: the slice of the shards that one task packs, None: all."""
-
-    task: slice | None
-    finalize: bool
-    overwrite: bool
-    dry_run: bool
-    image_size: int
-
-    def __post_init__(self) -> None:
-        if (self.task is not None) + self.finalize + self.dry_run > 1:
-            raise SettingsError("task, finalize and dry_run exclude each other; give one of them")
-        if self.overwrite and (self.task is not None or self.finalize):
-            raise SettingsError(
-                "overwrite would remove what the other tasks build; remove the old shards before the tasks start"
-            )
+def _check_mode(share: slice | None, finalize: bool, overwrite: bool, dry_run: bool) -> None:
+    """Raise SettingsError for modes that exclude each other; ``share``: the shards of one task, None: all."""
+    if (share is not None) + finalize + dry_run > 1:
+        raise SettingsError("task, finalize and dry_run exclude each other; give one of them")
+    if overwrite and (share is not None or finalize):
+        raise SettingsError(
+            "overwrite would remove what the other tasks build; remove the old shards before the tasks start"
+        )
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
@@ -307,20 +299,17 @@ def _nothing_left_if_refused(out: Path) -> Iterator[None]:
         raise
 
 
-def _open_plan(root: str, out: Path, settings: dict[str, Any], mode: _Mode) -> Plan:
+def _open_plan(root: str, out: Path, settings: dict[str, Any], image_size: int, *, alone: bool) -> Plan:
     """The plan in ``out``; if there is none, one task makes it while the others wait.
 
-    Only a build without ``task`` and ``finalize`` may change the labels, splits and boxes of a plan.
+    Only a build ``alone`` (without ``task`` and ``finalize``) may change the labels, splits and boxes of a plan.
     """
     folder = out / layout.BUILD / PLAN
     with _locked(out, "plan.lock", wait=True):
         if not folder.exists():
-            if mode.finalize:
-                raise DataError(f"{out} holds no plan, so nothing to finalize; run the tasks first")
             make_plan(root, folder, settings)
-            suggest_resize(Plan(folder), mode.image_size)
+            suggest_resize(Plan(folder), image_size)
     plan = Plan(folder)
-    alone = mode.task is None and not mode.finalize
     asked = with_defaults(settings)
     alike = {name: asked[name] for name in labels.SETTINGS} if alone else {}  # these may differ from the plan's
     if changed := _changes(settings, root, plan.settings | alike, plan.root_dir):
@@ -332,14 +321,12 @@ def _open_plan(root: str, out: Path, settings: dict[str, Any], mode: _Mode) -> P
 # ---- the steps
 
 
-def _build(root: str, out: Path, settings: dict[str, Any], workers: int, mode: _Mode) -> BuildReport:
-    """Plan and pack; without a task, merge and publish, too."""
-    with _task_lock(out, mode.task):
-        plan = _open_plan(root, out, settings, mode)
-        shards = list(range(plan.num_shards)[mode.task or slice(None)])
-        with progress_bar(sum(len(plan.shard_frames(shard)) for shard in shards)) as progress:
-            pack_shards(plan, out, shards, workers, progress)
-    return _publish(plan, out) if mode.task is None else task_report(plan, out, shards)
+def _pack(plan: Plan, out: Path, share: slice, workers: int) -> list[int]:
+    """Pack a share of the shards; returns their numbers."""
+    shards = list(range(plan.num_shards)[share])
+    with progress_bar(sum(len(plan.shard_frames(shard)) for shard in shards)) as progress:
+        pack_shards(plan, out, shards, workers, progress)
+    return shards
 
 
 def _dry_run(root: str, out: Path, settings: dict[str, Any], image_size: int) -> BuildReport:
@@ -350,11 +337,9 @@ def _dry_run(root: str, out: Path, settings: dict[str, Any], image_size: int) ->
         return planned_report(plan, out)
 
 
-def _task_lock(out: Path, task: slice | None) -> contextlib.AbstractContextManager[None]:
+def _task_lock(out: Path, share: slice | None) -> contextlib.AbstractContextManager[None]:
     """A lock that keeps a task of a job array from running twice at the same time."""
-    if task is None:
-        return contextlib.nullcontext()
-    return _locked(out, f"task-{task.start}-of-{task.step}.lock")
+    return _locked(out, f"task-{share.start}-of-{share.step}.lock") if share else contextlib.nullcontext()
 
 
 def _locked(out: Path, name: str, **options: bool) -> contextlib.AbstractContextManager[None]:

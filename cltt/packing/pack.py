@@ -11,7 +11,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from cltt.files.locks import locked_in
 from cltt.packing.plan import Plan
 from cltt.shards import layout, tar
 from cltt.source import image
-from cltt.source.clips import FrameReader, Planned, Result
+from cltt.source.clips import FrameReader, Result
 from cltt.source.odd import Odd, merge_odd
+from cltt.source.scan import SourceFrame
 
 PROGRESS_SECONDS = 0.05  # between two calls of the progress function
 WRITE_BYTES = 1 << 20  # per write
@@ -54,7 +55,7 @@ class _ShardWriter:
         self.odd: list[Odd] = []
         self._last = b"", (0, 0)  # key and size of the frame before
 
-    def add(self, frame: Planned, stored: Result) -> None:
+    def add(self, frame: SourceFrame, stored: Result) -> None:
         if isinstance(stored, InvalidImage):
             self.notes.append((os.fsdecode(frame.path), "skipped", str(stored)))
             self._rows.append((0, 0, 0, self._shard, 0, 0, 0, 0, False))
@@ -67,7 +68,7 @@ class _ShardWriter:
         self._note_size_change(frame, (stored.full_width, stored.full_height))
         self._append(frame, stored)
 
-    def _note_size_change(self, frame: Planned, size: tuple[int, int]) -> None:
+    def _note_size_change(self, frame: SourceFrame, size: tuple[int, int]) -> None:
         key, before = self._last
         if key == frame.key and size != before:
             what, sizes = "changes of frame size within a clip", f"{before[0]}x{before[1]} to {size[0]}x{size[1]}"
@@ -77,7 +78,7 @@ class _ShardWriter:
     def _note(self, odd: Odd) -> None:
         self.odd = merge_odd([*self.odd, odd])
 
-    def _append(self, frame: Planned, stored: image.Stored) -> None:
+    def _append(self, frame: SourceFrame, stored: image.Stored) -> None:
         data, width, height, _, full_width, full_height = stored
         size = len(data)
         header = tar.tar_header(tar.member_name(frame.key, frame.name), size)
@@ -132,32 +133,21 @@ def is_done(out: Path, shard: int) -> bool:
         return False
 
 
-class _Meter:
-    """Counts what is packed, and calls ``progress`` with it every PROGRESS_SECONDS."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._last = b"", 0.0  # video and time of the frame before
-        self._reset()
-
-    def add(self, frame: Planned) -> None:
-        self._frames += 1
-        self._bytes += max(0, frame.size)
+def _metered(packed: Iterable[tuple[SourceFrame, Result]], progress: Progress) -> Iterator[tuple[SourceFrame, Result]]:
+    """The frames of ``packed``; ``progress`` is called with what they are every PROGRESS_SECONDS, and at their end."""
+    frames, size, seconds, told = 0, 0, 0.0, time.monotonic()
+    before = b"", 0.0  # video and time of the frame before
+    for frame, stored in packed:
+        yield frame, stored
+        frames += 1
+        size += max(0, frame.size)
         if frame.video:
-            key, last = self._last
-            self._seconds += max(0.0, frame.time - last) if key == frame.key else 0.0
-            self._last = frame.key, frame.time
-        if time.monotonic() > self._told + PROGRESS_SECONDS:
-            self.tell()
-
-    def tell(self) -> None:
-        self._progress(self._frames, self._bytes, self._seconds)
-        self._reset()
-
-    def _reset(self) -> None:
-        self._told = time.monotonic()
-        self._frames = self._bytes = 0
-        self._seconds = 0.0
+            seconds += max(0.0, frame.time - before[1]) if frame.key == before[0] else 0.0
+            before = frame.key, frame.time
+        if time.monotonic() > told + PROGRESS_SECONDS:
+            progress(frames, size, seconds)
+            frames, size, seconds, told = 0, 0, 0.0, time.monotonic()
+    progress(frames, size, seconds)
 
 
 class Packer:
@@ -205,12 +195,9 @@ class Packer:
     def _write(self, handle: int, shard: int, progress: Progress) -> bytes:
         """Write the tar; returns its part of the index."""
         writer = _ShardWriter(handle, shard)
-        meter = _Meter(progress)
-        for frame, stored in self._reader.read(self._plan.shard_plan(shard)):
+        for frame, stored in _metered(self._reader.read(self._plan.shard_plan(shard)), progress):
             writer.add(frame, stored)
-            meter.add(frame)
         writer.close()
-        meter.tell()
         return writer.part()
 
     def _flush(self, unpublished: contextlib.ExitStack, shard: int, part: bytes) -> None:

@@ -20,12 +20,12 @@ import numpy as np
 
 from cltt.files import atomic
 from cltt.shards import layout
-from cltt.source.clips import Planned
 from cltt.source.odd import Odd
+from cltt.source.scan import SourceFrame
 
 PLAN = "plan"
 PLAN_INFO = "plan.json"
-# A row per frame, with the fields of scan.SourceFrame. name: offset of its name in names.bin. gap: the frame does not
+# A row per frame, with the fields of SourceFrame. name: offset of its name in names.bin. gap: the frame does not
 # continue the one before it, because a part of the clip begins or, with split_gaps, the frame number jumps.
 PLAN_DTYPE = np.dtype(
     [
@@ -73,21 +73,21 @@ class Plan:
         """The range of frame numbers of one shard."""
         return range(*self._offsets("shards.npy", shard, shard + 2))
 
-    def shard_plan(self, shard: int) -> Iterator[Planned]:
+    def shard_plan(self, shard: int) -> Iterator[SourceFrame]:
         """The planned frames of one shard in order."""
         frames = self.shard_frames(shard)
         for start in range(frames.start, frames.stop, _READ_FRAMES):
             yield from self._planned(start, min(start + _READ_FRAMES, frames.stop))
 
-    def _planned(self, start: int, stop: int) -> Iterator[Planned]:
+    def _planned(self, start: int, stop: int) -> Iterator[SourceFrame]:
         rows = self.frames[start : stop + 1].tolist()
         names = _read_strings(self.folder / "names.bin", [row[3] for row in rows])
         first, last = rows[0][5], rows[-2][5]
         keys, videos = self.keys(first, last + 1), self._videos(first, last + 1)
-        for name, (size, mark, entry, _, time, clip, _) in zip(names, rows[:-1], strict=True):
-            yield Planned(keys[clip - first], videos[clip - first], name, size, mark, entry, time)
+        for name, (size, mark, entry, _, time, clip, gap) in zip(names, rows[:-1], strict=True):
+            yield SourceFrame(name, size, mark, entry, time, gap, keys[clip - first], videos[clip - first])
 
-    def sample(self, count: int) -> Iterator[Planned]:
+    def sample(self, count: int) -> Iterator[SourceFrame]:
         """At most ``count`` evenly spread frames, moved back in videos to ones quick to decode."""
         spread = np.linspace(0, self.num_frames - 1, count, dtype=np.int64).tolist()
         for frame in sorted({self._quick_to_decode(frame) for frame in spread}):

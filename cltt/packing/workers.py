@@ -48,7 +48,7 @@ def serve(out_dir: str, io_patience: float) -> None:
                 if task == FINISH:
                     packer.finish()
                 else:
-                    packer.pack(int(task), _tell_progress)
+                    packer.pack(int(task), lambda *counts: _tell(progress=counts))
                 _tell(done=task)
             except CLTTError as error:
                 _tell(error=str(error), transient=isinstance(error, StorageError))
@@ -59,10 +59,6 @@ def _listen(todo: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
         todo.put(line.strip())
     os._exit(0)
-
-
-def _tell_progress(frames: int, size: int, seconds: float) -> None:
-    _tell(frames=frames, bytes=size, seconds=seconds)
 
 
 def _tell(**event: Any) -> None:
@@ -112,7 +108,7 @@ class Worker:
                 return
             if "error" in event:
                 raise (StorageError if event["transient"] else DataError)(event["error"])
-            progress(event["frames"], event["bytes"], event["seconds"])
+            progress(*event["progress"])
         raise self._death()
 
     def _death(self) -> DataError:
@@ -147,22 +143,6 @@ def pack_shards(plan: Plan, out: Path, shards: list[int], workers: int, progress
     todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for shard in [*missing, *[None] * (len(started) + 1)]:  # None ends a process
         todo.put(shard)
-    with Packer(plan, out) as packer, ThreadPoolExecutor(max(1, len(started))) as pool:
-        try:
-            _drive_all(started, todo, progress, packer, pool)
-        finally:
-            for worker in started:  # before the pool waits for its threads, which wait for the workers
-                worker.stop()
-
-
-def _drive_all(
-    workers: list[Worker],
-    todo: queue.SimpleQueue[int | None],
-    progress: Progress,
-    packer: Packer,
-    pool: ThreadPoolExecutor,
-) -> None:
-    """Give every worker one shard after another, each from its own thread, and pack shards here as well."""
     lock = threading.Lock()
     drives: list[Future[None]] = []
 
@@ -181,9 +161,14 @@ def _drive_all(
             if driven.done():
                 driven.result()  # a worker's error ends packing here at once
 
-    drives += [pool.submit(drive, worker) for worker in workers]
-    for shard in iter(todo.get, None):
-        packer.pack(shard, tell_here)
-    packer.finish()
-    for driven in as_completed(drives):
-        driven.result()
+    with Packer(plan, out) as packer, ThreadPoolExecutor(max(1, len(started))) as pool:
+        try:
+            drives += [pool.submit(drive, worker) for worker in started]
+            for shard in iter(todo.get, None):
+                packer.pack(shard, tell_here)
+            packer.finish()
+            for driven in as_completed(drives):
+                driven.result()
+        finally:
+            for worker in started:  # before the pool waits for its threads, which wait for the workers
+                worker.stop()

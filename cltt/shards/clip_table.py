@@ -224,26 +224,21 @@ class ClipCutter:
     def __init__(self) -> None:
         self.first, self.folder = array("q"), array("q")
         self.frames = 0
-        self._last_folder = -1
-        self._is_cut = False
+        self._last = -1  # folder of the file before; -1: it is no frame
 
     def add(self, folders: Array, valid: Array, gap_before: Array | None = None) -> None:
         """Add the next files: the folder of each, int64 [n]; which are frames, and which follow a gap, bool [n]."""
         if not len(folders):
             return
-        kept = np.flatnonzero(valid)
-        cuts = np.cumsum(~valid if gap_before is None else ~valid | gap_before)
-        at = cuts[kept]  # a clip begins where this has grown since the last frame, and where the folder changes
-        starts = np.diff(at, prepend=0) > 0
-        starts |= np.diff(folders[kept], prepend=self._last_folder) != 0
-        if len(kept):
-            starts[0] |= self._is_cut
-            begins = np.flatnonzero(starts)
-            self.first.extend((self.frames + begins).tolist())
-            self.folder.extend(folders[kept[begins]].tolist())
-            self._last_folder = int(folders[kept[-1]])
-        self._is_cut = bool(cuts[-1] > (at[-1] if len(kept) else 0))
-        self.frames += len(kept)
+        known = np.where(valid, folders, -1)
+        before = np.concatenate([[self._last], known[:-1]])
+        starts = valid & (folders != before)
+        if gap_before is not None:
+            starts |= valid & gap_before
+        self.first.extend((self.frames + np.flatnonzero(starts[valid])).tolist())
+        self.folder.extend(folders[starts].tolist())
+        self._last = int(known[-1])
+        self.frames += int(valid.sum())
 
     def columns(self) -> tuple[Array, Array, Array]:
         """(first frame, length, part) of all clips, each int64 [clips]; parts count from 0 in each folder."""

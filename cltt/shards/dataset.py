@@ -25,7 +25,7 @@ from cltt.files.regular import AnyPath
 from cltt.files.retry import Descriptor, SharedFile, ShortRead, retry
 from cltt.shards import checks, layout, tar
 from cltt.shards.clip_table import Array, _ClipTable
-from cltt.source import scan, videos
+from cltt.source import scan
 from cltt.text import counted
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class ShardDataset(_ClipTable):
         times = self.frame_time([frame_id])
         if times is None or np.isnan(times[0]):
             return os.fsdecode(tar.source_path(member))
-        return os.fsdecode(videos.moment(member.rpartition(b"/")[0], float(times[0])))
+        return os.fsdecode(scan.moment(member.rpartition(b"/")[0], float(times[0])))
 
     def read_member(self, record: Any) -> tar.Member:
         """The tar header of the frame of ``record``, which must lie within its shard. DataError if there is none."""

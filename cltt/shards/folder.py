@@ -6,10 +6,8 @@ import hashlib
 import itertools
 import os
 import zlib
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +60,7 @@ class FolderDataset(_ClipTable):
         listed = self._list(videos.Sampling(fps=fps, stream=stream))
         found = [clip for clip, _, _ in listed]
         self._keys = [clip.key for clip in found]
-        self._videos = [clip.video for clip in found]
+        self._has_videos = any(clip.video for clip in found)
         self._frames = [frame for clip in found for frame in clip.frames]
         self._records: Array | None = None
         self.invalid = {
@@ -73,10 +71,9 @@ class FolderDataset(_ClipTable):
         }
         valid = np.ones(len(self._frames), bool)
         if check:
-            self._records, invalid = check_files(self._root, found)
+            self._records, invalid = check_files(self._root, self._frames)
             self.invalid |= invalid
-            of_video = np.repeat([bool(clip.video) for clip in found], [len(clip.frames) for clip in found])
-            valid = (self._records["width"] > 0) | of_video
+            valid = (self._records["width"] > 0) | np.array([bool(frame.video) for frame in self._frames])
             self._records = self._records[valid]
         begins = np.array([frame.begins for frame in self._frames], bool)
         self._clips = cut_clips([len(clip.frames) for clip in found], valid, begins)
@@ -110,19 +107,13 @@ class FolderDataset(_ClipTable):
         """The path of the clip's folder or video relative to the root folder."""
         return os.fsdecode(self._keys[int(self._clips[layout.CLIP_KEY, clip])])
 
-    def _planned(self, frame_id: int) -> clips.Planned:
-        """The frame as :func:`cltt.source.videos.read_frames` and :func:`cltt.source.image.read_source` need it."""
-        source = int(self._clips[layout.CLIP_KEY, int(self.clip_of(frame_id))])
-        name, size, mark, entry, time, _ = self._frames[frame_id]
-        return clips.Planned(self._keys[source], self._videos[source], name, size, mark, entry, time)
-
     def frame_name(self, frame_id: int) -> str:
         """The file's path relative to the root folder; for a video its path and the time."""
         self._check_ids([frame_id])
-        return os.fsdecode(self._planned(frame_id).path)
+        return os.fsdecode(self._frames[frame_id].path)
 
     def frame_time(self, frame_ids: Any) -> Array | None:
-        if not any(self._videos):
+        if not self._has_videos:
             return None
         times = [self._frames[frame].time for frame in self._check_ids(frame_ids).tolist()]
         return np.array(times, np.float64).reshape(np.shape(frame_ids))
@@ -141,20 +132,20 @@ class FolderDataset(_ClipTable):
         """Each frame as a shard would store it, or its error. Each video is read in one pass."""
         unique, places = np.unique(frame_ids, return_inverse=True)
         found: list[image.Stored | FrameError] = []
-        frames = [(frame, self._planned(frame)) for frame in unique.tolist()]
+        frames = [(frame, self._frames[frame]) for frame in unique.tolist()]
         for key, group in itertools.groupby(frames, lambda one: one[1].key if one[1].video else None):
             some = list(group)
             found += [self._image(*one) for one in some] if key is None else self._video_frames(some)
         return [found[place] for place in places.tolist()]
 
-    def _image(self, frame_id: int, frame: clips.Planned) -> image.Stored | FrameError:
+    def _image(self, frame_id: int, frame: scan.SourceFrame) -> image.Stored | FrameError:
         path = os.path.join(self._root, frame.path)
         try:
             return image.as_stored(retry(path, lambda: image.read_source(path)), verify="header")
         except (InvalidImage, OSError) as error:
             return FrameError(frame_id, os.fsdecode(frame.path), getattr(error, "strerror", None) or str(error))
 
-    def _video_frames(self, frames: list[tuple[int, clips.Planned]]) -> list[image.Stored | FrameError]:
+    def _video_frames(self, frames: list[tuple[int, scan.SourceFrame]]) -> list[image.Stored | FrameError]:
         first = frames[0][1]
         wanted = [(frame.mark, frame.entry) for _, frame in frames]
         try:
@@ -181,23 +172,19 @@ def fill_record(record: Any, stored: image.Stored) -> None:
     record["width"], record["height"] = stored.width, stored.height
 
 
-def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[str, str]]:
+def check_files(root: bytes, files: list[scan.SourceFrame]) -> tuple[Array, dict[str, str]]:
     """(records of all frames in order; why files are invalid, by path).
 
     The records of invalid files, and of frames of videos, which are not read, are zeros.
     """
-    files = [
-        (b"" if clip.video else scan.join_key(clip.key, frame.name), frame.size)
-        for clip in found
-        for frame in clip.frames
-    ]
+    pieces = (files[start : start + CHECK_FILES] for start in range(0, len(files), CHECK_FILES))
     records = np.zeros(len(files), layout.FRAME_DTYPE)
     invalid: dict[str, str] = {}
     bar = tqdm(
         total=len(files), desc="checking files", unit="file", unit_scale=True, delay=2, leave=False, disable=None
     )
     with ThreadPoolExecutor(CHECK_THREADS) as pool, bar:
-        checked = maps.ordered_map(pool, partial(_check_piece, root), _pieces(files), 2 * CHECK_THREADS)
+        checked = maps.ordered_map(pool, partial(_check_piece, root), pieces, 2 * CHECK_THREADS)
         done = 0
         for some, reasons in checked:
             records[done : done + len(some)] = some
@@ -209,28 +196,20 @@ def check_files(root: bytes, found: list[scan.SourceClip]) -> tuple[Array, dict[
     return records, invalid
 
 
-def _pieces(files: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
-    rest = iter(files)
-    while piece := list(islice(rest, CHECK_FILES)):
-        yield piece
-
-
-def _check_piece(root: bytes, files: list[tuple[bytes, int]]) -> tuple[Array, dict[str, str]]:
-    """As :func:`check_files`, for files given as (path, size)."""
+def _check_piece(root: bytes, files: list[scan.SourceFrame]) -> tuple[Array, dict[str, str]]:
+    """As :func:`check_files`."""
     records = np.zeros(len(files), layout.FRAME_DTYPE)
     invalid = {}
-    for record, (path, size) in zip(records, files, strict=True):
-        if not path:
-            continue
-        if size == scan.DANGLING:
-            invalid[os.fsdecode(path)] = "symbolic link that leads nowhere"
-            continue
-        try:
-            fill_record(record, image.as_stored(image.read_source(os.path.join(root, path))))
-        except InvalidImage as error:
-            invalid[os.fsdecode(path)] = str(error)
-        except OSError as error:
-            raise DataError(f"cannot read {os.fsdecode(os.path.join(root, path))!r}: {error.strerror}") from error
+    for record, frame in zip(records, files, strict=True):
+        if frame.size == scan.DANGLING:
+            invalid[os.fsdecode(frame.path)] = "symbolic link that leads nowhere"
+        elif not frame.video:
+            path = os.path.join(root, frame.path)
+            try:
+                with scan.reading(path):
+                    fill_record(record, image.as_stored(image.read_source(path)))
+            except InvalidImage as error:
+                invalid[os.fsdecode(frame.path)] = str(error)
     return records, invalid
 
 

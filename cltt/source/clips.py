@@ -11,14 +11,14 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 from cltt.errors import InvalidImage
 from cltt.files import maps
 from cltt.files.regular import open_regular
 from cltt.files.retry import ShortRead, retry
 from cltt.source import image, scan, videos
-from cltt.source.scan import Scan
+from cltt.source.scan import Scan, SourceFrame
 
 READ_THREADS = 32  # more than cores: they wait for the file system
 READ_FRAMES = 8  # frames per thread and read ...
@@ -58,23 +58,6 @@ def list_clips(found: Scan, pool: ThreadPoolExecutor, sampling: videos.Sampling)
 # ---- reading
 
 
-class Planned(NamedTuple):
-    """One frame with all that is needed to read it; the fields are those of ``scan.SourceClip`` and ``SourceFrame``."""
-
-    key: bytes
-    video: bytes
-    name: bytes
-    size: int
-    mark: int
-    entry: int
-    time: float
-
-    @property
-    def path(self) -> bytes:
-        """The name of the frame in messages and reports: a file's path, or a video's path with the time."""
-        return videos.moment(self.key, self.time) if self.video else scan.join_key(self.key, self.name)
-
-
 class FrameReader:
     """Reads planned frames and converts them to what a shard stores; threads read ahead if the file system is slow.
 
@@ -94,7 +77,7 @@ class FrameReader:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def read(self, frames: Iterable[Planned]) -> Iterator[tuple[Planned, Result]]:
+    def read(self, frames: Iterable[SourceFrame]) -> Iterator[tuple[SourceFrame, Result]]:
         """Each frame with what a shard stores for it, or an InvalidImage that says why it is none.
 
         Raises DataError for a file that cannot be read, or has changed since it was listed.
@@ -107,12 +90,12 @@ class FrameReader:
             else:
                 yield from self._read_files(group)
 
-    def _read_files(self, frames: Iterator[Planned]) -> Iterator[tuple[Planned, Result]]:
+    def _read_files(self, frames: Iterator[SourceFrame]) -> Iterator[tuple[SourceFrame, Result]]:
         for piece in self._mapped(self._read_piece, _pieces(frames), self._ahead):
             for frame, content in piece:
                 yield frame, self._stored(content)
 
-    def _read_piece(self, piece: list[Planned]) -> list[tuple[Planned, Content]]:
+    def _read_piece(self, piece: list[SourceFrame]) -> list[tuple[SourceFrame, Content]]:
         limit = self._options["max_pixels"]
         return [(frame, _read_planned(self._root, frame, limit)) for frame in piece]
 
@@ -124,16 +107,16 @@ class FrameReader:
         except InvalidImage as error:
             return error
 
-    def _read_video(self, key: bytes, frames: list[Planned]) -> Iterator[tuple[Planned, Result]]:
+    def _read_video(self, key: bytes, frames: list[SourceFrame]) -> Iterator[tuple[SourceFrame, Result]]:
         sampling = videos.sampling_of(self._options)
         wanted = [(frame.mark, frame.entry) for frame in frames]
         with contextlib.closing(videos.read_frames(self._root, key, frames[0].video, wanted, sampling)) as results:
             yield from zip(frames, results, strict=True)
 
 
-def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
+def _pieces(frames: Iterator[SourceFrame]) -> Iterator[list[SourceFrame]]:
     """The frames in pieces, each read by one thread at once."""
-    piece: list[Planned] = []
+    piece: list[SourceFrame] = []
     held = 0
     for frame in frames:
         piece.append(frame)
@@ -145,7 +128,7 @@ def _pieces(frames: Iterator[Planned]) -> Iterator[list[Planned]]:
         yield piece
 
 
-def _read_planned(root: bytes, frame: Planned, max_pixels: int) -> Content:
+def _read_planned(root: bytes, frame: SourceFrame, max_pixels: int) -> Content:
     """The bytes of a source file, or why it is no image; DataError if it is not the file that was planned."""
     if frame.size == scan.DANGLING:
         return InvalidImage("symbolic link that leads nowhere")

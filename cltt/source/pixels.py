@@ -10,7 +10,7 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cltt.errors import InvalidImage
@@ -18,7 +18,6 @@ from cltt.source.jpeg import JpegInfo
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Exif
     from PIL.ImageFile import ImageFile
 
 Pixels: TypeAlias = "np.ndarray[Any, Any]"
@@ -79,15 +78,14 @@ def decode_jpeg(data: bytes, info: JpegInfo, short: int | None = None) -> Pixels
 
 def jpeg_orientation(data: bytes) -> int:
     """The orientation, 1 to 8, that Pillow reads from EXIF or XMP; 1 if it finds none."""
-    try:
-        return _orientation(_opened("JPEG", data).getexif())
-    except Exception:  # an image with unreadable metadata is still a valid image
-        return 1
+    return _orientation(lambda: _opened("JPEG", data))
 
 
-def _orientation(exif: Exif) -> int:
-    found = exif.get(_ORIENTATION, 1)
-    return next((turn for turn in range(2, 9) if found == turn), 1)
+def _orientation(opened: Callable[[], ImageFile]) -> int:
+    with contextlib.suppress(Exception):  # an image with unreadable metadata is still a valid image
+        found = opened().getexif().get(_ORIENTATION, 1)
+        return next((turn for turn in range(2, 9) if found == turn), 1)
+    return 1
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
@@ -133,11 +131,7 @@ def decode_other(kind: str, data: bytes) -> Pixels:
         if _is_several(picture):
             raise InvalidImage(SEVERAL)
         picture.load()
-        try:
-            orientation = _orientation(picture.getexif())
-        except Exception:
-            orientation = 1
-        return turned(_rgb(picture), orientation)
+        return turned(_rgb(picture), _orientation(lambda: picture))
 
 
 def _is_several(picture: ImageFile) -> bool:

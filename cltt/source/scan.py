@@ -32,12 +32,12 @@ DANGLING = -1  # the size of a frame whose symbolic link leads nowhere
 
 
 class SourceFrame(NamedTuple):
-    """One frame: its name within its clip, and what later shows whether the file is still the same.
+    """One frame, with all that is needed to read it and to tell whether its file is still the same.
 
-    size: bytes of its file; for a frame of a video, an estimate of its JPEG. mark: modification time of its file in
-    ns; for a frame of a video, what names it there (``video.timeline.Timeline.ids``). entry: the packet where decoding
-    of the video must begin. time: seconds from the clip's first frame, NaN in a folder. begins: the frame begins a
-    part of the clip.
+    name: within its clip. size: bytes of its file; for a frame of a video, an estimate of its JPEG. mark: modification
+    time of its file in ns; for a frame of a video, what names it there (``video.timeline.Timeline.ids``). entry: the
+    packet where decoding of the video must begin. time: seconds from the clip's first frame, NaN in a folder. begins:
+    the frame begins a part of the clip. key, video: those of its clip.
     """
 
     name: bytes
@@ -46,6 +46,13 @@ class SourceFrame(NamedTuple):
     entry: int = 0
     time: float = math.nan
     begins: bool = False
+    key: bytes = b""
+    video: bytes = b""
+
+    @property
+    def path(self) -> bytes:
+        """The name of the frame in messages and reports: a file's path, or a video's path with the time."""
+        return moment(self.key, self.time) if self.video else join_key(self.key, self.name)
 
 
 class SourceClip(NamedTuple):
@@ -81,6 +88,11 @@ def path_order(key: bytes) -> tuple[tuple[tuple[bytes | int, ...], ...], bytes]:
 def join_key(key: bytes, name: bytes) -> bytes:
     """The path of ``name`` in the folder ``key``, relative to the root."""
     return name if key == ROOT_KEY else key + b"/" + name
+
+
+def moment(key: bytes, time: float | None) -> bytes:
+    """The name of a frame of a video: ``talk.mp4#t=12.400``; without a time, that of the video."""
+    return key if time is None else key + b"#t=%.3f" % time
 
 
 @contextlib.contextmanager
@@ -231,9 +243,9 @@ def _stat_files(root: bytes, key: bytes, names: list[bytes]) -> _Files:
         except OSError as error:
             if not os.path.islink(path):
                 raise DataError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}") from error
-            found.frames.append(SourceFrame(name, DANGLING, 0))
+            found.frames.append(SourceFrame(name, DANGLING, 0, key=key))
             continue
-        file = SourceFrame(name, info.st_size, info.st_mtime_ns)
+        file = SourceFrame(name, info.st_size, info.st_mtime_ns, key=key)
         if not stat.S_ISREG(info.st_mode):
             found.skipped.append((join_key(key, name), "not a regular file"))
         elif has_image_name(name):
@@ -287,7 +299,8 @@ def scan_clips(scan: Scan, pool: ThreadPoolExecutor) -> Iterator[SourceClip]:
             if frames:
                 yield SourceClip(key, frames)
             for file in videos:
-                yield SourceClip(join_key(key, file.name), [file._replace(name=b"")], FOUND)
+                path = join_key(key, file.name)
+                yield SourceClip(path, [file._replace(name=b"", key=path)], FOUND)
             frames, videos = [], []
 
 

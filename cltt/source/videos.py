@@ -12,7 +12,7 @@ from cltt.errors import DataError, InvalidImage, SettingsError
 from cltt.files.retry import is_transient, retry
 from cltt.source import image, pixels
 from cltt.source.odd import Odd
-from cltt.source.scan import SourceClip, SourceFrame, not_as_planned, reading
+from cltt.source.scan import SourceClip, SourceFrame, moment, not_as_planned, reading
 from cltt.source.video.file import InvalidVideo, file_identity, opened, rate_of, reason_of
 from cltt.source.video.kinds import RAW_FORMATS
 from cltt.source.video.streams import Crop, crop_of, moving_streams
@@ -64,11 +64,6 @@ def need_av() -> None:
         ) from error
 
 
-def moment(key: bytes, time: float | None) -> bytes:
-    """The name of a frame of a video: ``talk.mp4#t=12.400``; without a time, that of the video."""
-    return key if time is None else key + b"#t=%.3f" % time
-
-
 # ---- listing
 
 
@@ -89,42 +84,62 @@ def list_frames(root: bytes, found: SourceClip, sampling: Sampling) -> Listed:
     Raises DataError if the file cannot be read, or changes meanwhile.
     """
     path = os.path.join(root, found.key)
-    size, mtime_ns = found.frames[0].size, found.frames[0].mark
     try:
         with reading(path):
-            video = retry(path, lambda: _examine(path, sampling))
+            listed = retry(path, lambda: _examine(path, found, sampling))
     except InvalidVideo as error:
         return Listed(found._replace(frames=[]), [(found.key, "skipped", str(error))])
-    _check_unchanged(path, (size, mtime_ns))
-    line, samples = video.line, video.samples
+    _check_unchanged(path, (found.frames[0].size, found.frames[0].mark))
+    return listed
+
+
+def _examine(path: bytes, found: SourceClip, sampling: Sampling) -> Listed:
+    """As :func:`list_frames`, raising InvalidVideo, and OSError as the system does."""
+    from cltt.source.video.times import timeline_of
+
+    key = found.key
+    with opened(path, sampling.stream) as (container, stream):
+        size = _stored_size(path, container, stream, sampling)
+        line = timeline_of(container, stream, sampling.max_pixels)
+        samples = sample(line, sampling.fps, sampling.max_gap)
+        others = len(moving_streams(container)) - 1
+        odd = [*_odd_streams(key, container, stream, sampling), *_odd_times(key, line, samples, sampling)]
+    info = {"size": found.frames[0].size, "mtime_ns": found.frames[0].mark, "timing": line.timing}
+    info |= {} if sampling.stream is None else {"stream": sampling.stream}
+    video = json.dumps(info).encode()
     frames = [
         SourceFrame(
-            b"%08d.jpg" % k, video.size, int(line.ids[at]), int(line.entries[at]), float(line.times[at]), begins
+            b"%08d.jpg" % k, size, int(line.ids[at]), int(line.entries[at]), float(line.times[at]), begins, key, video
         )
         for k, (at, begins) in enumerate(zip(samples.frames.tolist(), samples.begins.tolist(), strict=True))
     ]
-    notes: list[tuple[bytes, str, str]] = [(found.key, "skipped", OTHER_STREAM)] * (video.streams - 1)
-    notes += [(moment(found.key, note.time), note.what, note.reason) for note in [*line.notes, *samples.notes]]
-    notes.append((found.key, READ, f"by decoding, as {line.why}" if line.why else BY_PACKETS))
+    notes = [(key, "skipped", OTHER_STREAM)] * others
+    notes += [(moment(key, note.time), note.what, note.reason) for note in [*line.notes, *samples.notes]]
+    notes.append((key, READ, f"by decoding, as {line.why}" if line.why else BY_PACKETS))
     if not frames:
-        notes.append((found.key, "skipped", NO_FRAMES))
-    info = {"size": size, "mtime_ns": mtime_ns, "timing": line.timing}
-    info |= {} if sampling.stream is None else {"stream": sampling.stream}
-    return Listed(SourceClip(found.key, frames, json.dumps(info).encode()), notes, [*_odd(found.key, video, sampling)])
+        notes.append((key, "skipped", NO_FRAMES))
+    return Listed(SourceClip(key, frames, video), notes, odd)
 
 
-def _odd(key: bytes, video: _Video, sampling: Sampling) -> Iterator[Odd]:
-    name = os.fsdecode(key)
-    if video.streams > 1 and sampling.stream is None:
-        example = f"{name}: number {video.number} of those from 0 to {video.streams - 1}"
+def _odd_streams(
+    key: bytes, container: av.container.InputContainer, stream: av.video.stream.VideoStream, sampling: Sampling
+) -> Iterator[Odd]:
+    name, streams = os.fsdecode(key), len(moving_streams(container))
+    if streams > 1 and sampling.stream is None:
+        example = f"{name}: number {container.streams.video.index(stream)} of those from 0 to {streams - 1}"
         yield Odd("videos of several video streams", example, "--stream N takes another")
-    if video.samples.slower:
+    if container.format.name in RAW_FORMATS:
+        rate = float(rate_of(stream))
+        yield Odd(f"videos without times, whose frames are taken to come at {rate:g} per second", name)
+
+
+def _odd_times(key: bytes, line: Timeline, samples: Samples, sampling: Sampling) -> Iterator[Odd]:
+    name = os.fsdecode(key)
+    if samples.slower:
         what = f"videos of fewer frames per second than --fps {sampling.fps:g}, all of whose frames are taken"
         yield Odd(what, name, "their steps are longer than those of the others; a lower --fps makes them equal")
-    if video.line.fields:
+    if line.fields:
         yield Odd("HEVC videos of single fields, which are taken for frames: each has every other line", name)
-    if video.assumed_rate:
-        yield Odd(f"videos without times, whose frames are taken to come at {video.assumed_rate:g} per second", name)
 
 
 def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
@@ -133,34 +148,7 @@ def list_one(root: bytes, key: bytes, sampling: Sampling) -> SourceClip:
     need_av()
     with reading(path):
         size, mtime_ns = file_identity(path)
-    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns)]), sampling).clip
-
-
-class _Video(NamedTuple):
-    """What listing a video needs to know.
-
-    line, samples: its frames, and those taken. size: estimated bytes of one stored frame. streams: how many video
-    streams there are. number: the one taken. assumed_rate: frames per second of a video without times, else 0.
-    """
-
-    line: Timeline
-    samples: Samples
-    size: int
-    streams: int
-    number: int
-    assumed_rate: float
-
-
-def _examine(path: bytes, sampling: Sampling) -> _Video:
-    from cltt.source.video.times import timeline_of
-
-    with opened(path, sampling.stream) as (container, stream):
-        size = _stored_size(path, container, stream, sampling)
-        streams = len(moving_streams(container))
-        number = container.streams.video.index(stream)
-        assumed_rate = float(rate_of(stream)) if container.format.name in RAW_FORMATS else 0.0
-        line = timeline_of(container, stream, sampling.max_pixels)
-    return _Video(line, sample(line, sampling.fps, sampling.max_gap), size, streams, number, assumed_rate)
+    return list_frames(root, SourceClip(key, [SourceFrame(b"", size, mtime_ns, key=key)]), sampling).clip
 
 
 def _stored_size(

@@ -8,7 +8,7 @@ and once to pack them, and a reader always starts at the first packet.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,14 +96,6 @@ def prepared(stream: av.video.stream.VideoStream, max_pixels: int) -> Any:
 # ---- the timeline
 
 
-class _Shown(NamedTuple):
-    """The decoded frames: time stamps in ticks (NaN: none) and the numbers of their packets."""
-
-    pts: Array
-    dts: Array
-    places: Array
-
-
 def decoded_timeline(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, max_pixels: int
 ) -> Timeline:
@@ -115,12 +107,12 @@ def decoded_timeline(
         rows.append((_tick(frame.pts), _tick(frame.dts), place))
         fields |= stream.codec_context.name == "hevc" and frame.interlaced_frame
     table = np.array(rows, np.float64).reshape(-1, 3)
-    shown = _Shown(table[:, 0], table[:, 1], table[:, 2].astype(np.int64))
-    starts, notes = _second_recording(container, decoder, shown.places)
+    pts, dts, places = table[:, 0], table[:, 1], table[:, 2].astype(np.int64)  # stamps in ticks, NaN: none
+    starts, notes = _second_recording(container, decoder, places)
     distance = float(1 / (rate_of(stream) * time_base_of(stream)))
-    ticks = _ticks(shown, container, distance)
+    ticks = _ticks(pts, dts, container, distance)
     starts[1:] |= np.diff(ticks) <= 0
-    bad, lost = _faults(decoder, shown.places, starts)
+    bad, lost = _faults(decoder, places, starts)
     kept = ~lost
     ids, parts = np.where(bad, BAD, np.arange(len(bad)))[kept], np.cumsum(starts)[kept]
     starts = np.diff(parts, prepend=parts[:1]) > 0
@@ -159,17 +151,17 @@ def _faults(decoder: Decoder, places: Array, starts: Array) -> tuple[Array, Arra
     return (places >= bad_from[group]) | (leads & before_is_bad), lost
 
 
-def _ticks(shown: _Shown, container: av.container.InputContainer, distance: float) -> Array:
+def _ticks(pts: Array, dts: Array, container: av.container.InputContainer, distance: float) -> Array:
     """Times in ticks, float64 [frames], from the kind of stamps that steps back least.
 
     A frame has a presentation stamp (of its own packet) and a decoding stamp (of the packet after which it came out).
     If a file stamps its packets in decoding order, the decoding stamps are right. Without stamps, frames are
     ``distance`` ticks apart.
     """
-    even = np.arange(len(shown.pts)) * distance
+    even = np.arange(len(pts)) * distance
     if container.format.name in kinds.RAW_FORMATS:
         return even
-    known = [stamps for stamps in (shown.pts, shown.dts) if not np.isnan(stamps).all()]
+    known = [stamps for stamps in (pts, dts) if not np.isnan(stamps).all()]
     return min((_filled(stamps, distance) for stamps in known), key=lambda one: one[1], default=(even, 0))[0]
 
 

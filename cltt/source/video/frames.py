@@ -49,8 +49,8 @@ class _Sent(NamedTuple):
     leads: bool
 
 
-class VideoReader:
-    """Reads frames of a video file by their ids; for one thread at a time.
+class VideoReader(contextlib.ExitStack):
+    """Reads frames of a video file, which is open until :meth:`close`, by their ids; for one thread at a time.
 
     Args:
         timing: PACKETS or DECODED of ``timeline``: what the ids are.
@@ -61,33 +61,24 @@ class VideoReader:
     """
 
     def __init__(self, path: bytes, timing: str, *, number: int | None = None, max_pixels: int = (1 << 31) - 1) -> None:
+        super().__init__()
         self._path = path
         self._number = number
         self._max_pixels = max_pixels
         self._by_packets = timing == PACKETS
-        self._stack = contextlib.ExitStack()
         self._open()
         with open(path, "rb") as file:
             self.crop = crop_of(file, self._container, self.stream)
 
     def _open(self) -> None:
-        self._stack.close()
-        self._container, self.stream = self._stack.enter_context(opened(self._path, self._number))
+        self.close()
+        self._container, self.stream = self.enter_context(opened(self._path, self._number))
         if self._by_packets:
             self._context = prepared(self.stream, self._max_pixels)
             self._is_entry = entry_test(self.stream)
         else:
             self._counted = enumerate(Decoder(self._container, self.stream, self._max_pixels).frames())
         self._next = 0  # number of the next packet or frame; after a seek only known not to be 0
-
-    def __enter__(self) -> VideoReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._stack.close()
 
     def frames(self, wanted: Sequence[Wanted]) -> Iterator[av.VideoFrame | str]:
         """The frame, or why there is none, for each of ``wanted``; these are in timeline order."""
@@ -205,10 +196,8 @@ class _Decoding:
         name = packet.pts  # the decoded frame has it, too
         if self._skip_to is not None and name != self._skip_to:
             return
-        if entry and name is not None:
-            self._begin_group(name)
         self._skip_to = None
-        self._record(name, packet)
+        self._record(name, packet, entry)
         self._decode(packet)
         after = self._latest + 1  # all before it have been decoded, or cannot be
         if after < len(self._wanted) and self._wanted[after].entry in self._entries:
@@ -218,13 +207,12 @@ class _Decoding:
         if after < len(self._wanted):
             self._skip_to = self._wanted[after].entry
 
-    def _begin_group(self, name: int) -> None:
-        self._group += 1
-        self._group_name = name
-        self._entries.add(name)
-
-    def _record(self, name: int | None, packet: Any) -> None:
+    def _record(self, name: int | None, packet: Any, entry: bool) -> None:
         self._place += 1
+        if entry and name is not None:
+            self._group += 1
+            self._group_name = name
+            self._entries.add(name)
         if name is not None:
             self._sent[name] = _Sent(self._place, self._group, name < self._group_name)
         if packet.is_corrupt:

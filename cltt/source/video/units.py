@@ -166,69 +166,60 @@ def is_progressive(stream: av.video.stream.VideoStream) -> bool:
 
 def is_progressive_h264(unit: bytes) -> bool:
     """frame_mbs_only_flag of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False if it cannot be read."""
+    data = unit[1:].replace(b"\0\0\3", b"\0\0")  # without emulation prevention bytes
     try:
-        return _frame_mbs_only(_Bits(unit[1:].replace(b"\0\0\3", b"\0\0")))
-    except IndexError:
+        return _frame_mbs_only(iter(f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}"))
+    except StopIteration:  # the unit is cut off
         return False
 
 
-class _Bits:
-    """Reads the bits of a unit without emulation prevention bytes; IndexError at the end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def bit(self) -> int:
-        value = self._data[self._at >> 3] >> (7 - self._at % 8) & 1
-        self._at += 1
-        return value
-
-    def bits(self, count: int) -> int:
-        value = 0
-        for _ in range(count):
-            value = value << 1 | self.bit()
-        return value
-
-    def ue(self) -> int:
-        zeros = 0
-        while not self.bit():
-            zeros += 1
-        return (1 << zeros | self.bits(zeros)) - 1
-
-    def se(self) -> int:
-        value = self.ue()
-        return (value + 1) // 2 * (1 if value % 2 else -1)
+# The functions below read bits, each "0" or "1". They raise StopIteration at the end, so they must not be generators.
 
 
-def _frame_mbs_only(bits: _Bits) -> bool:
-    profile = bits.bits(8)
-    bits.bits(16)  # constraints, level
-    bits.ue()
+def _take(bits: Iterator[str], count: int) -> str:
+    return "".join([next(bits) for _ in range(count)])  # islice would give fewer at the end
+
+
+def _ue(bits: Iterator[str]) -> int:
+    zeros = 0
+    while next(bits) == "0":
+        zeros += 1
+    return int("1" + _take(bits, zeros), 2) - 1
+
+
+def _se(bits: Iterator[str]) -> int:
+    value = _ue(bits)
+    return (value + 1) // 2 * (1 if value % 2 else -1)
+
+
+def _frame_mbs_only(bits: Iterator[str]) -> bool:
+    profile = int(_take(bits, 8), 2)
+    _take(bits, 16)  # constraints, level
+    _ue(bits)
     if profile in _HIGH_PROFILES:
-        chroma = bits.ue()
+        chroma = _ue(bits)
         if chroma == 3:
-            bits.bit()
-        bits.ue(), bits.ue(), bits.bit()  # depths, lossless
-        if bits.bit():
+            next(bits)
+        _ue(bits), _ue(bits), next(bits)  # depths, lossless
+        if next(bits) == "1":
             for number in range(12 if chroma == 3 else 8):
-                if bits.bit():
+                if next(bits) == "1":
                     _skip_scaling_list(bits, 16 if number < 6 else 64)
-    bits.ue()  # frame numbers
-    order = bits.ue()
+    _ue(bits)  # frame numbers
+    order = _ue(bits)
     if order == 0:
-        bits.ue()
+        _ue(bits)
     elif order == 1:
-        bits.bit(), bits.se(), bits.se()
-        for _ in range(min(bits.ue(), 255)):
-            bits.se()
-    bits.ue(), bits.bit(), bits.ue(), bits.ue()  # references, gaps, width, height
-    return bool(bits.bit())
+        next(bits), _se(bits), _se(bits)
+        for _ in range(min(_ue(bits), 255)):
+            _se(bits)
+    _ue(bits), next(bits), _ue(bits), _ue(bits)  # references, gaps, width, height
+    return next(bits) == "1"
 
 
-def _skip_scaling_list(bits: _Bits, count: int) -> None:
+def _skip_scaling_list(bits: Iterator[str], count: int) -> None:
     last, following = 8, 8
     for _ in range(count):
         if following:
-            following = (last + bits.se()) % 256
+            following = (last + _se(bits)) % 256
         last = following or last
