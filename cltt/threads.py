@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Call(Generic[T]):
-    """A call of ``function`` in a thread of :class:`Threads`."""
+    """A call of ``function`` in another thread, such as those of :class:`Threads`."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
-from typing import Any, Protocol, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from cltt.errors import SettingsError
 from cltt.text import shorten
+
+if TYPE_CHECKING:  # old_flags needs this module
+    from cltt.config.old_flags import Refused, ShortClipRule
 
 Range = tuple[float, float]
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 8192  # pixels
 MANY = 1_000_000_000
 MAX_SEED = (1 << 63) - 1
-
-
-class OldFlags(Protocol):
-    """Flags of the older script (:mod:`cltt.config.old_flags`)."""
-
-    @property
-    def says(self) -> Mapping[str, str]: ...
-    def add(self, parser: argparse._ActionsContainer) -> None: ...
-    def take(self, args: argparse.Namespace) -> None: ...
 
 
 def require(condition: bool, message: str) -> None:
@@ -40,7 +32,7 @@ def setting(
     *,
     within: Range | None = None,
     free: bool = False,
-    old: OldFlags | None = None,
+    old: Refused | ShortClipRule | None = None,
     **argparse_options: Any,
 ) -> Any:
     """A dataclass field that is also a flag, ``--field-name``, and a value saved with each run.
@@ -111,13 +103,9 @@ def check_fields(settings: Any) -> None:
         if field.metadata["within"] is not None:
             for number in value if isinstance(value, list | tuple) else [value]:
                 require_within(field.name, number, *field.metadata["within"])
-        if "choices" in field.metadata["argparse"]:
-            require_one_of(field.name, value, field.metadata["argparse"]["choices"])
+        if choices := field.metadata["argparse"].get("choices"):
+            require(value in choices, f"{field.name} is {shorten(value, 30)!r}; it must be one of {', '.join(choices)}")
 
 
 def require_within(name: str, value: float, low: float, high: float) -> None:
     require(low <= value <= high, f"{name} is {shorten(str(value), 30)}; it must be from {low} to {high}")
-
-
-def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    require(value in choices, f"{name} is {shorten(value, 30)!r}; it must be one of {', '.join(choices)}")

@@ -11,7 +11,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -19,6 +18,7 @@ from cltt.distributed.failures import FAILED, FailureMonitor, leave_now, lost_ra
 from cltt.distributed.identity import RankInfo, rank_info, said_by
 from cltt.distributed.network import route_interface
 from cltt.errors import DataError, SettingsError
+from cltt.threads import Call
 
 Explain = Callable[[BaseException], "tuple[int, str] | None"]
 
@@ -119,20 +119,11 @@ def _until_timeout(awaited: Callable[[], list[str]]) -> Iterator[None]:
         time.sleep(0.05)
 
 
-def _interruptible(call: Callable[[], Any]) -> Any:
-    """The result of ``call``, which waits in C++: made in a thread, so that signals still work."""
-    ended: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            ended.set_result(call())
-        except BaseException as error:
-            ended.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while not wait([ended], 0.5).done:
-        pass
-    return ended.result()
+def _interruptible(function: Callable[[], Any]) -> Any:
+    """The result of ``function``, which waits in C++: called in a thread, so that signals still work."""
+    call = Call(function)
+    threading.Thread(target=call.run, daemon=True).start()
+    return call.result()
 
 
 def poll(store: Any, keys: list[str]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from cltt.config import Augment
 from cltt.frames.augment import Augmentation, augment, sample_params
-from cltt.frames.filters import quick_kernels
+from cltt.frames.filters import Scratch, quick_kernels
 from cltt.frames.gather import BatchFormat, statistics
 from cltt.frames.geometry import Framing
 from cltt.frames.leases import LeasedMemory
@@ -41,7 +41,7 @@ class CpuBatchMaker:
         self.framing, self.augment = framing, augment
         self._writer = FrameWriter(framing.image_size, batch_format)
         self._memory = LeasedMemory()
-        self._scratch = Scratch(framing.image_size)
+        self._scratch = Scratch()
         self._threads = threads
         self._helpers = Threads(threads - 1, "cltt-gather")
 
@@ -95,19 +95,13 @@ class CpuBatchMaker:
         self, store: FrameStore, slots: np.ndarray, augmentation: Augmentation, rows: np.ndarray, part: slice
     ) -> None:
         def pictures() -> Iterator[np.ndarray]:
+            picture = self._scratch.take(self.framing.image_size, self.framing.image_size, 3)
             for k in range(len(slots))[part]:
-                augment(store.host_frame(int(slots[k])), augmentation, k, self._scratch.picture)
-                yield self._scratch.picture
+                augment(store.host_frame(int(slots[k])), augmentation, k, picture)
+                yield picture
 
         with quick_kernels:
             self._writer.write(pictures(), rows[part])
-
-
-class Scratch(threading.local):
-    """One frame for each thread: ``picture`` uint8 [S, S, 3]."""
-
-    def __init__(self, image_size: int) -> None:
-        self.picture = np.empty((image_size, image_size, 3), np.uint8)
 
 
 class Planes(threading.local):

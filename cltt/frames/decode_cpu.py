@@ -7,13 +7,12 @@ Legend: S image_size; h, w height and width of a stored frame; P most pixels of 
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from cltt.frames.filters import blur_outside, shrink, widen
+from cltt.frames.filters import Scratch, blur_outside, shrink, widen
 from cltt.frames.geometry import Framing, Rectangle
 from cltt.region import Box
 from cltt.source import image, libjpeg
@@ -60,7 +59,7 @@ class FrameDecoder:
         self.framing = framing
         # The frames of a data set have few shapes, and their arithmetic in Python would cost 10 us of 400 a frame.
         self._cut = lru_cache(maxsize=1024)(self._cut_anew)
-        self._scratch = threading.local()
+        self._scratch = Scratch()
 
     def frame(self, jpeg: bytes, look_at: Box | None = None) -> np.ndarray:
         """One decoded frame, uint8 [h, w, 3], in memory of its own. ValueError for what libjpeg calls corrupt."""
@@ -79,7 +78,7 @@ class FrameDecoder:
         if cut.whole:
             libjpeg.decode(jpeg, height, width, 1, target)
         else:
-            buffer = self._buffer((height // cut.reduction + 1) * (width // cut.reduction + 1) * 3)
+            buffer = self._scratch.take(height // cut.reduction + 1, width // cut.reduction + 1, 3)
             decoded = libjpeg.decode(jpeg, height, width, cut.reduction, buffer)
             self._resize(decoded[cut.rows, cut.columns], target, cut.reduction)
         self._blur(target, cut.clear)
@@ -111,10 +110,3 @@ class FrameDecoder:
         whole = (rows, columns) == stored == (height, width)
         clear = self.framing.clear(height, width, look_at)
         return Cut(whole, step, slice(top, top + rows), slice(left, left + columns), stored, clear)
-
-    def _buffer(self, size: int) -> np.ndarray:
-        """This thread's memory for one decoded frame, at least uint8 [size]."""
-        held: np.ndarray | None = getattr(self._scratch, "bytes", None)
-        if held is None or held.size < size:
-            held = self._scratch.bytes = np.empty(size, np.uint8)
-        return held

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from importlib.metadata import version
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -33,8 +32,8 @@ _LITTLE_MEMORY = 512 << 20  # bytes; what a DALI pipeline ("graph") for 128 fram
 LookAt = Sequence[Box | None]  # if the region is taken from boxes: the box of each frame, None for a frame without
 
 
-class Decoder(Protocol):
-    """Decodes JPEGs into a store; called by several threads at once.
+class CpuDecoder(FrameDecoder):
+    """Decodes with libjpeg-turbo and OpenCV; any number of threads may call one decoder.
 
     Attributes:
         framing: which part of a frame is stored, and at what size.
@@ -44,20 +43,6 @@ class Decoder(Protocol):
             fails.
     """
 
-    framing: Framing
-    device: torch.device
-    job_frames: int
-    identity: str
-
-    def decode(
-        self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
-    ) -> dict[int, str]:
-        """Decode ``jpegs`` into ``slots`` of ``store``; returns {position of a bad JPEG: reason}."""
-
-
-class CpuDecoder(FrameDecoder):
-    """Decodes with libjpeg-turbo and OpenCV; any number of threads may call one decoder."""
-
     device = torch.device("cpu")
     job_frames = 32
     identity = f"CPU, simplejpeg {version('simplejpeg')}, OpenCV {cv2.__version__}"
@@ -65,7 +50,7 @@ class CpuDecoder(FrameDecoder):
     def decode(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
     ) -> dict[int, str]:
-        """As :meth:`Decoder.decode`."""
+        """Decode ``jpegs`` into ``slots`` of ``store``; returns {position of a bad JPEG: reason}."""
         failures = {}
         with quick_kernels:  # OpenCV resizes with Intel's kernels inside
             for position, (jpeg, slot) in enumerate(zip(jpegs, slots, strict=True)):
@@ -85,7 +70,7 @@ class DaliDecoder:
     decodes that, it is used further on. If not, DALI does not work on this machine (a library or driver is missing, for
     example): one warning says so, and the CPU decodes all further frames. A JPEG without an end marker in its last 1024
     bytes is never given to DALI: if it is cut short, it is a bad frame; if other data follow its end, it gets the CPU's
-    pixels.
+    pixels. Attributes as those of :class:`CpuDecoder`; any number of threads may call one decoder, too.
 
     Raises DataError if DALI finds no memory on the GPU.
     """
@@ -113,7 +98,7 @@ class DaliDecoder:
     def decode(
         self, jpegs: Sequence[bytes], slots: Sequence[int], store: FrameStore, look_at: LookAt | None = None
     ) -> dict[int, str]:
-        """As :meth:`Decoder.decode`; any number of JPEGs."""
+        """As :meth:`CpuDecoder.decode`."""
         failures: dict[int, str] = {}
         look_at = look_at or [None] * len(jpegs)
         # A new thread's device is GPU 0 until it is set, and using that makes a CUDA context of half a gigabyte there.
@@ -206,6 +191,9 @@ class DaliDecoder:
                 for slot, frame in zip(slots, frames, strict=True):
                     store.row(slot)[: frame.numel()].copy_(frame.reshape(-1))
         store.sizes[where] = frames.shape[1:3] if isinstance(frames, torch.Tensor) else [f.shape[:2] for f in frames]
+
+
+Decoder = CpuDecoder | DaliDecoder
 
 
 def _may_write_together(rows: torch.Tensor) -> bool:

@@ -124,21 +124,21 @@ def blur_outside(frame: Pixels, clear: Rectangle, taps: int, sigma: float) -> No
     inside[:] = kept
 
 
-class _Scratch(threading.local):
-    """Memory kept from call to call in each thread: new memory costs more than what :func:`turn_hue` does with it."""
+class Scratch(threading.local):
+    """Memory kept in each thread from one :meth:`take` to the next: new memory costs more than what is done with it."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
 
-    def planes(self, count: int, height: int, width: int) -> Pixels:
-        """uint8 [count, height, width], of any values."""
-        size = count * height * width
+    def take(self, *shape: int) -> Pixels:
+        """uint8 of ``shape``, of any values; it is the same memory each time."""
+        size = math.prod(shape)
         if self._memory.size < size:
             self._memory = np.empty(size, np.uint8)
-        return self._memory[:size].reshape(count, height, width)
+        return self._memory[:size].reshape(shape)
 
 
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def turn_hue(frame: Pixels, turn: float) -> None:
@@ -153,7 +153,7 @@ def turn_hue(frame: Pixels, turn: float) -> None:
     sixths = 6 * turn % 6
     first = int(sixths)
     share = sixths - first
-    planes = _scratch.planes(17, *frame.shape[:2])
+    planes = _scratch.take(17, *frame.shape[:2])
     channels, (most, least, both, low) = planes[:4], planes[4:8]
     other, middle, rising = planes[8:11], planes[11:14], planes[14:]
     cv2.split(frame, [channels[(channel - first) % 3] for channel in range(3)])

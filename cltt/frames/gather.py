@@ -32,6 +32,11 @@ class BatchFormat:
     channels_last: bool
     normalise: str
 
+    @property
+    def order(self) -> torch.memory_format:
+        """The memory order of a batch, as torch names it."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
 
 def statistics(normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What is subtracted from bytes and what they are multiplied by then: float32 [3] each, on the CPU.
@@ -43,9 +48,7 @@ def statistics(normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(IMAGENET_MEAN) * 255, 1 / (torch.tensor(IMAGENET_STD) * 255)
 
 
-def gather(
-    rows: torch.Tensor, slots: torch.Tensor, image_size: int, dtype: torch.dtype, normalise: str, *, channels_last: bool
-) -> torch.Tensor:
+def gather(rows: torch.Tensor, slots: torch.Tensor, image_size: int, wanted: BatchFormat) -> torch.Tensor:
     """Frames in slots -> a batch, on the device of ``rows``; nothing waits for the device.
 
     Args:
@@ -53,29 +56,27 @@ def gather(
             each row.
         slots: int64 [n], on the device of ``rows``.
         image_size: S.
-        dtype: float32, bfloat16 or float16.
-        normalise: see :func:`statistics`.
-        channels_last: leave C innermost in memory; the shape is the same.
+        wanted: how the numbers are made and lie.
 
     Returns:
-        [n, 3, S, S] of ``dtype``, computed in float32.
+        [n, 3, S, S]; floats are computed in float32.
     """
-    if rows.device.type == "cuda" and not why_triton_fails():
+    fused = rows.device.type == "cuda" and wanted.dtype != torch.uint8  # bytes are only moved
+    if fused and not why_triton_fails():
         from cltt.frames.gpu.gather_kernel import launch
 
-        return launch(rows, slots, image_size, dtype, *statistics(normalise), channels_last=channels_last)
-    return gather_plain(rows, slots, image_size, dtype, normalise, channels_last=channels_last)
+        return launch(rows, slots, image_size, wanted)
+    return gather_plain(rows, slots, image_size, wanted)
 
 
-def gather_plain(
-    rows: torch.Tensor, slots: torch.Tensor, image_size: int, dtype: torch.dtype, normalise: str, *, channels_last: bool
-) -> torch.Tensor:
+def gather_plain(rows: torch.Tensor, slots: torch.Tensor, image_size: int, wanted: BatchFormat) -> torch.Tensor:
     """:func:`gather` in plain torch, pass by pass."""
     bytes_ = rows[:, : image_size * image_size * 3].index_select(0, slots)
     frames = bytes_.view(-1, image_size, image_size, 3).permute(0, 3, 1, 2)
-    offset, scale = (values.to(rows.device).view(3, 1, 1) for values in statistics(normalise))
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    return ((frames - offset) * scale).to(dtype).contiguous(memory_format=order)
+    if wanted.dtype != torch.uint8:
+        offset, scale = (values.to(rows.device).view(3, 1, 1) for values in statistics(wanted.normalise))
+        frames = ((frames - offset) * scale).to(wanted.dtype)
+    return frames.contiguous(memory_format=wanted.order)
 
 
 def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:

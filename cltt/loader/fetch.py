@@ -51,15 +51,10 @@ class FrameFetcher:
         frames, slots = self._copy_kept(frames[wanted], slots[wanted])
         if not len(frames):
             return
-        jpegs: list[bytes] = []
-        places: list[int] = []
-        errors: list[FrameError] = []
-        for place, found in enumerate(self._dataset.read_each(frames)):
-            if isinstance(found, FrameError):
-                errors.append(found)
-            else:
-                jpegs.append(found)
-                places.append(place)
+        found = self._dataset.read_each(frames)
+        errors = [each for each in found if isinstance(each, FrameError)]
+        jpegs = [each for each in found if not isinstance(each, FrameError)]
+        places = [place for place, each in enumerate(found) if not isinstance(each, FrameError)]
         if jpegs:
             look_at = boxes_of(self._dataset, frames[places], self._decoder.framing.region)
             failures = self._decoder.decode(jpegs, slots[places].tolist(), self.store, look_at)

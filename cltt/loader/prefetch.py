@@ -83,20 +83,6 @@ class PlannedStep:
     chunk: Chunk
 
 
-@dataclass
-class SharedState:
-    """State shared by consumer, planner and workers.
-
-    ``steps``: planned, in order, for the consumer. ``released``: an item for each step that the consumer is done with.
-    """
-
-    consumed: int
-    stopped: bool = False
-    failure: BaseException | None = None
-    steps: queue.SimpleQueue[PlannedStep] = field(default_factory=queue.SimpleQueue)
-    released: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
-
-
 class Prefetcher:
     """Plans and decodes the steps from ``start`` to the end of an epoch ahead of the consumer, after :meth:`begin`.
 
@@ -118,10 +104,14 @@ class Prefetcher:
         threads: int,
         job_frames: int,
     ) -> None:
-        self._shared = SharedState(consumed=start)
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._blocks, self._fetch, self._table, self._start = blocks, fetch, table, start
         self._job_frames = job_frames
+        # Shared by consumer, planner and workers.
+        self._consumed, self._stopped = start, False
+        self._failure: BaseException | None = None
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[PlannedStep] = queue.SimpleQueue()  # in order, for the consumer
+        self._released: queue.SimpleQueue[None] = queue.SimpleQueue()  # an item for each step the consumer is done with
         self._next: PlannedStep | None = None  # of the consumer, perhaps not decoded yet
         self._closed = False
         self._counting = threading.Lock()  # of the workers, for jobs_left
@@ -164,19 +154,18 @@ class Prefetcher:
                 raise GaveUp
 
     def _raise_failure(self) -> None:
-        shared = self._shared
-        if isinstance(shared.failure, CLTTError):
-            raise shared.failure
-        if shared.failure is not None:
-            raise RuntimeError("a thread of the loader failed; the cause stands above") from shared.failure
-        if shared.stopped:
+        if isinstance(self._failure, CLTTError):
+            raise self._failure
+        if self._failure is not None:
+            raise RuntimeError("a thread of the loader failed; the cause stands above") from self._failure
+        if self._stopped:
             raise RuntimeError("the loader was closed while it was iterated; start a new iteration")
 
     def _arrived(self) -> bool:
         """Whether the next step has been decoded; waits for it for at most two times GIVE_UP_INTERVAL."""
         if self._next is None:
             try:
-                self._next = self._shared.steps.get(timeout=GIVE_UP_INTERVAL)
+                self._next = self._steps.get(timeout=GIVE_UP_INTERVAL)
             except queue.Empty:
                 return False
         chunk = self._next.chunk
@@ -189,8 +178,8 @@ class Prefetcher:
 
     def release(self, step: int) -> None:
         """The batch of ``step`` has been gathered: its slots are free, unless their frames are needed again."""
-        self._shared.consumed = step + 1
-        self._shared.released.put(None)
+        self._consumed = step + 1
+        self._released.put(None)
 
     def close(self) -> None:
         """Stop all threads; returns when they have ended, or after three seconds.
@@ -199,8 +188,8 @@ class Prefetcher:
         """
         if self._closed:
             return
-        self._shared.stopped = True
-        self._shared.released.put(None)
+        self._stopped = True
+        self._released.put(None)
         for _ in self._threads:
             self._jobs.put(None)
         deadline = time.monotonic() + CLOSE_TIMEOUT
@@ -213,7 +202,7 @@ class Prefetcher:
         try:
             run()
         except BaseException as error:  # a thread must never die unseen
-            self._shared.failure = self._shared.failure or error
+            self._failure = self._failure or error
 
     def _work(self) -> None:
         while (job := self._next_job()) is not None:
@@ -224,7 +213,7 @@ class Prefetcher:
                     job.chunk.done.release()
 
     def _next_job(self) -> Job | None:
-        while not self._shared.stopped:
+        while not self._stopped:
             with contextlib.suppress(queue.Empty):
                 return self._jobs.get(timeout=IDLE)
         return None
@@ -242,9 +231,8 @@ class Prefetcher:
 
     def _place(self, step: int, uses: StepUses, pending: PendingChunk) -> tuple[np.ndarray, np.ndarray] | None:
         """As :meth:`SlotTable.place`, but waits for enough slots; None if the loader is closed."""
-        shared = self._shared
-        while not shared.stopped:
-            consumed = shared.consumed
+        while not self._stopped:
+            consumed = self._consumed
             if step < consumed + MOST_AHEAD:
                 placed = self._table.place(step, uses, consumed, evict=step < consumed + EVICT_AHEAD)
                 if placed is not None:
@@ -254,16 +242,16 @@ class Prefetcher:
         return None
 
     def _await_release(self, consumed: int) -> None:
-        while not self._shared.stopped and self._shared.consumed == consumed:
+        while not self._stopped and self._consumed == consumed:
             with contextlib.suppress(queue.Empty):
-                self._shared.released.get(timeout=IDLE)
+                self._released.get(timeout=IDLE)
 
     def _publish(self, steps: list[PlannedStep], frames: np.ndarray, slots: np.ndarray, chunk: Chunk) -> None:
         order = np.argsort(frames)
         parts = np.array_split(order, max(1, -(-len(order) // self._job_frames)))  # one job at least, maybe empty
         chunk.jobs_left = len(parts)
         for step in steps:
-            self._shared.steps.put(step)
+            self._steps.put(step)
         for part in parts:
             self._jobs.put(Job(frames[part], slots[part], chunk))
         time.sleep(0)  # releases the GIL, or the workers would not start before the planner waits

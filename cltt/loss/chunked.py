@@ -50,7 +50,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     """``logits`` [R, C] of the global ``rows`` and ``columns``.
 
     ``mirrored``: its transpose is used, too.
@@ -76,7 +76,7 @@ def row_logsumexp(v: torch.Tensor, rows: Rows, *, with_top1: bool) -> tuple[torc
     unshifted = rows.unshifted(v.dtype)
     total = v.new_full((len(v),), 0.0 if unshifted else -torch.inf)
     best = _Best(v) if with_top1 else None
-    for tile in _tiles(v, rows):
+    for tile in tiles(v, rows):
         _hide(tile, rows)
         if best is not None:
             best.update(tile, rows.window_size)
@@ -100,7 +100,7 @@ def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
     unshifted = rows.unshifted(v.dtype)
     inverse = (-lse).exp() if unshifted else lse
     out = torch.zeros_like(v)
-    for tile in _tiles(v, rows):
+    for tile in tiles(v, rows):
         _hide(tile, rows)
         at_rows, at_columns = inverse[tile.rows, None], inverse[tile.columns]
         if unshifted:
@@ -113,19 +113,15 @@ def grad_rows(v: torch.Tensor, lse: torch.Tensor, rows: Rows) -> torch.Tensor:
     return out[rows.first : rows.first + rows.count]
 
 
-def tile_side(v: torch.Tensor, size: int) -> int:
-    """Rows per tile on ``v``'s device: a multiple of the window ``size``."""
-    return max(1, _TILE_SIDE.get(v.device.type, 512) // size) * size
-
-
-def _tiles(v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
+def tiles(v: torch.Tensor, rows: Rows, columns: torch.Tensor | None = None) -> Iterator[Tile]:
     """The tiles that cover ``rows``, one by one, in the same memory.
 
-    Their bounds are multiples of T.
+    Their bounds are multiples of T. ``columns`` [M, D]: the logits are v columns^T, and no tile is mirrored.
     """
-    total = len(v)
-    side = tile_side(v, rows.window_size)
-    alone = rows.count == total  # then the tiles left of the diagonal are mirrored, not computed
+    alone = columns is None and rows.count == len(v)  # then tiles left of the diagonal are mirrored, not computed
+    columns = v if columns is None else columns
+    total = len(columns)
+    side = max(1, _TILE_SIDE.get(v.device.type, 512) // rows.window_size) * rows.window_size
     buffer = v.new_empty(min(side, rows.count) * min(side, total))
     end = rows.first + rows.count
     for top in range(rows.first, end, side):
@@ -133,11 +129,11 @@ def _tiles(v: torch.Tensor, rows: Rows) -> Iterator[_Tile]:
         for left in range(top if alone else 0, total, side):
             right = min(left + side, total)
             logits = buffer[: (bottom - top) * (right - left)].view(bottom - top, right - left)
-            torch.mm(v[top:bottom], v[left:right].T, out=logits)
-            yield _Tile(logits, slice(top, bottom), slice(left, right), alone and left > top)
+            torch.mm(v[top:bottom], columns[left:right].T, out=logits)
+            yield Tile(logits, slice(top, bottom), slice(left, right), alone and left > top)
 
 
-def _hide(tile: _Tile, rows: Rows) -> None:
+def _hide(tile: Tile, rows: Rows) -> None:
     """Set pairs in no denominator to -inf: self, and overlapping windows of one clip."""
     tile.logits.diagonal(tile.rows.start - tile.columns.start).fill_(-torch.inf)
     if rows.spans is None:
@@ -156,20 +152,20 @@ def overlapping(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a[..., 0] == b[:, 0]) & (a[..., 1] <= b[:, 2]) & (b[:, 1] <= a[..., 2])
 
 
-def _by_window(tile: _Tile, size: int) -> torch.Tensor:
+def _by_window(tile: Tile, size: int) -> torch.Tensor:
     """The logits as a view [row windows, T, column windows, T]."""
     r, c = tile.logits.shape
     return tile.logits.view(r // size, size, c // size, size)
 
 
-def _add_sums(total: torch.Tensor, tile: _Tile) -> None:
+def _add_sums(total: torch.Tensor, tile: Tile) -> None:
     exponentials = tile.logits.exp_()
     total[tile.rows] += exponentials.sum(1)
     if tile.mirrored:
         total[tile.columns] += exponentials.sum(0)
 
 
-def _add_logsumexps(total: torch.Tensor, tile: _Tile) -> None:
+def _add_logsumexps(total: torch.Tensor, tile: Tile) -> None:
     total[tile.rows] = torch.logaddexp(total[tile.rows], tile.logits.logsumexp(1))
     if tile.mirrored:
         total[tile.columns] = torch.logaddexp(total[tile.columns], tile.logits.logsumexp(0))
@@ -182,7 +178,7 @@ class _Best:
         self.positive = v.new_full((len(v),), -torch.inf)
         self.negative = v.new_full((len(v),), -torch.inf)
 
-    def update(self, tile: _Tile, size: int) -> None:
+    def update(self, tile: Tile, size: int) -> None:
         # [T, T, k]: the logits within the k windows whose rows and columns are both in this tile
         blocks = _by_window(tile, size).diagonal((tile.rows.start - tile.columns.start) // size, 0, 2)
         kept = blocks.clone()

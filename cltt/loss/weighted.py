@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cltt.loss.chunked import Rows, overlapping, tile_side
+from cltt.loss.chunked import Rows, overlapping, tiles
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,16 @@ class Weighted:
         ``rows`` of a tile count from the rank's first row.
         """
         size = rows.window_size
-        columns = torch.cat([v, self.remembered])
-        side = tile_side(v, size)
-        for top in range(0, rows.count, side):
-            own = slice(top, min(top + side, rows.count))
-            first = (rows.first + top) // size
-            windows = torch.arange(first, first + (own.stop - top) // size, device=v.device)
-            for left in range(0, len(columns), side):
-                across = slice(left, min(left + side, len(columns)))
-                others = torch.arange(left // size, across.stop // size, device=v.device)
-                hidden = windows[:, None] == others
-                if rows.spans is not None:
-                    hidden |= overlapping(rows.spans[windows], rows.spans[others])
-                logits = v[rows.first + top : rows.first + own.stop] @ columns[across].T
-                yield _Tile(logits, hidden, own, across, size)
+        for tile in tiles(v, rows, torch.cat([v, self.remembered])):
+            windows, others = (
+                torch.arange(part.start // size, part.stop // size, device=v.device)
+                for part in (tile.rows, tile.columns)
+            )
+            hidden = windows[:, None] == others
+            if rows.spans is not None:
+                hidden |= overlapping(rows.spans[windows], rows.spans[others])
+            own = slice(tile.rows.start - rows.first, tile.rows.stop - rows.first)
+            yield _Tile(tile.logits, hidden, own, tile.columns, size)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import numpy as np
 from cltt.config import require
 from cltt.sampling.blocks import Block, Chains, FreeBlock, Spacing, max_conflicts_bound, starts_on_one_axis
 from cltt.sampling.epoch_windows import EpochWindows
-from cltt.sampling.order_state import OrderState, require_int
+from cltt.sampling.order_state import STATE_VERSION, require_int, require_same
 from cltt.sampling.permutation import BLOCK, GROUPS, MAX_SEED, RUNS, SHIFT, seed_sequence
 from cltt.sampling.runs import ClipGroups, ShuffledRuns, SingleWindows
 from cltt.sampling.uses import FrameUses
-from cltt.sampling.windows import WindowIndex
+from cltt.sampling.windows import WINDOW_FIELDS, WindowIndex
 from cltt.text import counted
 
 DEFAULT_DEPTH = 128
@@ -104,16 +104,7 @@ class EpochPlan(EpochWindows):
 
     def at_epoch(self, epoch: int) -> EpochPlan:
         """The plan of another epoch, with the same settings."""
-        return EpochPlan(
-            self.index,
-            self.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            min_gap=self.min_gap,
-            depth=self.depth,
-            run=self.run,
-            clips_per_block=self.clips_per_block,
-        )
+        return EpochPlan(self.index, self.batch_size, seed=self.seed, epoch=epoch, **self._settings())
 
     def __len__(self) -> int:
         return self._num_steps
@@ -219,7 +210,8 @@ class EpochPlan(EpochWindows):
 
     def state_dict(self, step: int = 0) -> dict[str, int | str | None]:
         """State before ``step`` (0..len): epoch, step and all that the order depends on."""
-        return self._state.saved(self.epoch, require_int("step", step, 0, len(self) + 1))
+        step = require_int("step", step, 0, len(self) + 1)
+        return {"version": STATE_VERSION, "epoch": self.epoch, "step": step, **self._identity()}
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Check that ``state`` belongs to this order, at any epoch and step.
@@ -227,15 +219,23 @@ class EpochPlan(EpochWindows):
         Raises:
             SettingsError: it does not; the message names all differences.
         """
-        self._state.check(state)
+        require_same(state, self._identity())
         require_int("epoch", state["epoch"], 0, MAX_SEED)
         require_int("step", state["step"], 0, len(self) + 1)
 
-    @property
-    def _state(self) -> OrderState:
-        return OrderState(
-            self.index, self.seed, self.batch_size, self.min_gap, self.depth, self.run, self.clips_per_block
-        )
+    def _identity(self) -> dict[str, int | str | None]:
+        """All that the order depends on, except the epoch."""
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            **{name: getattr(self.index, name) for name in WINDOW_FIELDS},
+            "shuffle_seed": self.index.shuffle_seed,
+            **self._settings(),
+            "data_hash": self.index.data_hash,
+        }
+
+    def _settings(self) -> dict[str, int]:
+        return {"min_gap": self.min_gap, "depth": self.depth, "run": self.run, "clips_per_block": self.clips_per_block}
 
     # ---- the order ---------------------------------------------------------------------------------------------------
     def _windows_per_run(self, run: int | None) -> int:

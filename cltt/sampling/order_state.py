@@ -1,15 +1,13 @@
-"""The saved state of an order, and the check that a saved state belongs to the same order."""
+"""The version of an order's saved state, and the check that a saved state belongs to the same order."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from cltt.config import require
 from cltt.errors import SettingsError
-from cltt.sampling.windows import WINDOW_FIELDS, WindowIndex
 from cltt.text import changes
 
 # Increase it when the same settings give another order.
@@ -21,57 +19,27 @@ _BEFORE = {"clips_per_block": 0}
 _WORDS = {"data_hash": "the hash of the clips and their lengths"}
 
 
-@dataclass(frozen=True)
-class OrderState:
-    """Everything an order depends on, except the epoch."""
+def require_same(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Check that ``state`` belongs to the order that depends on what stands in ``here``.
 
-    index: WindowIndex
-    seed: int
-    batch_size: int
-    min_gap: int
-    depth: int
-    run: int
-    clips_per_block: int
-
-    def saved(self, epoch: int, step: int) -> dict[str, int | str | None]:
-        """The state before ``step`` of ``epoch``, as plain values."""
-        return {"version": STATE_VERSION, "epoch": epoch, "step": step, **self._identity()}
-
-    def check(self, state: dict[str, Any]) -> None:
-        """Check that ``state`` belongs to this order.
-
-        Raises:
-            SettingsError: it does not; one sentence names each difference.
-        """
-        version = state.get("version")
-        if version in _LAST_WITH:
-            raise SettingsError(
-                f"this state is of version {version} of the order; the order of an epoch has changed since: go on with "
-                f"cltt {_LAST_WITH[version]}, or start a new run (from a run's weights: --checkpoint-path)"
-            )
-        require(
-            version == STATE_VERSION,
-            f"the order's state has version {version}, this program reads version {STATE_VERSION}; "
-            "resume with the version of cltt that saved it",
+    Raises:
+        SettingsError: it does not; one sentence names each difference.
+    """
+    version = state.get("version")
+    if version in _LAST_WITH:
+        raise SettingsError(
+            f"this state is of version {version} of the order; the order of an epoch has changed since: go on with "
+            f"cltt {_LAST_WITH[version]}, or start a new run (from a run's weights: --checkpoint-path)"
         )
-        here = self._identity()
-        state = {**_BEFORE, **state}
-        missing = [key for key in ("epoch", "step", *here) if key not in state]
-        require(not missing, f"the order's state lacks {', '.join(missing)}; it is damaged or not a state of an order")
-        require_unchanged("order", state, here)
-
-    def _identity(self) -> dict[str, int | str | None]:
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            **{name: getattr(self.index, name) for name in WINDOW_FIELDS},
-            "shuffle_seed": self.index.shuffle_seed,
-            "min_gap": self.min_gap,
-            "depth": self.depth,
-            "run": self.run,
-            "clips_per_block": self.clips_per_block,
-            "data_hash": self.index.data_hash,
-        }
+    require(
+        version == STATE_VERSION,
+        f"the order's state has version {version}, this program reads version {STATE_VERSION}; "
+        "resume with the version of cltt that saved it",
+    )
+    state = {**_BEFORE, **state}
+    missing = [key for key in ("epoch", "step", *here) if key not in state]
+    require(not missing, f"the order's state lacks {', '.join(missing)}; it is damaged or not a state of an order")
+    require_unchanged("order", state, here)
 
 
 def require_unchanged(what: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -251,11 +251,7 @@ def _frame_shuffle(clip_lengths: np.ndarray, seed: int | None) -> PermutationFam
 
 
 def _checked_lengths(clip_lengths: Ints) -> np.ndarray:
-    lengths = np.asarray(clip_lengths)
-    require(lengths.ndim == 1, f"clip_lengths has shape {lengths.shape}; it must be one number of frames per clip")
-    require(
-        lengths.size == 0 or lengths.dtype.kind in "iu", f"clip_lengths is of type {lengths.dtype}; it must be integers"
-    )
+    lengths = _integers("clip_lengths", clip_lengths, "one number of frames per clip", "integers")
     lengths = lengths.astype(np.int64, copy=False)
     shortest = int(lengths.min(initial=0))
     require(shortest == 0, f"clip_lengths holds {shortest}; a clip has 0 frames or more")
@@ -265,16 +261,19 @@ def _checked_lengths(clip_lengths: Ints) -> np.ndarray:
 def _checked_clips(clips: Ints | None, num_clips: int) -> np.ndarray:
     if clips is None:
         return np.arange(num_clips, dtype=np.int64)
-    ids = np.asarray(clips)
-    require(ids.ndim == 1, f"clips has shape {ids.shape}; it must be a list of clip ids")
-    require(
-        ids.size == 0 or ids.dtype.kind in "iu",
-        f"clips is of type {ids.dtype}; it must be integer clip ids (for a mask use numpy.flatnonzero)",
-    )
+    ids = _integers("clips", clips, "a list of clip ids", "integer clip ids (for a mask use numpy.flatnonzero)")
     outside = ids[(ids < 0) | (ids >= num_clips)].tolist()
     require(not outside, f"clips names clip {outside[:1]}, but clip ids run from 0 to {num_clips - 1}")
     require(len(np.unique(ids)) == len(ids), "clips names a clip more than once; give each clip id once")
     return ids.astype(np.int64)
+
+
+def _integers(name: str, values: Ints, shape: str, kind: str) -> np.ndarray:
+    """``values`` as an array [n]; SettingsError, which says what ``shape`` and ``kind`` are wanted, for others."""
+    array = np.asarray(values)
+    require(array.ndim == 1, f"{name} has shape {array.shape}; it must be {shape}")
+    require(array.size == 0 or array.dtype.kind in "iu", f"{name} is of type {array.dtype}; it must be {kind}")
+    return array
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from cltt.frames.gather import gather_plain, statistics
+from cltt.frames.gather import BatchFormat, gather_plain
 from cltt.frames.gpu.gather_kernel import launch
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -24,8 +24,9 @@ def test_equals_its_plain_twin(
     torch.manual_seed(0)
     rows = torch.randint(0, 256, (9, image_size * image_size * 3 + extra), dtype=torch.uint8)
     slots = torch.tensor([8, 0, 3, 3, 5])
-    ours = launch(rows, slots, image_size, dtype, *statistics(normalise), channels_last=channels_last)
-    twin = gather_plain(rows, slots, image_size, dtype, normalise, channels_last=channels_last)
+    wanted = BatchFormat(dtype, channels_last, normalise)
+    ours = launch(rows, slots, image_size, wanted)
+    twin = gather_plain(rows, slots, image_size, wanted)
     order = torch.channels_last if channels_last else torch.contiguous_format
     assert ours.is_contiguous(memory_format=order) and twin.is_contiguous(memory_format=order) and ours.dtype == dtype
     # The interpreter cuts float32 to bfloat16 where a GPU rounds: a unit in the last place.

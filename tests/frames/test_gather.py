@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cltt.frames.gather import gather, gather_plain, statistics
+from cltt.frames.gather import BatchFormat, gather, gather_plain, statistics
 from tests.helpers.compiled import Compiled
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +27,8 @@ def test_the_plain_twin_by_hand(dtype: torch.dtype, channels_last: bool) -> None
     mean, std = (np.reshape(v, (3, 1, 1)) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     for normalise, expected in (("none", frames), ("imagenet", (frames - mean) / std)):
         for function in (gather_plain, gather):
-            ours = function(
-                torch.from_numpy(rows), torch.tensor(slots), 5, dtype, normalise, channels_last=channels_last
-            )
+            wanted = BatchFormat(dtype, channels_last, normalise)
+            ours = function(torch.from_numpy(rows), torch.tensor(slots), 5, wanted)
             order = torch.channels_last if channels_last else torch.contiguous_format
             assert ours.dtype == dtype and ours.is_contiguous(memory_format=order)
             tolerance = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
@@ -38,7 +37,7 @@ def test_the_plain_twin_by_hand(dtype: torch.dtype, channels_last: bool) -> None
 
 def test_without_normalising_bytes_span_0_to_1() -> None:
     rows = torch.tensor([[0, 255, 51]], dtype=torch.uint8)
-    out = gather(rows, torch.tensor([0]), 1, torch.float32, "none", channels_last=False)
+    out = gather(rows, torch.tensor([0]), 1, BatchFormat(torch.float32, False, "none"))
     torch.testing.assert_close(out.flatten(), torch.tensor([0.0, 1.0, 0.2]))
 
 

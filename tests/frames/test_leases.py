@@ -133,12 +133,13 @@ def test_batches_are_those_of_plain_torch_to_the_last_bit(
 ) -> None:
     framing, slots = Framing(image_size=size), np.random.default_rng(1).integers(0, 30, (7, 3))
     store = filled_store(30, framing)
-    maker = CpuBatchMaker(framing, BatchFormat(dtype, channels_last, normalise), PRESETS["none"], 3)
+    wanted = BatchFormat(dtype, channels_last, normalise)
+    maker = CpuBatchMaker(framing, wanted, PRESETS["none"], 3)
     assert slots.size % FRAMES_A_TURN, "the last turn is a short one"
     for _ in range(3):  # in memory that was used before, too
         batch = maker.make(store, slots, None)
         rows, ids = store.rows(), torch.from_numpy(slots.reshape(-1))
-        expected = gather_plain(rows, ids, size, dtype, normalise, channels_last=channels_last)
+        expected = gather_plain(rows, ids, size, wanted)
         assert batch.dtype == dtype and torch.equal(batch.flatten(0, 1), expected)
         assert batch.flatten(0, 1).stride() == expected.stride()
         del batch

@@ -10,7 +10,7 @@ import torch
 
 from cltt import ShardDataset, WindowIndex, WindowLoader, build_shards
 from cltt.frames.decoders import DaliDecoder, dali_installed
-from cltt.frames.gather import gather, gather_plain
+from cltt.frames.gather import BatchFormat, gather, gather_plain
 from cltt.frames.geometry import Framing
 from cltt.frames.store import FrameStore
 from tests.helpers import data
@@ -90,10 +90,8 @@ def test_the_gathering_kernel_is_its_plain_twin(
 ) -> None:
     rows = torch.randint(0, 256, (50, image_size * image_size * 3 + 7), dtype=torch.uint8, device="cuda")
     slots = torch.randint(0, 50, (91,), device="cuda")
-    ours, twin = (
-        function(rows, slots, image_size, dtype, normalise, channels_last=channels_last)
-        for function in (gather, gather_plain)
-    )
+    wanted = BatchFormat(dtype, channels_last, normalise)
+    ours, twin = (function(rows, slots, image_size, wanted) for function in (gather, gather_plain))
     assert ours.stride() == twin.stride() and torch.equal(ours, twin)
 
 

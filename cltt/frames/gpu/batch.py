@@ -33,22 +33,15 @@ class GpuBatchMaker:
     def gathered(self, store: FrameStore, slots: np.ndarray) -> torch.Tensor:
         """Slots [b, T] -> [b, T, 3, S, S], queued on the current stream; nothing waits."""
         flat = slots.reshape(-1)
-        frames = self._laid_out(store.rows(), on_device(flat, self.device))
+        frames = gather(store.rows(), on_device(flat, self.device), self.framing.image_size, self.format)
         store.mark_read(flat)
         return frames.view(*slots.shape, *frames.shape[1:])
 
     def lay_out(self, rows: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """uint8 [b*T, S*S*3] on the device -> [b, T, 3, S, S] in the type and memory order asked for."""
-        frames = self._laid_out(rows, torch.arange(len(rows), device=self.device))
+        slots = torch.arange(len(rows), device=self.device)
+        frames = gather(rows, slots, self.framing.image_size, self.format)
         return frames.view(*shape, *frames.shape[1:])
-
-    def _laid_out(self, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """uint8 rows of pixels -> [n, 3, S, S] in the type and memory order asked for."""
-        size, wanted = self.framing.image_size, self.format
-        if wanted.dtype != torch.uint8:
-            return gather(rows, slots, size, wanted.dtype, wanted.normalise, channels_last=wanted.channels_last)
-        frames = rows[:, : size * size * 3].index_select(0, slots).view(-1, size, size, 3).permute(0, 3, 1, 2)
-        return frames if wanted.channels_last else frames.contiguous()
 
     def augmented(self, store: FrameStore, slots: np.ndarray, numbers: dict[str, np.ndarray]) -> torch.Tensor:
         """Slots [n] -> uint8 [n, S*S*3]; returns when it is done, on a stream of the thread's own."""

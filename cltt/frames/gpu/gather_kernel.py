@@ -6,25 +6,18 @@ import torch
 import triton
 import triton.language as tl
 
+from cltt.frames.gather import BatchFormat, statistics
+
 _BLOCK = 1024  # numbers of a program, of each channel where channels lie apart
 
 
-def launch(
-    rows: torch.Tensor,
-    slots: torch.Tensor,
-    image_size: int,
-    dtype: torch.dtype,
-    offset: torch.Tensor,
-    scale: torch.Tensor,
-    *,
-    channels_last: bool,
-) -> torch.Tensor:
-    """As :func:`cltt.frames.gather.gather`; ``offset`` and ``scale`` float32 [3] on the CPU."""
-    order = torch.channels_last if channels_last else torch.contiguous_format
+def launch(rows: torch.Tensor, slots: torch.Tensor, image_size: int, wanted: BatchFormat) -> torch.Tensor:
+    """As :func:`cltt.frames.gather.gather`, of a float type."""
     shape = (len(slots), 3, image_size, image_size)
-    out = torch.empty(shape, dtype=dtype, device=rows.device, memory_format=order)
+    out = torch.empty(shape, dtype=wanted.dtype, device=rows.device, memory_format=wanted.order)
     pixels = image_size * image_size
-    grid = (len(slots), triton.cdiv(pixels * 3 if channels_last else pixels, _BLOCK))
+    grid = (len(slots), triton.cdiv(pixels * 3 if wanted.channels_last else pixels, _BLOCK))
+    offset, scale = statistics(wanted.normalise)
     with torch.cuda.device_of(rows):
         gather_kernel[grid](
             rows,
@@ -34,7 +27,7 @@ def launch(
             pixels,
             *offset.tolist(),
             *scale.tolist(),
-            CHANNELS_LAST=channels_last,
+            CHANNELS_LAST=wanted.channels_last,
             BLOCK=_BLOCK,
         )
     return out
