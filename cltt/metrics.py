@@ -95,7 +95,7 @@ def _columns(names: Sequence[str], rows: list[dict[str, float]]) -> Columns:
     return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
-def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
+def csv_text(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
     """CSV with a header; a column that a row lacks stays empty, others are left out."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
