@@ -65,7 +65,7 @@ def _key(row: Row) -> tuple[str, ...]:
 
 
 def _read(path: Path, rows_in: Callable[[bytes], list[Row] | None]) -> list[Row]:
-    """The rows in ``path``, if it exists, as ``rows_in`` makes them of its contents (None: it holds no rows of ours)."""
+    """The rows in ``path``, if it exists, as ``rows_in`` makes them of its contents (None: they are not ours)."""
     if not path.exists():
         return []
     try:
