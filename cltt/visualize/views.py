@@ -152,7 +152,7 @@ def decode_frames(
             continue
         try:
             pictures[place] = decoder.frame(data, boxes[place] if boxes is not None else None)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             corrupt[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
     return pictures, corrupt
 
