@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
 import cltt
 from cltt.start import require_packages
@@ -14,31 +13,23 @@ require_packages("cltt")
 
 from cltt import cli, errors  # noqa: E402
 
-
-class Command(NamedTuple):
-    """Where a command lives, and what it is for."""
-
-    module: str
-    function: str
-    help: str
-
-
+# Where each command's face is, and what the command is for.
 COMMANDS = {
-    "build": Command("cltt.commands.build", "build", "build shards from folders of frames or videos"),
-    "verify": Command("cltt.commands.build", "verify", "check a set of shards"),
-    "inspect": Command("cltt.visualize.inspect", "main", "draw windows, batches and statistics, or write a gallery"),
-    "train": Command("cltt.commands.train", "main", "train an encoder, or resume a run"),
-    "evaluate": Command("cltt.evaluation.__main__", "main", "evaluate the encoders of a run on labelled images"),
-    "export": Command("cltt.export.__main__", "main", "write a trained encoder for other programs"),
-    "curves": Command("cltt.visualize.__main__", "curves", "draw the curves of one or more runs"),
-    "prune": Command("cltt.commands.prune", "main", "remove old sets of shards that no run needs"),
-    "doctor": Command("cltt.doctor", "main", "check this machine and its packages"),
-    "demo": Command("cltt.demo.__main__", "main", "render clips, build shards, train, and compare before and after"),
+    "build": ("cltt.commands.build:build", "build shards from folders of frames or videos"),
+    "verify": ("cltt.commands.build:verify", "check a set of shards"),
+    "inspect": ("cltt.visualize.inspect:main", "draw windows, batches and statistics, or write a gallery"),
+    "train": ("cltt.commands.train:main", "train an encoder, or resume a run"),
+    "evaluate": ("cltt.evaluation.__main__:main", "evaluate the encoders of a run on labelled images"),
+    "export": ("cltt.export.__main__:main", "write a trained encoder for other programs"),
+    "curves": ("cltt.visualize.__main__:curves", "draw the curves of one or more runs"),
+    "prune": ("cltt.commands.prune:main", "remove old sets of shards that no run needs"),
+    "doctor": ("cltt.doctor:main", "check this machine and its packages"),
+    "demo": ("cltt.demo.__main__:main", "render clips, build shards, train, and compare before and after"),
 }
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{command.help}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(
         ["usage: cltt COMMAND [FLAGS]   (cltt COMMAND --help lists its flags; cltt --version)", "", *lines]
     )
@@ -55,8 +46,7 @@ def main() -> int:
         return 0
     if name not in COMMANDS:
         raise errors.SettingsError(f"there is no command {name!r}; it must be one of {', '.join(COMMANDS)}")
-    command = COMMANDS[name]
-    face: Callable[[list[str], str], int] = getattr(importlib.import_module(command.module), command.function)
+    face: Callable[[list[str], str], int] = pkgutil.resolve_name(COMMANDS[name][0])
     return face(argv, f"cltt {name}")
 
 

@@ -95,7 +95,7 @@ def _columns(names: Sequence[str], rows: list[dict[str, float]]) -> Columns:
     return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
-def csv_text(columns: tuple[str, ...], rows: list[dict[str, float]]) -> str:
+def csv_text(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
     """CSV with a header; a column that a row lacks stays empty, others are left out."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
@@ -153,10 +153,9 @@ def read_run(path: Path) -> RunMetrics:
             f"{metrics} does not exist; name a run's folder or metrics CSV (`cltt train --csv-log` writes it)"
         )
     evaluation = evaluation or metrics.with_name(f"{metrics.stem}_eval{metrics.suffix}")
-    empty: Columns = {name: [] for name in EVAL_COLUMNS}
     return RunMetrics(
         train=read_columns(metrics, TRAIN_COLUMNS),
-        evaluation=read_columns(evaluation, EVAL_COLUMNS) if evaluation.is_file() else empty,
+        evaluation=read_columns(evaluation, EVAL_COLUMNS) if evaluation.is_file() else _columns(EVAL_COLUMNS, []),
         abx=_read_abx(metrics.with_name(EVALUATION_FILE) if path.is_file() else path / EVALUATION_FILE),
         chance=chance_loss(settings),
     )
@@ -199,18 +198,15 @@ def _read_abx(path: Path) -> Columns:
 
     A file that is missing, or of another kind, has none.
     """
-    columns: Columns = {name: [] for name in ("epoch", *ABX_COLUMNS)}
+    names = ("epoch", *ABX_COLUMNS)
     try:
         text = read_regular(path, _MAX_BYTES).decode()
         rows = [row for row in csv.DictReader(io.StringIO(text)) if any(row.get(name) for name in ABX_COLUMNS)]
         of_epoch = {float(row["epoch"]): row for row in rows if row.get("data") == rows[-1].get("data")}
-        for epoch, row in sorted(of_epoch.items()):
-            columns["epoch"].append(epoch)
-            for name in ABX_COLUMNS:
-                columns[name].append(float(row.get(name) or math.nan))
+        last = [{name: float(row[name]) for name in names if row.get(name)} for _, row in sorted(of_epoch.items())]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        return {name: [] for name in columns}
-    return columns
+        last = []
+    return _columns(names, last)
 
 
 def read_columns(path: Path, expected: Sequence[str]) -> Columns:
@@ -228,16 +224,14 @@ def read_columns(path: Path, expected: Sequence[str]) -> Columns:
     if len(set(header)) < len(header) or not set(header).issuperset(expected):
         found = ",".join(header) or "nothing"
         raise DataError(f"{path} begins with {shorten(found, 80)!r}; a metrics file has {','.join(expected)!r}")
-    columns: Columns = {name: [] for name in expected}
+    epochs = []
     for number, row in enumerate(rows[1:], start=2):
         try:
             values = [float(cell) if cell else math.nan for cell in row]
-            row_values = dict(zip(header, values, strict=True))
+            epochs.append(dict(zip(header, values, strict=True)))
         except ValueError:
             wanted = f"{len(header)} numbers"
             raise DataError(
                 f"{path}, line {number}: {shorten(','.join(row), 80)!r} where {wanted} were expected"
             ) from None
-        for name in expected:
-            columns[name].append(row_values[name])
-    return columns
+    return _columns(expected, epochs)

@@ -108,8 +108,8 @@ def command_reference() -> str:
 
     environ = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1"}
     parts = []
-    for name, command in COMMANDS.items():
+    for name, (_, purpose) in COMMANDS.items():
         words = [sys.executable, "-m", "cltt", name, "--help"]
         done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
-        parts.append(f"## cltt {name}\n\n{command.help[0].upper()}{command.help[1:]}.\n\n```text\n{done.stdout}```\n")
+        parts.append(f"## cltt {name}\n\n{purpose[0].upper()}{purpose[1:]}.\n\n```text\n{done.stdout}```\n")
     return "\n".join(parts)

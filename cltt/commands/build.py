@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 
@@ -19,10 +18,8 @@ from cltt.source.videos import BY_PACKETS
 from cltt.text import counted, printable, shorten
 
 CORRUPT = 1
-VERIFY = {
-    "build_shards.py": "build_shards.py verify",
-    "cltt build": "cltt verify",
-}  # how each program calls the verifier
+# How each program calls the verifier.
+VERIFY = {"build_shards.py": "build_shards.py verify", "cltt build": "cltt verify"}
 
 
 def build_parser(prog: str) -> Parser:
@@ -106,17 +103,8 @@ def build(argv: list[str], prog: str = "cltt build") -> int:
     """Build shards, or a part of them, and print what was built and what was left out; returns the exit status."""
     args = build_parser(prog).parse_args(argv)
     start = time.perf_counter()
-    report = build_shards(
-        args.root_dir,
-        args.out,
-        workers=args.workers,
-        io_patience=args.io_patience,
-        task=args.task,
-        finalize=args.finalize,
-        overwrite=args.overwrite,
-        dry_run=args.dry_run,
-        **dataclasses.asdict(settings_from(args, BuildSettings)),
-    )
+    own = {name: getattr(args, name) for name in ("workers", "io_patience", "task", "finalize", "overwrite", "dry_run")}
+    report = build_shards(args.root_dir, args.out, **own, **dataclasses.asdict(settings_from(args, BuildSettings)))
     what = "plan of" if args.dry_run else f"task {args.task} of" if args.task else "built"
     print(summary(report, what, time.perf_counter() - start))
     if args.dry_run:
@@ -133,7 +121,7 @@ def check(argv: list[str], prog: str = "build_shards.py") -> None:
 
 def verify(argv: list[str], prog: str = "cltt verify") -> int:
     """Print all damage in a set of shards; returns the exit status, 1 if there is any."""
-    args: argparse.Namespace = verify_parser(prog).parse_args(argv)
+    args = verify_parser(prog).parse_args(argv)
     if args.workers is not None:
         require_within("workers", args.workers, 1, MAX_WORKERS)
     mismatches = verify_shards(args.shards, decode=args.decode, source_dir=args.source, workers=args.workers)

@@ -189,9 +189,7 @@ class Motion:
     def __init__(self, rng: np.random.Generator) -> None:
         self.place, self.lean, self.lamp, self.paint = (Drift(rng, *path) for path in (PLACE, LEAN, LAMP, PAINT))
         self.hue, self.spin = rng.uniform(0, 1, 2)
-        self.hue_rate, self.spin_rate = rng.choice([-1, 1], 2) * rng.uniform(
-            [0.02, 0.02], [0.05, 0.05]
-        )  # turns a frame
+        self.hue_rate, self.spin_rate = rng.choice([-1, 1], 2) * rng.uniform(*TURNS)
 
     def pose(self, frame: int) -> np.ndarray:
         """Rotation [3, 3] of the solid, whose axis is upright but for its lean."""

@@ -28,8 +28,7 @@ from cltt.distributed import RankInfo
 from cltt.errors import CLTTError, SettingsError
 from cltt.evaluation import results
 from cltt.evaluation.datasets import LabelledData, LabelledSettings, open_labelled
-from cltt.evaluation.evaluator import EvaluationResult, Evaluator, Features
-from cltt.evaluation.features import extract_features
+from cltt.evaluation.evaluator import EvaluationResult, Evaluator, Features, features_of
 from cltt.evaluation.images import Images, ShardSource, joined
 from cltt.evaluation.parts import seen_in_training
 from cltt.evaluation.plots import UNTRAINED, check_map, draw_map, draw_neighbours
@@ -121,6 +120,8 @@ class Evaluation:
         self.settings, self.probe = settings, probe
         self._compared: set[tuple[str, bytes]] = set()  # shards and clips trained on
         self._begun = 0  # encoders that are evaluated, or have been
+        self._rows: list[results.Row] = []  # for the JSON
+        self._flat: list[results.Row] = []  # the same in columns
         self.paths = [path for given in settings.checkpoint for path in _checkpoints_in(Path(given))]
         self.out = Path(settings.out) if settings.out else _common_folder(self.paths)
         _check_outputs(settings, self.out)
@@ -147,20 +148,18 @@ class Evaluation:
 
     def run(self) -> None:
         """Evaluate the untrained encoder and every checkpoint, add the rows, and show the last one's frames."""
-        rows: list[results.Row] = []
-        flat: list[results.Row] = []
         last, features = self._read(self.paths[-1]), {}
         self.windows = WindowSettings(**(last.saved["settings"]["windows"] if last.saved else {}))
         if self.settings.abx:
             self._abx(last)  # refused before the first minutes of work
         if self.settings.baseline:
-            self._evaluate(rows, flat, UNTRAINED, last, _untrained(last))
+            self._evaluate(UNTRAINED, last, _untrained(last))
         for path in self.paths:
             weights = last if path == self.paths[-1] else self._read(path)
             self._warn_of_known_clips(weights)
-            features = self._evaluate(rows, flat, self._name(path), weights, weights.build_encoder())
-        if rows:
-            results.add_rows(self.out, rows, flat)
+            features = self._evaluate(self._name(path), weights, weights.build_encoder())
+        if self._rows:
+            results.add_rows(self.out, self._rows, self._flat)
             print(f"written: {self.out / 'evaluation.csv'}, evaluation.json, evaluation.png")
         if self.settings.shows_frames:
             self._show(last, features)
@@ -169,26 +168,24 @@ class Evaluation:
         s = self.settings
         return read_weights(path, s.backbone, image_size=s.image_size, prefix=s.weights_prefix, normalise=s.normalise)
 
-    def _evaluate(
-        self, rows: list[results.Row], flat: list[results.Row], name: str, weights: Weights, encoder: Encoder
-    ) -> Features:
+    def _evaluate(self, name: str, weights: Weights, encoder: Encoder) -> Features:
         """Add what ``encoder`` reaches, if anything is measured -> its features of the images, if they are needed."""
-        size, normalise = self._image_size(weights), self._normalise(weights)
-        check_takes(encoder, weights.backbone, size)
+        reading = self._reading(weights)
+        check_takes(encoder, weights.backbone, reading["image_size"])
         encoder = encoder.to(self.device)
         labelled = bool(self.data.label_names)
         if labelled or self.settings.abx:
             self._announce(name, weights)
         needed = labelled or (self.settings.shows_frames and name != UNTRAINED)
-        features = self._features(encoder, weights) if needed else {}
+        features = features_of(self.data.parts, encoder, device=self.device, **reading) if needed else {}
         made: list[EvaluationResult | AbxResult] = []
         if labelled:
-            evaluator = Evaluator(self.data, image_size=size, device=self.device, normalise=normalise, probe=self.probe)
+            evaluator = Evaluator(self.data, device=self.device, probe=self.probe, **reading)
             made.append(evaluator.evaluate(features))
         if self.settings.abx:
             made.append(self._abx(weights)(encoder))
         if made:
-            self._add(rows, flat, name, weights, made)
+            self._add(name, weights, made)
         return features
 
     def _announce(self, name: str, weights: Weights) -> None:
@@ -203,30 +200,10 @@ class Evaluation:
         dataset = cast(ShardSource, self.data.source).dataset
         known = weights.saved if weights.saved and weights.saved["fingerprint"] == dataset.fingerprint else None
         trained_on = _trained_on(weights, self.settings.data) if known else None
-        return AbxEvaluator(
-            dataset,
-            np.empty(0, np.int64) if trained_on is None else trained_on[1],
-            self.windows,
-            image_size=self._image_size(weights),
-            device=self.device,
-            normalise=self._normalise(weights),
-        )
+        clips = np.empty(0, np.int64) if trained_on is None else trained_on[1]
+        return AbxEvaluator(dataset, clips, self.windows, device=self.device, **self._reading(weights))
 
-    def _features(self, encoder: Encoder, weights: Weights) -> Features:
-        size, normalise = self._image_size(weights), self._normalise(weights)
-        return {
-            part: extract_features(encoder, images, image_size=size, device=self.device, normalise=normalise)
-            for part, images in self.data.parts.items()
-        }
-
-    def _add(
-        self,
-        rows: list[results.Row],
-        flat: list[results.Row],
-        name: str,
-        weights: Weights,
-        made: list[EvaluationResult | AbxResult],
-    ) -> None:
+    def _add(self, name: str, weights: Weights, made: list[EvaluationResult | AbxResult]) -> None:
         note = _note(name, weights)
         print(textwrap.indent("\n".join(result.describe() for result in made), "  "), flush=True)
         epoch, step = (0, 0) if name == UNTRAINED else (weights.epoch, weights.step)
@@ -235,26 +212,25 @@ class Evaluation:
             "backbone": weights.backbone,
             "data": os.path.abspath(self.settings.data),
             "rules": self.rules,
-            "image_size": self._image_size(weights),
-            "normalise": self._normalise(weights),
+            **self._reading(weights),
         }
         place = {"epoch": epoch, "step": step}
-        whole = {key: value for result in made for key, value in result.to_dict().items()}
+        whole = {key: value for result in made for key, value in asdict(result).items()}
         row = {key: value for result in made for key, value in result.row().items()}
         columns = {key: value for result in made for key, value in result.columns().items()}
-        rows.append({**place, **identity, **whole, "row": row} | ({"note": note} if note else {}))
-        flat.append({**place, **columns, **identity})
+        self._rows.append({**place, **identity, **whole, "row": row} | ({"note": note} if note else {}))
+        self._flat.append({**place, **columns, **identity})
 
     def _name(self, path: Path) -> str:
         """The checkpoint's name in the table: that of its file in ``out``, else its whole path."""
         return path.name if path.parent.resolve() == self.out.resolve() else os.path.abspath(path)
 
-    def _image_size(self, weights: Weights) -> int:
-        trained = older_coil.IMAGE_SIZE if self.probe.protocol else weights.image_size
-        return self.settings.image_size or trained or DataSettings.image_size
-
-    def _normalise(self, weights: Weights) -> str:
-        return older_coil.NORMALISE if self.probe.protocol else self.settings.normalise or weights.normalise
+    def _reading(self, weights: Weights) -> dict[str, Any]:
+        """How images are read for the encoder: as the settings or the protocol have it, else as in training."""
+        size, normalise = weights.image_size, self.settings.normalise or weights.normalise
+        if self.probe.protocol:
+            size, normalise = older_coil.IMAGE_SIZE, older_coil.NORMALISE
+        return {"image_size": self.settings.image_size or size or DataSettings.image_size, "normalise": normalise}
 
     def _warn_of_known_clips(self, weights: Weights) -> None:
         """A line where the encoder was trained on the clips that it is asked about."""
@@ -290,8 +266,7 @@ class Evaluation:
             "epoch": weights.epoch,
             "step": weights.step,
             "fingerprint": weights.saved.get("fingerprint"),
-            "image_size": self._image_size(weights),
-            "normalise": self._normalise(weights),
+            **self._reading(weights),
             "data": os.path.abspath(self.settings.data),
         }
 

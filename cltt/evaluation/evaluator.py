@@ -23,7 +23,7 @@ from cltt.errors import SettingsError
 from cltt.evaluation.datasets import LabelledData, open_labelled
 from cltt.evaluation.features import extract_features, spread
 from cltt.evaluation.images import Images
-from cltt.evaluation.parts import PARTS, held_out
+from cltt.evaluation.parts import held_out
 from cltt.evaluation.probe import (
     LABEL_DRAWS,
     LinearProbe,
@@ -105,9 +105,6 @@ class EvaluationResult:
             "strength": self.strength,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def describe(self) -> str:
         """A table for the console: a row per classifier, with its accuracies by part or by labels."""
         rows = {
@@ -123,6 +120,11 @@ class EvaluationResult:
 def _cells(accuracy: dict[str, float], deviation: dict[str, float] | None = None) -> str:
     shown = {name: f"±{value:.3f}" for name, value in (deviation or {}).items()}
     return " ".join(f"{name:>5}: {value:.3f}{shown.get(name, ''):<8}" for name, value in accuracy.items()).rstrip()
+
+
+def features_of(parts: dict[str, Images], encoder: nn.Module, **reading: Any) -> Features:
+    """Of every part, float32 [n, F] on the device; ``reading``: arguments of :func:`features.extract_features`."""
+    return {part: extract_features(encoder, images, **reading) for part, images in parts.items()}
 
 
 class Evaluator:
@@ -148,9 +150,8 @@ class Evaluator:
         self.data = data if isinstance(data, LabelledData) else open_labelled(data)
         if "train" not in self.data.parts:
             raise SettingsError("the evaluation data has no train part for the linear probe to learn from")
-        self.image_size = image_size
         self.device = device
-        self.normalise = normalise
+        self.reading = {"image_size": image_size, "device": device, "normalise": normalise}
         self.probe = probe or ProbeSettings()
 
     def __call__(self, encoder: nn.Module) -> EvaluationResult:
@@ -158,10 +159,7 @@ class Evaluator:
 
     def features(self, encoder: nn.Module) -> Features:
         """Of every part, float32 [n, F] on the device."""
-        extract = partial(
-            extract_features, encoder, image_size=self.image_size, device=self.device, normalise=self.normalise
-        )
-        return {part: extract(self.data.parts[part]) for part in PARTS if part in self.data.parts}
+        return features_of(self.data.parts, encoder, **self.reading)
 
     def evaluate(self, features: Features) -> EvaluationResult:
         """Of features as :meth:`features` gives them."""

@@ -35,14 +35,6 @@ def decode(jpeg: bytes, height: int, width: int, reduction: int, buffer: Pixels 
     return simplejpeg.decode_jpeg(jpeg, "RGB", buffer=buffer, **size)
 
 
-def decode_small(jpeg: bytes, side: int) -> Pixels:
-    """RGB uint8 [height, width, 3] of the smallest decodable size with both sides at least ``side``.
-
-    Faster than :func:`decode`, with slightly different pixels.
-    """
-    return simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True, min_height=side, min_width=side)
-
-
 def check(jpeg: bytes, colours: str) -> None:
     """Read every bit, decoding at an eighth of the size; ``colours``: RGB, GRAY or CMYK."""
     simplejpeg.decode_jpeg(jpeg, colours, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)

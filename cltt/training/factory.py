@@ -314,7 +314,7 @@ def _evaluation(
             show(f"warning: no evaluation this time: {error}; training goes on")
             return {}
         place = {"epoch": history.epoch, "step": 0, "checkpoint": f"in training, epoch {history.epoch}"}
-        row = place | {name: value for result in made for name, value in result.to_dict().items()}
+        row = place | {name: value for result in made for name, value in asdict(result).items()}
         try:
             if abx is None:
                 results.add_json(settings.run_dir, row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cltt.metrics import Columns, RunMetrics, read_run
 from cltt.text import printable, shorten
@@ -19,6 +19,26 @@ PART_STYLES = {"train": ":", "val": "--", "test": "-"}
 THIN, BROAD = 1.6, 4.0  # line widths in points, of the last run and the first
 FEW = 40  # a curve with at most so many points gets a dot at each
 Style = tuple[str, float]  # colour and line width of a run
+
+
+class Panel(NamedTuple):
+    """One panel: columns of a table of RunMetrics, and the line style of each."""
+
+    title: str
+    y: str
+    table: str
+    columns: dict[str, str]
+
+
+ABX = "ABX: nearer to its window than to another"
+PANELS = (
+    Panel("Training loss", "mean loss", "train", {"loss": "-"}),
+    Panel("Learning rate", "after the epoch", "train", {"learning_rate": "-"}),
+    Panel("Linear evaluation: loss", "cross-entropy", "evaluation", {f"{p}_loss": s for p, s in PART_STYLES.items()}),
+    Panel("Linear evaluation: accuracy", "accuracy", "evaluation", {f"{p}_acc": s for p, s in PART_STYLES.items()}),
+    Panel(f"{ABX} moment of the clip", "share (chance: 0.5)", "abx", {"abx_within": "-"}),
+    Panel(f"{ABX} clip", "share (chance: 0.5)", "abx", {"abx_across": "-"}),
+)
 
 
 def name_runs(paths: Sequence[Path]) -> dict[str, Path]:
@@ -39,17 +59,19 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    evaluated = any(metrics.evaluation["epoch"] for metrics in runs.values())
-    has_abx = any(metrics.abx["epoch"] for metrics in runs.values())
-    panels = 2 + 2 * evaluated + 2 * has_abx
-    figure = Figure(figsize=(11, 0.6 + 1.6 * panels), facecolor="white", layout="constrained")
-    axes = figure.subplots(panels // 2, 2, squeeze=False).ravel()
-    plain_axes(axes[0], "Training loss", "epoch", "mean loss")
-    plain_axes(axes[1], "Learning rate", "epoch", "after the epoch")
-    styled = list(zip(runs.values(), zip(_colors(len(runs)), _widths(len(runs)), strict=True), strict=True))
-    for name, (metrics, style) in zip(runs, styled, strict=True):
-        _line(axes[0], metrics.train, "loss", style, label=shorten(printable(name), 48))
-        _line(axes[1], metrics.train, "learning_rate", style)
+    filled = {name for metrics in runs.values() for name in ("evaluation", "abx") if getattr(metrics, name)["epoch"]}
+    panels = [panel for panel in PANELS if panel.table in {"train", *filled}]
+    figure = Figure(figsize=(11, 0.6 + 1.6 * len(panels)), facecolor="white", layout="constrained")
+    axes = figure.subplots(len(panels) // 2, 2, squeeze=False).ravel()
+    styles = list(zip(_colors(len(runs)), _widths(len(runs)), strict=True))
+    for place, panel in zip(axes, panels, strict=True):
+        plain_axes(place, panel.title, "epoch", panel.y)
+        place.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # epochs are whole numbers
+        for metrics, style in zip(runs.values(), styles, strict=True):
+            for column, dashes in panel.columns.items():
+                _draw_line(place, getattr(metrics, panel.table), column, style, dashes)
+    if "evaluation" in filled:
+        _name_parts(axes[3], runs)
     for chance in {metrics.chance for metrics in runs.values() if metrics.chance is not None}:
         axes[0].axhline(chance, color=GREY, linestyle=":", linewidth=1)
         axes[0].annotate(
@@ -60,15 +82,9 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
             va="bottom",
             color=GREY,
         )
-    if evaluated:
-        _draw_evaluation(axes[2], axes[3], styled)
-    if has_abx:
-        _draw_abx(axes[-2], axes[-1], styled)
-    for panel in axes:  # epochs are whole numbers
-        panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if len(runs) > 1:
-        handles, names = axes[0].get_legend_handles_labels()
-        legend = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+        lines, names = axes[0].get_lines()[: len(runs)], [shorten(printable(name), 48) for name in runs]
+        legend = figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)  # a run's name may hold $
     else:
@@ -76,49 +92,22 @@ def draw_curves(runs: Mapping[str, RunMetrics]) -> Figure:
     return figure
 
 
-def _draw_evaluation(loss_axes: Axes, accuracy_axes: Axes, styled: list[tuple[RunMetrics, Style]]) -> None:
-    """Loss and accuracy of the linear classifier.
-
-    The line style tells train, val and test apart.
-    """
-    plain_axes(loss_axes, "Linear evaluation: loss", "epoch", "cross-entropy")
-    plain_axes(accuracy_axes, "Linear evaluation: accuracy", "epoch", "accuracy")
-    shown = set()
-    for metrics, style in styled:
-        for part, dashes in PART_STYLES.items():
-            has_loss = _line(loss_axes, metrics.evaluation, f"{part}_loss", style, dashes)
-            if _line(accuracy_axes, metrics.evaluation, f"{part}_acc", style, dashes) or has_loss:
-                shown.add(part)
-    for part in (part for part in PART_STYLES if part in shown):
-        accuracy_axes.plot([], [], color="#666666", linestyle=PART_STYLES[part], label=part)
-    accuracy_axes.legend(frameon=False, loc="best")
-
-
-def _draw_abx(within: Axes, across: Axes, styled: list[tuple[RunMetrics, Style]]) -> None:
-    """How often a frame is nearer to another frame of its window than to one outside it.
-
-    Chance is 0.5.
-    """
-    for axes, column, where in (
-        (within, "abx_within", "another moment of the clip"),
-        (across, "abx_across", "another clip"),
-    ):
-        plain_axes(axes, f"ABX: nearer to its window than to {where}", "epoch", "share (chance: 0.5)")
-        for metrics, style in styled:
-            _line(axes, metrics.abx, column, style)
-
-
-def _line(axes: Axes, columns: Columns, name: str, style: Style, dashes: str = "-", label: str | None = None) -> bool:
-    """Draw one column over its epochs; False if it has no value."""
-    from matplotlib.ticker import MaxNLocator
-
+def _draw_line(axes: Axes, columns: Columns, name: str, style: Style, dashes: str) -> None:
+    """One column over its epochs."""
     color, width = style
     points = [(x, y) for x, y in zip(columns["epoch"], columns[name], strict=True) if math.isfinite(y)]
     marker = "o" if len(points) <= FEW else None
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    axes.plot(xs, ys, color=color, ls=dashes, marker=marker, markersize=1.9 + width, linewidth=width, label=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return bool(points)
+    axes.plot(xs, ys, color=color, ls=dashes, marker=marker, markersize=1.9 + width, linewidth=width)
+
+
+def _name_parts(axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
+    """A legend of the line styles, of the parts that any run is evaluated on."""
+    for part, dashes in PART_STYLES.items():
+        columns = [metrics.evaluation[f"{part}_{kind}"] for metrics in runs.values() for kind in ("loss", "acc")]
+        if any(math.isfinite(value) for column in columns for value in column):
+            axes.plot([], [], color="#666666", linestyle=dashes, label=part)
+    axes.legend(frameon=False, loc="best")
 
 
 def _widths(count: int) -> list[float]:

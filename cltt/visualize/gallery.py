@@ -21,13 +21,14 @@ import numpy as np
 from tqdm import tqdm
 
 from cltt.config import WindowSettings
-from cltt.errors import FrameError, SettingsError
+from cltt.errors import SettingsError
 from cltt.files.atomic import check_writable, writing
 from cltt.files.regular import is_regular
+from cltt.region import NO_REGION
 from cltt.shards.folder import Dataset
 from cltt.text import printable
 from cltt.visualize.embeddings import Embeddings, neighbours_of_frames
-from cltt.visualize.views import Ids, Pixels, WindowView, clip_name
+from cltt.visualize.views import Ids, Pixels, WindowView, clip_name, decode_frames
 
 THUMB = 64  # pixels, square
 COLUMNS = 30  # thumbs per row of a strip
@@ -204,7 +205,8 @@ def _batch_rows(batch: WindowView) -> list[dict[str, Any]]:
 
 def _write_strips(dataset: Dataset, clips: Ids, times: list[Ids], out: Path) -> None:
     def write(number: int) -> None:
-        thumbs = _thumbs(dataset, dataset.clip_offsets[clips[number]] + times[number])
+        frames = dataset.clip_offsets[clips[number]] + times[number]
+        thumbs, _ = decode_frames(dataset, frames, THUMB, NO_REGION, None)
         path = out / strip_path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_jpeg(path, sheet(thumbs, COLUMNS))
@@ -212,37 +214,6 @@ def _write_strips(dataset: Dataset, clips: Ids, times: list[Ids], out: Path) -> 
     with ThreadPoolExecutor(THREADS) as pool:
         strips = pool.map(write, range(len(clips)))
         list(tqdm(strips, total=len(clips), desc="filmstrips", delay=2, leave=False, disable=None))
-
-
-def _thumbs(dataset: Dataset, frame_ids: Ids) -> Pixels:
-    """Thumbs uint8 [n, THUMB, THUMB, 3]; corrupt frames stay grey."""
-    thumbs = np.full((len(frame_ids), THUMB, THUMB, 3), 128, dtype=np.uint8)
-    for place, data in enumerate(dataset.read_each(frame_ids)):
-        if not isinstance(data, FrameError):
-            try:
-                thumbs[place] = thumbnail(data, THUMB)
-            except (ValueError, MemoryError):
-                continue
-    return thumbs
-
-
-def thumbnail(data: bytes, side: int) -> Pixels:
-    """The central square of a JPEG, [side, side, 3]; ValueError if it cannot be decoded.
-
-    It is decoded at a reduced size, so its pixels differ slightly from the loader's.
-    """
-    import cv2
-
-    from cltt.frames.decode_cpu import frame_size
-    from cltt.source import libjpeg
-
-    frame_size(data)  # raises for a size that would take too much memory
-    picture = libjpeg.decode_small(data, side)
-    height, width = picture.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    square = picture[top : top + short, left : left + short]
-    return np.asarray(cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def sheet(pictures: Pixels, columns: int) -> Pixels:

@@ -151,7 +151,9 @@ class Inspection:
             size = min(size, max(1, len(index)))  # a gallery is of clips, and training makes no such batch
         require(size <= len(index), f"--batch-size is {size}, but the clips give only {windows}; take a smaller batch")
         if look.batch_sampling == "contiguous":
-            return views.contiguous_ids(index, size, look.batch_idx), f"contiguous batch {look.batch_idx}"
+            last = len(index) // size - 1
+            require(look.batch_idx <= last, f"--batch-idx is {look.batch_idx}; {windows} give batches 0 to {last}")
+            return look.batch_idx * size + np.arange(size), f"contiguous batch {look.batch_idx}"
         if look.batch_sampling == "random":
             ids = views.random_ids(index, size, look.batch_idx, look.seed)
             return ids, f"random batch {look.batch_idx}, seed {look.seed}"
@@ -223,7 +225,9 @@ def show_windows(inspection: Inspection) -> int:
         figures.require_window()
     index, split = inspection.index()
     if look.mode == "sample":
-        ids, name = views.sample_id(index, look.sample_idx), f"window {look.sample_idx} of 0 to {len(index) - 1:,}"
+        last = len(index) - 1
+        require(look.sample_idx <= last, f"--sample-idx is {look.sample_idx}; these settings give windows 0 to {last}")
+        ids, name = np.array([look.sample_idx]), f"window {look.sample_idx} of 0 to {last:,}"
     else:
         ids, name = inspection.batch_ids(index)
     if look.mode == "batch" and look.batch_sampling != "plan":

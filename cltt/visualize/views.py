@@ -1,7 +1,4 @@
-"""Reads the windows that a picture shows: ids, names and decoded frames.
-
-Chooses the windows of a batch.
-"""
+"""Reads the windows that a picture shows: ids, names and decoded frames."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cltt.config import Augment
-from cltt.errors import DataError, FrameError, SettingsError
+from cltt.errors import DataError, FrameError
 from cltt.region import NO_REGION, Box, Region, boxes_of
 from cltt.sampling.epoch_windows import EpochWindows
 from cltt.sampling.windows import WindowIndex
@@ -155,7 +152,7 @@ def decode_frames(
             continue
         try:
             pictures[place] = decoder.frame(data, boxes[place] if boxes is not None else None)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             corrupt[frame] = str(FrameError(frame, dataset.frame_name(frame), f"cannot be decoded ({error})"))
     return pictures, corrupt
 
@@ -203,23 +200,6 @@ def clip_name(dataset: Dataset, clip: int) -> str:
     """The clip's key, with ``(part N)`` for later parts of a clip that was cut."""
     part = dataset.clip_part(clip)
     return dataset.clip_key(clip) + (f" (part {part})" if part else "")
-
-
-def sample_id(index: WindowIndex, sample_idx: int) -> Ids:
-    """``sample_idx`` as window ids [1]; SettingsError if there is no such window."""
-    if not 0 <= sample_idx < len(index):
-        raise SettingsError(f"--sample-idx is {sample_idx}; these settings give windows 0 to {len(index) - 1}")
-    return np.array([sample_idx], dtype=np.int64)
-
-
-def contiguous_ids(index: WindowIndex, batch_size: int, batch_idx: int) -> Ids:
-    """The windows [B] of batch ``batch_idx`` in data order, without shuffling."""
-    batches = len(index) // batch_size
-    if not 0 <= batch_idx < batches:
-        raise SettingsError(
-            f"--batch-idx is {batch_idx}; {counted(len(index), 'window')} give batches 0 to {batches - 1}"
-        )
-    return np.arange(batch_idx * batch_size, (batch_idx + 1) * batch_size, dtype=np.int64)
 
 
 def random_ids(index: WindowIndex, batch_size: int, batch_idx: int, seed: int) -> Ids:

@@ -127,15 +127,11 @@ def cell_size(rows: int, columns: int, image_size: int) -> int:
 
 
 def resize(image: Pixels, side: int) -> Pixels:
-    """Resize ``image`` [S, S, 3] to ``side`` by averaging or repeating pixels."""
-    if image.shape[0] == side:
-        return image
-    if side > image.shape[0]:
-        times = side // image.shape[0]
-        return image.repeat(times, axis=0).repeat(times, axis=1)
+    """Resize ``image`` [S, S, 3] to ``side`` by averaging, or to a multiple of S by repeating pixels."""
     import cv2
 
-    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    how = cv2.INTER_AREA if side < len(image) else cv2.INTER_NEAREST_EXACT  # INTER_NEAREST shifts some, at 49 times S
+    return np.asarray(cv2.resize(image, (side, side), interpolation=how), dtype=np.uint8)
 
 
 def _shape_line(view: WindowView) -> str:

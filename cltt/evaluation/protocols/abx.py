@@ -7,7 +7,7 @@ Interspeech), with windows in place of phonemes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,6 @@ class AbxResult:
     def row(self) -> dict[str, float]:
         """The figures there are, for the history of training."""
         return {name: getattr(self, name) for name in ABX_COLUMNS if getattr(self, name) is not None}
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def describe(self) -> str:
         """One line for the console."""
