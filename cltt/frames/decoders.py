@@ -1,8 +1,8 @@
 """Decoding JPEGs into slots: libjpeg-turbo with OpenCV on the CPU, DALI on a GPU.
 
-A slot holds one frame of the frame memory. Both crop before they resize, so they resize only pixels that are kept. They
-use the same sampling grid: pixels agree to within 2/255 on average. The CPU has its own decoder because DALI's resize
-takes three times as long there.
+A slot holds one frame of the frame memory. Both decoders crop before they resize, so they resize only pixels that are
+kept. They use the same sampling grid: pixels agree to within 2/255 on average. The CPU has its own decoder because
+DALI's resize takes three times as long there.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def build_shards(
             are stored as JPEG of ``quality``. None: JPEGs are stored as they are; those that a hardware decoder could
             not show upright, and other formats, become JPEGs of quality 95. Frames of videos are stored as JPEG of
             ``quality`` in any case.
-        shard_size: bytes of source files per shard, even if frames are stored smaller. A frame of a video counts with
-            the estimated size of its JPEG.
+        shard_size: bytes of a shard as if its source files were stored as they are, even if frames are stored smaller.
+            A frame of a video counts with the estimated size of its JPEG.
         splits: shares of the clips, ``{"train": 0.9, "val": 0.1}`` or ``"train=0.9,val=0.1"``; ``split_by`` "parent"
             keeps the clips of one parent folder together; another ``split_seed`` gives another split. Or "csv:FILE"
             with two columns, a clip key (the path of its folder or video below ``root_dir``) or a folder above it, and

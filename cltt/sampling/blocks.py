@@ -3,7 +3,7 @@
 Two windows of one clip conflict if their starts are less than ``gap`` = span + min_gap frames apart. A chain is a list
 of windows of one clip in rising order of start, each in conflict with the one before. Windows of different chains never
 conflict. ``max_conflicts`` (d) of a block is the largest number of its windows of one clip that start within ``gap``
-frames; 1 if none conflict.
+frames: a window counts itself, so d is 1 if none conflict.
 
 In a chain, two windows d or more positions apart do not conflict: otherwise they and the windows between them would be
 d+1 windows that start within ``gap`` frames. :mod:`cltt.sampling.dealing` puts windows of one step at least d positions
@@ -33,9 +33,9 @@ class Spacing:
         max_conflicts_per_run: the most windows of one run that start within ``gap`` frames.
         num_blocks: number of blocks that the windows of one clip are spread over. Two windows of one run are almost
             always in one block, two other windows of the clip with probability 1/num_blocks. So that both kinds of
-            pair share a batch equally often over the epochs, a pair of one run counts only 1/num_blocks where another
-            pair counts 1. The number of pairs of one chain that should share a step is the sum of these counts over its
-            pairs that do not conflict, divided by the steps of the block.
+            pair share a batch equally often over the epochs, a pair of one run has weight 1/num_blocks, any other pair
+            weight 1. The number of pairs that should share a step is the sum of the weights of the block's pairs of one
+            chain that do not conflict, divided by the steps of the block.
     """
 
     gap: int

@@ -13,8 +13,8 @@ apart (d is the block's ``max_conflicts``), also if a row ends between them. The
   assigns its positions of the group to these steps at random, one position per step.
 - Before that, the rows of a small set of neighbouring rows exchange their stretches at random; a stretch keeps its
   place in the row. So two windows that were in one row, in different stretches, can share a step. If the number of
-  sets is a multiple of the world size, a rank takes whole sets, and runs are split between ranks only before a rank's
-  first row and after its last.
+  sets is a multiple of the world size, a rank takes whole sets, and only a run that crosses from the last row of one
+  rank into the first row of the next is split between ranks.
 
 Two windows of one step therefore belong to the same group of different stretches and are at least d positions apart.
 

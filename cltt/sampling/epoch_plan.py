@@ -97,7 +97,7 @@ class EpochPlan(EpochWindows):
         self._num_steps = len(index) // self.batch_size
         self._clip_groups = ClipGroups(index, self.clips_per_block, self._seeds(GROUPS)) if clips_per_block else None
         self._sequence = self._shuffled_sequence()
-        self.num_blocks = self._most_blocks()
+        self._choose_num_blocks()
         self._block = lru_cache(2)(self._build_block)
         self._uses = lru_cache(4)(self._build_uses)
         self.overlaps = self._counted_overlaps()
@@ -156,8 +156,8 @@ class EpochPlan(EpochWindows):
         """
         block = self.block_of(step)
         uses = self.block_uses(block, rank=rank, world_size=world_size)
-        first = uses.first[uses.step[uses.first] == step - self.block_steps(block).start]
-        return uses.frame[first]
+        fresh = uses.first[uses.step[uses.first] == step - self.block_steps(block).start]
+        return uses.frame[fresh]
 
     def block_frames(self, block: int, *, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """All frames of the rank's windows in ``block``: sorted unique int64.
@@ -255,8 +255,8 @@ class EpochPlan(EpochWindows):
     def _seeds(self, purpose: int, block: int = 0) -> np.random.SeedSequence:
         return seed_sequence(self.seed, self.epoch, purpose, block)
 
-    def _most_blocks(self) -> int:
-        """The number of blocks of the epoch; also sets ``num_blocks``.
+    def _choose_num_blocks(self) -> None:
+        """Set ``num_blocks``, the number of blocks of the epoch.
 
         It begins with blocks of ``depth`` steps. Their number is doubled until each takes windows from at most two clip
         groups, then halved until all blocks fit: none has a ``max_conflicts`` larger than its number of steps. Blocks
@@ -269,7 +269,6 @@ class EpochPlan(EpochWindows):
         fewest = max(1, len(self) // max(self.depth, self._steps_needed))
         while self.num_blocks > fewest and not self._all_fit():
             self.num_blocks = max(fewest, self.num_blocks // 2)
-        return self.num_blocks
 
     def _hold_two_groups(self, groups: ClipGroups) -> bool:
         """Whether no block holds windows of more than two clip groups."""
@@ -335,7 +334,7 @@ class EpochPlan(EpochWindows):
 
     def _counted_overlaps(self) -> int:
         """The value of ``overlaps``, with a warning if it is not 0."""
-        # A block that fits holds no overlaps. If there are several blocks, all fit (_most_blocks).
+        # A block that fits holds no overlaps. If there are several blocks, all fit (_choose_num_blocks).
         if len(self) // self.num_blocks >= self._steps_needed or self._fits(0, len(self)):
             return 0
         total = sum(self._overlaps_of(self.batch(step)) for step in range(len(self)))

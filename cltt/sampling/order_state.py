@@ -14,13 +14,13 @@ from cltt.text import changes
 STATE_VERSION = 2
 # The last release that reads an earlier version.
 _LAST_WITH = {1: "0.1.0"}
-# What states lack that were saved before these existed.
+# Settings that older states lack, with the values that hold for them.
 _BEFORE = {"clips_per_block": 0}
 _WORDS = {"data_hash": "the hash of the clips and their lengths"}
 
 
 def require_same(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Check that ``state`` belongs to the order that depends on what stands in ``here``.
+    """Check that ``state`` was saved with the values ``here``, which are all that the order depends on.
 
     Raises:
         SettingsError: it does not; one sentence names each difference.

@@ -1,8 +1,8 @@
 """The set of shards that a run reads, built on first use by one process; the others wait.
 
 shards/NAME             the shards of a folder of clips
-shards/NAME@1a2b3c4d    the shards of that folder in another state, built while there was a NAME; the suffix is the
-                        start of its files' digest. The newest is the one whose index.json is newest.
+shards/NAME@1a2b3c4d    the shards of that folder in another state, built when shards/NAME was there or being built; the
+                        suffix begins the digest of its source's files. The newest has the newest index.json.
 """
 
 from __future__ import annotations
@@ -119,9 +119,15 @@ def _building_path(shards: Path) -> Path:
 
 def _record_of(shards: Path) -> Source | None:
     """The record of a complete set; renamed here if the build was killed after it had published the set."""
-    if not record_path(shards).is_file() and _building_path(shards).is_file():
-        os.replace(_building_path(shards), record_path(shards))
+    if not record_path(shards).is_file():
+        _publish_record(shards)
     return read_source(record_path(shards))
+
+
+def _publish_record(shards: Path) -> None:
+    """Give the record of a built set its name, unless another process, which may have waited for the set, does so."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(_building_path(shards), record_path(shards))
 
 
 def _of_source(sets: list[Path], now: Source) -> Path | None:
@@ -192,8 +198,7 @@ def _build(first: Path, sets: list[Path], root: str, now: Source, data: DataSett
         if not (out / layout.BUILD).exists() and not (out / layout.INDEX).exists():  # neither begun nor ended
             _building_path(out).unlink(missing_ok=True)
         raise
-    if _building_path(out).is_file():
-        os.replace(_building_path(out), record_path(out))
+    _publish_record(out)
     say(f"built {report}{_skipped_or_reencoded(out)}")
     for line in report.odd:
         say(f"odd: {line}")
@@ -299,7 +304,7 @@ def _check_space(out: Path, root: str, now: Source, data: DataSettings) -> None:
     if data.resize_short is not None:
         needed = min(needed, images * small_bytes(sampling))
     needed += images * MEMBER_BYTES + guess_bytes(root, videos, sampling, MEMBER_BYTES)
-    needed -= sum(path.stat().st_size for path in out.glob("shard-*.tar"))
+    needed = max(0, needed - sum(path.stat().st_size for path in out.glob("shard-*.tar")))
     free = shutil.disk_usage(SHARDS_HOME).free
     if needed > free:
         raise SettingsError(

@@ -72,8 +72,8 @@ class Saver:
     Attributes:
         store: writes the checkpoints (None on ranks other than 0). minutes: also save within an epoch after this many
         minutes (0: only at its end and at a request to stop). extra: saved with every checkpoint: settings, fingerprint
-        of the data. saved_at: (epoch, step) of the last save, or at which this process started: the trainer saves there
-        again only after an evaluation.
+        of the data. saved_at: (epoch, step) of the last save, or of this process's start. The same (epoch, step) is saved
+        a second time only to add an evaluation.
     """
 
     store: CheckpointStore | None
@@ -168,7 +168,7 @@ class Trainer:
         self.model.train()
         asked = Request.NOTHING
         with self.stop.deferred():
-            if self._evaluation_due:  # the run may have been stopped while it evaluated its last epoch
+            if self._evaluation_due:  # the run may have been stopped while it evaluated the epoch just ended
                 asked = self._evaluate()
                 self.on_epoch()
             while self.history.epoch < self.optim.epochs and not asked.stops:

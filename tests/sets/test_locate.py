@@ -87,6 +87,23 @@ def test_a_set_is_reused_until_the_folder_changes_and_kept_then(
     assert len(list(Path("shards").glob("*/index.json"))) == 4
 
 
+def test_another_process_may_give_the_record_its_name_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace = os.replace
+
+    def late(source: Path, target: Path) -> None:
+        if str(source).endswith(".building.json"):
+            replace(source, target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    shards, _ = located(capsys)
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert locate.record_path(shards).is_file() and located(capsys)[0] == shards
+
+
 def test_a_run_goes_on_with_the_set_that_it_began_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, _ = located(capsys)
     data.make_clips(folder / "frames", {"c/three": 20})
