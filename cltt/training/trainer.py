@@ -72,8 +72,8 @@ class Saver:
     Attributes:
         store: writes the checkpoints (None on ranks other than 0). minutes: also save within an epoch after this many
         minutes (0: only at its end and at a request to stop). extra: saved with every checkpoint: settings, fingerprint
-        of the data. saved_at: (epoch, step) of the last save, or of this process's start. The same (epoch, step) is saved
-        a second time only to add an evaluation.
+        of the data. saved_at: (epoch, step) of the last save, or of this process's start; the same (epoch, step) is
+        saved a second time only to add an evaluation.
     """
 
     store: CheckpointStore | None

@@ -126,7 +126,7 @@ def _end_notes(packets: _Packets, line: Timeline, stream: av.video.stream.VideoS
         yield Note(last, "cut", f"{CUT_OFF}: {packets.break_reason}")
     elif last is not None and (length := _header_seconds(stream)):
         missing = length - last - 1 / float(rate_of(stream))
-        # Fewer packets than the header counts prove nothing alone: an edit list may hide frames, and no time is missing.
+        # Fewer packets than the header counts prove nothing alone: an edit list may hide some, and no time is missing.
         fewer = len(packets.pts) < stream.frames and missing > 1 / float(rate_of(stream))
         if fewer or missing > SHORT_SECONDS:
             yield Note(last, "cut", CUT_OFF if fewer else SHORT)
